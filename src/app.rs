@@ -1,0 +1,89 @@
+//! From settings to a running service and back, read from top to bottom.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use tracing::warn;
+
+use crate::{
+    calls::Calls,
+    cluster::{Cluster, Memory},
+    config::Config,
+    gateway::{Gateway, Serving},
+    history::{self, Sqlite, StoreError},
+    http::{self, Server},
+    shutdown::{self, Shutdown},
+    time::Clock,
+};
+
+/// How long connections may take to end when the service stops.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+const CLOSE_POLL: Duration = Duration::from_millis(20);
+
+/// Why the service could not start. Each is one sentence for the operator.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("cannot listen on {address}")]
+    Listen { address: SocketAddr, source: io::Error },
+    #[error("cannot use the database {url}")]
+    Database { url: String, source: StoreError },
+    #[error("cannot watch for signals")]
+    Signals(#[source] io::Error),
+}
+
+/// Serves until it is told to stop. `ready` is called with the address in use.
+pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(), StartError> {
+    let address = config.listen;
+    let in_use = |source| StartError::Listen { address, source };
+    let server = Server::bind(address).await.map_err(in_use)?;
+    let bound = server.address().map_err(in_use)?;
+
+    let unusable =
+        |source| StartError::Database { url: config.database_url.clone(), source };
+    let store = Sqlite::open(&config.database_url).await.map_err(unusable)?;
+    history::close_orphans(&store).await.map_err(unusable)?;
+
+    let cluster: Arc<dyn Cluster> = Arc::new(Memory::default());
+    let (recorder, writer) = history::recorder(Arc::new(store.clone()), cluster.clone());
+    let gateway = Gateway::new();
+    let calls = Calls::new(cluster, gateway.outlet(), recorder, config.rules, Clock::System);
+    let calls = Arc::new(calls);
+    let (serving, socket_routes) = gateway.serve(calls.clone(), config.stun_urls);
+    let routes = http::routes(Arc::new(store.clone())).merge(socket_routes);
+
+    let (stop_calls, calls_stop) = shutdown::shutdown();
+    let (stop_writer, writer_stop) = shutdown::shutdown();
+    let writing = tokio::spawn(writer.run(writer_stop.wait()));
+    let sweeping = tokio::spawn(sweep(calls, calls_stop.clone()));
+    let listening = tokio::spawn(server.run(routes, calls_stop.wait()));
+    let signalled = shutdown::signalled();
+    ready(bound);
+    signalled.await.map_err(StartError::Signals)?;
+
+    stop_calls.fire();
+    close(&serving).await;
+    stop_writer.fire();
+    for task in [listening, sweeping, writing] {
+        if let Err(error) = task.await {
+            warn!(%error, "a part of the service had failed");
+        }
+    }
+    store.close().await;
+    Ok(())
+}
+
+async fn sweep(calls: Arc<Calls>, stop: Shutdown) {
+    calls.run_sweeper(stop.wait()).await;
+}
+
+/// Ends all connections, and with them the calls, which live in this process.
+async fn close(serving: &Serving) {
+    serving.close();
+    let closed = async {
+        while serving.sockets() > 0 {
+            tokio::time::sleep(CLOSE_POLL).await;
+        }
+    };
+    if tokio::time::timeout(CLOSE_TIMEOUT, closed).await.is_err() {
+        warn!(sockets = serving.sockets(), "some connections did not end in time");
+    }
+}

@@ -1,0 +1,436 @@
+//! What a call is, and every rule about it.
+//!
+//! Pure: no I/O, no clock, no locks. [`Rules::place`] decides what a call attempt becomes,
+//! [`Rules::apply`] takes a call from one version to the next, [`Call::route`] says where a relayed
+//! message goes, and [`news`] says who must be told what when a record changes. The driver in
+//! `crate::calls` carries it all out.
+
+mod news;
+mod place;
+mod route;
+mod transition;
+
+#[cfg(test)]
+mod fixtures;
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod table;
+
+use std::{sync::Arc, time::Duration};
+
+pub use news::{News, Told, first_news, news};
+pub use place::{Attempt, Lobby, Placement};
+pub use route::{Route, Signal};
+pub use transition::Event;
+
+use crate::{
+    ids::{CallId, DeviceId, SocketId, UserId},
+    payload::Payload,
+    time::Timestamp,
+};
+
+/// How long an ended call can still be asked for.
+pub const ENDED_RETENTION: Duration = Duration::from_secs(60);
+
+/// The periods that the rules work with.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules {
+    /// How long a call rings before it ends as `no_answer`.
+    pub ring_timeout: Duration,
+    /// How long a device that lost its transport may take to come back.
+    pub reconnect_grace: Duration,
+    /// How long any call may last.
+    pub max_call_duration: Duration,
+}
+
+/// One call attempt between two users: the whole truth about it, one version at a time.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Call {
+    pub id: CallId,
+    /// 1 when placed, then one more with each transition.
+    pub version: u64,
+    pub call_type: CallType,
+    /// What the caller's client says about the caller.
+    pub caller_info: Option<Payload>,
+    /// The caller's own name for the attempt: a repeated attempt is recognised by it.
+    pub client_call_id: Option<Arc<str>>,
+    pub caller: Party,
+    pub callee: Party,
+    pub state: State,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+    /// When the call ends as `max_duration`, if nothing else ended it.
+    pub expires_at: Timestamp,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CallType {
+    Audio,
+    Video,
+}
+
+/// One of the two users in a call, and how they are connected to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Party {
+    pub user: UserId,
+    pub link: Link,
+}
+
+/// How a party is connected to its call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Link {
+    /// No device is chosen yet: the callee while it rings.
+    Open,
+    /// This device speaks for the party, all others do not.
+    Bound(Binding),
+    /// The bound device lost its socket and may come back until then.
+    Lost { device: DeviceId, until: Timestamp },
+}
+
+/// A device and the socket it is on now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Binding {
+    pub socket: SocketId,
+    /// None for a client that gave no device id: it cannot come back.
+    pub device: Option<DeviceId>,
+    /// False from the moment the device came back until it shows that it knows the call.
+    pub confirmed: bool,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum State {
+    Ringing {
+        until: Timestamp,
+    },
+    Active {
+        since: Timestamp,
+    },
+    Ended {
+        at: Timestamp,
+        /// When it was answered; None if it never was.
+        since: Option<Timestamp>,
+        cause: Cause,
+    },
+}
+
+/// What ended a call.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Cause {
+    /// `call:end` from the socket of a party, with the duration in seconds that its client reported.
+    HangUp {
+        role: Role,
+        by: SocketId,
+        reported_duration_s: Option<f64>,
+    },
+    /// `call:reject` from a device of the callee, with the reason it gave.
+    Reject {
+        by: SocketId,
+        reason: Option<Arc<str>>,
+    },
+    /// `call:busy` from a device of the callee.
+    Busy { by: SocketId },
+    /// The callee was in another call when this one was placed.
+    LineBusy,
+    /// The callee had no socket when this call was placed.
+    Offline,
+    RingTimeout,
+    /// The device of this party went away for good.
+    Lost { role: Role },
+    /// This party began another call after it lost its device.
+    Superseded { role: Role },
+    MaxDuration,
+}
+
+/// Which of the two parties.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    Caller,
+    Callee,
+}
+
+/// Why a call ended, as history and clients name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum EndReason {
+    Completed,
+    Declined,
+    Cancelled,
+    NoAnswer,
+    Busy,
+    Offline,
+    ConnectionLost,
+    Superseded,
+    MaxDuration,
+}
+
+/// A call's state in one word, as history and acks name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Status {
+    /// It rings.
+    Pending,
+    Answered,
+    Rejected,
+    /// It ended before an answer, in any way but a refusal.
+    Missed,
+    /// It ended after an answer.
+    Ended,
+}
+
+/// A socket that speaks for a user, and the device it is on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    pub user: UserId,
+    pub socket: SocketId,
+    pub id: Option<DeviceId>,
+}
+
+/// Why an event changes nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// The caller called themselves.
+    SelfCall,
+    /// The caller is in a live call.
+    CallInProgress(CallId),
+    /// The callee is calling this very caller: this call survives.
+    Glare(CallId),
+    /// The user, or this device of the user, is not in the call in a way that allows the event.
+    NotInCall,
+    /// Another device of the same user answered.
+    AlreadyAnswered,
+    /// The call has ended.
+    Over,
+    /// The event says what is the case already.
+    NothingToDo,
+}
+
+impl Call {
+    pub fn is_live(&self) -> bool {
+        !matches!(self.state, State::Ended { .. })
+    }
+
+    pub fn is_ringing(&self) -> bool {
+        matches!(self.state, State::Ringing { .. })
+    }
+
+    pub fn party(&self, role: Role) -> &Party {
+        match role {
+            Role::Caller => &self.caller,
+            Role::Callee => &self.callee,
+        }
+    }
+
+    fn party_mut(&mut self, role: Role) -> &mut Party {
+        match role {
+            Role::Caller => &mut self.caller,
+            Role::Callee => &mut self.callee,
+        }
+    }
+
+    /// Which party `user` is; None for anybody else.
+    pub fn role_of(&self, user: &UserId) -> Option<Role> {
+        if self.caller.user == *user {
+            Some(Role::Caller)
+        } else if self.callee.user == *user {
+            Some(Role::Callee)
+        } else {
+            None
+        }
+    }
+
+    /// Whether the call is between `user` and `other`, whoever of them called.
+    pub fn is_between(&self, user: &UserId, other: &UserId) -> bool {
+        self.role_of(user)
+            .is_some_and(|role| self.party(role.other()).user == *other)
+    }
+
+    /// Whether `device` is the one that speaks for its party.
+    pub fn is_bound_to(&self, device: &Device) -> bool {
+        self.role_of(&device.user)
+            .is_some_and(|role| self.party(role).link.is_on(device.socket))
+    }
+
+    /// Whether `device` came back to this call and has not shown yet that it knows it.
+    pub fn awaits_confirmation(&self, device: &Device) -> bool {
+        self.role_of(&device.user).is_some_and(|role| {
+            matches!(&self.party(role).link,
+                Link::Bound(binding) if binding.socket == device.socket && !binding.confirmed)
+        })
+    }
+
+    /// When it stops ringing; None when it does not ring.
+    pub fn rings_until(&self) -> Option<Timestamp> {
+        match self.state {
+            State::Ringing { until } => Some(until),
+            State::Active { .. } | State::Ended { .. } => None,
+        }
+    }
+
+    /// When the call next needs attention without anybody asking: a time-out of a live call, or the
+    /// end of the time for which an ended one is kept.
+    pub fn deadline(&self) -> Timestamp {
+        if let State::Ended { at, .. } = self.state {
+            return at + ENDED_RETENTION;
+        }
+        [
+            self.rings_until(),
+            self.caller.link.lost_until(),
+            self.callee.link.lost_until(),
+        ]
+        .into_iter()
+        .flatten()
+        .fold(self.expires_at, Timestamp::min)
+    }
+
+    pub fn status(&self) -> Status {
+        match &self.state {
+            State::Ringing { .. } => Status::Pending,
+            State::Active { .. } => Status::Answered,
+            State::Ended { since: Some(_), .. } => Status::Ended,
+            State::Ended { .. } if self.end_reason() == Some(EndReason::Declined) => {
+                Status::Rejected
+            }
+            State::Ended { .. } => Status::Missed,
+        }
+    }
+
+    /// None while the call is live.
+    pub fn end_reason(&self) -> Option<EndReason> {
+        let State::Ended { since, cause, .. } = &self.state else {
+            return None;
+        };
+        let answered = since.is_some();
+        Some(match cause {
+            Cause::HangUp { .. } if answered => EndReason::Completed,
+            Cause::HangUp { role: Role::Caller, .. } => EndReason::Cancelled,
+            Cause::HangUp { role: Role::Callee, .. } | Cause::Reject { .. } => EndReason::Declined,
+            Cause::Busy { .. } | Cause::LineBusy => EndReason::Busy,
+            Cause::Offline => EndReason::Offline,
+            Cause::RingTimeout => EndReason::NoAnswer,
+            Cause::Lost { role: Role::Caller } if !answered => EndReason::Cancelled,
+            Cause::Lost { .. } => EndReason::ConnectionLost,
+            Cause::Superseded { .. } => EndReason::Superseded,
+            Cause::MaxDuration => EndReason::MaxDuration,
+        })
+    }
+
+    pub fn answered_at(&self) -> Option<Timestamp> {
+        match self.state {
+            State::Ringing { .. } => None,
+            State::Active { since } => Some(since),
+            State::Ended { since, .. } => since,
+        }
+    }
+
+    pub fn ended_at(&self) -> Option<Timestamp> {
+        match self.state {
+            State::Ended { at, .. } => Some(at),
+            State::Ringing { .. } | State::Active { .. } => None,
+        }
+    }
+
+    /// Whole seconds from the answer to the end; None if it was never answered or goes on.
+    pub fn duration_s(&self) -> Option<u64> {
+        Some((self.ended_at()? - self.answered_at()?).as_secs())
+    }
+}
+
+impl Link {
+    /// Whether the party speaks through this socket.
+    pub fn is_on(&self, socket: SocketId) -> bool {
+        self.socket() == Some(socket)
+    }
+
+    /// The socket that the party speaks through.
+    pub fn socket(&self) -> Option<SocketId> {
+        match self {
+            Link::Bound(binding) => Some(binding.socket),
+            Link::Open | Link::Lost { .. } => None,
+        }
+    }
+
+    /// Until when a lost device may come back; None unless it is lost.
+    pub fn lost_until(&self) -> Option<Timestamp> {
+        match self {
+            Link::Lost { until, .. } => Some(*until),
+            Link::Open | Link::Bound(_) => None,
+        }
+    }
+}
+
+impl Role {
+    pub fn other(self) -> Self {
+        match self {
+            Role::Caller => Role::Callee,
+            Role::Callee => Role::Caller,
+        }
+    }
+}
+
+impl Device {
+    fn bind(&self) -> Link {
+        Link::Bound(Binding {
+            socket: self.socket,
+            device: self.id.clone(),
+            confirmed: true,
+        })
+    }
+}
+
+impl CallType {
+    pub const ALL: [Self; 2] = [Self::Audio, Self::Video];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            CallType::Audio => "audio",
+            CallType::Video => "video",
+        }
+    }
+}
+
+impl EndReason {
+    pub const ALL: [Self; 9] = [
+        Self::Completed,
+        Self::Declined,
+        Self::Cancelled,
+        Self::NoAnswer,
+        Self::Busy,
+        Self::Offline,
+        Self::ConnectionLost,
+        Self::Superseded,
+        Self::MaxDuration,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            EndReason::Completed => "completed",
+            EndReason::Declined => "declined",
+            EndReason::Cancelled => "cancelled",
+            EndReason::NoAnswer => "no_answer",
+            EndReason::Busy => "busy",
+            EndReason::Offline => "offline",
+            EndReason::ConnectionLost => "connection_lost",
+            EndReason::Superseded => "superseded",
+            EndReason::MaxDuration => "max_duration",
+        }
+    }
+}
+
+impl Status {
+    pub const ALL: [Self; 5] = [
+        Self::Pending,
+        Self::Answered,
+        Self::Rejected,
+        Self::Missed,
+        Self::Ended,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Status::Pending => "pending",
+            Status::Answered => "answered",
+            Status::Rejected => "rejected",
+            Status::Missed => "missed",
+            Status::Ended => "ended",
+        }
+    }
+}

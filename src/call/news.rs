@@ -1,0 +1,184 @@
+//! Who must be told what, worked out from two versions of a call.
+//!
+//! News are derived from the records, not sent along with them: whoever missed a version hears
+//! from the next one all that the versions between would have said.
+
+use std::sync::Arc;
+
+use super::{Call, Cause, EndReason, Link, Role, State};
+use crate::{ids::SocketId, time::Timestamp};
+
+/// Something that one socket is told about a call.
+#[derive(Debug, Clone, PartialEq)]
+pub enum News {
+    /// The callee's devices ring.
+    Ringing,
+    /// A call comes in here.
+    Incoming,
+    /// This socket took the call over from its device's earlier socket.
+    Resumed,
+    PeerReconnecting { grace_ends_at: Timestamp },
+    PeerReconnected,
+    /// A device of the callee refused, with the reason it gave.
+    Rejected { reason: Option<Arc<str>> },
+    /// The callee is on another call, or a device of the callee said so.
+    Busy,
+    Ended { why: Told, duration_s: f64 },
+}
+
+/// Why a call is over for the one who is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    End(EndReason),
+    /// Another device of the same user answered.
+    AnsweredElsewhere,
+    DeclinedElsewhere,
+    BusyElsewhere,
+    /// Another socket of the same device took the call over.
+    ResumedElsewhere,
+}
+
+impl Told {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Told::End(reason) => reason.as_str(),
+            Told::AnsweredElsewhere => "answered_elsewhere",
+            Told::DeclinedElsewhere => "declined_elsewhere",
+            Told::BusyElsewhere => "busy_elsewhere",
+            Told::ResumedElsewhere => "resumed_elsewhere",
+        }
+    }
+}
+
+/// What the caller's socket is told of its new call. That the callee is offline is not news: it is
+/// the answer to the attempt.
+pub fn first_news(call: &Call) -> Option<News> {
+    match &call.state {
+        State::Ringing { .. } => Some(News::Ringing),
+        State::Ended { cause: Cause::LineBusy, .. } => Some(News::Busy),
+        State::Active { .. } | State::Ended { .. } => None,
+    }
+}
+
+/// What the change from `before` to `after` means for each socket that takes part: the bound ones,
+/// and `rung`, the sockets that ring.
+///
+/// The socket that made the change itself is left out: its ack tells it.
+pub fn news(before: &Call, after: &Call, rung: &[SocketId]) -> Vec<(SocketId, News)> {
+    let mut all = Vec::new();
+    for role in [Role::Caller, Role::Callee] {
+        all.extend(bound_news(before, after, role));
+    }
+    let winner = after.callee.link.socket();
+    for socket in rung.iter().copied().filter(|socket| Some(*socket) != winner) {
+        let news = rung_news(before, after, socket);
+        all.extend(news.map(|news| (socket, news)));
+    }
+    all
+}
+
+/// News for the sockets that are, or were, bound as `role`.
+fn bound_news(before: &Call, after: &Call, role: Role) -> Vec<(SocketId, News)> {
+    let mut told = Vec::new();
+    let Some(socket) = after.party(role).link.socket() else {
+        return told;
+    };
+    let came_back = match &before.party(role).link {
+        Link::Open => false,
+        Link::Lost { .. } => true,
+        Link::Bound(binding) if binding.socket == socket => false,
+        Link::Bound(binding) => {
+            let why = Told::ResumedElsewhere;
+            told.push((binding.socket, News::Ended { why, duration_s: 0.0 }));
+            true
+        }
+    };
+    let news = if !after.is_live() {
+        let hears_end = came_back || (before.is_live() && !after.was_ended_by(role, socket));
+        end_news(after, role).filter(|_| hears_end)
+    } else if came_back {
+        Some(News::Resumed)
+    } else {
+        peer_news(before, after, role.other())
+    };
+    told.extend(news.map(|news| (socket, news)));
+    told
+}
+
+/// News for a socket that rings, and is not the one that answered.
+fn rung_news(before: &Call, after: &Call, socket: SocketId) -> Option<News> {
+    if after.is_ringing() {
+        return peer_news(before, after, Role::Caller);
+    }
+    if !before.is_ringing() || after.actor() == Some(socket) {
+        return None;
+    }
+    let why = match &after.state {
+        State::Active { .. } | State::Ended { since: Some(_), .. } => Told::AnsweredElsewhere,
+        State::Ended { cause, .. } => match cause {
+            Cause::HangUp { role: Role::Callee, .. } | Cause::Reject { .. } => {
+                Told::DeclinedElsewhere
+            }
+            Cause::Busy { .. } => Told::BusyElsewhere,
+            _ => Told::End(after.end_reason()?),
+        },
+        State::Ringing { .. } => return None,
+    };
+    Some(News::Ended { why, duration_s: 0.0 })
+}
+
+/// How the connection of the party with role `peer` has changed.
+fn peer_news(before: &Call, after: &Call, peer: Role) -> Option<News> {
+    match (&before.party(peer).link, &after.party(peer).link) {
+        (Link::Bound(_), Link::Lost { until, .. }) => {
+            Some(News::PeerReconnecting { grace_ends_at: *until })
+        }
+        (Link::Lost { .. }, Link::Bound(_)) => Some(News::PeerReconnected),
+        (Link::Open, _)
+        | (_, Link::Open)
+        | (Link::Bound(_), Link::Bound(_))
+        | (Link::Lost { .. }, Link::Lost { .. }) => None,
+    }
+}
+
+/// How the end of `call` is told to the bound device of the party with role `to`.
+fn end_news(call: &Call, to: Role) -> Option<News> {
+    let State::Ended { cause, .. } = &call.state else {
+        return None;
+    };
+    Some(match cause {
+        Cause::Reject { reason, .. } if to == Role::Caller => {
+            News::Rejected { reason: reason.clone() }
+        }
+        Cause::Busy { .. } | Cause::LineBusy if to == Role::Caller => News::Busy,
+        _ => {
+            let measured = || call.duration_s().unwrap_or(0);
+            let duration_s = match cause {
+                Cause::HangUp { reported_duration_s: Some(reported), .. } => *reported,
+                #[expect(clippy::cast_precision_loss, reason = "seconds of one call")]
+                _ => measured() as f64,
+            };
+            News::Ended { why: Told::End(call.end_reason()?), duration_s }
+        }
+    })
+}
+
+impl Call {
+    /// Whether the party with this role, on this socket, ended the call itself.
+    fn was_ended_by(&self, role: Role, socket: SocketId) -> bool {
+        let moved_on = matches!(&self.state,
+            State::Ended { cause: Cause::Superseded { role: by }, .. } if *by == role);
+        moved_on || self.actor() == Some(socket)
+    }
+
+    /// The socket whose own event ended the call.
+    fn actor(&self) -> Option<SocketId> {
+        match &self.state {
+            State::Ended {
+                cause: Cause::HangUp { by, .. } | Cause::Reject { by, .. } | Cause::Busy { by },
+                ..
+            } => Some(*by),
+            State::Ringing { .. } | State::Active { .. } | State::Ended { .. } => None,
+        }
+    }
+}

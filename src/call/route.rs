@@ -1,0 +1,61 @@
+//! Where a message goes that is only passed on.
+
+use super::{Call, Device, Link, Refusal, Role, State};
+use crate::ids::SocketId;
+
+/// What kind of message is passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    Offer,
+    Answer,
+    Candidate,
+}
+
+/// Where a message goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// To all devices of the callee that ring, and to those that join while it rings.
+    Ringing,
+    /// To the party with this role when this device's answer has won, and nowhere if it does not.
+    AfterAnswer(Role),
+    /// It is the first answer: a transition, then to the party with this role.
+    Answers(Role),
+    /// To the bound device of the party with this role.
+    Bound(Role, SocketId),
+    /// To the party with this role, when its device is back.
+    WhenBack(Role),
+}
+
+impl Call {
+    /// Where `signal` from `device` goes.
+    ///
+    /// # Errors
+    /// `NotInCall`, `AlreadyAnswered` or `Over`.
+    pub fn route(&self, device: &Device, signal: Signal) -> Result<Route, Refusal> {
+        let role = self.role_of(&device.user).ok_or(Refusal::NotInCall)?;
+        let bound = self.is_bound_to(device);
+        match (&self.state, role, signal) {
+            (State::Ringing { .. }, Role::Caller, Signal::Offer | Signal::Candidate) if bound => {
+                Ok(Route::Ringing)
+            }
+            (State::Ringing { .. }, Role::Caller, _) => Err(Refusal::NotInCall),
+            (State::Ringing { .. }, Role::Callee, Signal::Answer) => Ok(Route::Answers(Role::Caller)),
+            (State::Ringing { .. }, Role::Callee, Signal::Candidate) => {
+                Ok(Route::AfterAnswer(Role::Caller))
+            }
+            (State::Ringing { .. }, Role::Callee, Signal::Offer) => Err(Refusal::NotInCall),
+            (State::Active { .. }, _, _) if bound => Ok(self.to_party(role.other())),
+            (State::Active { .. }, Role::Callee, _) => Err(Refusal::AlreadyAnswered),
+            (State::Active { .. }, Role::Caller, _) => Err(Refusal::NotInCall),
+            (State::Ended { .. }, _, _) => Err(Refusal::Over),
+        }
+    }
+
+    /// Where a message to a party of an answered call goes.
+    pub fn to_party(&self, role: Role) -> Route {
+        match &self.party(role).link {
+            Link::Bound(binding) => Route::Bound(role, binding.socket),
+            Link::Lost { .. } | Link::Open => Route::WhenBack(role),
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! From one version of a call to the next.
+
+use std::sync::Arc;
+
+use super::{Binding, Call, Cause, Device, Link, Refusal, Role, Rules, State};
+use crate::time::Timestamp;
+
+/// Something that may change a call.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// `call:answer` of a device that is not in the call yet.
+    Answer(Device),
+    /// `call:reject`.
+    Reject {
+        by: Device,
+        reason: Option<Arc<str>>,
+    },
+    /// `call:busy`.
+    Busy(Device),
+    /// `call:end`, with the duration in seconds that the client reported.
+    End {
+        by: Device,
+        reported_duration_s: Option<f64>,
+    },
+    /// The socket is gone. A client that left on purpose does not come back.
+    Gone { device: Device, may_return: bool },
+    /// A device of a party has a new socket.
+    Joined(Device),
+    /// A device that came back shows that it knows the call.
+    Confirmed(Device),
+    /// The party with this role begins another call.
+    Superseded(Role),
+    /// Time has passed.
+    Due,
+}
+
+impl Rules {
+    /// The next version of `call` after `event`.
+    ///
+    /// # Errors
+    /// A [`Refusal`] when the event is not allowed or changes nothing.
+    pub fn apply(&self, call: &Call, event: &Event, now: Timestamp) -> Result<Call, Refusal> {
+        let mut next = call.clone();
+        next.version += 1;
+        next.updated_at = now;
+        self.step(&mut next, event, now)?;
+        Ok(next)
+    }
+
+    /// Every pair of state and event has its line here. `call` is thrown away on a refusal.
+    fn step(&self, call: &mut Call, event: &Event, now: Timestamp) -> Result<(), Refusal> {
+        match (&call.state, event) {
+            (State::Ringing { .. }, Event::Answer(device)) => {
+                call.ringing_device(device)?;
+                call.callee.link = device.bind();
+                call.state = State::Active { since: now };
+                Ok(())
+            }
+            (State::Active { .. }, Event::Answer(device) | Event::Busy(device)) => {
+                Err(call.too_late(device))
+            }
+            (State::Active { .. }, Event::Reject { by, .. }) => Err(call.too_late(by)),
+
+            (State::Ringing { .. }, Event::Reject { by, reason }) => {
+                call.ringing_device(by)?;
+                let (by, reason) = (by.socket, reason.clone());
+                call.end(Cause::Reject { by, reason }, now)
+            }
+            (State::Ringing { .. }, Event::Busy(device)) => {
+                call.ringing_device(device)?;
+                call.end(Cause::Busy { by: device.socket }, now)
+            }
+
+            (State::Ringing { .. }, Event::End { by, reported_duration_s }) => {
+                let role = call.role_of(&by.user).ok_or(Refusal::NotInCall)?;
+                if role == Role::Caller && !call.caller.link.is_on(by.socket) {
+                    return Err(Refusal::NotInCall);
+                }
+                call.hang_up(role, by, *reported_duration_s, now)
+            }
+            (State::Active { .. }, Event::End { by, reported_duration_s }) => {
+                let role = call.bound_role(by).ok_or(Refusal::NotInCall)?;
+                call.hang_up(role, by, *reported_duration_s, now)
+            }
+
+            (State::Ringing { .. } | State::Active { .. }, Event::Gone { device, may_return }) => {
+                let role = call.bound_role(device).ok_or(Refusal::NothingToDo)?;
+                match &device.id {
+                    Some(id) if *may_return => {
+                        let until = now + self.reconnect_grace;
+                        call.party_mut(role).link = Link::Lost { device: id.clone(), until };
+                        Ok(())
+                    }
+                    Some(_) | None => call.end(Cause::Lost { role }, now),
+                }
+            }
+            (State::Ringing { .. } | State::Active { .. }, Event::Joined(device)) => {
+                call.bring_back(device)
+            }
+            (State::Ringing { .. } | State::Active { .. }, Event::Confirmed(device)) => {
+                call.confirm(device)
+            }
+            (State::Ringing { .. } | State::Active { .. }, Event::Superseded(role)) => {
+                call.end(Cause::Superseded { role: *role }, now)
+            }
+            (State::Ringing { .. } | State::Active { .. }, Event::Due) => {
+                let cause = call.overdue(now).ok_or(Refusal::NothingToDo)?;
+                call.end(cause, now)
+            }
+
+            (
+                State::Ended { .. },
+                Event::Answer(by)
+                | Event::Reject { by, .. }
+                | Event::Busy(by)
+                | Event::End { by, .. },
+            ) => Err(match call.role_of(&by.user) {
+                Some(_) => Refusal::Over,
+                None => Refusal::NotInCall,
+            }),
+            // The call ended while the device was away: it comes back to hear so, once.
+            (State::Ended { .. }, Event::Joined(device)) => call.bring_back(device),
+            (State::Ended { .. }, Event::Superseded(_)) => Err(Refusal::Over),
+            (State::Ended { .. }, Event::Gone { .. } | Event::Confirmed(_) | Event::Due) => {
+                Err(Refusal::NothingToDo)
+            }
+        }
+    }
+}
+
+impl Call {
+    /// Every device of the callee rings, so any of them may answer or refuse.
+    fn ringing_device(&self, device: &Device) -> Result<(), Refusal> {
+        match self.role_of(&device.user) {
+            Some(Role::Callee) => Ok(()),
+            Some(Role::Caller) | None => Err(Refusal::NotInCall),
+        }
+    }
+
+    /// Why a device cannot answer or refuse a call that was answered already.
+    fn too_late(&self, device: &Device) -> Refusal {
+        match self.role_of(&device.user) {
+            Some(Role::Callee) if !self.is_bound_to(device) => Refusal::AlreadyAnswered,
+            Some(_) | None => Refusal::NotInCall,
+        }
+    }
+
+    fn bound_role(&self, device: &Device) -> Option<Role> {
+        self.role_of(&device.user).filter(|_| self.is_bound_to(device))
+    }
+
+    fn hang_up(
+        &mut self,
+        role: Role,
+        by: &Device,
+        reported_duration_s: Option<f64>,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
+        let by = by.socket;
+        self.end(Cause::HangUp { role, by, reported_duration_s }, now)
+    }
+
+    #[expect(clippy::unnecessary_wraps, reason = "ends the arms of one match")]
+    fn end(&mut self, cause: Cause, now: Timestamp) -> Result<(), Refusal> {
+        let since = self.answered_at();
+        self.state = State::Ended { at: now, since, cause };
+        Ok(())
+    }
+
+    /// Puts a device that was bound to this call onto its new socket.
+    fn bring_back(&mut self, device: &Device) -> Result<(), Refusal> {
+        let role = self.role_of(&device.user).ok_or(Refusal::NothingToDo)?;
+        let live = self.is_live();
+        let link = &mut self.party_mut(role).link;
+        let is_it = match (&*link, &device.id) {
+            (Link::Lost { device: lost, .. }, Some(id)) => lost == id,
+            // The server has not noticed yet that the old socket is dead; the client has.
+            (Link::Bound(binding), Some(id)) if live => {
+                binding.device.as_ref() == Some(id) && binding.socket != device.socket
+            }
+            (Link::Open | Link::Bound(_), Some(_)) | (_, None) => false,
+        };
+        if !is_it {
+            return Err(Refusal::NothingToDo);
+        }
+        *link = Link::Bound(Binding {
+            socket: device.socket,
+            device: device.id.clone(),
+            confirmed: false,
+        });
+        Ok(())
+    }
+
+    fn confirm(&mut self, device: &Device) -> Result<(), Refusal> {
+        if !self.awaits_confirmation(device) {
+            return Err(Refusal::NothingToDo);
+        }
+        let role = self.bound_role(device).ok_or(Refusal::NothingToDo)?;
+        self.party_mut(role).link = device.bind();
+        Ok(())
+    }
+
+    /// What ends the call now because its time is up: of several, what came first.
+    fn overdue(&self, now: Timestamp) -> Option<Cause> {
+        let ring_end = self.rings_until().map(|until| (until, Cause::RingTimeout));
+        let grace_end = |role: Role| {
+            let until = self.party(role).link.lost_until()?;
+            Some((until, Cause::Lost { role }))
+        };
+        [
+            Some((self.expires_at, Cause::MaxDuration)),
+            ring_end,
+            grace_end(Role::Caller),
+            grace_end(Role::Callee),
+        ]
+        .into_iter()
+        .flatten()
+        .filter(|(at, _)| *at <= now)
+        .min_by_key(|(at, _)| *at)
+        .map(|(_, cause)| cause)
+    }
+}

@@ -1,0 +1,395 @@
+//! Carries calls out: takes a snapshot, asks the rules, commits what they decide, and tells those
+//! concerned. There is no rule about calls here.
+
+mod live;
+mod watchers;
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use tracing::{debug, warn};
+
+pub use live::{MAX_REPLAY_BYTES, MAX_REPLAY_MESSAGES, MAX_WAITING_BYTES, MAX_WAITING_MESSAGES};
+use live::{Full, LiveCall, LiveCalls};
+use watchers::Watchers;
+
+use crate::{
+    call::{Attempt, Call, CallType, Cause, Device, Event, Placement, Refusal, Role, Route, Rules,
+           Signal, State, first_news},
+    cluster::{Change, Claim, Cluster, Committed, Edge, Unavailable},
+    history::Recorder,
+    ids::{CallId, SocketId, UserId},
+    payload::Payload,
+    protocol::{CallRef, CallView, Presence, ServerEvent},
+    time::{Clock, Timestamp},
+};
+
+/// How often a decision is made again because the record changed meanwhile.
+const MAX_DECISIONS: usize = 4;
+/// Most calls that one sweep takes at a time.
+const SWEEP_BATCH: usize = 256;
+/// How often the deadlines are looked through.
+pub const SWEEP_INTERVAL: Duration = Duration::from_millis(200);
+
+/// The sockets of this node.
+pub trait Outlet: Send + Sync + 'static {
+    /// The sockets of `user` on this node.
+    fn sockets_of(&self, user: &UserId) -> Vec<SocketId>;
+
+    /// Sends `event` to a socket, after all that was sent to it before. Never waits. A socket that
+    /// is gone hears nothing; one that does not keep up is closed.
+    fn emit(&self, socket: SocketId, event: &ServerEvent);
+}
+
+/// All calls, as seen from this node.
+pub struct Calls {
+    cluster: Arc<dyn Cluster>,
+    outlet: Arc<dyn Outlet>,
+    recorder: Recorder,
+    rules: Rules,
+    clock: Clock,
+    live: LiveCalls,
+    watchers: Watchers,
+}
+
+/// `call:initiate`, checked.
+#[derive(Debug, Clone)]
+pub struct Initiate {
+    pub to: UserId,
+    pub call_type: CallType,
+    pub caller_info: Option<Payload>,
+    pub client_call_id: Option<Arc<str>>,
+}
+
+/// Why something a client asked for did not happen.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Failure {
+    /// The rules do not allow it.
+    #[error("refused: {0:?}")]
+    Refused(Refusal),
+    /// The callee of this new call has no socket.
+    #[error("the callee is offline")]
+    Offline(CallId),
+    /// What waits for a device that is away fills its room.
+    #[error("too much is waiting")]
+    Full { retry_after: Duration },
+    /// The socket watches as many users as it may.
+    #[error("too many users are watched")]
+    TooManyWatched,
+    /// The shared state cannot be reached, or changes faster than a decision can be made.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl Calls {
+    pub fn new(
+        cluster: Arc<dyn Cluster>,
+        outlet: Arc<dyn Outlet>,
+        recorder: Recorder,
+        rules: Rules,
+        clock: Clock,
+    ) -> Self {
+        let live = LiveCalls::default();
+        let watchers = Watchers::default();
+        Self { cluster, outlet, recorder, rules, clock, live, watchers }
+    }
+
+    /// A socket says who it is. If its user's call concerns it, it hears of it: a device that was
+    /// lost gets its call back, a device of a user who is being called rings.
+    pub async fn join(&self, device: &Device) -> Result<(), Unavailable> {
+        let attached = self.cluster.attach(&device.user, device.socket).await?;
+        self.announce(attached.edge);
+        let Some(call) = attached.call else { return Ok(()) };
+        match self.transition(call.clone(), &Event::Joined(device.clone())).await {
+            Ok(_) => return Ok(()),
+            Err(Failure::Refused(_)) => {}
+            Err(failure) => warn!(%failure, call = %call.id, "a device could not get its call back"),
+        }
+        if call.is_ringing() && call.role_of(&device.user) == Some(Role::Callee) {
+            let now = self.clock.now();
+            self.live.open(&call).ring(&[device.socket], &*self.outlet, now);
+        }
+        Ok(())
+    }
+
+    /// A socket is gone; `may_return` unless its client left on purpose.
+    pub async fn leave(&self, device: &Device, may_return: bool) -> Result<(), Unavailable> {
+        self.watchers.forget(device.socket);
+        let attached = self.cluster.detach(&device.user, device.socket).await?;
+        self.announce(attached.edge);
+        let Some(call) = attached.call else { return Ok(()) };
+        let gone = Event::Gone { device: device.clone(), may_return };
+        match self.transition(call, &gone).await {
+            Ok(_) | Err(Failure::Refused(_)) => Ok(()),
+            Err(failure) => {
+                warn!(%failure, user = %device.user, "a lost device could not be noted");
+                Err(Unavailable)
+            }
+        }
+    }
+
+    /// Places a call. Answers the call as it was placed: it rings, or ended at once.
+    pub async fn initiate(&self, device: &Device, initiate: Initiate) -> Result<Call, Failure> {
+        let attempt = Attempt {
+            id: CallId::generate(self.clock.now()),
+            from: device.clone(),
+            to: initiate.to,
+            call_type: initiate.call_type,
+            caller_info: initiate.caller_info,
+            client_call_id: initiate.client_call_id,
+        };
+        for _ in 0..MAX_DECISIONS {
+            let lobby = self.cluster.lobby(&device.user, &attempt.to).await?;
+            let call = match self.rules.place(&attempt, &lobby, self.clock.now())? {
+                Placement::New(call) => call,
+                Placement::Repeated(call) => return placed(call),
+                Placement::Supersede(earlier, role) => {
+                    match self.transition(earlier, &Event::Superseded(role)).await {
+                        Ok(_) | Err(Failure::Refused(_)) => continue,
+                        Err(failure) => return Err(failure),
+                    }
+                }
+            };
+            let latest = |call: Option<Call>| call.map(|call| call.id);
+            let mut claims =
+                vec![Claim { user: device.user.clone(), was: latest(lobby.caller_call) }];
+            if call.is_live() {
+                claims.push(Claim { user: attempt.to.clone(), was: latest(lobby.callee_call) });
+            }
+            let change = Change { call: call.clone(), claims };
+            let Committed::Stored(edges) = self.cluster.commit(change).await? else { continue };
+            self.recorder.record(&call);
+            self.tell_placed(&call, lobby.callee_sockets);
+            self.announce(edges);
+            return placed(call);
+        }
+        Err(Unavailable.into())
+    }
+
+    fn tell_placed(&self, call: &Call, devices: usize) {
+        let now = self.clock.now();
+        debug!(call = %call.id, status = call.status().as_str(), "call placed");
+        if call.is_live() {
+            let sockets = self.outlet.sockets_of(&call.callee.user);
+            self.live.open(call).ring(&sockets, &*self.outlet, now);
+        }
+        if let (Some(news), Some(socket)) = (first_news(call), call.caller.link.socket()) {
+            let event = ServerEvent::from_news(news, call, Role::Caller, devices, now);
+            self.outlet.emit(socket, &event);
+        }
+    }
+
+    /// Passes an offer, an answer or a candidate on. The first answer wins the call.
+    pub async fn signal(
+        &self,
+        device: &Device,
+        target: &CallRef,
+        signal: Signal,
+        payload: Payload,
+    ) -> Result<CallId, Failure> {
+        let call = self.find(device, target).await?;
+        let live = self.confirmed(call, device).await?;
+        let relay = |live: &LiveCall| {
+            live.relay(device, signal, &payload, &*self.outlet, self.clock.now())
+        };
+        let id = live.id();
+        match relay(&live)? {
+            Route::Answers(_) => {
+                self.transition(live.snapshot(), &Event::Answer(device.clone())).await?;
+                relay(&live)?;
+                live.release_early(device, &*self.outlet, self.clock.now());
+                Ok(id)
+            }
+            Route::Ringing | Route::AfterAnswer(_) | Route::Bound(..) | Route::WhenBack(_) => Ok(id),
+        }
+    }
+
+    /// `call:reject`. Answers the ended call, also if it had ended before.
+    pub async fn reject(
+        &self,
+        device: &Device,
+        target: &CallRef,
+        reason: Option<Arc<str>>,
+    ) -> Result<Call, Failure> {
+        self.finish(device, target, Event::Reject { by: device.clone(), reason }).await
+    }
+
+    /// `call:busy`. Answers the ended call, also if it had ended before.
+    pub async fn busy(&self, device: &Device, target: &CallRef) -> Result<Call, Failure> {
+        self.finish(device, target, Event::Busy(device.clone())).await
+    }
+
+    /// `call:end`. Answers the ended call, also if it had ended before.
+    pub async fn end(
+        &self,
+        device: &Device,
+        target: &CallRef,
+        reported_duration_s: Option<f64>,
+    ) -> Result<Call, Failure> {
+        self.finish(device, target, Event::End { by: device.clone(), reported_duration_s }).await
+    }
+
+    async fn finish(&self, device: &Device, target: &CallRef, event: Event) -> Result<Call, Failure> {
+        let call = self.find(device, target).await?;
+        let id = call.id;
+        match self.transition(call, &event).await {
+            Err(Failure::Refused(Refusal::Over)) => {
+                let ended = self.cluster.load(id).await?;
+                ended.ok_or(Refusal::NotInCall.into())
+            }
+            other => other,
+        }
+    }
+
+    /// The live call of the user, or the call with this id, live or ended less than a minute ago.
+    pub async fn sync(
+        &self,
+        device: &Device,
+        id: Option<CallId>,
+    ) -> Result<Option<CallView>, Failure> {
+        let call = match id {
+            Some(id) => self.cluster.load(id).await?,
+            None => self.cluster.latest(&device.user).await?.filter(Call::is_live),
+        };
+        let view = |call: Call| Some(CallView::new(&call, call.role_of(&device.user)?));
+        Ok(call.and_then(view))
+    }
+
+    /// Checks that `device` may report on the media of this call.
+    pub async fn report(&self, device: &Device, id: CallId) -> Result<(), Failure> {
+        let call = self.cluster.load(id).await?.filter(|call| {
+            call.is_live() && call.is_bound_to(device)
+        });
+        self.confirmed(call.ok_or(Refusal::NotInCall)?, device).await?;
+        Ok(())
+    }
+
+    /// Watches `users` for this socket and answers their presence now.
+    pub async fn subscribe(
+        &self,
+        socket: SocketId,
+        users: &[UserId],
+    ) -> Result<Vec<(UserId, Presence)>, Failure> {
+        self.watchers.add(socket, users).map_err(|_| Failure::TooManyWatched)?;
+        let edges = self.cluster.presence(users).await?;
+        Ok(self.watchers.settle(edges))
+    }
+
+    pub fn unsubscribe(&self, socket: SocketId, users: &[UserId]) {
+        self.watchers.remove(socket, users);
+    }
+
+    /// Attends to the calls whose deadline has passed.
+    pub async fn sweep(&self) -> Result<(), Unavailable> {
+        let now = self.clock.now();
+        self.live.forget_ended(now);
+        for call in self.cluster.due(now, SWEEP_BATCH).await? {
+            if !call.is_live() {
+                self.recorder.record(&call);
+                continue;
+            }
+            let id = call.id;
+            match self.transition(call, &Event::Due).await {
+                Ok(_) | Err(Failure::Refused(_)) => {}
+                Err(failure) => warn!(%failure, call = %id, "an overdue call could not be ended"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sweeps until `shutdown` completes.
+    pub async fn run_sweeper(&self, shutdown: impl Future<Output = ()>) {
+        let mut shutdown = std::pin::pin!(shutdown);
+        let mut ticks = tokio::time::interval(SWEEP_INTERVAL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = &mut shutdown => return,
+            }
+            if let Err(error) = self.sweep().await {
+                warn!(%error, "deadlines could not be looked through");
+            }
+        }
+    }
+
+    /// The call that `target` means: the one with its id, else the latest one of the device's user,
+    /// if it is with the user named. It may have ended.
+    async fn find(&self, device: &Device, target: &CallRef) -> Result<Call, Failure> {
+        let known = match target.call_id {
+            Some(id) => self.live.get(id),
+            None => self.live.of_user(&device.user),
+        };
+        let between = |call: &Call| call.is_between(&device.user, &target.to);
+        if let Some(call) = known.map(|live| live.snapshot()).filter(Call::is_live).filter(between) {
+            return Ok(call);
+        }
+        let call = match target.call_id {
+            Some(id) => self.cluster.load(id).await?,
+            None => self.cluster.latest(&device.user).await?,
+        };
+        call.filter(between).ok_or(Refusal::NotInCall.into())
+    }
+
+    /// This node's view of `call`, after `device`, if it came back to it, has shown by what it
+    /// sends that it knows the call.
+    async fn confirmed(&self, call: Call, device: &Device) -> Result<Arc<LiveCall>, Failure> {
+        let live = self.live.open(&call);
+        if call.awaits_confirmation(device) {
+            match self.transition(call, &Event::Confirmed(device.clone())).await {
+                Ok(_) | Err(Failure::Refused(_)) => {}
+                Err(failure) => return Err(failure),
+            }
+        }
+        Ok(live)
+    }
+
+    /// Decides, commits, and tells; again on the newer record when somebody was faster.
+    async fn transition(&self, mut call: Call, event: &Event) -> Result<Call, Failure> {
+        for _ in 0..MAX_DECISIONS {
+            let next = self.rules.apply(&call, event, self.clock.now())?;
+            let change = Change { call: next.clone(), claims: Vec::new() };
+            match self.cluster.commit(change).await? {
+                Committed::Stored(edges) => {
+                    self.recorder.record(&next);
+                    self.live.open(&call).observe(&next, &*self.outlet, self.clock.now());
+                    self.announce(edges);
+                    if let Some(reason) = next.end_reason() {
+                        self.live.retire(&next);
+                        debug!(call = %next.id, reason = reason.as_str(), "call ended");
+                    }
+                    return Ok(next);
+                }
+                Committed::Conflict(Some(newer)) => call = newer,
+                Committed::Conflict(None) => return Err(Refusal::NotInCall.into()),
+            }
+        }
+        Err(Unavailable.into())
+    }
+
+    fn announce(&self, edges: impl IntoIterator<Item = Edge>) {
+        for edge in edges {
+            self.watchers.announce(edge, &*self.outlet, self.clock.now());
+        }
+    }
+}
+
+/// A call that could not ring because the callee is offline is a failure to its caller.
+fn placed(call: Call) -> Result<Call, Failure> {
+    match &call.state {
+        State::Ended { cause: Cause::Offline, .. } => Err(Failure::Offline(call.id)),
+        State::Ringing { .. } | State::Active { .. } | State::Ended { .. } => Ok(call),
+    }
+}
+
+impl Failure {
+    /// When what waits for a device has room again: when the device is back, or its grace over.
+    fn full(Full { until }: Full, now: Timestamp) -> Self {
+        Self::Full { retry_after: until - now }
+    }
+}

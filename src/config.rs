@@ -1,0 +1,281 @@
+//! Settings: from flags, the environment, or a TOML file, in that order of precedence.
+
+use std::{
+    collections::BTreeSet,
+    fmt::Write as _,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Deserializer};
+
+use crate::call::Rules;
+
+const ENV_PREFIX: &str = "SWITCHBOARD_";
+
+/// Signaling for 1:1 WebRTC calls, spoken over Socket.IO.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serves (the default)
+    Serve(Options),
+    /// Prints the effective settings as TOML
+    Config(Options),
+}
+
+/// What to do.
+#[derive(Debug)]
+pub enum Task {
+    Serve(Config),
+    PrintConfig(Config),
+}
+
+#[derive(Debug, Args)]
+struct Options {
+    /// A TOML file of settings, named as the flags with `_` for `-`
+    #[arg(long, env = "SWITCHBOARD_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// Settings as one source gives them. What it leaves out, the next one gives.
+#[derive(Debug, Default, Args, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Settings {
+    /// Where to serve Socket.IO, the HTTP API and the web page [default: 127.0.0.1:3000]
+    #[arg(long, env = "SWITCHBOARD_LISTEN", value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
+    /// Where call history is kept [default: sqlite://switchboard.db]
+    #[arg(long, env = "SWITCHBOARD_DATABASE_URL", value_name = "URL")]
+    database_url: Option<String>,
+    /// Who may connect; must be said to listen beyond loopback [default there: open]
+    #[arg(long, env = "SWITCHBOARD_AUTH", value_enum, value_name = "MODE")]
+    auth: Option<AuthMode>,
+    /// How long a call rings [default: 30s]
+    #[arg(long, env = "SWITCHBOARD_RING_TIMEOUT", value_name = "DURATION", value_parser = duration)]
+    #[serde(deserialize_with = "optional_duration")]
+    ring_timeout: Option<Duration>,
+    /// How long a device that lost its connection may take to come back [default: 10s]
+    #[arg(long, env = "SWITCHBOARD_RECONNECT_GRACE", value_name = "DURATION", value_parser = duration)]
+    #[serde(deserialize_with = "optional_duration")]
+    reconnect_grace: Option<Duration>,
+    /// How long a call may last [default: 12h]
+    #[arg(long, env = "SWITCHBOARD_MAX_CALL_DURATION", value_name = "DURATION", value_parser = duration)]
+    #[serde(deserialize_with = "optional_duration")]
+    max_call_duration: Option<Duration>,
+    /// STUN servers that clients are told, separated by commas [default: none]
+    #[arg(long, env = "SWITCHBOARD_STUN_URLS", value_name = "URLS", value_delimiter = ',')]
+    stun_urls: Option<Vec<String>>,
+}
+
+/// How clients show who they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum AuthMode {
+    /// They are who they say they are. For development only.
+    Open,
+}
+
+/// The effective settings.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub listen: SocketAddr,
+    pub database_url: String,
+    pub auth: AuthMode,
+    pub rules: Rules,
+    pub stun_urls: Vec<String>,
+}
+
+/// A setting that cannot be used. Displays which, and what it may be.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(String);
+
+impl Cli {
+    /// Reads the settings that the command line leaves open from the environment and the file.
+    ///
+    /// # Errors
+    /// One sentence for a setting that is unknown, has a wrong value, or would be unsafe.
+    pub fn task(self) -> Result<Task, ConfigError> {
+        let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+        refuse_unknown_variables(names)?;
+        match self.command {
+            None => self.options.resolve().map(Task::Serve),
+            Some(Command::Serve(options)) => options.resolve().map(Task::Serve),
+            Some(Command::Config(options)) => options.resolve().map(Task::PrintConfig),
+        }
+    }
+}
+
+impl Options {
+    fn resolve(self) -> Result<Config, ConfigError> {
+        let file = match &self.config {
+            None => Settings::default(),
+            Some(path) => {
+                let shown = path.display();
+                let text = std::fs::read_to_string(path)
+                    .map_err(|error| ConfigError(format!("cannot read {shown}: {error}")))?;
+                let wrong = |error: toml::de::Error| {
+                    ConfigError(format!("{shown}: {}", error.to_string().trim_end()))
+                };
+                toml::from_str(&text).map_err(wrong)?
+            }
+        };
+        self.settings.or(file).resolve()
+    }
+}
+
+impl Settings {
+    fn or(self, next: Self) -> Self {
+        Self {
+            listen: self.listen.or(next.listen),
+            database_url: self.database_url.or(next.database_url),
+            auth: self.auth.or(next.auth),
+            ring_timeout: self.ring_timeout.or(next.ring_timeout),
+            reconnect_grace: self.reconnect_grace.or(next.reconnect_grace),
+            max_call_duration: self.max_call_duration.or(next.max_call_duration),
+            stun_urls: self.stun_urls.or(next.stun_urls),
+        }
+    }
+
+    fn resolve(self) -> Result<Config, ConfigError> {
+        let listen = self.listen.unwrap_or((Ipv4Addr::LOCALHOST, 3000).into());
+        let auth = match self.auth {
+            Some(auth) => auth,
+            None if listen.ip().is_loopback() => AuthMode::Open,
+            None => {
+                return Err(ConfigError(format!(
+                    "listening on {listen}, beyond this machine, needs SWITCHBOARD_AUTH to be set: \
+                     `open` lets everybody connect as anybody"
+                )));
+            }
+        };
+        let database_url = self.database_url.unwrap_or("sqlite://switchboard.db".to_owned());
+        if !database_url.starts_with("sqlite:") {
+            return Err(ConfigError("database_url: expected sqlite://PATH".to_owned()));
+        }
+        Ok(Config {
+            listen,
+            database_url,
+            auth,
+            rules: Rules {
+                ring_timeout: self.ring_timeout.unwrap_or(Duration::from_secs(30)),
+                reconnect_grace: self.reconnect_grace.unwrap_or(Duration::from_secs(10)),
+                max_call_duration: self.max_call_duration.unwrap_or(Duration::from_hours(12)),
+            },
+            stun_urls: self.stun_urls.unwrap_or_default(),
+        })
+    }
+}
+
+impl Config {
+    /// The settings as a TOML file that gives the same.
+    pub fn to_toml(&self) -> String {
+        let Self { listen, database_url, auth, rules, stun_urls } = self;
+        let auth = match auth {
+            AuthMode::Open => "open",
+        };
+        let mut toml = String::new();
+        let mut line = |name: &str, value: toml::Value| {
+            writeln!(toml, "{name} = {value}").expect("a string takes all");
+        };
+        line("listen", listen.to_string().into());
+        line("database_url", database_url.as_str().into());
+        line("auth", auth.into());
+        for (name, period) in [
+            ("ring_timeout", rules.ring_timeout),
+            ("reconnect_grace", rules.reconnect_grace),
+            ("max_call_duration", rules.max_call_duration),
+        ] {
+            line(name, humantime::format_duration(period).to_string().into());
+        }
+        line("stun_urls", stun_urls.clone().into());
+        toml
+    }
+}
+
+/// A misspelt variable would otherwise be a setting that silently does nothing.
+fn refuse_unknown_variables(names: impl Iterator<Item = String>) -> Result<(), ConfigError> {
+    let command = Cli::command();
+    let known: BTreeSet<_> =
+        command.get_arguments().filter_map(|argument| argument.get_env()?.to_str()).collect();
+    for name in names.filter(|name| name.starts_with(ENV_PREFIX)) {
+        if !known.contains(name.as_str()) {
+            return Err(ConfigError(format!(
+                "{name} is not a setting; `switchboard --help` names all there are"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text)
+        .map_err(|_| "expected a duration such as 500ms, 30s, 10m or 12h".to_owned())?;
+    if duration.is_zero() { Err("expected more than 0s".to_owned()) } else { Ok(duration) }
+}
+
+fn optional_duration<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Duration>, D::Error> {
+    let text = String::deserialize(value)?;
+    duration(&text).map(Some).map_err(serde::de::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(toml: &str) -> Result<Config, ConfigError> {
+        toml::from_str::<Settings>(toml).unwrap().resolve()
+    }
+
+    #[test]
+    fn the_default_serves_this_machine_alone() {
+        let config = Settings::default().resolve().unwrap();
+        assert!(config.listen.ip().is_loopback());
+        assert_eq!(config.database_url, "sqlite://switchboard.db");
+        assert_eq!(config.rules.ring_timeout, Duration::from_secs(30));
+    }
+
+    #[test]
+    fn listening_beyond_loopback_needs_the_auth_mode_said() {
+        let error = resolve("listen = '0.0.0.0:3000'").unwrap_err();
+        assert!(error.to_string().contains("SWITCHBOARD_AUTH"), "{error}");
+        assert!(resolve("listen = '0.0.0.0:3000'\nauth = 'open'").is_ok());
+    }
+
+    #[test]
+    fn an_earlier_source_wins() {
+        let flags: Settings = toml::from_str("ring_timeout = '5s'").unwrap();
+        let file: Settings = toml::from_str("ring_timeout = '7s'\nreconnect_grace = '2s'").unwrap();
+        let rules = flags.or(file).resolve().unwrap().rules;
+        assert_eq!(rules.ring_timeout, Duration::from_secs(5));
+        assert_eq!(rules.reconnect_grace, Duration::from_secs(2));
+    }
+
+    #[test]
+    fn unknown_names_are_errors() {
+        assert!(toml::from_str::<Settings>("ring_timout = '5s'").is_err());
+        let vars = |name: &str| refuse_unknown_variables(std::iter::once(name.to_owned()));
+        assert!(vars("SWITCHBOARD_RING_TIMOUT").is_err());
+        assert!(vars("SWITCHBOARD_RING_TIMEOUT").is_ok());
+        assert!(vars("HOME").is_ok());
+    }
+
+    #[test]
+    fn what_is_printed_can_be_read_again() {
+        let config = resolve("stun_urls = ['stun:a', 'stun:b']\nring_timeout = '1m 30s'").unwrap();
+        let printed = config.to_toml();
+        assert_eq!(resolve(&printed).unwrap().to_toml(), printed);
+    }
+}

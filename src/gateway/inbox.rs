@@ -1,0 +1,110 @@
+//! What a socket sent and is not handled yet, in order.
+
+use std::collections::VecDeque;
+
+/// Most events of one socket that wait to be handled.
+pub const MAX_EVENTS: usize = 1_024;
+/// Most bytes of them.
+pub const MAX_BYTES: usize = 8 * 1024 * 1024;
+
+/// A bounded queue, drained by at most one task at a time, which runs only while there is
+/// something to drain: an idle socket has no task.
+#[derive(Debug)]
+pub struct Inbox<T> {
+    waiting: VecDeque<(T, usize)>,
+    size_bytes: usize,
+    draining: bool,
+    closed: bool,
+}
+
+/// What the one who put something in has to do.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Pushed {
+    /// Start a task that drains.
+    Drain,
+    /// Nothing: a task drains already, or nothing is taken any more.
+    Nothing,
+    /// Close the socket: it is beyond its bound. Nothing more of it is taken.
+    Overflow,
+}
+
+impl<T> Default for Inbox<T> {
+    fn default() -> Self {
+        Self { waiting: VecDeque::new(), size_bytes: 0, draining: false, closed: false }
+    }
+}
+
+impl<T> Inbox<T> {
+    /// Puts an event in that is `size_bytes` long.
+    pub fn push(&mut self, event: T, size_bytes: usize) -> Pushed {
+        if self.closed {
+            return Pushed::Nothing;
+        }
+        if self.waiting.len() >= MAX_EVENTS || self.size_bytes + size_bytes > MAX_BYTES {
+            self.closed = true;
+            return Pushed::Overflow;
+        }
+        self.put(event, size_bytes)
+    }
+
+    /// Puts the last thing in, for which there is always room.
+    pub fn push_last(&mut self, event: T) -> Pushed {
+        self.closed = true;
+        self.put(event, 0)
+    }
+
+    fn put(&mut self, event: T, size_bytes: usize) -> Pushed {
+        self.waiting.push_back((event, size_bytes));
+        self.size_bytes += size_bytes;
+        if std::mem::replace(&mut self.draining, true) { Pushed::Nothing } else { Pushed::Drain }
+    }
+
+    /// The next event. None ends the draining.
+    pub fn pop(&mut self) -> Option<T> {
+        let Some((event, size_bytes)) = self.waiting.pop_front() else {
+            self.draining = false;
+            self.waiting = VecDeque::new();
+            return None;
+        };
+        self.size_bytes -= size_bytes;
+        Some(event)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_order_and_asks_for_one_drainer_at_a_time() {
+        let mut inbox = Inbox::default();
+        assert_eq!(inbox.push(1, 1), Pushed::Drain);
+        assert_eq!(inbox.push(2, 1), Pushed::Nothing);
+        assert_eq!((inbox.pop(), inbox.pop(), inbox.pop()), (Some(1), Some(2), None));
+        assert_eq!(inbox.push(3, 1), Pushed::Drain);
+    }
+
+    #[test]
+    fn overflows_by_number_and_by_bytes() {
+        let mut many = Inbox::default();
+        for event in 0..MAX_EVENTS {
+            assert_ne!(many.push(event, 1), Pushed::Overflow);
+        }
+        assert_eq!(many.push(0, 1), Pushed::Overflow);
+        assert_eq!(many.push(0, 1), Pushed::Nothing, "closed: says so once");
+        assert_eq!(many.push_last(7), Pushed::Nothing, "a task drains already");
+        assert_eq!(std::iter::from_fn(|| many.pop()).last(), Some(7));
+
+        let mut large = Inbox::default();
+        assert_eq!(large.push((), MAX_BYTES), Pushed::Drain);
+        assert_eq!(large.push((), 1), Pushed::Overflow);
+    }
+
+    #[test]
+    fn room_comes_back_as_it_drains() {
+        let mut inbox = Inbox::default();
+        inbox.push((), MAX_BYTES);
+        inbox.pop();
+        assert_eq!(inbox.push((), MAX_BYTES), Pushed::Nothing);
+    }
+}

@@ -1,0 +1,193 @@
+//! Socket.IO: handshake, identity, order, answers, and the end of a connection.
+
+mod inbox;
+mod outlet;
+mod reply;
+mod session;
+mod transport;
+mod wire;
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::Router;
+use serde::Deserialize;
+use socketioxide::{
+    ParserConfig, SocketIo,
+    extract::{SocketRef, TryData},
+    handler::ConnectHandler,
+    socket::DisconnectReason,
+};
+use tracing::info;
+
+use self::{
+    outlet::{SocketOutlet, socket_id},
+    session::{Context, Introduction, Receiver, Session},
+    transport::Engine,
+    wire::Upgraded,
+};
+use crate::{
+    calls::{Calls, Outlet},
+    protocol::{ErrorType, MAX_MESSAGE_BYTES},
+};
+
+/// How long a socket may stay without saying who it is.
+const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection may take to join the namespace.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Most packets that wait for a client to read them.
+const MAX_OUTGOING_PACKETS: usize = 2_048;
+/// Binary attachments are refused with an error, so a few must be let in to be refused.
+const MAX_ATTACHMENTS: usize = 8;
+/// A small buffer for each connection: most messages are small.
+const READ_BUFFER_BYTES: usize = 2 * 1024;
+
+/// The library's server, before it takes any socket.
+pub struct Gateway {
+    engine: Engine,
+    io: SocketIo,
+    upgraded: Upgraded,
+}
+
+/// The gateway in service.
+pub struct Serving {
+    io: SocketIo,
+    context: Arc<Context>,
+}
+
+/// What a client may say when it connects.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Auth {
+    user_id: Option<String>,
+    device_id: Option<String>,
+}
+
+/// Why a connection is refused: all that the client's library passes on is a text.
+#[derive(Debug)]
+struct Refused(String);
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Gateway {
+    pub fn new() -> Self {
+        let parser = ParserConfig::common()
+            .max_incoming_binaries(MAX_ATTACHMENTS)
+            .max_incoming_binary_buf_size(MAX_MESSAGE_BYTES);
+        let (engine, io) = SocketIo::builder()
+            .with_parser(parser)
+            .max_payload(MAX_MESSAGE_BYTES as u64)
+            .ws_max_message_size(MAX_MESSAGE_BYTES)
+            .ws_max_frame_size(MAX_MESSAGE_BYTES)
+            .ws_read_buffer_size(READ_BUFFER_BYTES)
+            .max_buffer_size(MAX_OUTGOING_PACKETS)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .build_svc();
+        Self { engine, io, upgraded: Upgraded::default() }
+    }
+
+    /// The way to this node's sockets.
+    pub fn outlet(&self) -> Arc<dyn Outlet> {
+        Arc::new(SocketOutlet::new(self.io.clone(), self.upgraded.clone()))
+    }
+
+    /// Takes sockets from now on, at the routes it answers.
+    pub fn serve(self, calls: Arc<Calls>, stun_urls: Vec<String>) -> (Serving, Router) {
+        let context = Arc::new(Context {
+            calls,
+            upgraded: self.upgraded.clone(),
+            stun_urls,
+            closing: AtomicBool::new(false),
+        });
+        let gate = {
+            let context = context.clone();
+            move |socket: SocketRef, auth: TryData<Auth>| admit(context.clone(), socket, auth)
+        };
+        self.io.ns("/", greet.with(gate));
+        let routes = transport::routes(self.engine, self.upgraded);
+        (Serving { io: self.io, context }, routes)
+    }
+}
+
+impl Serving {
+    /// Closes all transports. Nobody can come back: their calls end.
+    pub fn close(&self) {
+        self.context.closing.store(true, Ordering::Relaxed);
+        let sockets = self.io.sockets();
+        info!(sockets = sockets.len(), "closing all connections");
+        for socket in sockets {
+            self.context.upgraded.close_transport(socket);
+        }
+    }
+
+    /// How many sockets are connected.
+    pub fn sockets(&self) -> usize {
+        self.io.sockets().len()
+    }
+}
+
+/// Runs before the client is told that it is connected: whatever it sends then finds a receiver.
+async fn admit(
+    context: Arc<Context>,
+    socket: SocketRef,
+    TryData(auth): TryData<Auth>,
+) -> Result<(), Refused> {
+    let introduction = introduction(auth.map_err(|_| Refused::invalid("auth: expected an object {userId?, deviceId?, token?} of strings"))?)?;
+    let is_named = introduction.user.is_some();
+    let session = Session::new(context, socket_id(socket.id), introduction);
+    socket.extensions.insert(session.clone());
+    let leaving = session.clone();
+    socket.on_disconnect(async move |reason: DisconnectReason| leaving.disconnected(reason));
+    socket.on_fallback(Receiver(session.clone()));
+    if !is_named {
+        tokio::spawn(expect_identity(session, socket));
+    }
+    Ok(())
+}
+
+async fn greet(socket: SocketRef) {
+    if let Some(session) = socket.extensions.get::<Arc<Session>>() {
+        session.connected(socket);
+    }
+}
+
+async fn expect_identity(session: Arc<Session>, socket: SocketRef) {
+    tokio::time::sleep(IDENTIFY_TIMEOUT).await;
+    if !session.is_identified() && socket.connected() {
+        info!(socket = %socket.id, "a socket did not say who it is in time: closed");
+        // Its queue is full only if it reads nothing, and then its transport is cut off.
+        let _ = socket.disconnect();
+    }
+}
+
+fn introduction(auth: Auth) -> Result<Introduction, Refused> {
+    let parse_error = |name: &str, error| Refused::invalid(&format!("{name}: {error}"));
+    Ok(Introduction {
+        user: auth
+            .user_id
+            .map(|id| id.parse().map_err(|error| parse_error("userId", error)))
+            .transpose()?,
+        device: auth
+            .device_id
+            .map(|id| id.parse().map_err(|error| parse_error("deviceId", error)))
+            .transpose()?,
+    })
+}
+
+impl Refused {
+    fn invalid(message: &str) -> Self {
+        let code = serde_json::to_value(ErrorType::InvalidPayload);
+        let code = code.as_ref().ok().and_then(|code| code.as_str()).unwrap_or_default();
+        Self(format!("{code}: {message}"))
+    }
+}

@@ -1,0 +1,52 @@
+//! From a call's news to the sockets of this node.
+
+use socketioxide::{SendError, SocketError, SocketIo, socket::Sid};
+use tracing::warn;
+
+use super::wire::Upgraded;
+use crate::{
+    calls::Outlet,
+    ids::{SocketId, UserId},
+    protocol::ServerEvent,
+};
+
+/// The sockets that the library holds, in their rooms `user:<userId>`.
+pub struct SocketOutlet {
+    io: SocketIo,
+    upgraded: Upgraded,
+}
+
+impl SocketOutlet {
+    pub fn new(io: SocketIo, upgraded: Upgraded) -> Self {
+        Self { io, upgraded }
+    }
+}
+
+/// The room of a user's sockets.
+pub fn room_of(user: &UserId) -> String {
+    format!("user:{user}")
+}
+
+pub fn socket_id(sid: Sid) -> SocketId {
+    sid.as_str().parse().expect("a socket id has 16 bytes")
+}
+
+impl Outlet for SocketOutlet {
+    fn sockets_of(&self, user: &UserId) -> Vec<SocketId> {
+        let sockets = self.io.within(room_of(user)).sockets();
+        sockets.into_iter().map(|socket| socket_id(socket.id)).collect()
+    }
+
+    fn emit(&self, socket: SocketId, event: &ServerEvent) {
+        let sid = socket.to_string().parse().expect("it was a socket id of the library before");
+        let Some(socket) = self.io.get_socket(sid) else { return };
+        match socket.emit(event.name(), event) {
+            Err(SendError::Socket(SocketError::InternalChannelFull)) => {
+                warn!(socket = %sid, event = event.name(), "a client reads too slowly and is cut off");
+                self.upgraded.close_transport(socket);
+            }
+            // A socket that closed meanwhile; its disconnect is on the way.
+            Ok(()) | Err(_) => {}
+        }
+    }
+}

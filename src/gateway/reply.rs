@@ -1,0 +1,181 @@
+//! From what came of an event to what its client is told: the one match from failure to code.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Deserializer, Serialize, de};
+use serde_json::value::RawValue;
+use std::fmt;
+
+use crate::{
+    call::Refusal,
+    calls::Failure,
+    ids::{CallId, UserId},
+    protocol::{Answer, ErrorBody, ErrorType, MAX_WATCHED_USERS, Malformed},
+};
+
+/// When to try again what failed because the shared state could not be reached.
+const RETRY_UNAVAILABLE_MS: u64 = 1_000;
+/// How much of an unknown event's name is said back.
+const MAX_NAME_CHARS: usize = 64;
+
+/// An ack.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum Ack {
+    Accepted {
+        ok: bool,
+        #[serde(flatten)]
+        answer: Answer,
+    },
+    Refused {
+        ok: bool,
+        error: ErrorBody,
+    },
+}
+
+impl From<Result<Answer, ErrorBody>> for Ack {
+    fn from(result: Result<Answer, ErrorBody>) -> Self {
+        match result {
+            Ok(answer) => Self::Accepted { ok: true, answer },
+            Err(error) => Self::Refused { ok: false, error },
+        }
+    }
+}
+
+/// Why an event was not carried out.
+#[derive(Debug)]
+pub enum Rejected {
+    /// The socket has no user yet.
+    Unauthenticated,
+    /// The socket belongs to another user.
+    AnotherUser,
+    /// There is no token to refresh.
+    NoTokens,
+    Binary,
+    Malformed(Malformed),
+    Failed(Failure),
+}
+
+impl From<Malformed> for Rejected {
+    fn from(malformed: Malformed) -> Self {
+        Self::Malformed(malformed)
+    }
+}
+
+impl From<Failure> for Rejected {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+/// What the event was about, as far as it is known.
+#[derive(Debug, Clone, Default)]
+pub struct About {
+    pub to: Option<UserId>,
+    pub call_id: Option<CallId>,
+}
+
+impl Rejected {
+    pub fn into_body(self, event: &str, about: About) -> ErrorBody {
+        let (error_type, message) = self.describe();
+        let retry_after_ms = match &self {
+            Self::Failed(Failure::Full { retry_after }) => {
+                Some(u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX))
+            }
+            Self::Failed(Failure::Unavailable(_)) => Some(RETRY_UNAVAILABLE_MS),
+            _ => None,
+        };
+        let call_id = match &self {
+            Self::Failed(
+                Failure::Offline(id)
+                | Failure::Refused(Refusal::Glare(id) | Refusal::CallInProgress(id)),
+            ) => Some(*id),
+            _ => about.call_id,
+        };
+        let to_user_id = match self {
+            Self::Malformed(malformed) => malformed.to,
+            _ => about.to,
+        };
+        let event = event.chars().take(MAX_NAME_CHARS).collect();
+        ErrorBody { error_type, message, to_user_id, call_id, event, retry_after_ms }
+    }
+
+    fn describe(&self) -> (ErrorType, String) {
+        let (error_type, message) = match self {
+            Self::Unauthenticated => {
+                (ErrorType::Unauthenticated, "Say who you are first: send user-connected")
+            }
+            Self::AnotherUser => (ErrorType::Forbidden, "This socket belongs to another user"),
+            Self::NoTokens => {
+                (ErrorType::Forbidden, "This server runs in open mode: there is no token to refresh")
+            }
+            Self::Binary => (ErrorType::InvalidPayload, "payload: binary data is not accepted"),
+            Self::Malformed(malformed) => {
+                return (malformed.error_type, malformed.message.clone());
+            }
+            Self::Failed(failure) => match failure {
+                Failure::Offline(_) => (ErrorType::RecipientOffline, "User is currently offline"),
+                Failure::Full { .. } => (
+                    ErrorType::RateLimited,
+                    "The other device is away and too much waits for it already",
+                ),
+                Failure::TooManyWatched => {
+                    let message = format!("userIds: at most {MAX_WATCHED_USERS} users can be watched");
+                    return (ErrorType::PayloadTooLarge, message);
+                }
+                Failure::Unavailable(_) => (
+                    ErrorType::TemporarilyUnavailable,
+                    "The service cannot do this right now: try again shortly",
+                ),
+                Failure::Refused(refusal) => match refusal {
+                    Refusal::SelfCall => (ErrorType::SelfCall, "You cannot call yourself"),
+                    Refusal::CallInProgress(_) => {
+                        (ErrorType::CallInProgress, "You are in a call already")
+                    }
+                    Refusal::Glare(_) => {
+                        (ErrorType::Glare, "This user is calling you: answer that call")
+                    }
+                    Refusal::AlreadyAnswered => (
+                        ErrorType::AlreadyAnswered,
+                        "Another device of yours has answered this call",
+                    ),
+                    Refusal::NotInCall | Refusal::Over | Refusal::NothingToDo => (
+                        ErrorType::NoActiveCall,
+                        "There is no live call with that user, or this device is not in it",
+                    ),
+                },
+            },
+        };
+        (error_type, message.to_owned())
+    }
+}
+
+/// An event as it came: `[name, payload, …]`. What follows the payload is ignored.
+pub struct Frame<'a> {
+    pub name: Cow<'a, str>,
+    pub payload: Option<&'a RawValue>,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Frame<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = Frame<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an event's name and payload")
+            }
+
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<Frame<'de>, A::Error> {
+                let missing = || de::Error::invalid_length(0, &"an event's name");
+                let name = seq.next_element()?.ok_or_else(missing)?;
+                let payload = seq.next_element()?;
+                while seq.next_element::<de::IgnoredAny>()?.is_some() {}
+                Ok(Frame { name, payload })
+            }
+        }
+
+        deserializer.deserialize_seq(Visitor)
+    }
+}

@@ -1,0 +1,329 @@
+//! One socket: who it is, and its events, handled one after the other in the order they came.
+
+use std::sync::{
+    Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
+
+use socketioxide::{
+    adapter::LocalAdapter,
+    extract::{AckSender, SocketRef},
+    handler::{FromMessageParts, MessageHandler, Value},
+    socket::{DisconnectReason, Socket},
+};
+use tracing::{debug, info, warn};
+
+use super::{
+    inbox::{Inbox, Pushed},
+    outlet::room_of,
+    reply::{About, Ack, Frame, Rejected},
+    wire::Upgraded,
+};
+use crate::{
+    call::Device,
+    calls::{Calls, Failure, Initiate},
+    ids::{DeviceId, SocketId, UserId},
+    protocol::{Answer, ClientEvent, IceServer, ServerEvent},
+};
+
+/// For how long clients may use the ICE servers they were told, in seconds.
+const ICE_SERVERS_TTL_S: u64 = 3_600;
+
+/// What all sessions share.
+pub struct Context {
+    pub calls: Arc<Calls>,
+    pub upgraded: Upgraded,
+    pub stun_urls: Vec<String>,
+    /// Set when the whole service ends: no device can come back to a call.
+    pub closing: AtomicBool,
+}
+
+/// What a socket said of itself when it connected.
+#[derive(Debug, Clone, Default)]
+pub struct Introduction {
+    pub user: Option<UserId>,
+    pub device: Option<DeviceId>,
+}
+
+pub struct Session {
+    context: Arc<Context>,
+    socket: SocketId,
+    introduction: Introduction,
+    /// Set once, when the socket's user is known to the cluster.
+    device: OnceLock<Device>,
+    inbox: Mutex<Inbox<Input>>,
+}
+
+/// What happens to a socket.
+enum Input {
+    Connected(SocketRef),
+    Event { socket: Arc<Socket>, value: Value, ack: Option<i64> },
+    Gone { may_return: bool },
+}
+
+impl Session {
+    pub fn new(context: Arc<Context>, socket: SocketId, introduction: Introduction) -> Arc<Self> {
+        let device = OnceLock::new();
+        Arc::new(Self { context, socket, introduction, device, inbox: Mutex::default() })
+    }
+
+    pub fn is_identified(&self) -> bool {
+        self.device.get().is_some()
+    }
+
+    /// The client has been told that it is connected.
+    pub fn connected(self: &Arc<Self>, socket: SocketRef) {
+        let pushed = self.inbox().push(Input::Connected(socket), 0);
+        self.after(pushed, None);
+    }
+
+    /// The socket is gone. Called once or more.
+    pub fn disconnected(self: &Arc<Self>, reason: DisconnectReason) {
+        let on_purpose = reason == DisconnectReason::ClientNSDisconnect;
+        let may_return = !on_purpose && !self.context.closing.load(Ordering::Relaxed);
+        let pushed = self.inbox().push_last(Input::Gone { may_return });
+        self.after(pushed, None);
+    }
+
+    fn inbox(&self) -> MutexGuard<'_, Inbox<Input>> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn after(self: &Arc<Self>, pushed: Pushed, socket: Option<Arc<Socket>>) {
+        match pushed {
+            Pushed::Nothing => {}
+            Pushed::Drain => {
+                tokio::spawn(self.clone().drain());
+            }
+            Pushed::Overflow => {
+                warn!(socket = %self.socket, "a client sends faster than it can be served: closed");
+                if let Some(socket) = socket
+                    && socket.clone().disconnect().is_err()
+                {
+                    self.context.upgraded.close_transport(socket.into());
+                }
+            }
+        }
+    }
+
+    async fn drain(self: Arc<Self>) {
+        loop {
+            let Some(input) = self.inbox().pop() else { return };
+            match input {
+                Input::Connected(socket) => self.introduce(&socket).await,
+                Input::Event { socket, value, ack } => {
+                    self.introduce(&socket).await;
+                    self.handle(&socket, value, ack).await;
+                }
+                Input::Gone { may_return } => self.leave(may_return).await,
+            }
+        }
+    }
+
+    async fn leave(&self, may_return: bool) {
+        let Some(device) = self.device.get() else { return };
+        if let Err(error) = self.context.calls.leave(device, may_return).await {
+            warn!(%error, user = %device.user, "a closed socket could not be signed off");
+        }
+    }
+
+    /// Joins as the user named when the socket connected. Events may overtake the news that the
+    /// socket is connected, so each comes by here.
+    async fn introduce(&self, socket: &Socket) {
+        if let Some(user) = &self.introduction.user
+            && !self.is_identified()
+            && let Err(failure) = self.join(socket, user.clone()).await
+        {
+            warn!(%failure, %user, "a socket could not join");
+        }
+    }
+
+    async fn join(&self, socket: &Socket, user: UserId) -> Result<(), Failure> {
+        let device = Device { user, socket: self.socket, id: self.introduction.device.clone() };
+        let room = room_of(&device.user);
+        // In the room first: whoever places a call from now on finds the socket there.
+        socket.join(room.clone());
+        if let Err(error) = self.context.calls.join(&device).await {
+            socket.leave(room);
+            return Err(error.into());
+        }
+        debug!(user = %device.user, socket = %self.socket, "joined");
+        self.device.set(device).expect("only the draining task joins");
+        Ok(())
+    }
+
+    async fn handle(&self, socket: &Arc<Socket>, mut value: Value, ack: Option<i64>) {
+        let Ok(sender) = AckSender::<LocalAdapter>::from_message_parts(socket, &mut value, &ack);
+        let (name, result) = self.carry_out(socket, &value).await;
+        let result = result.map_err(|(rejected, about)| rejected.into_body(&name, about));
+        if let Err(body) = &result {
+            debug!(socket = %self.socket, event = %body.event, error = ?body.error_type, "refused");
+        }
+        let sent = match result {
+            Err(body) if ack.is_none() => {
+                let error = ServerEvent::Error(body);
+                socket.emit(error.name(), &error)
+            }
+            result => sender.send(&Ack::from(result)),
+        };
+        if sent.is_err() && socket.connected() {
+            warn!(socket = %self.socket, "a client does not read its answers and is cut off");
+            self.context.upgraded.close_transport(socket.clone().into());
+        }
+    }
+
+    /// The event's name, and what came of it.
+    async fn carry_out(
+        &self,
+        socket: &Socket,
+        value: &Value,
+    ) -> (String, Result<Answer, (Rejected, About)>) {
+        let Some(Ok(frame)) = text_of(value).map(serde_json::from_str::<Frame>) else {
+            return (String::new(), Err((Rejected::Binary, About::default())));
+        };
+        let name = frame.name.clone().into_owned();
+        if has_attachments(value) {
+            return (name, Err((Rejected::Binary, About::default())));
+        }
+        let event = match ClientEvent::decode(&frame.name, frame.payload) {
+            Ok(event) => event,
+            Err(malformed) => return (name, Err((malformed.into(), About::default()))),
+        };
+        let about = about(&event);
+        let result = self.dispatch(socket, event).await;
+        (name, result.map_err(|rejected| (rejected, about)))
+    }
+
+    async fn dispatch(
+        &self,
+        socket: &Socket,
+        event: ClientEvent,
+    ) -> Result<Answer, Rejected> {
+        if let ClientEvent::UserConnected { user } = event {
+            return self.identify(socket, user).await;
+        }
+        let device = self.device.get().ok_or(Rejected::Unauthenticated)?;
+        let calls = &self.context.calls;
+        Ok(match event {
+            ClientEvent::UserConnected { .. } => unreachable!("handled above"),
+            ClientEvent::Initiate { to, call_type, caller_info, client_call_id } => {
+                let initiate = Initiate { to, call_type, caller_info, client_call_id };
+                Answer::from(&calls.initiate(device, initiate).await?)
+            }
+            ClientEvent::Signal { call, signal, payload } => {
+                let call_id = calls.signal(device, &call, signal, payload).await?;
+                Answer::Relayed { call_id }
+            }
+            ClientEvent::Reject { call, reason } => {
+                Answer::from(&calls.reject(device, &call, reason).await?)
+            }
+            ClientEvent::Busy { call } => Answer::from(&calls.busy(device, &call).await?),
+            ClientEvent::End { call, duration_s } => {
+                Answer::from(&calls.end(device, &call, duration_s).await?)
+            }
+            ClientEvent::Sync { call_id } => {
+                Answer::Sync { call: calls.sync(device, call_id).await? }
+            }
+            ClientEvent::Stats { call_id, .. } => {
+                calls.report(device, call_id).await?;
+                Answer::Relayed { call_id }
+            }
+            ClientEvent::Subscribe { users } => {
+                let presence = calls.subscribe(device.socket, &users).await?;
+                Answer::Presence { presence: presence.into_iter().collect() }
+            }
+            ClientEvent::Unsubscribe { users } => {
+                calls.unsubscribe(device.socket, &users);
+                Answer::Done {}
+            }
+            ClientEvent::IceServers => Answer::IceServers {
+                ice_servers: self.ice_servers(),
+                ttl: ICE_SERVERS_TTL_S,
+            },
+            ClientEvent::AuthRefresh => return Err(Rejected::NoTokens),
+        })
+    }
+
+    async fn identify(&self, socket: &Socket, user: UserId) -> Result<Answer, Rejected> {
+        match self.device.get() {
+            Some(device) if device.user != user => return Err(Rejected::AnotherUser),
+            Some(_) => {}
+            None => self.join(socket, user.clone()).await?,
+        }
+        Ok(Answer::Joined { user_id: user })
+    }
+
+    fn ice_servers(&self) -> Vec<IceServer> {
+        let urls = self.context.stun_urls.clone();
+        if urls.is_empty() { Vec::new() } else { vec![IceServer { urls }] }
+    }
+}
+
+/// Takes a socket's events on the task that reads them, in the order they came. The library would
+/// run a handler given as a closure in a task of its own for each event.
+///
+/// When the library drops it, the socket is gone, also if nobody was told so.
+pub struct Receiver(pub Arc<Session>);
+
+impl MessageHandler<LocalAdapter, Receiver> for Receiver {
+    fn call(&self, socket: Arc<Socket>, value: Value, ack: Option<i64>) {
+        let size_bytes = size_of(&value);
+        let input = Input::Event { socket: socket.clone(), value, ack };
+        let pushed = self.0.inbox().push(input, size_bytes);
+        self.0.after(pushed, Some(socket));
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        // Outside the runtime the whole process is going away.
+        if tokio::runtime::Handle::try_current().is_ok() {
+            self.0.disconnected(DisconnectReason::TransportClose);
+        } else {
+            info!("a socket outlived its runtime");
+        }
+    }
+}
+
+fn about(event: &ClientEvent) -> About {
+    match event {
+        ClientEvent::Initiate { to, .. } => About { to: Some(to.clone()), call_id: None },
+        ClientEvent::Signal { call, .. }
+        | ClientEvent::Reject { call, .. }
+        | ClientEvent::Busy { call }
+        | ClientEvent::End { call, .. } => {
+            About { to: Some(call.to.clone()), call_id: call.call_id }
+        }
+        ClientEvent::Stats { call_id, .. } => About { to: None, call_id: Some(*call_id) },
+        ClientEvent::UserConnected { .. }
+        | ClientEvent::Sync { .. }
+        | ClientEvent::Subscribe { .. }
+        | ClientEvent::Unsubscribe { .. }
+        | ClientEvent::IceServers
+        | ClientEvent::AuthRefresh => About::default(),
+    }
+}
+
+fn text_of(value: &Value) -> Option<&str> {
+    match value {
+        Value::Str(text, _) => Some(text),
+        Value::Bytes(_) => None,
+    }
+}
+
+fn has_attachments(value: &Value) -> bool {
+    match value {
+        Value::Str(_, attachments) => attachments.as_ref().is_some_and(|all| !all.is_empty()),
+        Value::Bytes(_) => true,
+    }
+}
+
+fn size_of(value: &Value) -> usize {
+    match value {
+        Value::Str(text, attachments) => {
+            let attached = attachments.iter().flatten().map(bytes::Bytes::len).sum::<usize>();
+            text.len() + attached
+        }
+        Value::Bytes(bytes) => bytes.len(),
+    }
+}

@@ -1,0 +1,12 @@
+INSERT INTO calls (id, caller, receiver, call_type, status, end_reason, duration,
+                   started_at, ended_at, created_at, updated_at, version)
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)
+ON CONFLICT (id) DO UPDATE
+SET status     = excluded.status,
+    end_reason = excluded.end_reason,
+    duration   = excluded.duration,
+    started_at = excluded.started_at,
+    ended_at   = excluded.ended_at,
+    updated_at = excluded.updated_at,
+    version    = excluded.version
+WHERE excluded.version > calls.version

@@ -1,0 +1,200 @@
+//! Names of users, devices, sockets and calls. Each is checked once, where it comes in.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::time::Timestamp;
+
+/// A person, as the platform names them: 1 to 128 bytes of UTF-8 without control characters.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct UserId(Arc<str>);
+
+/// What a client calls its own device: 1 to 64 of `A-Z a-z 0-9 . _ -`. It stays the same when the
+/// client reconnects.
+#[derive(Clone, PartialEq, Eq, Hash, Serialize)]
+#[serde(transparent)]
+pub struct DeviceId(Arc<str>);
+
+/// One call attempt. A UUID of version 7, so that ids sort by time of creation.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct CallId(Uuid);
+
+/// One connection of one client: the Socket.IO socket id, 16 characters of URL-safe base64.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SocketId([u8; 16]);
+
+/// A text that cannot be the id it was meant to be. Displays what was expected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("expected {expected}")]
+pub struct InvalidId {
+    expected: &'static str,
+}
+
+impl UserId {
+    /// Longest user id, in bytes.
+    pub const MAX_BYTES: usize = 128;
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for UserId {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        let fits = (1..=Self::MAX_BYTES).contains(&text.len());
+        if fits && !text.chars().any(char::is_control) {
+            Ok(Self(text.into()))
+        } else {
+            Err(InvalidId {
+                expected: "a string of 1 to 128 bytes without control characters",
+            })
+        }
+    }
+}
+
+impl DeviceId {
+    /// Longest device id, in bytes.
+    pub const MAX_BYTES: usize = 64;
+}
+
+impl FromStr for DeviceId {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        let fits = (1..=Self::MAX_BYTES).contains(&text.len());
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+        if fits && text.bytes().all(allowed) {
+            Ok(Self(text.into()))
+        } else {
+            Err(InvalidId {
+                expected: "a string of 1 to 64 characters from A-Z a-z 0-9 . _ -",
+            })
+        }
+    }
+}
+
+impl CallId {
+    /// A new id for a call made at `now`.
+    pub fn generate(now: Timestamp) -> Self {
+        let seconds = now.as_millis() / 1_000;
+        let nanos = u32::try_from(now.as_millis() % 1_000).expect("below 1,000") * 1_000_000;
+        let time = uuid::Timestamp::from_unix(uuid::NoContext, seconds, nanos);
+        Self(Uuid::new_v7(time))
+    }
+}
+
+impl FromStr for CallId {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        Uuid::try_parse(text).map(Self).map_err(|_| InvalidId {
+            expected: "a call id as the server gave it (a UUID)",
+        })
+    }
+}
+
+impl SocketId {
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+}
+
+impl FromStr for SocketId {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        text.as_bytes()
+            .try_into()
+            .map(Self)
+            .map_err(|_| InvalidId {
+                expected: "a socket id of 16 bytes",
+            })
+    }
+}
+
+impl fmt::Display for UserId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for CallId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for SocketId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&String::from_utf8_lossy(&self.0))
+    }
+}
+
+impl fmt::Debug for UserId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for CallId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for SocketId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_id_is_1_to_128_bytes_without_control_characters() {
+        for good in ["a", "anna@example.org", "名前", &"x".repeat(128)] {
+            assert_eq!(good.parse::<UserId>().unwrap().as_str(), good);
+        }
+        for bad in ["", "a\nb", "\u{7f}", &"x".repeat(129), &"é".repeat(65)] {
+            assert!(bad.parse::<UserId>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_device_id_is_1_to_64_plain_characters() {
+        for good in ["a", "Phone_1.b-2", &"x".repeat(64)] {
+            assert!(good.parse::<DeviceId>().is_ok(), "{good:?}");
+        }
+        for bad in ["", "a b", "é", "a/b", &"x".repeat(65)] {
+            assert!(bad.parse::<DeviceId>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn call_ids_sort_by_time() {
+        let early = CallId::generate(Timestamp::from_millis(1_700_000_000_000));
+        let late = CallId::generate(Timestamp::from_millis(1_700_000_000_001));
+        assert!(early < late);
+        assert_eq!(early.to_string().parse(), Ok(early));
+    }
+}

@@ -1,0 +1,69 @@
+//! The `switchboard` command.
+#![forbid(unsafe_code)]
+
+use std::{
+    io::{self, IsTerminal, Write},
+    process::ExitCode,
+};
+
+use anyhow::Context;
+use clap::{Parser, error::ErrorKind};
+use switchboard::{
+    app,
+    config::{Cli, Config, Task},
+};
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let asked_for =
+                matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            // There is nowhere to report that the report could not be printed.
+            let _ = error.print();
+            return if asked_for { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        }
+    };
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.task()? {
+        Task::PrintConfig(config) => print(&config.to_toml()),
+        Task::Serve(config) => serve(config),
+    }
+}
+
+fn serve(config: Config) -> anyhow::Result<()> {
+    let filter = EnvFilter::builder()
+        .with_default_directive(LevelFilter::INFO.into())
+        .from_env()
+        .context("RUST_LOG cannot be read")?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .init();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start worker threads")?;
+    let ready = |address| {
+        // Whoever started the service may have closed its output: it serves all the same.
+        let _ = print(&format!("switchboard is ready: open http://{address}/\n"));
+    };
+    Ok(runtime.block_on(app::serve(config, ready))?)
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    Ok(stdout.flush()?)
+}

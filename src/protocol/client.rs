@@ -1,0 +1,425 @@
+//! What clients send, from JSON to one closed enum.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+
+use super::{
+    ErrorType, MAX_CALLER_INFO_BYTES, MAX_CANDIDATE_BYTES, MAX_DESCRIPTION_BYTES, MAX_SDP_BYTES,
+    MAX_CLIENT_CALL_ID_BYTES, MAX_REASON_BYTES, MAX_STATS_TEXT_BYTES, MAX_WATCHED_USERS,
+};
+use crate::{
+    call::{CallType, Signal},
+    ids::{CallId, UserId},
+    payload::Payload,
+};
+
+/// An event of a client, checked.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ClientEvent {
+    UserConnected {
+        user: UserId,
+    },
+    Initiate {
+        to: UserId,
+        call_type: CallType,
+        caller_info: Option<Payload>,
+        client_call_id: Option<Arc<str>>,
+    },
+    /// `call:offer`, `call:answer` or `call:ice-candidate`: passed on unread.
+    Signal {
+        call: CallRef,
+        signal: Signal,
+        payload: Payload,
+    },
+    Reject {
+        call: CallRef,
+        reason: Option<Arc<str>>,
+    },
+    Busy {
+        call: CallRef,
+    },
+    End {
+        call: CallRef,
+        duration_s: Option<f64>,
+    },
+    Sync {
+        call_id: Option<CallId>,
+    },
+    Stats {
+        call_id: CallId,
+        stats: MediaStats,
+    },
+    Subscribe {
+        users: Vec<UserId>,
+    },
+    Unsubscribe {
+        users: Vec<UserId>,
+    },
+    IceServers,
+    AuthRefresh,
+}
+
+/// Which call an event is about: the one with this id, else the socket's live call with `to`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CallRef {
+    pub to: UserId,
+    pub call_id: Option<CallId>,
+}
+
+/// `call:stats`: what a client's `getStats` said of its media connection.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct MediaStats {
+    pub round_trip_ms: Option<f64>,
+    pub loss_percent: Option<f64>,
+    pub jitter_ms: Option<f64>,
+    pub candidate_type: Option<Box<str>>,
+    pub ice_state: Option<Box<str>>,
+}
+
+/// A payload that is not what its event needs. Displays the field at fault and what it expects.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Malformed {
+    pub error_type: ErrorType,
+    pub message: String,
+    /// `toUserId`, as far as it could be read.
+    pub to: Option<UserId>,
+}
+
+/// The fields that events have, still JSON. Fields that no event has are ignored; `null` is not
+/// the same as absent.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default, bound(deserialize = "'de: 'a"))]
+struct Fields<'a> {
+    #[serde(deserialize_with = "present")]
+    user_id: Option<&'a RawValue>,
+    #[serde(deserialize_with = "present")]
+    user_ids: Option<&'a RawValue>,
+    #[serde(deserialize_with = "present")]
+    to_user_id: Option<&'a RawValue>,
+    #[serde(deserialize_with = "present")]
+    call_id: Option<&'a RawValue>,
+    #[serde(deserialize_with = "present")]
+    call_type: Option<&'a RawValue>,
+    #[serde(deserialize_with = "present")]
+    caller_info: Option<&'a RawValue>,
+    #[serde(deserialize_with = "present")]
+    client_call_id: Option<&'a RawValue>,
+    #[serde(deserialize_with = "present")]
+    offer: Option<&'a RawValue>,
+    #[serde(deserialize_with = "present")]
+    answer: Option<&'a RawValue>,
+    #[serde(deserialize_with = "present")]
+    candidate: Option<&'a RawValue>,
+    #[serde(deserialize_with = "present")]
+    reason: Option<&'a RawValue>,
+    #[serde(deserialize_with = "present")]
+    duration: Option<&'a RawValue>,
+    #[serde(deserialize_with = "present")]
+    round_trip_ms: Option<&'a RawValue>,
+    #[serde(deserialize_with = "present")]
+    loss_percent: Option<&'a RawValue>,
+    #[serde(deserialize_with = "present")]
+    jitter_ms: Option<&'a RawValue>,
+    #[serde(deserialize_with = "present")]
+    candidate_type: Option<&'a RawValue>,
+    #[serde(deserialize_with = "present")]
+    ice_state: Option<&'a RawValue>,
+}
+
+fn present<'de: 'a, 'a, D: Deserializer<'de>>(field: D) -> Result<Option<&'a RawValue>, D::Error> {
+    <&RawValue>::deserialize(field).map(Some)
+}
+
+impl ClientEvent {
+    /// Reads the payload of the event called `name`.
+    ///
+    /// # Errors
+    /// [`Malformed`] for an event that is not known and for a payload that is not what it takes.
+    pub fn decode(name: &str, payload: Option<&RawValue>) -> Result<Self, Malformed> {
+        if name == "user-connected" {
+            return Self::user_connected(payload);
+        }
+        let fields = Fields::read(payload)?;
+        Self::decode_fields(name, &fields).map_err(|malformed| Malformed {
+            to: fields.to_user_id.and_then(|raw| parse_string(raw)?.parse().ok()),
+            ..malformed
+        })
+    }
+
+    fn decode_fields(name: &str, fields: &Fields) -> Result<Self, Malformed> {
+        Ok(match name {
+            "call:initiate" => Self::Initiate {
+                to: id("toUserId", fields.to_user_id)?,
+                call_type: call_type(fields.call_type)?,
+                caller_info: caller_info(fields.caller_info)?,
+                client_call_id: optional_text("clientCallId", fields.client_call_id, MAX_CLIENT_CALL_ID_BYTES)?,
+            },
+            "call:offer" => Self::Signal {
+                call: fields.call_ref()?,
+                signal: Signal::Offer,
+                payload: description("offer", fields.offer)?,
+            },
+            "call:answer" => Self::Signal {
+                call: fields.call_ref()?,
+                signal: Signal::Answer,
+                payload: description("answer", fields.answer)?,
+            },
+            "call:ice-candidate" => Self::Signal {
+                call: fields.call_ref()?,
+                signal: Signal::Candidate,
+                payload: candidate(fields.candidate)?,
+            },
+            "call:reject" => Self::Reject {
+                call: fields.call_ref()?,
+                reason: optional_text("reason", fields.reason, MAX_REASON_BYTES)?,
+            },
+            "call:busy" => Self::Busy { call: fields.call_ref()? },
+            "call:end" => Self::End {
+                call: fields.call_ref()?,
+                duration_s: optional_number("duration", fields.duration)?,
+            },
+            "call:sync" => Self::Sync { call_id: optional_id("callId", fields.call_id)? },
+            "call:stats" => Self::Stats {
+                call_id: id("callId", fields.call_id)?,
+                stats: MediaStats {
+                    round_trip_ms: optional_number("roundTripMs", fields.round_trip_ms)?,
+                    loss_percent: optional_number("lossPercent", fields.loss_percent)?,
+                    jitter_ms: optional_number("jitterMs", fields.jitter_ms)?,
+                    candidate_type: optional_text("candidateType", fields.candidate_type, MAX_STATS_TEXT_BYTES)?,
+                    ice_state: optional_text("iceState", fields.ice_state, MAX_STATS_TEXT_BYTES)?,
+                },
+            },
+            "presence:subscribe" => Self::Subscribe { users: user_ids(fields.user_ids)? },
+            "presence:unsubscribe" => Self::Unsubscribe { users: user_ids(fields.user_ids)? },
+            "ice:servers" => Self::IceServers,
+            "auth:refresh" => Self::AuthRefresh,
+            unknown => {
+                let start: String = unknown.chars().take(64).collect();
+                return Err(Malformed::invalid(format!("unknown event {start:?}")));
+            }
+        })
+    }
+
+    /// `"userId"` or `{userId}`.
+    fn user_connected(payload: Option<&RawValue>) -> Result<Self, Malformed> {
+        let bare = payload.filter(|raw| raw.get().starts_with('"'));
+        let user = match bare {
+            Some(raw) => id("userId", Some(raw))?,
+            None => id("userId", Fields::read(payload)?.user_id)?,
+        };
+        Ok(Self::UserConnected { user })
+    }
+}
+
+impl<'a> Fields<'a> {
+    fn read(payload: Option<&'a RawValue>) -> Result<Self, Malformed> {
+        let Some(raw) = payload else {
+            return Ok(Self::default());
+        };
+        if !raw.get().starts_with('{') {
+            return Err(Malformed::invalid("payload: expected an object".to_owned()));
+        }
+        serde_json::from_str(raw.get())
+            .map_err(|error| Malformed::invalid(format!("payload: {error}")))
+    }
+
+    fn call_ref(&self) -> Result<CallRef, Malformed> {
+        Ok(CallRef {
+            to: id("toUserId", self.to_user_id)?,
+            call_id: optional_id("callId", self.call_id)?,
+        })
+    }
+}
+
+impl Malformed {
+    pub fn invalid(message: String) -> Self {
+        Self { error_type: ErrorType::InvalidPayload, message, to: None }
+    }
+
+    fn field(name: &str, expected: impl fmt::Display) -> Self {
+        Self::invalid(format!("{name}: expected {expected}"))
+    }
+
+    fn too_large(name: &str, limit_bytes: usize) -> Self {
+        Self {
+            error_type: ErrorType::PayloadTooLarge,
+            message: format!("{name}: at most {limit_bytes} bytes are allowed"),
+            to: None,
+        }
+    }
+}
+
+fn parse_string(raw: &RawValue) -> Option<String> {
+    serde_json::from_str(raw.get()).ok()
+}
+
+fn is_null(raw: &RawValue) -> bool {
+    raw.get() == "null"
+}
+
+fn id<T>(name: &str, raw: Option<&RawValue>) -> Result<T, Malformed>
+where
+    T: FromStr<Err: fmt::Display>,
+{
+    let Some(text) = raw.and_then(parse_string) else {
+        return Err(Malformed::field(name, "a string"));
+    };
+    text.parse().map_err(|error| Malformed::invalid(format!("{name}: {error}")))
+}
+
+fn optional_id<T>(name: &str, raw: Option<&RawValue>) -> Result<Option<T>, Malformed>
+where
+    T: FromStr<Err: fmt::Display>,
+{
+    match raw {
+        None => Ok(None),
+        Some(raw) if is_null(raw) => Ok(None),
+        some => id(name, some).map(Some),
+    }
+}
+
+/// A short text, where absent, `null` and `""` are the same: none was given.
+fn optional_text<T>(
+    name: &str,
+    raw: Option<&RawValue>,
+    limit_bytes: usize,
+) -> Result<Option<T>, Malformed>
+where
+    T: From<String>,
+{
+    let Some(raw) = raw.filter(|raw| !is_null(raw)) else {
+        return Ok(None);
+    };
+    let text = parse_string(raw).ok_or_else(|| Malformed::field(name, "a string"))?;
+    if text.len() > limit_bytes {
+        return Err(Malformed::too_large(name, limit_bytes));
+    }
+    Ok(Some(text).filter(|text| !text.is_empty()).map(T::from))
+}
+
+fn optional_number(name: &str, raw: Option<&RawValue>) -> Result<Option<f64>, Malformed> {
+    let Some(raw) = raw.filter(|raw| !is_null(raw)) else {
+        return Ok(None);
+    };
+    serde_json::from_str(raw.get())
+        .ok()
+        .filter(|number: &f64| *number >= 0.0 && number.is_finite())
+        .map(Some)
+        .ok_or_else(|| Malformed::field(name, "a number that is not negative"))
+}
+
+fn call_type(raw: Option<&RawValue>) -> Result<CallType, Malformed> {
+    let text = raw.and_then(parse_string);
+    CallType::ALL
+        .into_iter()
+        .find(|call_type| text.as_deref() == Some(call_type.as_str()))
+        .ok_or_else(|| Malformed::field("callType", "\"audio\" or \"video\""))
+}
+
+fn caller_info(raw: Option<&RawValue>) -> Result<Option<Payload>, Malformed> {
+    let Some(raw) = raw.filter(|raw| !is_null(raw)) else {
+        return Ok(None);
+    };
+    if raw.get().len() > MAX_CALLER_INFO_BYTES {
+        return Err(Malformed::too_large("callerInfo", MAX_CALLER_INFO_BYTES));
+    }
+    if !raw.get().starts_with('{') {
+        return Err(Malformed::field("callerInfo", "an object"));
+    }
+    Ok(Some(raw.into()))
+}
+
+/// An offer or an answer: `{type, sdp}`, both strings, and whatever else the client adds.
+fn description(name: &str, raw: Option<&RawValue>) -> Result<Payload, Malformed> {
+    #[derive(Deserialize)]
+    struct Description<'a> {
+        #[serde(rename = "type")]
+        _kind: IgnoredString,
+        #[serde(borrow)]
+        sdp: std::borrow::Cow<'a, str>,
+    }
+    let raw = raw.ok_or_else(|| Malformed::field(name, "an object {type, sdp}"))?;
+    if raw.get().len() > MAX_DESCRIPTION_BYTES {
+        return Err(Malformed::too_large(name, MAX_SDP_BYTES));
+    }
+    match serde_json::from_str::<Description>(raw.get()) {
+        Ok(description) if raw.get().starts_with('{') => {
+            if description.sdp.len() > MAX_SDP_BYTES {
+                return Err(Malformed::too_large(&format!("{name}.sdp"), MAX_SDP_BYTES));
+            }
+            Ok(raw.into())
+        }
+        Ok(_) | Err(_) => Err(Malformed::field(
+            name,
+            "an object {type, sdp} of two strings",
+        )),
+    }
+}
+
+/// A candidate: `{candidate, …}`, or `null` or `""` for the end of candidates.
+fn candidate(raw: Option<&RawValue>) -> Result<Payload, Malformed> {
+    #[derive(Deserialize)]
+    struct Candidate {
+        #[serde(rename = "candidate")]
+        _candidate: IgnoredString,
+        #[serde(rename = "sdpMLineIndex", default)]
+        _line: Option<u16>,
+        #[serde(rename = "sdpMid", default)]
+        _mid: Option<IgnoredString>,
+        #[serde(rename = "usernameFragment", default)]
+        _fragment: Option<IgnoredString>,
+    }
+    const EXPECTED: &str = "an object {candidate, sdpMLineIndex, sdpMid, usernameFragment?}, null or \"\"";
+    let raw = raw.ok_or_else(|| Malformed::field("candidate", EXPECTED))?;
+    if raw.get().len() > MAX_CANDIDATE_BYTES {
+        return Err(Malformed::too_large("candidate", MAX_CANDIDATE_BYTES));
+    }
+    let is_candidate = || {
+        raw.get().starts_with('{') && serde_json::from_str::<Candidate>(raw.get()).is_ok()
+    };
+    if matches!(raw.get(), "null" | "\"\"") || is_candidate() {
+        Ok(raw.into())
+    } else {
+        Err(Malformed::field("candidate", EXPECTED))
+    }
+}
+
+fn user_ids(raw: Option<&RawValue>) -> Result<Vec<UserId>, Malformed> {
+    const NAME: &str = "userIds";
+    let texts: Option<Vec<String>> = raw.and_then(|raw| serde_json::from_str(raw.get()).ok());
+    let texts = texts.ok_or_else(|| Malformed::field(NAME, "an array of user ids"))?;
+    if texts.len() > MAX_WATCHED_USERS {
+        let message = format!("{NAME}: at most {MAX_WATCHED_USERS} user ids are allowed");
+        return Err(Malformed { error_type: ErrorType::PayloadTooLarge, message, to: None });
+    }
+    let parse = |text: String| text.parse();
+    texts
+        .into_iter()
+        .map(parse)
+        .collect::<Result<_, _>>()
+        .map_err(|error| Malformed::invalid(format!("{NAME}: {error} in each place")))
+}
+
+/// A JSON string whose text does not matter.
+struct IgnoredString;
+
+impl<'de> Deserialize<'de> for IgnoredString {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = IgnoredString;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_str<E>(self, _: &str) -> Result<IgnoredString, E> {
+                Ok(IgnoredString)
+            }
+        }
+        deserializer.deserialize_str(Visitor)
+    }
+}

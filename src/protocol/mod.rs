@@ -1,0 +1,50 @@
+//! The wire: what clients may send, what they are sent, error types and limits.
+//!
+//! Names and literal texts are fixed; clients in the field depend on every one of them.
+
+mod answer;
+mod client;
+mod server;
+
+pub use answer::{Answer, ErrorBody, IceServer};
+pub use client::{CallRef, ClientEvent, Malformed, MediaStats};
+pub use server::{CallView, Presence, ServerEvent};
+
+use serde::Serialize;
+
+/// Longest SDP of an offer or an answer, in bytes of UTF-8.
+pub const MAX_SDP_BYTES: usize = 64 * 1024;
+/// Longest offer or answer as JSON text: an SDP at its limit, escaped, and some fields beside it.
+pub const MAX_DESCRIPTION_BYTES: usize = 2 * MAX_SDP_BYTES;
+/// Longest candidate as JSON text.
+pub const MAX_CANDIDATE_BYTES: usize = 4 * 1024;
+/// Longest `callerInfo` as JSON text.
+pub const MAX_CALLER_INFO_BYTES: usize = 4 * 1024;
+/// Longest `reason` of a `call:reject`, in bytes.
+pub const MAX_REASON_BYTES: usize = 1024;
+/// Longest `clientCallId`, in bytes.
+pub const MAX_CLIENT_CALL_ID_BYTES: usize = 128;
+/// Longest text in a `call:stats`, in bytes.
+pub const MAX_STATS_TEXT_BYTES: usize = 64;
+/// Most user ids in one presence request, and most users that one socket may watch.
+pub const MAX_WATCHED_USERS: usize = 500;
+/// Longest message that the transport takes; what is longer closes it.
+pub const MAX_MESSAGE_BYTES: usize = 256 * 1024;
+
+/// The `type` of a `call:error`. It tells whether to try again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum ErrorType {
+    RecipientOffline,
+    Unauthenticated,
+    Forbidden,
+    InvalidPayload,
+    PayloadTooLarge,
+    NoActiveCall,
+    AlreadyAnswered,
+    CallInProgress,
+    Glare,
+    SelfCall,
+    RateLimited,
+    TemporarilyUnavailable,
+}

@@ -1,0 +1,78 @@
+//! Time as a value. Nothing but [`Clock`] asks the machine what time it is.
+
+use std::{
+    ops::{Add, Sub},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use serde::Serialize;
+
+/// Unix time in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct Timestamp(u64);
+
+impl Timestamp {
+    pub const fn from_millis(millis: u64) -> Self {
+        Self(millis)
+    }
+
+    pub const fn as_millis(self) -> u64 {
+        self.0
+    }
+}
+
+impl Add<Duration> for Timestamp {
+    type Output = Self;
+
+    /// Stops at the end of time instead of wrapping round.
+    fn add(self, duration: Duration) -> Self {
+        let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        Self(self.0.saturating_add(millis))
+    }
+}
+
+impl Sub for Timestamp {
+    type Output = Duration;
+
+    /// Zero when `earlier` is later: clocks of two machines may disagree.
+    fn sub(self, earlier: Self) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// Where the time of day comes from.
+#[derive(Debug, Clone)]
+pub enum Clock {
+    /// The machine's clock.
+    System,
+    /// Tokio's clock, counted from `origin`: a test that pauses tokio's time pauses this one too.
+    Tokio {
+        origin: Timestamp,
+        started: tokio::time::Instant,
+    },
+}
+
+impl Clock {
+    /// A clock for tests, which begins now at a fixed time of day.
+    pub fn tokio() -> Self {
+        Self::Tokio {
+            origin: Timestamp::from_millis(1_800_000_000_000),
+            started: tokio::time::Instant::now(),
+        }
+    }
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one place that asks the machine's clock"
+    )]
+    pub fn now(&self) -> Timestamp {
+        match self {
+            Self::System => {
+                let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+                Timestamp(0) + since_epoch.unwrap_or_default()
+            }
+            Self::Tokio { origin, started } => *origin + started.elapsed(),
+        }
+    }
+}
