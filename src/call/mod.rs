@@ -249,11 +249,13 @@ impl Call {
             .is_some_and(|role| self.party(role).link.is_on(device.socket))
     }
 
-    /// Whether `device` came back to this call and has not shown yet that it knows it.
+    /// Whether `device` came back to this live call and has not shown yet that it knows it.
     pub fn awaits_confirmation(&self, device: &Device) -> bool {
         self.role_of(&device.user).is_some_and(|role| {
-            matches!(&self.party(role).link,
-                Link::Bound(binding) if binding.socket == device.socket && !binding.confirmed)
+            let link = &self.party(role).link;
+            self.is_live()
+                && matches!(link, Link::Bound(binding)
+                    if binding.socket == device.socket && !binding.confirmed)
         })
     }
 

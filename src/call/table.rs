@@ -1,0 +1,227 @@
+//! Every state with every event: what becomes of the call, and who is told what.
+//!
+//! The expectations are in `table.txt`, a line each: state, event, outcome, news. A pair that has
+//! no line there, or another outcome than there, fails.
+
+use std::fmt::Write as _;
+
+use super::{
+    Call, Event, Link, News, Refusal, Role, State,
+    fixtures::{RULES, at, device, ringing},
+    news,
+};
+use crate::{ids::SocketId, time::Timestamp};
+
+/// The second at which the events happen. The call was placed at 0.
+const NOW_S: u64 = 5;
+
+fn now() -> Timestamp {
+    at(NOW_S)
+}
+
+fn after(events: &[Event]) -> Call {
+    let step = |call: Call, event| RULES.apply(&call, event, at(1)).expect("a possible past");
+    events.iter().fold(ringing(), step)
+}
+
+fn gone(name: &str) -> Event {
+    Event::Gone { device: device(name), may_return: true }
+}
+
+fn end(name: &str) -> Event {
+    Event::End { by: device(name), reported_duration_s: None }
+}
+
+/// Each kind of state that a call can be in. `a1` called, `b1` answered, `b2` rings too.
+fn states() -> Vec<(&'static str, Call)> {
+    let answer = || Event::Answer(device("b1"));
+    let reject = || Event::Reject { by: device("b1"), reason: None };
+    vec![
+        ("ringing", ringing()),
+        ("ringing, caller lost", after(&[gone("a1")])),
+        ("ringing, caller back", after(&[gone("a1"), Event::Joined(device("a1+"))])),
+        ("active", after(&[answer()])),
+        ("active, caller lost", after(&[answer(), gone("a1")])),
+        ("active, callee lost", after(&[answer(), gone("b1")])),
+        ("active, both lost", after(&[answer(), gone("a1"), gone("b1")])),
+        ("active, caller back", after(&[answer(), gone("a1"), Event::Joined(device("a1+"))])),
+        ("ended before the answer", after(&[reject()])),
+        ("ended after the answer", after(&[answer(), end("a1")])),
+        ("ended, caller lost", after(&[answer(), gone("a1"), end("b1")])),
+    ]
+}
+
+fn events() -> Vec<(String, Event)> {
+    let mut events = Vec::new();
+    for name in ["a1", "a1+", "a2", "b1", "b2", "x1"] {
+        let by = || device(name);
+        events.push((format!("answer {name}"), Event::Answer(by())));
+        events.push((format!("reject {name}"), Event::Reject { by: by(), reason: None }));
+        events.push((format!("busy {name}"), Event::Busy(by())));
+        events.push((format!("end {name}"), end(name)));
+        events.push((format!("gone {name}"), gone(name)));
+        let left = Event::Gone { device: by(), may_return: false };
+        events.push((format!("left {name}"), left));
+        events.push((format!("confirmed {name}"), Event::Confirmed(by())));
+    }
+    for name in ["a1+", "a1++", "a2", "a1-", "b1+", "b2", "x1"] {
+        events.push((format!("joined {name}"), Event::Joined(device(name))));
+    }
+    events.push(("superseded caller".to_owned(), Event::Superseded(Role::Caller)));
+    events.push(("superseded callee".to_owned(), Event::Superseded(Role::Callee)));
+    events.push(("due".to_owned(), Event::Due));
+    events
+}
+
+fn name_of(socket: SocketId) -> String {
+    socket.to_string().trim_end_matches('_').to_owned()
+}
+
+fn show_link(link: &Link) -> String {
+    match link {
+        Link::Open => "-".to_owned(),
+        Link::Bound(binding) if binding.confirmed => name_of(binding.socket),
+        Link::Bound(binding) => format!("{}?", name_of(binding.socket)),
+        Link::Lost { .. } => "lost".to_owned(),
+    }
+}
+
+fn show(call: &Call) -> String {
+    let state = match &call.state {
+        State::Ringing { .. } => "ringing".to_owned(),
+        State::Active { .. } => "active".to_owned(),
+        State::Ended { .. } => call.end_reason().expect("it ended").as_str().to_owned(),
+    };
+    format!("{state} {} {}", show_link(&call.caller.link), show_link(&call.callee.link))
+}
+
+fn show_news(before: &Call, after: &Call) -> String {
+    let rung: Vec<_> = ["b1", "b2"].map(|name| device(name).socket).into();
+    let mut told: Vec<_> = news(before, after, &rung)
+        .into_iter()
+        .map(|(socket, news)| {
+            let what = match news {
+                News::Ringing => "ringing",
+                News::Incoming => "incoming",
+                News::Resumed => "resumed",
+                News::PeerReconnecting { .. } => "peer-reconnecting",
+                News::PeerReconnected => "peer-reconnected",
+                News::Rejected { .. } => "rejected",
+                News::Busy => "busy",
+                News::Ended { why, .. } => why.as_str(),
+            };
+            format!("{} {what}", name_of(socket))
+        })
+        .collect();
+    told.sort();
+    told.join(", ")
+}
+
+fn show_refusal(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::NotInCall => "(not in call)",
+        Refusal::AlreadyAnswered => "(already answered)",
+        Refusal::Over => "(over)",
+        Refusal::NothingToDo => "(nothing to do)",
+        Refusal::SelfCall | Refusal::CallInProgress(_) | Refusal::Glare(_) => "(not an event's)",
+    }
+}
+
+#[test]
+fn every_state_with_every_event() {
+    let mut table = String::new();
+    for (state, call) in states() {
+        for (name, event) in events() {
+            let result = RULES.apply(&call, &event, now());
+            let (outcome, told) = match &result {
+                Ok(next) => {
+                    assert_eq!(next.version, call.version + 1);
+                    assert_eq!(next.updated_at, now());
+                    (show(next), show_news(&call, next))
+                }
+                Err(refusal) => (show_refusal(*refusal).to_owned(), String::new()),
+            };
+            let line = format!("{state} | {name} | {outcome} | {told}");
+            writeln!(table, "{}", line.trim_end_matches([' ', '|'])).expect("a string takes all");
+        }
+    }
+    let expected = include_str!("table.txt");
+    for (expected, found) in expected.lines().zip(table.lines()) {
+        assert_eq!(expected, found);
+    }
+    assert_eq!(expected.lines().count(), table.lines().count(), "whole table:\n{table}");
+}
+
+#[test]
+fn each_time_out_ends_the_call_at_its_time_and_not_before() {
+    let answered = after(&[Event::Answer(device("b1"))]);
+    let caller_lost = after(&[gone("a1")]);
+    let callee_lost = after(&[Event::Answer(device("b1")), gone("b1")]);
+    let hours_12_s = 12 * 3_600;
+    for (call, deadline_s, reason) in [
+        (ringing(), 30, "no_answer"),
+        (caller_lost, 1 + 10, "cancelled"),
+        (callee_lost, 1 + 10, "connection_lost"),
+        (answered, hours_12_s, "max_duration"),
+    ] {
+        assert_eq!(call.deadline(), at(deadline_s), "{reason}");
+        let early = RULES.apply(&call, &Event::Due, at(deadline_s - 1));
+        assert_eq!(early, Err(Refusal::NothingToDo), "{reason}");
+        let ended = RULES.apply(&call, &Event::Due, at(deadline_s)).unwrap();
+        assert_eq!(ended.end_reason().unwrap().as_str(), reason);
+    }
+}
+
+#[test]
+fn of_two_time_outs_the_earlier_one_counts() {
+    let lost_late = RULES.apply(&ringing(), &gone("a1"), at(25)).unwrap();
+    let ended = RULES.apply(&lost_late, &Event::Due, at(60)).unwrap();
+    assert_eq!(ended.end_reason().unwrap().as_str(), "no_answer");
+}
+
+#[test]
+fn a_device_without_an_id_cannot_come_back() {
+    let mut call = ringing();
+    call.caller.link = device("a1-").bind();
+    let ended = RULES.apply(&call, &gone("a1-"), now()).unwrap();
+    assert_eq!(ended.end_reason().unwrap().as_str(), "cancelled");
+}
+
+#[test]
+fn durations_are_measured_from_answer_to_end_and_reported_ones_are_told() {
+    let answered = RULES.apply(&ringing(), &Event::Answer(device("b1")), at(2)).unwrap();
+    for (reported, told_s) in [(None, 7.0), (Some(6.5), 6.5)] {
+        let end = Event::End { by: device("a1"), reported_duration_s: reported };
+        let ended = RULES.apply(&answered, &end, at(9)).unwrap();
+        assert_eq!(ended.duration_s(), Some(7));
+        let told = news(&answered, &ended, &[]);
+        assert!(
+            matches!(told[..], [(socket, News::Ended { duration_s, .. })]
+                if socket == device("b1").socket && duration_s == told_s),
+            "{told:?}"
+        );
+    }
+}
+
+#[test]
+fn whoever_missed_versions_hears_from_the_last_one() {
+    let rung = [device("b1").socket, device("b2").socket];
+    let answered = after(&[Event::Answer(device("b1"))]);
+    let ended = RULES.apply(&answered, &end("a1"), now()).unwrap();
+    let told = |before: &Call, after: &Call| {
+        news(before, after, &rung).into_iter().map(|(socket, news)| match news {
+            News::Ended { why, .. } => format!("{} {}", name_of(socket), why.as_str()),
+            other => panic!("{other:?}"),
+        })
+    };
+    let skipped: Vec<_> = told(&ringing(), &ended).collect();
+    assert_eq!(skipped, ["b1 completed", "b2 answered_elsewhere"]);
+    let in_steps: Vec<_> =
+        told(&ringing(), &answered).chain(news_of_last(&answered, &ended)).collect();
+    assert_eq!(in_steps, ["b2 answered_elsewhere", "b1 completed"]);
+
+    fn news_of_last(before: &Call, after: &Call) -> Vec<String> {
+        let told = news(before, after, &[]);
+        told.into_iter().map(|(socket, _)| format!("{} completed", name_of(socket))).collect()
+    }
+}
