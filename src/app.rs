@@ -37,14 +37,13 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
     let server = Server::bind(address).await.map_err(in_use)?;
     let bound = server.address().map_err(in_use)?;
 
-    let unusable =
-        |source| StartError::Database { url: config.database_url.clone(), source };
+    let unusable = |source| StartError::Database { url: config.database_url.clone(), source };
     let store = Sqlite::open(&config.database_url).await.map_err(unusable)?;
     history::close_orphans(&store).await.map_err(unusable)?;
 
     let cluster: Arc<dyn Cluster> = Arc::new(Memory::default());
     let (recorder, writer) = history::recorder(Arc::new(store.clone()), cluster.clone());
-    let gateway = Gateway::new();
+    let gateway = Gateway::default();
     let calls = Calls::new(cluster, gateway.outlet(), recorder, config.rules, Clock::System);
     let calls = Arc::new(calls);
     let (serving, socket_routes) = gateway.serve(calls.clone(), config.stun_urls);

@@ -56,7 +56,7 @@ struct Settings {
     /// Where to serve Socket.IO, the HTTP API and the web page [default: 127.0.0.1:3000]
     #[arg(long, env = "SWITCHBOARD_LISTEN", value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
-    /// Where call history is kept [default: sqlite://switchboard.db]
+    /// Where call history is kept [default: `sqlite://switchboard.db`]
     #[arg(long, env = "SWITCHBOARD_DATABASE_URL", value_name = "URL")]
     database_url: Option<String>,
     /// Who may connect; must be said to listen beyond loopback [default there: open]

@@ -51,9 +51,7 @@ impl FromStr for UserId {
         if fits && !text.chars().any(char::is_control) {
             Ok(Self(text.into()))
         } else {
-            Err(InvalidId {
-                expected: "a string of 1 to 128 bytes without control characters",
-            })
+            Err(InvalidId { expected: "a string of 1 to 128 bytes without control characters" })
         }
     }
 }
@@ -72,9 +70,7 @@ impl FromStr for DeviceId {
         if fits && text.bytes().all(allowed) {
             Ok(Self(text.into()))
         } else {
-            Err(InvalidId {
-                expected: "a string of 1 to 64 characters from A-Z a-z 0-9 . _ -",
-            })
+            Err(InvalidId { expected: "a string of 1 to 64 characters from A-Z a-z 0-9 . _ -" })
         }
     }
 }
@@ -93,9 +89,9 @@ impl FromStr for CallId {
     type Err = InvalidId;
 
     fn from_str(text: &str) -> Result<Self, InvalidId> {
-        Uuid::try_parse(text).map(Self).map_err(|_| InvalidId {
-            expected: "a call id as the server gave it (a UUID)",
-        })
+        Uuid::try_parse(text)
+            .map(Self)
+            .map_err(|_| InvalidId { expected: "a call id as the server gave it (a UUID)" })
     }
 }
 
@@ -112,9 +108,7 @@ impl FromStr for SocketId {
         text.as_bytes()
             .try_into()
             .map(Self)
-            .map_err(|_| InvalidId {
-                expected: "a socket id of 16 bytes",
-            })
+            .map_err(|_| InvalidId { expected: "a socket id of 16 bytes" })
     }
 }
 

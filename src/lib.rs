@@ -1,5 +1,4 @@
 //! switchboard: signaling for 1:1 WebRTC calls.
-#![forbid(unsafe_code)]
 
 pub mod app;
 pub mod call;

@@ -1,5 +1,4 @@
 //! The `switchboard` command.
-#![forbid(unsafe_code)]
 
 use std::{
     io::{self, IsTerminal, Write},

@@ -47,10 +47,7 @@ pub enum Clock {
     /// The machine's clock.
     System,
     /// Tokio's clock, counted from `origin`: a test that pauses tokio's time pauses this one too.
-    Tokio {
-        origin: Timestamp,
-        started: tokio::time::Instant,
-    },
+    Tokio { origin: Timestamp, started: tokio::time::Instant },
 }
 
 impl Clock {
@@ -62,10 +59,7 @@ impl Clock {
         }
     }
 
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the one place that asks the machine's clock"
-    )]
+    #[expect(clippy::disallowed_methods, reason = "the one place that asks the machine's clock")]
     pub fn now(&self) -> Timestamp {
         match self {
             Self::System => {

@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// How long an ended call can still be asked for.
-pub const ENDED_RETENTION: Duration = Duration::from_secs(60);
+pub const ENDED_RETENTION: Duration = Duration::from_mins(1);
 
 /// The periods that the rules work with.
 #[derive(Debug, Clone, Copy)]
@@ -129,16 +129,22 @@ pub enum Cause {
         reason: Option<Arc<str>>,
     },
     /// `call:busy` from a device of the callee.
-    Busy { by: SocketId },
+    Busy {
+        by: SocketId,
+    },
     /// The callee was in another call when this one was placed.
     LineBusy,
     /// The callee had no socket when this call was placed.
     Offline,
     RingTimeout,
     /// The device of this party went away for good.
-    Lost { role: Role },
+    Lost {
+        role: Role,
+    },
     /// This party began another call after it lost its device.
-    Superseded { role: Role },
+    Superseded {
+        role: Role,
+    },
     MaxDuration,
 }
 
@@ -239,14 +245,12 @@ impl Call {
 
     /// Whether the call is between `user` and `other`, whoever of them called.
     pub fn is_between(&self, user: &UserId, other: &UserId) -> bool {
-        self.role_of(user)
-            .is_some_and(|role| self.party(role.other()).user == *other)
+        self.role_of(user).is_some_and(|role| self.party(role.other()).user == *other)
     }
 
     /// Whether `device` is the one that speaks for its party.
     pub fn is_bound_to(&self, device: &Device) -> bool {
-        self.role_of(&device.user)
-            .is_some_and(|role| self.party(role).link.is_on(device.socket))
+        self.role_of(&device.user).is_some_and(|role| self.party(role).link.is_on(device.socket))
     }
 
     /// Whether `device` came back to this live call and has not shown yet that it knows it.
@@ -273,14 +277,10 @@ impl Call {
         if let State::Ended { at, .. } = self.state {
             return at + ENDED_RETENTION;
         }
-        [
-            self.rings_until(),
-            self.caller.link.lost_until(),
-            self.callee.link.lost_until(),
-        ]
-        .into_iter()
-        .flatten()
-        .fold(self.expires_at, Timestamp::min)
+        [self.rings_until(), self.caller.link.lost_until(), self.callee.link.lost_until()]
+            .into_iter()
+            .flatten()
+            .fold(self.expires_at, Timestamp::min)
     }
 
     pub fn status(&self) -> Status {
@@ -360,6 +360,7 @@ impl Link {
 }
 
 impl Role {
+    #[must_use]
     pub fn other(self) -> Self {
         match self {
             Role::Caller => Role::Callee,
@@ -370,11 +371,7 @@ impl Role {
 
 impl Device {
     fn bind(&self) -> Link {
-        Link::Bound(Binding {
-            socket: self.socket,
-            device: self.id.clone(),
-            confirmed: true,
-        })
+        Link::Bound(Binding { socket: self.socket, device: self.id.clone(), confirmed: true })
     }
 }
 
@@ -418,13 +415,8 @@ impl EndReason {
 }
 
 impl Status {
-    pub const ALL: [Self; 5] = [
-        Self::Pending,
-        Self::Answered,
-        Self::Rejected,
-        Self::Missed,
-        Self::Ended,
-    ];
+    pub const ALL: [Self; 5] =
+        [Self::Pending, Self::Answered, Self::Rejected, Self::Missed, Self::Ended];
 
     pub fn as_str(self) -> &'static str {
         match self {

@@ -17,13 +17,20 @@ pub enum News {
     Incoming,
     /// This socket took the call over from its device's earlier socket.
     Resumed,
-    PeerReconnecting { grace_ends_at: Timestamp },
+    PeerReconnecting {
+        grace_ends_at: Timestamp,
+    },
     PeerReconnected,
     /// A device of the callee refused, with the reason it gave.
-    Rejected { reason: Option<Arc<str>> },
+    Rejected {
+        reason: Option<Arc<str>>,
+    },
     /// The callee is on another call, or a device of the callee said so.
     Busy,
-    Ended { why: Told, duration_s: f64 },
+    Ended {
+        why: Told,
+        duration_s: f64,
+    },
 }
 
 /// Why a call is over for the one who is told.

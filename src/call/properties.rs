@@ -284,18 +284,18 @@ impl World {
         }
         // Invariant 3: a socket that rang has one fate when its call rings no more.
         for ((id, socket), fates) in &self.fates {
-            let expected = if self.calls[id].is_ringing() { 0 } else { 1 };
+            let expected = usize::from(!self.calls[id].is_ringing());
             let gone = !self.online.values().any(|device| device.socket == *socket);
             assert!(fates.len() == expected || gone, "{socket}: {fates:?}, {:?}", self.calls[id]);
             assert!(fates.len() <= 1, "{socket}: {fates:?}");
         }
         for call in self.calls.values() {
-            self.check_history(call);
+            Self::check_end(call);
         }
     }
 
     /// Invariant 5, as far as it is the rules' part: the end has one reason, and fits the status.
-    fn check_history(&self, call: &Call) {
+    fn check_end(call: &Call) {
         assert_eq!(call.is_live(), call.end_reason().is_none());
         assert_eq!(call.is_live(), call.ended_at().is_none());
         assert_eq!(call.duration_s().is_some(), call.answered_at().is_some() && !call.is_live());

@@ -39,7 +39,9 @@ impl Call {
                 Ok(Route::Ringing)
             }
             (State::Ringing { .. }, Role::Caller, _) => Err(Refusal::NotInCall),
-            (State::Ringing { .. }, Role::Callee, Signal::Answer) => Ok(Route::Answers(Role::Caller)),
+            (State::Ringing { .. }, Role::Callee, Signal::Answer) => {
+                Ok(Route::Answers(Role::Caller))
+            }
             (State::Ringing { .. }, Role::Callee, Signal::Candidate) => {
                 Ok(Route::AfterAnswer(Role::Caller))
             }

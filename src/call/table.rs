@@ -197,7 +197,7 @@ fn durations_are_measured_from_answer_to_end_and_reported_ones_are_told() {
         let told = news(&answered, &ended, &[]);
         assert!(
             matches!(told[..], [(socket, News::Ended { duration_s, .. })]
-                if socket == device("b1").socket && duration_s == told_s),
+                if socket == device("b1").socket && (duration_s - told_s).abs() < 0.001),
             "{told:?}"
         );
     }
@@ -216,12 +216,6 @@ fn whoever_missed_versions_hears_from_the_last_one() {
     };
     let skipped: Vec<_> = told(&ringing(), &ended).collect();
     assert_eq!(skipped, ["b1 completed", "b2 answered_elsewhere"]);
-    let in_steps: Vec<_> =
-        told(&ringing(), &answered).chain(news_of_last(&answered, &ended)).collect();
-    assert_eq!(in_steps, ["b2 answered_elsewhere", "b1 completed"]);
-
-    fn news_of_last(before: &Call, after: &Call) -> Vec<String> {
-        let told = news(before, after, &[]);
-        told.into_iter().map(|(socket, _)| format!("{} completed", name_of(socket))).collect()
-    }
+    let first: Vec<_> = told(&ringing(), &answered).collect();
+    assert_eq!(first, ["b2 answered_elsewhere"]);
 }

@@ -11,17 +11,11 @@ pub enum Event {
     /// `call:answer` of a device that is not in the call yet.
     Answer(Device),
     /// `call:reject`.
-    Reject {
-        by: Device,
-        reason: Option<Arc<str>>,
-    },
+    Reject { by: Device, reason: Option<Arc<str>> },
     /// `call:busy`.
     Busy(Device),
     /// `call:end`, with the duration in seconds that the client reported.
-    End {
-        by: Device,
-        reported_duration_s: Option<f64>,
-    },
+    End { by: Device, reported_duration_s: Option<f64> },
     /// The socket is gone. A client that left on purpose does not come back.
     Gone { device: Device, may_return: bool },
     /// A device of a party has a new socket.

@@ -281,11 +281,21 @@ impl View {
 }
 
 impl Held {
-    fn keep_for_replay(&mut self, signal: Signal, payload: &Payload, until: Timestamp) -> Result<(), Full> {
+    fn keep_for_replay(
+        &mut self,
+        signal: Signal,
+        payload: &Payload,
+        until: Timestamp,
+    ) -> Result<(), Full> {
         self.keep(signal, payload, MAX_REPLAY_MESSAGES, MAX_REPLAY_BYTES, until)
     }
 
-    fn keep_for_lost(&mut self, signal: Signal, payload: &Payload, until: Timestamp) -> Result<(), Full> {
+    fn keep_for_lost(
+        &mut self,
+        signal: Signal,
+        payload: &Payload,
+        until: Timestamp,
+    ) -> Result<(), Full> {
         self.keep(signal, payload, MAX_WAITING_MESSAGES, MAX_WAITING_BYTES, until)
     }
 

@@ -8,13 +8,15 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use tracing::{debug, warn};
 
-pub use live::{MAX_REPLAY_BYTES, MAX_REPLAY_MESSAGES, MAX_WAITING_BYTES, MAX_WAITING_MESSAGES};
 use live::{Full, LiveCall, LiveCalls};
+pub use live::{MAX_REPLAY_BYTES, MAX_REPLAY_MESSAGES, MAX_WAITING_BYTES, MAX_WAITING_MESSAGES};
 use watchers::Watchers;
 
 use crate::{
-    call::{Attempt, Call, CallType, Cause, Device, Event, Placement, Refusal, Role, Route, Rules,
-           Signal, State, first_news},
+    call::{
+        Attempt, Call, CallType, Cause, Device, Event, Placement, Refusal, Role, Route, Rules,
+        Signal, State, first_news,
+    },
     cluster::{Change, Claim, Cluster, Committed, Edge, Unavailable},
     history::Recorder,
     ids::{CallId, SocketId, UserId},
@@ -108,7 +110,9 @@ impl Calls {
         match self.transition(call.clone(), &Event::Joined(device.clone())).await {
             Ok(_) => return Ok(()),
             Err(Failure::Refused(_)) => {}
-            Err(failure) => warn!(%failure, call = %call.id, "a device could not get its call back"),
+            Err(failure) => {
+                warn!(%failure, call = %call.id, "a device could not get its call back");
+            }
         }
         if call.is_ringing() && call.role_of(&device.user) == Some(Role::Callee) {
             let now = self.clock.now();
@@ -194,9 +198,8 @@ impl Calls {
     ) -> Result<CallId, Failure> {
         let call = self.find(device, target).await?;
         let live = self.confirmed(call, device).await?;
-        let relay = |live: &LiveCall| {
-            live.relay(device, signal, &payload, &*self.outlet, self.clock.now())
-        };
+        let relay =
+            |live: &LiveCall| live.relay(device, signal, &payload, &*self.outlet, self.clock.now());
         let id = live.id();
         match relay(&live)? {
             Route::Answers(_) => {
@@ -205,7 +208,9 @@ impl Calls {
                 live.release_early(device, &*self.outlet, self.clock.now());
                 Ok(id)
             }
-            Route::Ringing | Route::AfterAnswer(_) | Route::Bound(..) | Route::WhenBack(_) => Ok(id),
+            Route::Ringing | Route::AfterAnswer(_) | Route::Bound(..) | Route::WhenBack(_) => {
+                Ok(id)
+            }
         }
     }
 
@@ -234,7 +239,12 @@ impl Calls {
         self.finish(device, target, Event::End { by: device.clone(), reported_duration_s }).await
     }
 
-    async fn finish(&self, device: &Device, target: &CallRef, event: Event) -> Result<Call, Failure> {
+    async fn finish(
+        &self,
+        device: &Device,
+        target: &CallRef,
+        event: Event,
+    ) -> Result<Call, Failure> {
         let call = self.find(device, target).await?;
         let id = call.id;
         match self.transition(call, &event).await {
@@ -262,9 +272,8 @@ impl Calls {
 
     /// Checks that `device` may report on the media of this call.
     pub async fn report(&self, device: &Device, id: CallId) -> Result<(), Failure> {
-        let call = self.cluster.load(id).await?.filter(|call| {
-            call.is_live() && call.is_bound_to(device)
-        });
+        let call =
+            self.cluster.load(id).await?.filter(|call| call.is_live() && call.is_bound_to(device));
         self.confirmed(call.ok_or(Refusal::NotInCall)?, device).await?;
         Ok(())
     }
@@ -326,7 +335,8 @@ impl Calls {
             None => self.live.of_user(&device.user),
         };
         let between = |call: &Call| call.is_between(&device.user, &target.to);
-        if let Some(call) = known.map(|live| live.snapshot()).filter(Call::is_live).filter(between) {
+        if let Some(call) = known.map(|live| live.snapshot()).filter(Call::is_live).filter(between)
+        {
             return Ok(call);
         }
         let call = match target.call_id {
@@ -365,7 +375,7 @@ impl Calls {
                     }
                     return Ok(next);
                 }
-                Committed::Conflict(Some(newer)) => call = newer,
+                Committed::Conflict(Some(newer)) => call = *newer,
                 Committed::Conflict(None) => return Err(Refusal::NotInCall.into()),
             }
         }

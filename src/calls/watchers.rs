@@ -93,11 +93,8 @@ impl Watchers {
         if !watched.advance(&edge) {
             return;
         }
-        let event = ServerEvent::Presence {
-            user_id: edge.user,
-            status: edge.presence,
-            timestamp: now,
-        };
+        let event =
+            ServerEvent::Presence { user_id: edge.user, status: edge.presence, timestamp: now };
         for socket in &watched.sockets {
             outlet.emit(*socket, &event);
         }

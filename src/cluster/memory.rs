@@ -113,7 +113,11 @@ impl Cluster for Memory {
 }
 
 impl Store {
-    fn change_sockets(&mut self, user: &UserId, change: impl FnOnce(&mut Vec<SocketId>)) -> Attached {
+    fn change_sockets(
+        &mut self,
+        user: &UserId,
+        change: impl FnOnce(&mut Vec<SocketId>),
+    ) -> Attached {
         let before = self.presence(user);
         change(&mut self.users.entry(user.clone()).or_default().sockets);
         Attached { call: self.latest(user), edge: self.edge_since(user, before) }
@@ -122,12 +126,13 @@ impl Store {
     fn commit(&mut self, change: Change) -> Committed {
         let Change { call, claims } = change;
         let current = self.load(call.id);
+        let conflict = |current: Option<Call>| Committed::Conflict(current.map(Box::new));
         if current.as_ref().map_or(0, |current| current.version) + 1 != call.version {
-            return Committed::Conflict(current);
+            return conflict(current);
         }
         let claim_of = |user: &UserId| self.users.get(user).and_then(|user| user.claim);
         if claims.iter().any(|claim| claim_of(&claim.user) != claim.was) {
-            return Committed::Conflict(current);
+            return conflict(current);
         }
         let parties = [call.caller.user.clone(), call.callee.user.clone()];
         let before = parties.clone().map(|user| self.presence(&user));

@@ -90,7 +90,7 @@ pub enum Committed {
     /// Written. With the presence edges that came of it.
     Stored(Vec<Edge>),
     /// The record, or a claim, is not what the change was decided on. With the record as it is.
-    Conflict(Option<Call>),
+    Conflict(Option<Box<Call>>),
 }
 
 /// The shared state cannot be reached.

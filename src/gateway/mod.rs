@@ -79,8 +79,8 @@ impl fmt::Display for Refused {
     }
 }
 
-impl Gateway {
-    pub fn new() -> Self {
+impl Default for Gateway {
+    fn default() -> Self {
         let parser = ParserConfig::common()
             .max_incoming_binaries(MAX_ATTACHMENTS)
             .max_incoming_binary_buf_size(MAX_MESSAGE_BYTES);
@@ -95,7 +95,9 @@ impl Gateway {
             .build_svc();
         Self { engine, io, upgraded: Upgraded::default() }
     }
+}
 
+impl Gateway {
     /// The way to this node's sockets.
     pub fn outlet(&self) -> Arc<dyn Outlet> {
         Arc::new(SocketOutlet::new(self.io.clone(), self.upgraded.clone()))
@@ -111,7 +113,7 @@ impl Gateway {
         });
         let gate = {
             let context = context.clone();
-            move |socket: SocketRef, auth: TryData<Auth>| admit(context.clone(), socket, auth)
+            async move |socket: SocketRef, auth: TryData<Auth>| admit(context, socket, auth)
         };
         self.io.ns("/", greet.with(gate));
         let routes = transport::routes(self.engine, self.upgraded);
@@ -137,12 +139,13 @@ impl Serving {
 }
 
 /// Runs before the client is told that it is connected: whatever it sends then finds a receiver.
-async fn admit(
+fn admit(
     context: Arc<Context>,
     socket: SocketRef,
     TryData(auth): TryData<Auth>,
 ) -> Result<(), Refused> {
-    let introduction = introduction(auth.map_err(|_| Refused::invalid("auth: expected an object {userId?, deviceId?, token?} of strings"))?)?;
+    let auth = auth.map_err(|_| Refused::invalid("auth: expected an object of strings"))?;
+    let introduction = introduction(auth)?;
     let is_named = introduction.user.is_some();
     let session = Session::new(context, socket_id(socket.id), introduction);
     socket.extensions.insert(session.clone());

@@ -40,13 +40,12 @@ impl Outlet for SocketOutlet {
     fn emit(&self, socket: SocketId, event: &ServerEvent) {
         let sid = socket.to_string().parse().expect("it was a socket id of the library before");
         let Some(socket) = self.io.get_socket(sid) else { return };
-        match socket.emit(event.name(), event) {
-            Err(SendError::Socket(SocketError::InternalChannelFull)) => {
-                warn!(socket = %sid, event = event.name(), "a client reads too slowly and is cut off");
-                self.upgraded.close_transport(socket);
-            }
-            // A socket that closed meanwhile; its disconnect is on the way.
-            Ok(()) | Err(_) => {}
+        // Any other failure is a socket that closed meanwhile: its disconnect is on the way.
+        if let Err(SendError::Socket(SocketError::InternalChannelFull)) =
+            socket.emit(event.name(), event)
+        {
+            warn!(socket = %sid, event = event.name(), "a client reads too slowly and is cut off");
+            self.upgraded.close_transport(socket);
         }
     }
 }

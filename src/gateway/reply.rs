@@ -106,9 +106,10 @@ impl Rejected {
                 (ErrorType::Unauthenticated, "Say who you are first: send user-connected")
             }
             Self::AnotherUser => (ErrorType::Forbidden, "This socket belongs to another user"),
-            Self::NoTokens => {
-                (ErrorType::Forbidden, "This server runs in open mode: there is no token to refresh")
-            }
+            Self::NoTokens => (
+                ErrorType::Forbidden,
+                "This server runs in open mode: there is no token to refresh",
+            ),
             Self::Binary => (ErrorType::InvalidPayload, "payload: binary data is not accepted"),
             Self::Malformed(malformed) => {
                 return (malformed.error_type, malformed.message.clone());
@@ -120,7 +121,8 @@ impl Rejected {
                     "The other device is away and too much waits for it already",
                 ),
                 Failure::TooManyWatched => {
-                    let message = format!("userIds: at most {MAX_WATCHED_USERS} users can be watched");
+                    let message =
+                        format!("userIds: at most {MAX_WATCHED_USERS} users can be watched");
                     return (ErrorType::PayloadTooLarge, message);
                 }
                 Failure::Unavailable(_) => (

@@ -194,11 +194,7 @@ impl Session {
         (name, result.map_err(|rejected| (rejected, about)))
     }
 
-    async fn dispatch(
-        &self,
-        socket: &Socket,
-        event: ClientEvent,
-    ) -> Result<Answer, Rejected> {
+    async fn dispatch(&self, socket: &Socket, event: ClientEvent) -> Result<Answer, Rejected> {
         if let ClientEvent::UserConnected { user } = event {
             return self.identify(socket, user).await;
         }
@@ -236,10 +232,9 @@ impl Session {
                 calls.unsubscribe(device.socket, &users);
                 Answer::Done {}
             }
-            ClientEvent::IceServers => Answer::IceServers {
-                ice_servers: self.ice_servers(),
-                ttl: ICE_SERVERS_TTL_S,
-            },
+            ClientEvent::IceServers => {
+                Answer::IceServers { ice_servers: self.ice_servers(), ttl: ICE_SERVERS_TTL_S }
+            }
             ClientEvent::AuthRefresh => return Err(Rejected::NoTokens),
         })
     }

@@ -5,7 +5,9 @@ use std::{str::FromStr, time::Duration};
 use async_trait::async_trait;
 use sqlx::{
     Row as _, SqlitePool,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous},
+    sqlite::{
+        SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+    },
 };
 
 use super::{Query, Row, Store, StoreError};
@@ -35,10 +37,8 @@ impl Sqlite {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Normal)
             .busy_timeout(BUSY_TIMEOUT);
-        let pool = SqlitePoolOptions::new()
-            .max_connections(MAX_CONNECTIONS)
-            .connect_with(options)
-            .await?;
+        let pool =
+            SqlitePoolOptions::new().max_connections(MAX_CONNECTIONS).connect_with(options).await?;
         sqlx::migrate!("migrations/sqlite").run(&pool).await.map_err(sqlx::Error::from)?;
         Ok(Self { pool })
     }
@@ -116,7 +116,8 @@ fn read(row: &SqliteRow) -> Result<Row, sqlx::Error> {
         id: parse(row, "id")?,
         caller: parse(row, "caller")?,
         receiver: parse(row, "receiver")?,
-        call_type: named(row, "call_type", CallType::ALL, CallType::as_str)?.ok_or(missing("call_type"))?,
+        call_type: named(row, "call_type", CallType::ALL, CallType::as_str)?
+            .ok_or(missing("call_type"))?,
         status: named(row, "status", Status::ALL, Status::as_str)?.ok_or(missing("status"))?,
         end_reason: named(row, "end_reason", EndReason::ALL, EndReason::as_str)?,
         duration_s: optional(row, "duration")?,
@@ -132,9 +133,10 @@ fn parse<T>(row: &SqliteRow, column: &str) -> Result<T, sqlx::Error>
 where
     T: FromStr<Err: std::error::Error + Send + Sync + 'static>,
 {
-    row.try_get::<&str, _>(column)?
-        .parse()
-        .map_err(|error| sqlx::Error::ColumnDecode { index: column.into(), source: Box::new(error) })
+    row.try_get::<&str, _>(column)?.parse().map_err(|error| sqlx::Error::ColumnDecode {
+        index: column.into(),
+        source: Box::new(error),
+    })
 }
 
 /// The value of `all` whose name stands in `column`.
@@ -147,10 +149,7 @@ fn named<T: Copy>(
     let Some(text) = row.try_get::<Option<&str>, _>(column)? else {
         return Ok(None);
     };
-    all.into_iter()
-        .find(|value| name(*value) == text)
-        .map(Some)
-        .ok_or(missing(column))
+    all.into_iter().find(|value| name(*value) == text).map(Some).ok_or(missing(column))
 }
 
 fn missing(column: &str) -> sqlx::Error {

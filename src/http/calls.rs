@@ -119,8 +119,9 @@ impl Parameters {
     }
 
     fn limit(&self) -> Result<u32, Problem> {
-        let expected =
-            || Problem::bad_field("limit", format!("limit: expected a number from 1 to {MAX_LIMIT}"));
+        let expected = || {
+            Problem::bad_field("limit", format!("limit: expected a number from 1 to {MAX_LIMIT}"))
+        };
         let Some(text) = self.get("limit") else {
             return Ok(DEFAULT_LIMIT);
         };

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{CallView, ErrorType, Presence};
 use crate::{
-    call::Call,
+    call::{Call, EndReason},
     ids::{CallId, UserId},
     time::Timestamp,
 };
@@ -71,7 +71,7 @@ impl From<&Call> for Answer {
         Self::Call {
             call_id: call.id,
             status: call.status().as_str(),
-            reason: call.end_reason().map(|reason| reason.as_str()),
+            reason: call.end_reason().map(EndReason::as_str),
             expires_at: call.rings_until(),
         }
     }

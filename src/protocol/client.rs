@@ -6,8 +6,9 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::{
-    ErrorType, MAX_CALLER_INFO_BYTES, MAX_CANDIDATE_BYTES, MAX_DESCRIPTION_BYTES, MAX_SDP_BYTES,
-    MAX_CLIENT_CALL_ID_BYTES, MAX_REASON_BYTES, MAX_STATS_TEXT_BYTES, MAX_WATCHED_USERS,
+    ErrorType, MAX_CALLER_INFO_BYTES, MAX_CANDIDATE_BYTES, MAX_CLIENT_CALL_ID_BYTES,
+    MAX_DESCRIPTION_BYTES, MAX_REASON_BYTES, MAX_SDP_BYTES, MAX_STATS_TEXT_BYTES,
+    MAX_WATCHED_USERS,
 };
 use crate::{
     call::{CallType, Signal},
@@ -155,7 +156,11 @@ impl ClientEvent {
                 to: id("toUserId", fields.to_user_id)?,
                 call_type: call_type(fields.call_type)?,
                 caller_info: caller_info(fields.caller_info)?,
-                client_call_id: optional_text("clientCallId", fields.client_call_id, MAX_CLIENT_CALL_ID_BYTES)?,
+                client_call_id: optional_text(
+                    "clientCallId",
+                    fields.client_call_id,
+                    MAX_CLIENT_CALL_ID_BYTES,
+                )?,
             },
             "call:offer" => Self::Signal {
                 call: fields.call_ref()?,
@@ -188,7 +193,11 @@ impl ClientEvent {
                     round_trip_ms: optional_number("roundTripMs", fields.round_trip_ms)?,
                     loss_percent: optional_number("lossPercent", fields.loss_percent)?,
                     jitter_ms: optional_number("jitterMs", fields.jitter_ms)?,
-                    candidate_type: optional_text("candidateType", fields.candidate_type, MAX_STATS_TEXT_BYTES)?,
+                    candidate_type: optional_text(
+                        "candidateType",
+                        fields.candidate_type,
+                        MAX_STATS_TEXT_BYTES,
+                    )?,
                     ice_state: optional_text("iceState", fields.ice_state, MAX_STATS_TEXT_BYTES)?,
                 },
             },
@@ -352,10 +361,7 @@ fn description(name: &str, raw: Option<&RawValue>) -> Result<Payload, Malformed>
             }
             Ok(raw.into())
         }
-        Ok(_) | Err(_) => Err(Malformed::field(
-            name,
-            "an object {type, sdp} of two strings",
-        )),
+        Ok(_) | Err(_) => Err(Malformed::field(name, "an object {type, sdp} of two strings")),
     }
 }
 
@@ -364,7 +370,7 @@ fn candidate(raw: Option<&RawValue>) -> Result<Payload, Malformed> {
     #[derive(Deserialize)]
     struct Candidate {
         #[serde(rename = "candidate")]
-        _candidate: IgnoredString,
+        _text: IgnoredString,
         #[serde(rename = "sdpMLineIndex", default)]
         _line: Option<u16>,
         #[serde(rename = "sdpMid", default)]
@@ -372,14 +378,14 @@ fn candidate(raw: Option<&RawValue>) -> Result<Payload, Malformed> {
         #[serde(rename = "usernameFragment", default)]
         _fragment: Option<IgnoredString>,
     }
-    const EXPECTED: &str = "an object {candidate, sdpMLineIndex, sdpMid, usernameFragment?}, null or \"\"";
+    const EXPECTED: &str =
+        "an object {candidate, sdpMLineIndex, sdpMid, usernameFragment?}, null or \"\"";
     let raw = raw.ok_or_else(|| Malformed::field("candidate", EXPECTED))?;
     if raw.get().len() > MAX_CANDIDATE_BYTES {
         return Err(Malformed::too_large("candidate", MAX_CANDIDATE_BYTES));
     }
-    let is_candidate = || {
-        raw.get().starts_with('{') && serde_json::from_str::<Candidate>(raw.get()).is_ok()
-    };
+    let is_candidate =
+        || raw.get().starts_with('{') && serde_json::from_str::<Candidate>(raw.get()).is_ok();
     if matches!(raw.get(), "null" | "\"\"") || is_candidate() {
         Ok(raw.into())
     } else {

@@ -14,8 +14,8 @@ use serde::Serialize;
 
 /// Longest SDP of an offer or an answer, in bytes of UTF-8.
 pub const MAX_SDP_BYTES: usize = 64 * 1024;
-/// Longest offer or answer as JSON text: an SDP at its limit, escaped, and some fields beside it.
-pub const MAX_DESCRIPTION_BYTES: usize = 2 * MAX_SDP_BYTES;
+/// Longest offer or answer as JSON text: an SDP at its limit, each byte escaped, and 4 KiB beside it.
+pub const MAX_DESCRIPTION_BYTES: usize = 2 * MAX_SDP_BYTES + 4 * 1024;
 /// Longest candidate as JSON text.
 pub const MAX_CANDIDATE_BYTES: usize = 4 * 1024;
 /// Longest `callerInfo` as JSON text.

@@ -6,7 +6,7 @@ use serde::{Serialize, Serializer};
 
 use super::ErrorBody;
 use crate::{
-    call::{Call, News, Role, Signal},
+    call::{Call, EndReason, News, Role, Signal},
     ids::{CallId, UserId},
     payload::Payload,
     time::Timestamp,
@@ -172,12 +172,20 @@ impl ServerEvent {
     }
 
     /// A message that the party with role `from` sends to the other.
-    pub fn relayed(signal: Signal, payload: Payload, call: &Call, from: Role, now: Timestamp) -> Self {
+    pub fn relayed(
+        signal: Signal,
+        payload: Payload,
+        call: &Call,
+        from: Role,
+        now: Timestamp,
+    ) -> Self {
         let call_id = call.id;
         let from_user_id = call.party(from).user.clone();
         match signal {
             Signal::Offer => Self::Offer { call_id, from_user_id, offer: payload, timestamp: now },
-            Signal::Answer => Self::Answer { call_id, from_user_id, answer: payload, timestamp: now },
+            Signal::Answer => {
+                Self::Answer { call_id, from_user_id, answer: payload, timestamp: now }
+            }
             Signal::Candidate => Self::IceCandidate { call_id, from_user_id, candidate: payload },
         }
     }
@@ -212,20 +220,17 @@ impl CallView {
             call_type: call.call_type.as_str(),
             caller_info: call.caller_info.clone(),
             status: call.status().as_str(),
-            reason: call.end_reason().map(|reason| reason.as_str()),
+            reason: call.end_reason().map(EndReason::as_str),
             created_at: call.created_at,
             started_at: call.answered_at(),
             ended_at: call.ended_at(),
             expires_at: call.rings_until(),
-            grace_ends_at: call
-                .party(seen_by.other())
-                .link
-                .lost_until()
-                .filter(|_| call.is_live()),
+            grace_ends_at: call.party(seen_by.other()).link.lost_until().filter(|_| call.is_live()),
         }
     }
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 /// Whole seconds without a decimal point, as clients reported them.
 fn seconds<S: Serializer>(duration_s: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     const MAX_EXACT: f64 = 9_007_199_254_740_992.0;

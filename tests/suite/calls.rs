@@ -1,0 +1,606 @@
+//! The driver on the embedded cluster, with sockets that write down what they hear and a clock that
+//! moves when a test says so.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use serde_json::{Value, value::RawValue};
+use switchboard::{
+    call::{CallType, Device, Refusal, Rules, Signal},
+    calls::{
+        Calls, Failure, Initiate, MAX_REPLAY_MESSAGES, MAX_WAITING_MESSAGES, Outlet, SWEEP_INTERVAL,
+    },
+    cluster::Memory,
+    history::{self, Query, Row, Store, StoreError},
+    ids::{CallId, SocketId, UserId},
+    payload::Payload,
+    protocol::{CallRef, Presence, ServerEvent},
+    time::Clock,
+};
+
+const RULES: Rules = Rules {
+    ring_timeout: Duration::from_secs(30),
+    reconnect_grace: Duration::from_secs(10),
+    max_call_duration: Duration::from_hours(12),
+};
+
+/// Sockets that write down what they hear.
+#[derive(Default)]
+struct Ears {
+    sockets: Mutex<HashMap<SocketId, UserId>>,
+    heard: Mutex<Vec<(SocketId, ServerEvent)>>,
+}
+
+impl Outlet for Ears {
+    fn sockets_of(&self, user: &UserId) -> Vec<SocketId> {
+        let sockets = self.sockets.lock().unwrap();
+        sockets.iter().filter(|(_, owner)| *owner == user).map(|(socket, _)| *socket).collect()
+    }
+
+    fn emit(&self, socket: SocketId, event: &ServerEvent) {
+        if self.sockets.lock().unwrap().contains_key(&socket) {
+            self.heard.lock().unwrap().push((socket, event.clone()));
+        }
+    }
+}
+
+/// A history that only remembers. The real one works on threads of its own, and a paused clock runs
+/// ahead of those; it is tested by itself.
+#[derive(Default)]
+struct Ledger(Mutex<HashMap<CallId, Row>>);
+
+impl Ledger {
+    fn get(&self, id: CallId) -> Option<Row> {
+        self.0.lock().unwrap().get(&id).cloned()
+    }
+
+    fn all(&self) -> Vec<Row> {
+        let mut rows: Vec<_> = self.0.lock().unwrap().values().cloned().collect();
+        rows.sort_by_key(|row| row.created_at);
+        rows
+    }
+}
+
+#[async_trait]
+impl Store for Ledger {
+    async fn save(&self, rows: &[Row]) -> Result<(), StoreError> {
+        let mut ledger = self.0.lock().unwrap();
+        for row in rows {
+            let newest = ledger.entry(row.id).or_insert_with(|| row.clone());
+            if row.version > newest.version {
+                *newest = row.clone();
+            }
+        }
+        Ok(())
+    }
+
+    async fn list(&self, _: &Query) -> Result<Vec<Row>, StoreError> {
+        unreachable!("calls write history and do not read it")
+    }
+
+    async fn get(&self, _: CallId, _: &UserId) -> Result<Option<Row>, StoreError> {
+        unreachable!("calls write history and do not read it")
+    }
+
+    async fn open(&self, _: u32) -> Result<Vec<Row>, StoreError> {
+        unreachable!("calls write history and do not read it")
+    }
+}
+
+/// A node, its history, and who is connected. `a1` is user `a` on device `a1`; `a1+` is that
+/// device on its next socket.
+struct Node {
+    calls: Calls,
+    ears: Arc<Ears>,
+    ledger: Arc<Ledger>,
+}
+
+fn device(name: &str) -> Device {
+    Device {
+        user: name[..1].parse().unwrap(),
+        socket: format!("{name:_<16}").parse().unwrap(),
+        id: Some(name.trim_end_matches('+').parse().unwrap()),
+    }
+}
+
+fn to(user: &str) -> CallRef {
+    CallRef { to: user.parse().unwrap(), call_id: None }
+}
+
+fn payload(text: &str) -> Payload {
+    Payload::from(&*RawValue::from_string(format!("{text:?}")).unwrap())
+}
+
+impl Node {
+    /// A node on which these devices are connected.
+    async fn with(names: &[&str]) -> Self {
+        let ledger = Arc::new(Ledger::default());
+        let cluster = Arc::new(Memory::default());
+        let (recorder, writer) = history::recorder(ledger.clone(), cluster.clone());
+        tokio::spawn(writer.run(std::future::pending()));
+        let ears = Arc::new(Ears::default());
+        let calls = Calls::new(cluster, ears.clone(), recorder, RULES, Clock::tokio());
+        let node = Self { calls, ears, ledger };
+        for name in names {
+            node.join(name).await;
+        }
+        node
+    }
+
+    async fn join(&self, name: &str) {
+        let device = device(name);
+        self.ears.sockets.lock().unwrap().insert(device.socket, device.user.clone());
+        self.calls.join(&device).await.unwrap();
+    }
+
+    async fn leave(&self, name: &str, may_return: bool) {
+        self.ears.sockets.lock().unwrap().remove(&device(name).socket);
+        self.calls.leave(&device(name), may_return).await.unwrap();
+    }
+
+    async fn initiate(&self, from: &str, to: &str) -> Result<CallId, Failure> {
+        self.initiate_named(from, to, None).await
+    }
+
+    async fn initiate_named(
+        &self,
+        from: &str,
+        to: &str,
+        name: Option<&str>,
+    ) -> Result<CallId, Failure> {
+        let initiate = Initiate {
+            to: to.parse().unwrap(),
+            call_type: CallType::Audio,
+            caller_info: None,
+            client_call_id: name.map(Into::into),
+        };
+        self.calls.initiate(&device(from), initiate).await.map(|call| call.id)
+    }
+
+    async fn signal(
+        &self,
+        from: &str,
+        user: &str,
+        signal: Signal,
+        text: &str,
+    ) -> Result<(), Failure> {
+        let device = device(from);
+        self.calls.signal(&device, &to(user), signal, payload(text)).await.map(|_| ())
+    }
+
+    async fn answer(&self, from: &str, user: &str) -> Result<(), Failure> {
+        self.signal(from, user, Signal::Answer, "answer").await
+    }
+
+    /// A call from `a1` that `b1` answered, of which nobody has anything more to hear.
+    async fn in_call(names: &[&str]) -> (Self, CallId) {
+        let node = Self::with(names).await;
+        let id = node.initiate("a1", "b").await.unwrap();
+        node.answer("b1", "a").await.unwrap();
+        for name in names {
+            node.heard(name);
+        }
+        (node, id)
+    }
+
+    /// Lets the time pass and the deadlines be looked through.
+    async fn pass(&self, time: Duration) {
+        tokio::time::advance(time).await;
+        self.calls.sweep().await.unwrap();
+    }
+
+    /// What this socket heard since it was last asked: the event's name, and what matters of it.
+    fn heard(&self, name: &str) -> Vec<String> {
+        let socket = device(name).socket;
+        let mut heard = self.ears.heard.lock().unwrap();
+        let (own, others): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut *heard).into_iter().partition(|(to, _)| *to == socket);
+        *heard = others;
+        own.into_iter().map(|(_, event)| show(&event)).collect()
+    }
+
+    /// The history row of a call, when it is written in the state that the test waits for.
+    async fn row(&self, id: CallId, is_it: impl Fn(&Row) -> bool) -> Row {
+        loop {
+            match self.ledger.get(id) {
+                Some(row) if is_it(&row) => return row,
+                _ => tokio::task::yield_now().await,
+            }
+        }
+    }
+}
+
+fn show(event: &ServerEvent) -> String {
+    let name = event.name().trim_start_matches("call:");
+    let json: Value = serde_json::to_value(event).unwrap();
+    let field = ["reason", "offer", "answer", "candidate"];
+    let presence = json["status"].as_str().filter(|_| name == "presence:update");
+    match field.iter().find_map(|field| json[*field].as_str()).or(presence) {
+        Some(text) => format!("{name} {text}"),
+        None => name.to_owned(),
+    }
+}
+
+fn refused(refusal: Refusal) -> Result<(), Failure> {
+    Err(Failure::Refused(refusal))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_from_ring_to_end() {
+    let node = Node::with(&["a1", "b1", "b2"]).await;
+    let id = node.initiate("a1", "b").await.unwrap();
+    assert_eq!(node.heard("a1"), ["ringing"]);
+    node.signal("a1", "b", Signal::Offer, "o").await.unwrap();
+    node.signal("a1", "b", Signal::Candidate, "c").await.unwrap();
+    for name in ["b1", "b2"] {
+        assert_eq!(node.heard(name), ["incoming", "offer o", "ice-candidate c"]);
+    }
+    node.answer("b1", "a").await.unwrap();
+    assert_eq!(node.heard("a1"), ["answer answer"]);
+    assert_eq!(node.heard("b2"), ["ended answered_elsewhere"]);
+    assert_eq!(node.answer("b2", "a").await, refused(Refusal::AlreadyAnswered));
+
+    node.signal("a1", "b", Signal::Candidate, "only b1").await.unwrap();
+    assert_eq!(node.heard("b1"), ["ice-candidate only b1"]);
+    assert_eq!(node.heard("b2"), [""; 0]);
+
+    tokio::time::advance(Duration::from_secs(7)).await;
+    node.calls.end(&device("a1"), &to("b"), None).await.unwrap();
+    assert_eq!(node.heard("b1"), ["ended completed"]);
+    let row = node.row(id, |row| row.ended_at.is_some()).await;
+    assert_eq!((row.status.as_str(), row.duration_s), ("ended", Some(7)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_candidate_of_a_ringing_device_waits_for_its_answer() {
+    let node = Node::with(&["a1", "b1", "b2"]).await;
+    node.initiate("a1", "b").await.unwrap();
+    node.heard("a1");
+    node.signal("b1", "a", Signal::Candidate, "b1 early").await.unwrap();
+    node.signal("b2", "a", Signal::Candidate, "b2 early").await.unwrap();
+    assert_eq!(node.heard("a1"), [""; 0]);
+    node.answer("b2", "a").await.unwrap();
+    node.signal("b2", "a", Signal::Candidate, "b2 late").await.unwrap();
+    assert_eq!(
+        node.heard("a1"),
+        ["answer answer", "ice-candidate b2 early", "ice-candidate b2 late"]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_many_answers_at_once_one_wins() {
+    for _ in 0..20 {
+        let names = ["b1", "b2", "b3", "b4"];
+        let node = Node::with(&["a1", "b1", "b2", "b3", "b4"]).await;
+        node.initiate("a1", "b").await.unwrap();
+        node.heard("a1");
+        let results =
+            futures_util::future::join_all(names.map(|name| node.answer(name, "a"))).await;
+        assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1);
+        assert_eq!(node.heard("a1"), ["answer answer"]);
+        let told = names.map(|name| node.heard(name).last().cloned().unwrap());
+        assert_eq!(told.iter().filter(|last| *last == "incoming").count(), 1, "{told:?}");
+        assert_eq!(told.iter().filter(|last| *last == "ended answered_elsewhere").count(), 3);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_that_joins_while_it_rings_gets_the_call_so_far() {
+    let node = Node::with(&["a1", "b1"]).await;
+    node.initiate("a1", "b").await.unwrap();
+    node.signal("a1", "b", Signal::Offer, "o").await.unwrap();
+    node.signal("a1", "b", Signal::Candidate, "1").await.unwrap();
+    node.join("b2").await;
+    node.signal("a1", "b", Signal::Candidate, "2").await.unwrap();
+    let expected = ["incoming", "offer o", "ice-candidate 1", "ice-candidate 2"];
+    assert_eq!(node.heard("b2"), expected);
+    node.answer("b2", "a").await.unwrap();
+    assert_eq!(node.heard("b1").last().unwrap(), "ended answered_elsewhere");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_device_of_the_callee_may_go_and_come_back_while_it_rings() {
+    let node = Node::with(&["a1", "b1"]).await;
+    node.initiate("a1", "b").await.unwrap();
+    node.leave("b1", true).await;
+    node.pass(Duration::from_secs(20)).await;
+    node.join("b1+").await;
+    assert_eq!(node.heard("b1+"), ["incoming"]);
+    node.answer("b1+", "a").await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_answers() {
+    let node = Node::with(&["a1", "b1"]).await;
+    let id = node.initiate("a1", "b").await.unwrap();
+    node.pass(Duration::from_millis(29_999)).await;
+    assert_eq!(node.heard("b1"), ["incoming"]);
+    node.pass(Duration::from_millis(1)).await;
+    assert_eq!(node.heard("a1"), ["ringing", "ended no_answer"]);
+    assert_eq!(node.heard("b1"), ["ended no_answer"]);
+    let row = node.row(id, |row| row.ended_at.is_some()).await;
+    assert_eq!((row.status.as_str(), row.duration_s), ("missed", None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_sweeper_attends_by_itself() {
+    let node = Node::with(&["a1", "b1"]).await;
+    node.initiate("a1", "b").await.unwrap();
+    let two_sweeps = RULES.ring_timeout + 2 * SWEEP_INTERVAL;
+    node.calls.run_sweeper(tokio::time::sleep(two_sweeps)).await;
+    assert_eq!(node.heard("a1"), ["ringing", "ended no_answer"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn busy_offline_and_glare() {
+    let node = Node::with(&["a1", "b1", "c1"]).await;
+    let first = node.initiate("a1", "b").await.unwrap();
+    let busy = node.initiate("c1", "b").await.unwrap();
+    assert_eq!(node.heard("c1"), ["busy"]);
+    let row = node.row(busy, |_| true).await;
+    assert_eq!((row.status.as_str(), row.end_reason.unwrap().as_str()), ("missed", "busy"));
+
+    let glare = node.initiate("b1", "a").await;
+    assert_eq!(glare, Err(Failure::Refused(Refusal::Glare(first))));
+    let second = node.initiate("b1", "c").await;
+    assert_eq!(second, Err(Failure::Refused(Refusal::CallInProgress(first))));
+
+    let Err(Failure::Offline(offline)) = node.initiate("c1", "d").await else { panic!() };
+    let row = node.row(offline, |_| true).await;
+    assert_eq!((row.status.as_str(), row.end_reason.unwrap().as_str()), ("missed", "offline"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn both_dial_each_other_at_the_same_instant() {
+    for _ in 0..20 {
+        let node = Node::with(&["a1", "b1"]).await;
+        let (one, other) = tokio::join!(node.initiate("a1", "b"), node.initiate("b1", "a"));
+        let (survivor, glare) = match (one, other) {
+            (Ok(id), Err(error)) | (Err(error), Ok(id)) => (id, error),
+            both => panic!("{both:?}"),
+        };
+        assert_eq!(glare, Failure::Refused(Refusal::Glare(survivor)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repeated_attempt_is_the_same_call() {
+    let node = Node::with(&["a1", "b1"]).await;
+    let first = node.initiate_named("a1", "b", Some("try 1")).await.unwrap();
+    assert_eq!(node.initiate_named("a1", "b", Some("try 1")).await, Ok(first));
+    assert_eq!(node.heard("b1"), ["incoming"]);
+    node.calls.reject(&device("b1"), &to("a"), None).await.unwrap();
+    assert_eq!(
+        node.initiate_named("a1", "b", Some("try 1")).await,
+        Ok(first),
+        "also once it ended"
+    );
+    assert_ne!(node.initiate_named("a1", "b", Some("try 2")).await, Ok(first));
+}
+
+#[tokio::test(start_paused = true)]
+async fn ending_twice_changes_nothing() {
+    let (node, id) = Node::in_call(&["a1", "b1"]).await;
+    let first = node.calls.end(&device("a1"), &to("b"), None).await.unwrap();
+    let again = node.calls.end(&device("a1"), &to("b"), Some(99.0)).await.unwrap();
+    assert_eq!(first, again);
+    let by_peer = CallRef { call_id: Some(id), ..to("a") };
+    assert_eq!(node.calls.busy(&device("b1"), &by_peer).await.unwrap(), first);
+    assert_eq!(node.heard("b1"), ["ended completed"]);
+    assert_eq!(node.heard("a1"), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_device_comes_back_and_gets_what_it_missed_in_order() {
+    let (node, _) = Node::in_call(&["a1", "b1"]).await;
+    node.leave("a1", true).await;
+    assert_eq!(node.heard("b1"), ["peer-reconnecting"]);
+    for text in ["1", "2", "3"] {
+        node.signal("b1", "a", Signal::Candidate, text).await.unwrap();
+    }
+    node.pass(Duration::from_millis(9_999)).await;
+    node.join("a1+").await;
+    let missed = ["ice-candidate 1", "ice-candidate 2", "ice-candidate 3"];
+    let heard = node.heard("a1+");
+    assert_eq!((&*heard[0], &heard[1..]), ("resumed", &missed.map(str::to_owned)[..]));
+    assert_eq!(node.heard("b1"), ["peer-reconnected"]);
+    node.signal("a1+", "b", Signal::Offer, "restart").await.unwrap();
+    assert_eq!(node.heard("b1"), ["offer restart"]);
+    node.pass(Duration::from_mins(1)).await;
+    assert_eq!(node.heard("b1"), [""; 0], "the grace is over and the call is not");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_socket_of_a_device_takes_over_from_one_that_is_not_known_to_be_dead() {
+    let (node, _) = Node::in_call(&["a1", "b1"]).await;
+    node.join("a1+").await;
+    assert_eq!(node.heard("a1+"), ["resumed"]);
+    assert_eq!(node.heard("a1"), ["ended resumed_elsewhere"]);
+    node.leave("a1", true).await;
+    assert_eq!(node.heard("b1"), [""; 0], "the peer notices nothing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_a_lost_device_is_bounded_and_says_so() {
+    let (node, _) = Node::in_call(&["a1", "b1"]).await;
+    node.leave("a1", true).await;
+    for _ in 0..MAX_WAITING_MESSAGES {
+        node.signal("b1", "a", Signal::Candidate, "x").await.unwrap();
+    }
+    let full = node.signal("b1", "a", Signal::Candidate, "x").await;
+    assert_eq!(full, Err(Failure::Full { retry_after: RULES.reconnect_grace }));
+    node.join("a1+").await;
+    assert_eq!(node.heard("a1+").len(), 1 + MAX_WAITING_MESSAGES);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_kept_of_a_ringing_call_is_bounded_and_says_so() {
+    let node = Node::with(&["a1", "b1"]).await;
+    node.initiate("a1", "b").await.unwrap();
+    for _ in 0..MAX_REPLAY_MESSAGES {
+        node.signal("a1", "b", Signal::Candidate, "x").await.unwrap();
+    }
+    let full = node.signal("a1", "b", Signal::Candidate, "x").await;
+    assert_eq!(full, Err(Failure::Full { retry_after: RULES.ring_timeout }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_that_stays_away_loses_its_call() {
+    let (node, id) = Node::in_call(&["a1", "b1"]).await;
+    node.leave("a1", true).await;
+    node.pass(RULES.reconnect_grace).await;
+    assert_eq!(node.heard("b1"), ["peer-reconnecting", "ended connection_lost"]);
+    node.row(id, |row| row.ended_at.is_some()).await;
+    node.join("a1+").await;
+    assert_eq!(node.heard("a1+"), ["ended connection_lost"], "it hears of it when it is back");
+    node.leave("a1+", true).await;
+    node.join("a1++").await;
+    assert_eq!(node.heard("a1++"), [""; 0], "once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_leaves_on_purpose_ends_its_call_at_once() {
+    let (node, _) = Node::in_call(&["a1", "b1"]).await;
+    node.leave("a1", false).await;
+    assert_eq!(node.heard("b1"), ["ended connection_lost"]);
+    node.join("a1+").await;
+    assert_eq!(node.heard("a1+"), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_reaches_a_caller_who_was_away_when_it_came() {
+    let node = Node::with(&["a1", "b1"]).await;
+    node.initiate("a1", "b").await.unwrap();
+    node.leave("a1", true).await;
+    node.signal("b1", "a", Signal::Candidate, "early").await.unwrap();
+    node.answer("b1", "a").await.unwrap();
+    node.join("a1+").await;
+    assert_eq!(node.heard("a1+"), ["resumed", "answer answer", "ice-candidate early"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_that_came_back_and_does_not_know_its_call_may_begin_another() {
+    let (node, first) = Node::in_call(&["a1", "b1", "c1"]).await;
+    node.leave("a1", true).await;
+    node.join("a1+").await;
+    let second = node.initiate("a1+", "c").await.unwrap();
+    assert_ne!(first, second);
+    assert_eq!(node.heard("b1").last().unwrap(), "ended superseded");
+    assert_eq!(node.heard("a1+"), ["resumed", "ringing"]);
+
+    let (node, first) = Node::in_call(&["a1", "b1", "c1"]).await;
+    node.leave("a1", true).await;
+    node.join("a1+").await;
+    node.signal("a1+", "b", Signal::Candidate, "it knows").await.unwrap();
+    let refused = node.initiate("a1+", "c").await;
+    assert_eq!(refused, Err(Failure::Refused(Refusal::CallInProgress(first))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn redialling_the_same_peer_after_a_reload_rings_them_again() {
+    let (node, _) = Node::in_call(&["a1", "b1"]).await;
+    node.leave("a1", true).await;
+    node.join("a2").await;
+    node.initiate("a2", "b").await.unwrap();
+    assert_eq!(node.heard("b1"), ["peer-reconnecting", "ended superseded", "incoming"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn strangers_cannot_reach_a_call() {
+    let (node, id) = Node::in_call(&["a1", "b1", "c1"]).await;
+    let aimed = CallRef { to: "b".parse().unwrap(), call_id: Some(id) };
+    let stranger = device("c1");
+    let ended = node.calls.end(&stranger, &aimed, None).await;
+    assert_eq!(ended, Err(Failure::Refused(Refusal::NotInCall)));
+    let offered = node.calls.signal(&stranger, &aimed, Signal::Offer, payload("x")).await;
+    assert_eq!(offered, Err(Failure::Refused(Refusal::NotInCall)));
+    assert_eq!(node.calls.sync(&stranger, Some(id)).await, Ok(None));
+    assert_eq!(node.calls.report(&stranger, id).await, refused(Refusal::NotInCall));
+    assert_eq!(node.heard("b1"), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn sync_shows_the_live_call_and_an_ended_one_for_a_minute() {
+    let (node, id) = Node::in_call(&["a1", "b1"]).await;
+    let device = device("a1");
+    let view = async |id| {
+        let view = node.calls.sync(&device, id).await.unwrap();
+        serde_json::to_value(view).unwrap()["status"].clone()
+    };
+    assert_eq!(view(None).await, "answered");
+    node.calls.end(&device, &to("b"), None).await.unwrap();
+    node.row(id, |row| row.ended_at.is_some()).await;
+    assert_eq!(view(None).await, Value::Null);
+    assert_eq!(view(Some(id)).await, "ended");
+    node.pass(Duration::from_secs(59)).await;
+    assert_eq!(view(Some(id)).await, "ended");
+    node.pass(Duration::from_secs(1)).await;
+    assert_eq!(view(Some(id)).await, Value::Null);
+}
+
+#[tokio::test(start_paused = true)]
+async fn presence_is_told_on_every_edge_to_those_who_watch() {
+    let node = Node::with(&["a1", "c1"]).await;
+    let watched = ["a".parse().unwrap(), "b".parse().unwrap()];
+    let watcher = device("c1").socket;
+    let now = node.calls.subscribe(watcher, &watched).await.unwrap();
+    assert_eq!(
+        now.into_iter().map(|(_, presence)| presence).collect::<Vec<_>>(),
+        [Presence::Online, Presence::Offline]
+    );
+    node.join("b1").await;
+    node.join("b2").await;
+    node.leave("b2", true).await;
+    assert_eq!(node.heard("c1"), ["presence:update online"]);
+    node.initiate("a1", "b").await.unwrap();
+    assert_eq!(node.heard("c1"), ["presence:update busy", "presence:update busy"]);
+    node.calls.end(&device("a1"), &to("b"), None).await.unwrap();
+    assert_eq!(node.heard("c1"), ["presence:update online", "presence:update online"]);
+    node.calls.unsubscribe(watcher, &watched[..1]);
+    node.leave("a1", true).await;
+    node.leave("b1", true).await;
+    assert_eq!(node.heard("c1"), ["presence:update offline"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_socket_watches_no_more_users_than_it_may() {
+    let node = Node::with(&["c1"]).await;
+    let watcher = device("c1").socket;
+    let users = |from: u32, to: u32| {
+        (from..to).map(|n| format!("u{n}").parse().unwrap()).collect::<Vec<UserId>>()
+    };
+    node.calls.subscribe(watcher, &users(0, 500)).await.unwrap();
+    node.calls.subscribe(watcher, &users(0, 500)).await.unwrap();
+    let more = node.calls.subscribe(watcher, &users(500, 501)).await;
+    assert_eq!(more, Err(Failure::TooManyWatched));
+    node.calls.unsubscribe(watcher, &users(0, 1));
+    node.calls.subscribe(watcher, &users(500, 501)).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_call_has_one_row_with_its_end() {
+    let node = Node::with(&["a1", "b1"]).await;
+    let mut expected = Vec::new();
+    for round in 0..30 {
+        let id = node.initiate("a1", "b").await.unwrap();
+        match round % 3 {
+            0 => drop(node.calls.reject(&device("b1"), &to("a"), None).await.unwrap()),
+            1 => drop(node.calls.busy(&device("b1"), &to("a")).await.unwrap()),
+            _ => {
+                node.answer("b1", "a").await.unwrap();
+                drop(node.calls.end(&device("b1"), &to("a"), None).await.unwrap());
+            }
+        }
+        expected.push((id, ["declined", "busy", "completed"][round % 3]));
+        node.pass(Duration::from_millis(5)).await;
+    }
+    let (last, _) = expected[29];
+    node.row(last, |row| row.ended_at.is_some()).await;
+    let rows = node.ledger.all();
+    let found: Vec<_> = rows.iter().map(|row| (row.id, row.end_reason.unwrap().as_str())).collect();
+    assert_eq!(found, expected);
+}

@@ -1,0 +1,194 @@
+//! What every backend of the cluster must do.
+
+use std::{sync::Arc, time::Duration};
+
+use switchboard::{
+    call::{Attempt, Call, CallType, Device, ENDED_RETENTION, Event, Lobby, Placement, Rules},
+    cluster::{Change, Claim, Cluster, Committed, Memory},
+    ids::{CallId, SocketId, UserId},
+    protocol::Presence,
+    time::Timestamp,
+};
+
+const RULES: Rules = Rules {
+    ring_timeout: Duration::from_secs(30),
+    reconnect_grace: Duration::from_secs(10),
+    max_call_duration: Duration::from_hours(12),
+};
+const START: Timestamp = Timestamp::from_millis(1_800_000_000_000);
+
+fn user(name: &str) -> UserId {
+    name.parse().unwrap()
+}
+
+fn socket(name: &str) -> SocketId {
+    format!("{name:_<16}").parse().unwrap()
+}
+
+fn ringing(from: &str, to: &str) -> Call {
+    let attempt = Attempt {
+        id: CallId::generate(START),
+        from: Device { user: user(from), socket: socket(from), id: None },
+        to: user(to),
+        call_type: CallType::Audio,
+        caller_info: None,
+        client_call_id: None,
+    };
+    let lobby = Lobby { callee_sockets: 1, ..Lobby::default() };
+    match RULES.place(&attempt, &lobby, START) {
+        Ok(Placement::New(call)) => call,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn ended(call: &Call, at: Timestamp) -> Call {
+    RULES.apply(call, &Event::Due, at).unwrap()
+}
+
+fn new_call(call: &Call) -> Change {
+    let claim = |user: &UserId| Claim { user: user.clone(), was: None };
+    let claims = vec![claim(&call.caller.user), claim(&call.callee.user)];
+    Change { call: call.clone(), claims }
+}
+
+fn update(call: &Call) -> Change {
+    Change { call: call.clone(), claims: Vec::new() }
+}
+
+async fn stored(cluster: &dyn Cluster, change: Change) -> Vec<(String, Presence)> {
+    match cluster.commit(change).await.unwrap() {
+        Committed::Stored(edges) => {
+            edges.into_iter().map(|edge| (edge.user.to_string(), edge.presence)).collect()
+        }
+        Committed::Conflict(current) => panic!("conflict with {current:?}"),
+    }
+}
+
+fn backends() -> Vec<Arc<dyn Cluster>> {
+    vec![Arc::new(Memory::default())]
+}
+
+#[tokio::test]
+async fn a_user_is_online_from_the_first_socket_to_the_last() {
+    for cluster in backends() {
+        let anna = user("anna");
+        let presence = async || cluster.presence(&[user("anna")]).await.unwrap()[0].presence;
+        assert_eq!(presence().await, Presence::Offline);
+        let first = cluster.attach(&anna, socket("1")).await.unwrap().edge.unwrap();
+        assert_eq!(first.presence, Presence::Online);
+        assert_eq!(cluster.attach(&anna, socket("2")).await.unwrap().edge, None);
+        assert_eq!(cluster.attach(&anna, socket("2")).await.unwrap().edge, None);
+        assert_eq!(cluster.detach(&anna, socket("1")).await.unwrap().edge, None);
+        assert_eq!(presence().await, Presence::Online);
+        let last = cluster.detach(&anna, socket("2")).await.unwrap().edge.unwrap();
+        assert_eq!(last.presence, Presence::Offline);
+        assert!(last.order > first.order);
+        assert_eq!(presence().await, Presence::Offline);
+    }
+}
+
+#[tokio::test]
+async fn a_live_call_makes_both_users_busy() {
+    for cluster in backends() {
+        for name in ["anna", "ben"] {
+            cluster.attach(&user(name), socket(name)).await.unwrap();
+        }
+        let call = ringing("anna", "ben");
+        let both = |presence| vec![("anna".to_owned(), presence), ("ben".to_owned(), presence)];
+        assert_eq!(stored(&*cluster, new_call(&call)).await, both(Presence::Busy));
+        let ended = ended(&call, call.deadline());
+        assert_eq!(stored(&*cluster, update(&ended)).await, both(Presence::Online));
+    }
+}
+
+#[tokio::test]
+async fn of_two_changes_of_one_version_one_wins() {
+    for cluster in backends() {
+        let call = ringing("anna", "ben");
+        stored(&*cluster, new_call(&call)).await;
+        let next = ended(&call, call.deadline());
+        stored(&*cluster, update(&next)).await;
+        let again = cluster.commit(update(&next)).await.unwrap();
+        assert!(matches!(again, Committed::Conflict(Some(current)) if *current == next));
+    }
+}
+
+#[tokio::test]
+async fn many_writers_at_once_have_one_winner_a_version() {
+    for cluster in backends() {
+        let call = ringing("anna", "ben");
+        stored(&*cluster, new_call(&call)).await;
+        let next = ended(&call, call.deadline());
+        let writers: Vec<_> = (0..8)
+            .map(|_| {
+                let (cluster, change) = (cluster.clone(), update(&next));
+                tokio::spawn(async move { cluster.commit(change).await.unwrap() })
+            })
+            .collect();
+        let mut winners = 0;
+        for writer in writers {
+            winners += usize::from(matches!(writer.await.unwrap(), Committed::Stored(_)));
+        }
+        assert_eq!(winners, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_user_claimed_meanwhile_is_a_conflict() {
+    for cluster in backends() {
+        stored(&*cluster, new_call(&ringing("anna", "ben"))).await;
+        let other = cluster.commit(new_call(&ringing("carl", "ben"))).await.unwrap();
+        assert!(matches!(other, Committed::Conflict(None)));
+        let carls = cluster.latest(&user("carl")).await.unwrap();
+        assert_eq!(carls, None, "nothing of a refused change is written");
+    }
+}
+
+#[tokio::test]
+async fn the_lobby_shows_both_users() {
+    for cluster in backends() {
+        cluster.attach(&user("ben"), socket("1")).await.unwrap();
+        cluster.attach(&user("ben"), socket("2")).await.unwrap();
+        let call = ringing("anna", "ben");
+        stored(&*cluster, new_call(&call)).await;
+        let lobby = cluster.lobby(&user("carl"), &user("ben")).await.unwrap();
+        assert_eq!(lobby.caller_call, None);
+        assert_eq!(lobby.callee_call.map(|call| call.id), Some(call.id));
+        assert_eq!(lobby.callee_sockets, 2);
+    }
+}
+
+#[tokio::test]
+async fn what_is_due_is_given_out_once_and_again_if_nobody_attends_to_it() {
+    for cluster in backends() {
+        let call = ringing("anna", "ben");
+        stored(&*cluster, new_call(&call)).await;
+        let due = async |now| cluster.due(now, 10).await.unwrap().len();
+        let deadline = call.deadline();
+        assert_eq!(due(Timestamp::from_millis(deadline.as_millis() - 1)).await, 0);
+        assert_eq!(due(deadline).await, 1);
+        assert_eq!(due(deadline).await, 0, "it is attended to by who asked first");
+        assert_eq!(due(deadline + Duration::from_secs(5)).await, 1);
+    }
+}
+
+#[tokio::test]
+async fn an_ended_call_stays_until_history_has_it_and_then_nothing_is_left() {
+    for cluster in backends() {
+        let call = ringing("anna", "ben");
+        stored(&*cluster, new_call(&call)).await;
+        let ended = ended(&call, call.deadline());
+        stored(&*cluster, update(&ended)).await;
+        let over = ended.ended_at().unwrap() + ENDED_RETENTION;
+
+        assert_eq!(cluster.latest(&user("anna")).await.unwrap(), Some(ended.clone()));
+        let unsaved = cluster.due(over, 10).await.unwrap();
+        assert_eq!(unsaved, [ended], "it waits to be saved");
+
+        cluster.settle(&[call.id]).await.unwrap();
+        assert_eq!(cluster.due(over + Duration::from_secs(5), 10).await.unwrap(), []);
+        assert_eq!(cluster.load(call.id).await.unwrap(), None);
+        assert_eq!(cluster.latest(&user("anna")).await.unwrap(), None);
+        assert_eq!(cluster.latest(&user("ben")).await.unwrap(), None);
+    }
+}

@@ -1,0 +1,8 @@
+//! Tests of the parts through their public face. Clients and browsers are in the folders beside
+//! this one.
+
+mod calls;
+mod cluster;
+mod history;
+mod layers;
+mod protocol;

@@ -1,0 +1,172 @@
+//! What clients send, decoded: good input gives an event, bad input names the field.
+
+use serde_json::{Value, json, value::RawValue};
+use switchboard::{
+    call::{CallType, Signal},
+    protocol::{ClientEvent, ErrorType, MAX_CALLER_INFO_BYTES, MAX_CANDIDATE_BYTES, MAX_SDP_BYTES},
+};
+
+fn decode(name: &str, payload: &Value) -> Result<ClientEvent, (ErrorType, String)> {
+    let raw = RawValue::from_string(payload.to_string()).unwrap();
+    ClientEvent::decode(name, Some(&raw)).map_err(|bad| (bad.error_type, bad.message))
+}
+
+/// A payload that each event takes.
+fn good() -> Vec<(&'static str, Value)> {
+    let id = "01890a5d-ac96-774b-bcce-b302099a8057";
+    vec![
+        ("user-connected", json!("anna")),
+        ("user-connected", json!({"userId": "anna"})),
+        ("call:initiate", json!({"toUserId": "ben", "callType": "video"})),
+        (
+            "call:initiate",
+            json!({"toUserId": "ben", "callType": "audio",
+            "callerInfo": {"name": "Anna", "x": 1}, "clientCallId": "1"}),
+        ),
+        ("call:offer", json!({"toUserId": "ben", "offer": {"type": "offer", "sdp": "v=0"}})),
+        ("call:answer", json!({"toUserId": "ben", "answer": {"type": "answer", "sdp": ""}})),
+        (
+            "call:ice-candidate",
+            json!({"toUserId": "ben", "callId": id,
+            "candidate": {"candidate": "c", "sdpMLineIndex": 0, "sdpMid": "0", "x": {}}}),
+        ),
+        ("call:ice-candidate", json!({"toUserId": "ben", "candidate": null})),
+        ("call:ice-candidate", json!({"toUserId": "ben", "candidate": ""})),
+        (
+            "call:ice-candidate",
+            json!({"toUserId": "ben",
+            "candidate": {"candidate": "", "sdpMLineIndex": null, "sdpMid": null}}),
+        ),
+        ("call:reject", json!({"toUserId": "ben", "reason": "not now"})),
+        ("call:busy", json!({"toUserId": "ben"})),
+        ("call:end", json!({"toUserId": "ben", "duration": 12.5})),
+        ("call:sync", json!({})),
+        ("call:sync", json!({"callId": id})),
+        ("call:stats", json!({"callId": id, "roundTripMs": 20, "iceState": "connected"})),
+        ("presence:subscribe", json!({"userIds": ["ben", "carl"]})),
+        ("presence:unsubscribe", json!({"userIds": []})),
+        ("ice:servers", json!({})),
+        ("auth:refresh", json!({"token": "t"})),
+    ]
+}
+
+#[test]
+fn every_event_is_understood() {
+    for (name, payload) in good() {
+        decode(name, &payload).unwrap_or_else(|error| panic!("{name} {payload}: {error:?}"));
+    }
+}
+
+#[test]
+fn fields_that_no_event_has_are_ignored() {
+    for (name, mut payload) in good() {
+        if let Some(object) = payload.as_object_mut() {
+            object.insert("somethingNew".to_owned(), json!([1, {"a": null}]));
+            assert!(decode(name, &payload).is_ok(), "{name} {payload}");
+        }
+    }
+}
+
+#[test]
+fn each_field_of_a_wrong_type_is_named() {
+    let optional = ["callId", "clientCallId", "callerInfo", "reason", "duration", "token"];
+    for (name, payload) in good() {
+        let Some(object) = payload.as_object() else { continue };
+        for field in object.keys().filter(|field| *field != "token") {
+            for wrong in [json!(true), json!([[]]), json!(-1), json!({"a": 1}), json!("\u{7}")] {
+                let fits = matches!(
+                    (field.as_str(), &wrong),
+                    ("callerInfo", Value::Object(_))
+                        | ("reason" | "clientCallId" | "iceState", Value::String(_))
+                );
+                if fits {
+                    continue;
+                }
+                let mut bad = object.clone();
+                bad.insert(field.clone(), wrong.clone());
+                let (error_type, message) = decode(name, &Value::Object(bad)).unwrap_err();
+                assert_eq!(error_type, ErrorType::InvalidPayload);
+                assert!(message.starts_with(field.as_str()), "{name} {field}={wrong}: {message}");
+            }
+            let mut missing = object.clone();
+            missing.remove(field);
+            let is_optional = optional.contains(&field.as_str()) && name != "call:stats"
+                || ["roundTripMs", "iceState"].contains(&field.as_str());
+            let result = decode(name, &Value::Object(missing));
+            assert_eq!(result.is_ok(), is_optional, "{name} without {field}: {result:?}");
+        }
+    }
+}
+
+#[test]
+fn a_payload_that_is_no_object_is_refused() {
+    for (name, _) in good() {
+        for payload in [json!(null), json!([]), json!(1), json!(true)] {
+            let (error_type, _) = decode(name, &payload).unwrap_err();
+            assert_eq!(error_type, ErrorType::InvalidPayload, "{name} {payload}");
+        }
+    }
+    let missing = ClientEvent::decode("call:end", None).unwrap_err();
+    assert_eq!(missing.message, "toUserId: expected a string");
+}
+
+#[test]
+fn unknown_events_are_named() {
+    let (error_type, message) = decode("call:dance", &json!({})).unwrap_err();
+    assert_eq!(error_type, ErrorType::InvalidPayload);
+    assert!(message.contains("call:dance"));
+}
+
+#[test]
+fn limits_are_named_and_reached_exactly() {
+    let sdp = |length: usize| json!({"toUserId": "ben", "offer": {"type": "offer", "sdp": "\n".repeat(length)}});
+    let candidate = |length: usize| {
+        let padding = "x".repeat(length - r#"{"candidate":""}"#.len());
+        json!({"toUserId": "ben", "candidate": {"candidate": padding}})
+    };
+    let info = |length: usize| {
+        let padding = "x".repeat(length - r#"{"name":""}"#.len());
+        json!({"toUserId": "ben", "callType": "audio", "callerInfo": {"name": padding}})
+    };
+    let cases = [
+        ("call:offer", MAX_SDP_BYTES, sdp(MAX_SDP_BYTES), sdp(MAX_SDP_BYTES + 1)),
+        (
+            "call:ice-candidate",
+            MAX_CANDIDATE_BYTES,
+            candidate(MAX_CANDIDATE_BYTES),
+            candidate(MAX_CANDIDATE_BYTES + 1),
+        ),
+        (
+            "call:initiate",
+            MAX_CALLER_INFO_BYTES,
+            info(MAX_CALLER_INFO_BYTES),
+            info(MAX_CALLER_INFO_BYTES + 1),
+        ),
+    ];
+    for (name, limit, longest, too_long) in cases {
+        decode(name, &longest).unwrap();
+        let (error_type, message) = decode(name, &too_long).unwrap_err();
+        assert_eq!(error_type, ErrorType::PayloadTooLarge);
+        assert!(message.contains(&limit.to_string()), "{message}");
+    }
+}
+
+#[test]
+fn what_is_relayed_stays_as_it_was_written() {
+    let text = r#"{"toUserId":"ben","offer":{"sdp":"v=0\r\n","type":"offer" , "x":1e2,"y":1.0}}"#;
+    let raw = RawValue::from_string(text.to_owned()).unwrap();
+    match ClientEvent::decode("call:offer", Some(&raw)).unwrap() {
+        ClientEvent::Signal { signal: Signal::Offer, payload, .. } => {
+            assert_eq!(payload.as_json(), r#"{"sdp":"v=0\r\n","type":"offer" , "x":1e2,"y":1.0}"#);
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn an_error_says_to_whom_the_event_was_if_it_can() {
+    let raw = RawValue::from_string(r#"{"toUserId":"ben","callType":"fax"}"#.to_owned()).unwrap();
+    let bad = ClientEvent::decode("call:initiate", Some(&raw)).unwrap_err();
+    assert_eq!(bad.to, Some("ben".parse().unwrap()));
+    assert_eq!(CallType::ALL.map(CallType::as_str), ["audio", "video"]);
+}
