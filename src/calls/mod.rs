@@ -101,12 +101,17 @@ impl Calls {
         Self { cluster, outlet, recorder, rules, clock, live, watchers }
     }
 
-    /// A socket says who it is. If its user's call concerns it, it hears of it: a device that was
-    /// lost gets its call back, a device of a user who is being called rings.
+    /// A socket says who it is: from now on its user is online.
     pub async fn join(&self, device: &Device) -> Result<(), Unavailable> {
         let attached = self.cluster.attach(&device.user, device.socket).await?;
         self.announce(attached.edge);
-        let Some(call) = attached.call else { return Ok(()) };
+        Ok(())
+    }
+
+    /// Tells a socket that joined, and that can be reached now, of the call that its user is in: a
+    /// device that was lost gets its call back, a device of a user who is being called rings.
+    pub async fn welcome(&self, device: &Device) -> Result<(), Unavailable> {
+        let Some(call) = self.cluster.latest(&device.user).await? else { return Ok(()) };
         match self.transition(call.clone(), &Event::Joined(device.clone())).await {
             Ok(_) => return Ok(()),
             Err(Failure::Refused(_)) => {}

@@ -9,6 +9,7 @@ mod wire;
 
 use std::{
     fmt,
+    str::FromStr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -28,12 +29,14 @@ use tracing::info;
 
 use self::{
     outlet::{SocketOutlet, socket_id},
-    session::{Context, Introduction, Receiver, Session},
+    session::{Context, Receiver, Session},
     transport::Engine,
     wire::Upgraded,
 };
 use crate::{
     calls::{Calls, Outlet},
+    cluster::Unavailable,
+    ids::UserId,
     protocol::{ErrorType, MAX_MESSAGE_BYTES},
 };
 
@@ -69,14 +72,11 @@ struct Auth {
     device_id: Option<String>,
 }
 
-/// Why a connection is refused: all that the client's library passes on is a text.
+/// Why a connection is refused. All that the client's library passes on is a text.
 #[derive(Debug)]
-struct Refused(String);
-
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
+struct Refused {
+    error_type: ErrorType,
+    message: String,
 }
 
 impl Default for Gateway {
@@ -113,7 +113,7 @@ impl Gateway {
         });
         let gate = {
             let context = context.clone();
-            async move |socket: SocketRef, auth: TryData<Auth>| admit(context, socket, auth)
+            move |socket: SocketRef, auth: TryData<Auth>| admit(context, socket, auth)
         };
         self.io.ns("/", greet.with(gate));
         let routes = transport::routes(self.engine, self.upgraded);
@@ -138,29 +138,31 @@ impl Serving {
     }
 }
 
-/// Runs before the client is told that it is connected: whatever it sends then finds a receiver.
-fn admit(
+/// Runs before the client is told that it is connected: whatever it sends then finds a receiver,
+/// and whoever it names itself is online.
+async fn admit(
     context: Arc<Context>,
     socket: SocketRef,
     TryData(auth): TryData<Auth>,
 ) -> Result<(), Refused> {
-    let auth = auth.map_err(|_| Refused::invalid("auth: expected an object of strings"))?;
-    let introduction = introduction(auth)?;
-    let is_named = introduction.user.is_some();
-    let session = Session::new(context, socket_id(socket.id), introduction);
+    let auth = auth.map_err(|_| Refused::invalid("auth", "expected an object of strings"))?;
+    let user: Option<UserId> = parse("userId", auth.user_id)?;
+    let session = Session::new(context, socket_id(socket.id), parse("deviceId", auth.device_id)?);
     socket.extensions.insert(session.clone());
     let leaving = session.clone();
     socket.on_disconnect(async move |reason: DisconnectReason| leaving.disconnected(reason));
     socket.on_fallback(Receiver(session.clone()));
-    if !is_named {
-        tokio::spawn(expect_identity(session, socket));
+    match user {
+        Some(user) => session.join(&socket, user).await.map_err(Refused::unavailable)?,
+        None => drop(tokio::spawn(expect_identity(session, socket))),
     }
     Ok(())
 }
 
+/// Runs when the client has been told that it is connected.
 async fn greet(socket: SocketRef) {
     if let Some(session) = socket.extensions.get::<Arc<Session>>() {
-        session.connected(socket);
+        session.connected();
     }
 }
 
@@ -173,24 +175,26 @@ async fn expect_identity(session: Arc<Session>, socket: SocketRef) {
     }
 }
 
-fn introduction(auth: Auth) -> Result<Introduction, Refused> {
-    let parse_error = |name: &str, error| Refused::invalid(&format!("{name}: {error}"));
-    Ok(Introduction {
-        user: auth
-            .user_id
-            .map(|id| id.parse().map_err(|error| parse_error("userId", error)))
-            .transpose()?,
-        device: auth
-            .device_id
-            .map(|id| id.parse().map_err(|error| parse_error("deviceId", error)))
-            .transpose()?,
-    })
+fn parse<T>(field: &str, text: Option<String>) -> Result<Option<T>, Refused>
+where
+    T: FromStr<Err: fmt::Display>,
+{
+    text.map(|text| text.parse()).transpose().map_err(|error| Refused::invalid(field, error))
 }
 
 impl Refused {
-    fn invalid(message: &str) -> Self {
-        let code = serde_json::to_value(ErrorType::InvalidPayload);
-        let code = code.as_ref().ok().and_then(|code| code.as_str()).unwrap_or_default();
-        Self(format!("{code}: {message}"))
+    fn invalid(field: &str, error: impl fmt::Display) -> Self {
+        Self { error_type: ErrorType::InvalidPayload, message: format!("{field}: {error}") }
+    }
+
+    fn unavailable(error: Unavailable) -> Self {
+        let error_type = ErrorType::TemporarilyUnavailable;
+        Self { error_type, message: format!("{error}: try again shortly") }
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.error_type, self.message)
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{
 
 use socketioxide::{
     adapter::LocalAdapter,
-    extract::{AckSender, SocketRef},
+    extract::AckSender,
     handler::{FromMessageParts, MessageHandler, Value},
     socket::{DisconnectReason, Socket},
 };
@@ -22,6 +22,7 @@ use super::{
 use crate::{
     call::Device,
     calls::{Calls, Failure, Initiate},
+    cluster::Unavailable,
     ids::{DeviceId, SocketId, UserId},
     protocol::{Answer, ClientEvent, IceServer, ServerEvent},
 };
@@ -38,33 +39,34 @@ pub struct Context {
     pub closing: AtomicBool,
 }
 
-/// What a socket said of itself when it connected.
-#[derive(Debug, Clone, Default)]
-pub struct Introduction {
-    pub user: Option<UserId>,
-    pub device: Option<DeviceId>,
-}
-
 pub struct Session {
     context: Arc<Context>,
     socket: SocketId,
-    introduction: Introduction,
+    device_id: Option<DeviceId>,
     /// Set once, when the socket's user is known to the cluster.
     device: OnceLock<Device>,
+    /// Whether the device has been told of its user's call.
+    welcomed: AtomicBool,
     inbox: Mutex<Inbox<Input>>,
 }
 
 /// What happens to a socket.
 enum Input {
-    Connected(SocketRef),
+    Connected,
     Event { socket: Arc<Socket>, value: Value, ack: Option<i64> },
     Gone { may_return: bool },
 }
 
 impl Session {
-    pub fn new(context: Arc<Context>, socket: SocketId, introduction: Introduction) -> Arc<Self> {
-        let device = OnceLock::new();
-        Arc::new(Self { context, socket, introduction, device, inbox: Mutex::default() })
+    pub fn new(context: Arc<Context>, socket: SocketId, device_id: Option<DeviceId>) -> Arc<Self> {
+        Arc::new(Self {
+            context,
+            socket,
+            device_id,
+            device: OnceLock::new(),
+            welcomed: AtomicBool::new(false),
+            inbox: Mutex::default(),
+        })
     }
 
     pub fn is_identified(&self) -> bool {
@@ -72,8 +74,8 @@ impl Session {
     }
 
     /// The client has been told that it is connected.
-    pub fn connected(self: &Arc<Self>, socket: SocketRef) {
-        let pushed = self.inbox().push(Input::Connected(socket), 0);
+    pub fn connected(self: &Arc<Self>) {
+        let pushed = self.inbox().push(Input::Connected, 0);
         self.after(pushed, None);
     }
 
@@ -110,9 +112,9 @@ impl Session {
         loop {
             let Some(input) = self.inbox().pop() else { return };
             match input {
-                Input::Connected(socket) => self.introduce(&socket).await,
+                Input::Connected => self.welcome().await,
                 Input::Event { socket, value, ack } => {
-                    self.introduce(&socket).await;
+                    self.welcome().await;
                     self.handle(&socket, value, ack).await;
                 }
                 Input::Gone { may_return } => self.leave(may_return).await,
@@ -127,29 +129,30 @@ impl Session {
         }
     }
 
-    /// Joins as the user named when the socket connected. Events may overtake the news that the
-    /// socket is connected, so each comes by here.
-    async fn introduce(&self, socket: &Socket) {
-        if let Some(user) = &self.introduction.user
-            && !self.is_identified()
-            && let Err(failure) = self.join(socket, user.clone()).await
-        {
-            warn!(%failure, %user, "a socket could not join");
-        }
-    }
-
-    async fn join(&self, socket: &Socket, user: UserId) -> Result<(), Failure> {
-        let device = Device { user, socket: self.socket, id: self.introduction.device.clone() };
+    /// Makes the socket one of `user`'s.
+    pub async fn join(&self, socket: &Socket, user: UserId) -> Result<(), Unavailable> {
+        let device = Device { user, socket: self.socket, id: self.device_id.clone() };
         let room = room_of(&device.user);
         // In the room first: whoever places a call from now on finds the socket there.
         socket.join(room.clone());
         if let Err(error) = self.context.calls.join(&device).await {
             socket.leave(room);
-            return Err(error.into());
+            return Err(error);
         }
         debug!(user = %device.user, socket = %self.socket, "joined");
-        self.device.set(device).expect("only the draining task joins");
+        self.device.set(device).expect("a socket joins once, by its middleware or its inbox");
         Ok(())
+    }
+
+    /// Tells the device of its user's call, once. Its first event may overtake the news that it is
+    /// connected, so each event comes by here.
+    async fn welcome(&self) {
+        let Some(device) = self.device.get() else { return };
+        if !self.welcomed.swap(true, Ordering::Relaxed)
+            && let Err(error) = self.context.calls.welcome(device).await
+        {
+            warn!(%error, user = %device.user, "a device could not be told of its call");
+        }
     }
 
     async fn handle(&self, socket: &Arc<Socket>, mut value: Value, ack: Option<i64>) {
@@ -243,7 +246,10 @@ impl Session {
         match self.device.get() {
             Some(device) if device.user != user => return Err(Rejected::AnotherUser),
             Some(_) => {}
-            None => self.join(socket, user.clone()).await?,
+            None => {
+                self.join(socket, user.clone()).await.map_err(Failure::from)?;
+                self.welcome().await;
+            }
         }
         Ok(Answer::Joined { user_id: user })
     }

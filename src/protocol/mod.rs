@@ -10,6 +10,8 @@ pub use answer::{Answer, ErrorBody, IceServer};
 pub use client::{CallRef, ClientEvent, Malformed, MediaStats};
 pub use server::{CallView, Presence, ServerEvent};
 
+use std::fmt;
+
 use serde::Serialize;
 
 /// Longest SDP of an offer or an answer, in bytes of UTF-8.
@@ -47,4 +49,11 @@ pub enum ErrorType {
     SelfCall,
     RateLimited,
     TemporarilyUnavailable,
+}
+
+impl fmt::Display for ErrorType {
+    /// The name on the wire.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
 }

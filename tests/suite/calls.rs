@@ -135,6 +135,7 @@ impl Node {
         let device = device(name);
         self.ears.sockets.lock().unwrap().insert(device.socket, device.user.clone());
         self.calls.join(&device).await.unwrap();
+        self.calls.welcome(&device).await.unwrap();
     }
 
     async fn leave(&self, name: &str, may_return: bool) {
