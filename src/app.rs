@@ -78,11 +78,11 @@ async fn sweep(calls: Arc<Calls>, stop: Shutdown) {
 async fn close(serving: &Serving) {
     serving.close();
     let closed = async {
-        while serving.sockets() > 0 {
+        while serving.sessions() > 0 {
             tokio::time::sleep(CLOSE_POLL).await;
         }
     };
     if tokio::time::timeout(CLOSE_TIMEOUT, closed).await.is_err() {
-        warn!(sockets = serving.sockets(), "some connections did not end in time");
+        warn!(sessions = serving.sessions(), "some connections did not end in time");
     }
 }

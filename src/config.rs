@@ -162,8 +162,8 @@ impl Settings {
             }
         };
         let database_url = self.database_url.unwrap_or("sqlite://switchboard.db".to_owned());
-        if !database_url.starts_with("sqlite:") {
-            return Err(ConfigError("database_url: expected sqlite://PATH".to_owned()));
+        if !database_url.starts_with("sqlite://") || database_url.contains(":memory:") {
+            return Err(ConfigError("database_url: expected sqlite://PATH of a file".to_owned()));
         }
         Ok(Config {
             listen,

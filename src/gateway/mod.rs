@@ -10,10 +10,7 @@ mod wire;
 use std::{
     fmt,
     str::FromStr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -23,7 +20,7 @@ use socketioxide::{
     ParserConfig, SocketIo,
     extract::{SocketRef, TryData},
     handler::ConnectHandler,
-    socket::DisconnectReason,
+    socket::{DisconnectReason, Sid},
 };
 use tracing::info;
 
@@ -49,7 +46,7 @@ const MAX_OUTGOING_PACKETS: usize = 2_048;
 /// Binary attachments are refused with an error, so a few must be let in to be refused.
 const MAX_ATTACHMENTS: usize = 8;
 /// A small buffer for each connection: most messages are small.
-const READ_BUFFER_BYTES: usize = 2 * 1024;
+const READ_BUFFER_BYTES: usize = 1024;
 
 /// The library's server, before it takes any socket.
 pub struct Gateway {
@@ -61,6 +58,7 @@ pub struct Gateway {
 /// The gateway in service.
 pub struct Serving {
     io: SocketIo,
+    upgraded: Upgraded,
     context: Arc<Context>,
 }
 
@@ -105,36 +103,32 @@ impl Gateway {
 
     /// Takes sockets from now on, at the routes it answers.
     pub fn serve(self, calls: Arc<Calls>, stun_urls: Vec<String>) -> (Serving, Router) {
-        let context = Arc::new(Context {
-            calls,
-            upgraded: self.upgraded.clone(),
-            stun_urls,
-            closing: AtomicBool::new(false),
-        });
+        let context = Arc::new(Context::new(calls, self.upgraded.clone(), stun_urls));
         let gate = {
-            let context = context.clone();
-            move |socket: SocketRef, auth: TryData<Auth>| admit(context, socket, auth)
+            let (context, io) = (context.clone(), self.io.clone());
+            move |socket: SocketRef, auth: TryData<Auth>| admit(context, io, socket, auth)
         };
         self.io.ns("/", greet.with(gate));
-        let routes = transport::routes(self.engine, self.upgraded);
-        (Serving { io: self.io, context }, routes)
+        let Self { engine, io, upgraded } = self;
+        let routes = transport::routes(engine, upgraded.clone());
+        (Serving { io, upgraded, context }, routes)
     }
 }
 
 impl Serving {
     /// Closes all transports. Nobody can come back: their calls end.
     pub fn close(&self) {
-        self.context.closing.store(true, Ordering::Relaxed);
+        self.context.close();
         let sockets = self.io.sockets();
         info!(sockets = sockets.len(), "closing all connections");
         for socket in sockets {
-            self.context.upgraded.close_transport(socket);
+            self.upgraded.close_transport(socket);
         }
     }
 
-    /// How many sockets are connected.
-    pub fn sockets(&self) -> usize {
-        self.io.sockets().len()
+    /// How many sockets are connected, or gone and not signed off yet.
+    pub fn sessions(&self) -> usize {
+        self.context.sessions()
     }
 }
 
@@ -142,6 +136,7 @@ impl Serving {
 /// and whoever it names itself is online.
 async fn admit(
     context: Arc<Context>,
+    io: SocketIo,
     socket: SocketRef,
     TryData(auth): TryData<Auth>,
 ) -> Result<(), Refused> {
@@ -154,7 +149,7 @@ async fn admit(
     socket.on_fallback(Receiver(session.clone()));
     match user {
         Some(user) => session.join(&socket, user).await.map_err(Refused::unavailable)?,
-        None => drop(tokio::spawn(expect_identity(session, socket))),
+        None => drop(tokio::spawn(expect_identity(io, socket.id, Arc::downgrade(&session)))),
     }
     Ok(())
 }
@@ -166,10 +161,12 @@ async fn greet(socket: SocketRef) {
     }
 }
 
-async fn expect_identity(session: Arc<Session>, socket: SocketRef) {
+/// Holds on to nothing meanwhile: most sockets say who they are, or are gone, long before.
+async fn expect_identity(io: SocketIo, sid: Sid, session: Weak<Session>) {
     tokio::time::sleep(IDENTIFY_TIMEOUT).await;
-    if !session.is_identified() && socket.connected() {
-        info!(socket = %socket.id, "a socket did not say who it is in time: closed");
+    let is_unknown = session.upgrade().is_some_and(|session| !session.is_identified());
+    if let Some(socket) = io.get_socket(sid).filter(|_| is_unknown) {
+        info!(socket = %sid, "a socket did not say who it is in time: closed");
         // Its queue is full only if it reads nothing, and then its transport is cut off.
         let _ = socket.disconnect();
     }

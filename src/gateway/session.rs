@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-    atomic::{AtomicBool, Ordering},
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use socketioxide::{
@@ -24,7 +24,7 @@ use crate::{
     calls::{Calls, Failure, Initiate},
     cluster::Unavailable,
     ids::{DeviceId, SocketId, UserId},
-    protocol::{Answer, ClientEvent, IceServer, ServerEvent},
+    protocol::{Answer, ClientEvent, IceServer, Malformed, ServerEvent},
 };
 
 /// For how long clients may use the ICE servers they were told, in seconds.
@@ -32,11 +32,30 @@ const ICE_SERVERS_TTL_S: u64 = 3_600;
 
 /// What all sessions share.
 pub struct Context {
-    pub calls: Arc<Calls>,
-    pub upgraded: Upgraded,
-    pub stun_urls: Vec<String>,
+    calls: Arc<Calls>,
+    upgraded: Upgraded,
+    stun_urls: Vec<String>,
     /// Set when the whole service ends: no device can come back to a call.
-    pub closing: AtomicBool,
+    closing: AtomicBool,
+    sessions: AtomicUsize,
+}
+
+impl Context {
+    pub fn new(calls: Arc<Calls>, upgraded: Upgraded, stun_urls: Vec<String>) -> Self {
+        let closing = AtomicBool::new(false);
+        Self { calls, upgraded, stun_urls, closing, sessions: AtomicUsize::new(0) }
+    }
+
+    /// From now on a socket that goes away takes its call with it.
+    pub fn close(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+    }
+
+    /// How many sessions there are. One ends when all that its socket sent has been handled and
+    /// its user signed off.
+    pub fn sessions(&self) -> usize {
+        self.sessions.load(Ordering::Relaxed)
+    }
 }
 
 pub struct Session {
@@ -59,6 +78,7 @@ enum Input {
 
 impl Session {
     pub fn new(context: Arc<Context>, socket: SocketId, device_id: Option<DeviceId>) -> Arc<Self> {
+        context.sessions.fetch_add(1, Ordering::Relaxed);
         Arc::new(Self {
             context,
             socket,
@@ -181,20 +201,15 @@ impl Session {
         socket: &Socket,
         value: &Value,
     ) -> (String, Result<Answer, (Rejected, About)>) {
-        let Some(Ok(frame)) = text_of(value).map(serde_json::from_str::<Frame>) else {
-            return (String::new(), Err((Rejected::Binary, About::default())));
+        let (name, event) = decode(value);
+        let result = match event {
+            Ok(event) => {
+                let about = about(&event);
+                self.dispatch(socket, event).await.map_err(|rejected| (rejected, about))
+            }
+            Err(rejected) => Err((rejected, About::default())),
         };
-        let name = frame.name.clone().into_owned();
-        if has_attachments(value) {
-            return (name, Err((Rejected::Binary, About::default())));
-        }
-        let event = match ClientEvent::decode(&frame.name, frame.payload) {
-            Ok(event) => event,
-            Err(malformed) => return (name, Err((malformed.into(), About::default()))),
-        };
-        let about = about(&event);
-        let result = self.dispatch(socket, event).await;
-        (name, result.map_err(|rejected| (rejected, about)))
+        (name, result)
     }
 
     async fn dispatch(&self, socket: &Socket, event: ClientEvent) -> Result<Answer, Rejected> {
@@ -260,6 +275,12 @@ impl Session {
     }
 }
 
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.context.sessions.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Takes a socket's events on the task that reads them, in the order they came. The library would
 /// run a handler given as a closure in a task of its own for each event.
 ///
@@ -305,18 +326,25 @@ fn about(event: &ClientEvent) -> About {
     }
 }
 
-fn text_of(value: &Value) -> Option<&str> {
-    match value {
-        Value::Str(text, _) => Some(text),
-        Value::Bytes(_) => None,
-    }
-}
-
-fn has_attachments(value: &Value) -> bool {
-    match value {
-        Value::Str(_, attachments) => attachments.as_ref().is_some_and(|all| !all.is_empty()),
-        Value::Bytes(_) => true,
-    }
+/// The event's name, as far as it can be read, and the event.
+fn decode(value: &Value) -> (String, Result<ClientEvent, Rejected>) {
+    let Value::Str(text, attachments) = value else {
+        return (String::new(), Err(Rejected::Binary));
+    };
+    let frame: Frame = match serde_json::from_str(text) {
+        Ok(frame) => frame,
+        Err(error) => {
+            let malformed = Malformed::invalid(format!("payload: {error}"));
+            return (String::new(), Err(malformed.into()));
+        }
+    };
+    let has_attachments = attachments.as_ref().is_some_and(|all| !all.is_empty());
+    let event = if has_attachments {
+        Err(Rejected::Binary)
+    } else {
+        ClientEvent::decode(&frame.name, frame.payload).map_err(Rejected::from)
+    };
+    (frame.name.into_owned(), event)
 }
 
 fn size_of(value: &Value) -> usize {

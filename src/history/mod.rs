@@ -47,6 +47,7 @@ impl From<sqlx::Error> for StoreError {
 fn plain(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(error) => error.message().to_owned(),
+        sqlx::Error::Configuration(error) => error.to_string(),
         other => other.to_string(),
     }
 }

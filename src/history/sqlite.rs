@@ -1,6 +1,12 @@
 //! History in a SQLite file: the embedded default.
 
-use std::{str::FromStr, time::Duration};
+use std::{
+    fs::{File, TryLockError},
+    path::Path,
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use sqlx::{
@@ -26,21 +32,26 @@ const MAX_CONNECTIONS: u32 = 4;
 #[derive(Debug, Clone)]
 pub struct Sqlite {
     pool: SqlitePool,
+    /// Held while the file is in use.
+    _lock: Arc<File>,
 }
 
 impl Sqlite {
     /// Opens the file that `url` (`sqlite://path`) names, made if it is not there, and brings its
     /// schema up to date.
     pub async fn open(url: &str) -> Result<Self, StoreError> {
-        let options = SqliteConnectOptions::from_str(url)?
+        let options = SqliteConnectOptions::from_str(url)?;
+        let path = options.get_filename().to_owned();
+        let options = options
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Normal)
             .busy_timeout(BUSY_TIMEOUT);
         let pool =
             SqlitePoolOptions::new().max_connections(MAX_CONNECTIONS).connect_with(options).await?;
+        let lock = lock(&path)?;
         sqlx::migrate!("migrations/sqlite").run(&pool).await.map_err(sqlx::Error::from)?;
-        Ok(Self { pool })
+        Ok(Self { pool, _lock: Arc::new(lock) })
     }
 
     /// Closes the file after what is under way.
@@ -104,6 +115,20 @@ impl Store for Sqlite {
             .fetch_all(&self.pool)
             .await?;
         read_all(&rows)
+    }
+}
+
+/// Makes sure that no other process of ours uses the file: it would take the live calls of this one
+/// for left behind. Others may still read it; the lock is not one of SQLite's.
+fn lock(path: &Path) -> Result<File, sqlx::Error> {
+    let file = File::open(path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            let in_use = "another switchboard uses this file";
+            Err(sqlx::Error::Configuration(in_use.into()))
+        }
+        Err(TryLockError::Error(error)) => Err(error.into()),
     }
 }
 

@@ -189,6 +189,17 @@ async fn pages_neither_skip_nor_repeat_while_rows_arrive() {
 }
 
 #[tokio::test]
+async fn a_file_serves_one_process_at_a_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", folder.path().join("history.db").display());
+    let first = Sqlite::open(&url).await.unwrap();
+    let second = Sqlite::open(&url).await.unwrap_err();
+    assert_eq!(second.to_string(), "another switchboard uses this file");
+    drop(first);
+    Sqlite::open(&url).await.unwrap();
+}
+
+#[tokio::test]
 async fn calls_that_a_dead_process_left_open_are_closed() {
     for opened in stores().await {
         let ringing = Row {
