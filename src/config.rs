@@ -126,10 +126,8 @@ impl Options {
                 let shown = path.display();
                 let text = std::fs::read_to_string(path)
                     .map_err(|error| ConfigError(format!("cannot read {shown}: {error}")))?;
-                let wrong = |error: toml::de::Error| {
-                    ConfigError(format!("{shown}: {}", error.to_string().trim_end()))
-                };
-                toml::from_str(&text).map_err(wrong)?
+                toml::from_str(&text)
+                    .map_err(|error| ConfigError(format!("{shown}, {}", place_in(&text, &error))))?
             }
         };
         self.settings.or(file).resolve()
@@ -165,6 +163,10 @@ impl Settings {
         if !database_url.starts_with("sqlite://") || database_url.contains(":memory:") {
             return Err(ConfigError("database_url: expected sqlite://PATH of a file".to_owned()));
         }
+        let stun_urls = self.stun_urls.unwrap_or_default();
+        if let Some(url) = stun_urls.iter().find(|url| !is_stun(url)) {
+            return Err(ConfigError(format!("stun_urls: expected stun:HOST[:PORT], not {url:?}")));
+        }
         Ok(Config {
             listen,
             database_url,
@@ -174,7 +176,7 @@ impl Settings {
                 reconnect_grace: self.reconnect_grace.unwrap_or(Duration::from_secs(10)),
                 max_call_duration: self.max_call_duration.unwrap_or(Duration::from_hours(12)),
             },
-            stun_urls: self.stun_urls.unwrap_or_default(),
+            stun_urls,
         })
     }
 }
@@ -203,6 +205,20 @@ impl Config {
         line("stun_urls", stun_urls.clone().into());
         toml
     }
+}
+
+fn is_stun(url: &str) -> bool {
+    let host = url.strip_prefix("stun:").or_else(|| url.strip_prefix("stuns:"));
+    host.is_some_and(|host| !host.is_empty())
+}
+
+/// Where in the file the error is, and what it is, in one line.
+fn place_in(text: &str, error: &toml::de::Error) -> String {
+    let start = error.span().map_or(0, |span| span.start.min(text.len()));
+    let number = text.get(..start).map_or(0, |before| before.matches('\n').count());
+    let line = text.lines().nth(number).unwrap_or_default().trim();
+    let message = error.message().lines().collect::<Vec<_>>().join(" ");
+    format!("line {}: `{line}`: {message}", number + 1)
 }
 
 /// A misspelt variable would otherwise be a setting that silently does nothing.

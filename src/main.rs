@@ -16,12 +16,16 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            let asked_for =
-                matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
-            // There is nowhere to report that the report could not be printed.
+        Err(error)
+            if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) =>
+        {
+            // There is nowhere to report that it could not be printed.
             let _ = error.print();
-            return if asked_for { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprintln!("{}", one_line(&error.to_string()));
+            return ExitCode::FAILURE;
         }
     };
     match run(cli) {
@@ -31,6 +35,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What is wrong, without the advice that follows after an empty line.
+fn one_line(report: &str) -> String {
+    let what = report.split("\n\n").next().unwrap_or(report);
+    what.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {

@@ -201,8 +201,8 @@ pub enum Refusal {
     Glare(CallId),
     /// The user, or this device of the user, is not in the call in a way that allows the event.
     NotInCall,
-    /// Another device of the same user answered.
-    AlreadyAnswered,
+    /// Another device of the same user answered this call.
+    AlreadyAnswered(CallId),
     /// The call has ended.
     Over,
     /// The event says what is the case already.

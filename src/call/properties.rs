@@ -210,7 +210,7 @@ impl World {
             Err(Refusal::NotInCall) => {
                 assert!(call.is_ringing() || !call.is_bound_to(device));
             }
-            Err(Refusal::AlreadyAnswered) => assert!(!call.is_bound_to(device)),
+            Err(Refusal::AlreadyAnswered(_)) => assert!(!call.is_bound_to(device)),
             Err(refusal) => panic!("{refusal:?}"),
         }
     }

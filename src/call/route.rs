@@ -47,7 +47,7 @@ impl Call {
             }
             (State::Ringing { .. }, Role::Callee, Signal::Offer) => Err(Refusal::NotInCall),
             (State::Active { .. }, _, _) if bound => Ok(self.to_party(role.other())),
-            (State::Active { .. }, Role::Callee, _) => Err(Refusal::AlreadyAnswered),
+            (State::Active { .. }, Role::Callee, _) => Err(Refusal::AlreadyAnswered(self.id)),
             (State::Active { .. }, Role::Caller, _) => Err(Refusal::NotInCall),
             (State::Ended { .. }, _, _) => Err(Refusal::Over),
         }

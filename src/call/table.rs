@@ -120,7 +120,7 @@ fn show_news(before: &Call, after: &Call) -> String {
 fn show_refusal(refusal: Refusal) -> &'static str {
     match refusal {
         Refusal::NotInCall => "(not in call)",
-        Refusal::AlreadyAnswered => "(already answered)",
+        Refusal::AlreadyAnswered(_) => "(already answered)",
         Refusal::Over => "(over)",
         Refusal::NothingToDo => "(nothing to do)",
         Refusal::SelfCall | Refusal::CallInProgress(_) | Refusal::Glare(_) => "(not an event's)",

@@ -134,7 +134,7 @@ impl Call {
     /// Why a device cannot answer or refuse a call that was answered already.
     fn too_late(&self, device: &Device) -> Refusal {
         match self.role_of(&device.user) {
-            Some(Role::Callee) if !self.is_bound_to(device) => Refusal::AlreadyAnswered,
+            Some(Role::Callee) if !self.is_bound_to(device) => Refusal::AlreadyAnswered(self.id),
             Some(_) | None => Refusal::NotInCall,
         }
     }

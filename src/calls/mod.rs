@@ -209,8 +209,10 @@ impl Calls {
         match relay(&live)? {
             Route::Answers(_) => {
                 self.transition(live.snapshot(), &Event::Answer(device.clone())).await?;
-                relay(&live)?;
-                live.release_early(device, &*self.outlet, self.clock.now());
+                // It has won. If the call ended since, there is nobody to pass it on to.
+                if relay(&live).is_ok() {
+                    live.release_early(device, &*self.outlet, self.clock.now());
+                }
                 Ok(id)
             }
             Route::Ringing | Route::AfterAnswer(_) | Route::Bound(..) | Route::WhenBack(_) => {

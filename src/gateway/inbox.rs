@@ -8,13 +8,22 @@ pub const MAX_EVENTS: usize = 1_024;
 pub const MAX_BYTES: usize = 8 * 1024 * 1024;
 
 /// A bounded queue, drained by at most one task at a time, which runs only while there is
-/// something to drain: an idle socket has no task.
+/// something to drain: an idle socket has no task. At first it is held: nothing is drained until it
+/// is released, or its end is in it.
 #[derive(Debug)]
 pub struct Inbox<T> {
     waiting: VecDeque<(T, usize)>,
     size_bytes: usize,
-    draining: bool,
+    drain: Drain,
     closed: bool,
+    ended: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Drain {
+    Held,
+    Idle,
+    Running,
 }
 
 /// What the one who put something in has to do.
@@ -22,7 +31,7 @@ pub struct Inbox<T> {
 pub enum Pushed {
     /// Start a task that drains.
     Drain,
-    /// Nothing: a task drains already, or nothing is taken any more.
+    /// Nothing: a task drains already, or is not to yet, or nothing is taken any more.
     Nothing,
     /// Close the socket: it is beyond its bound. Nothing more of it is taken.
     Overflow,
@@ -30,7 +39,13 @@ pub enum Pushed {
 
 impl<T> Default for Inbox<T> {
     fn default() -> Self {
-        Self { waiting: VecDeque::new(), size_bytes: 0, draining: false, closed: false }
+        Self {
+            waiting: VecDeque::new(),
+            size_bytes: 0,
+            drain: Drain::Held,
+            closed: false,
+            ended: false,
+        }
     }
 }
 
@@ -44,25 +59,37 @@ impl<T> Inbox<T> {
             self.closed = true;
             return Pushed::Overflow;
         }
-        self.put(event, size_bytes)
-    }
-
-    /// Puts the last thing in, for which there is always room.
-    pub fn push_last(&mut self, event: T) -> Pushed {
-        self.closed = true;
-        self.put(event, 0)
-    }
-
-    fn put(&mut self, event: T, size_bytes: usize) -> Pushed {
         self.waiting.push_back((event, size_bytes));
         self.size_bytes += size_bytes;
-        if std::mem::replace(&mut self.draining, true) { Pushed::Nothing } else { Pushed::Drain }
+        if self.drain == Drain::Held { Pushed::Nothing } else { self.start() }
+    }
+
+    /// Puts the end in, for which there is always room. There is one: the first.
+    pub fn push_end(&mut self, end: T) -> Pushed {
+        self.closed = true;
+        if std::mem::replace(&mut self.ended, true) {
+            return Pushed::Nothing;
+        }
+        self.waiting.push_back((end, 0));
+        self.start()
+    }
+
+    /// What waits may be drained from now on.
+    pub fn release(&mut self) -> Pushed {
+        if self.drain == Drain::Held { self.start() } else { Pushed::Nothing }
+    }
+
+    fn start(&mut self) -> Pushed {
+        match std::mem::replace(&mut self.drain, Drain::Running) {
+            Drain::Running => Pushed::Nothing,
+            Drain::Held | Drain::Idle => Pushed::Drain,
+        }
     }
 
     /// The next event. None ends the draining.
     pub fn pop(&mut self) -> Option<T> {
         let Some((event, size_bytes)) = self.waiting.pop_front() else {
-            self.draining = false;
+            self.drain = Drain::Idle;
             self.waiting = VecDeque::new();
             return None;
         };
@@ -75,9 +102,16 @@ impl<T> Inbox<T> {
 mod tests {
     use super::*;
 
+    fn released<T>() -> Inbox<T> {
+        let mut inbox = Inbox::default();
+        assert_eq!(inbox.release(), Pushed::Drain);
+        assert!(inbox.pop().is_none());
+        inbox
+    }
+
     #[test]
     fn keeps_order_and_asks_for_one_drainer_at_a_time() {
-        let mut inbox = Inbox::default();
+        let mut inbox = released();
         assert_eq!(inbox.push(1, 1), Pushed::Drain);
         assert_eq!(inbox.push(2, 1), Pushed::Nothing);
         assert_eq!((inbox.pop(), inbox.pop(), inbox.pop()), (Some(1), Some(2), None));
@@ -85,24 +119,40 @@ mod tests {
     }
 
     #[test]
+    fn is_held_until_it_is_released_or_ends() {
+        let mut inbox = Inbox::default();
+        assert_eq!(inbox.push(1, 1), Pushed::Nothing);
+        assert_eq!(inbox.release(), Pushed::Drain);
+        assert_eq!(inbox.release(), Pushed::Nothing);
+        assert_eq!(inbox.pop(), Some(1));
+
+        let mut ended = Inbox::default();
+        ended.push(1, 1);
+        assert_eq!(ended.push_end(2), Pushed::Drain);
+        assert_eq!(ended.release(), Pushed::Nothing);
+        assert_eq!(std::iter::from_fn(|| ended.pop()).collect::<Vec<_>>(), [1, 2]);
+    }
+
+    #[test]
     fn overflows_by_number_and_by_bytes() {
-        let mut many = Inbox::default();
+        let mut many = released();
         for event in 0..MAX_EVENTS {
             assert_ne!(many.push(event, 1), Pushed::Overflow);
         }
         assert_eq!(many.push(0, 1), Pushed::Overflow);
         assert_eq!(many.push(0, 1), Pushed::Nothing, "closed: says so once");
-        assert_eq!(many.push_last(7), Pushed::Nothing, "a task drains already");
+        assert_eq!(many.push_end(7), Pushed::Nothing, "a task drains already");
+        assert_eq!(many.push_end(8), Pushed::Nothing, "there is one end");
         assert_eq!(std::iter::from_fn(|| many.pop()).last(), Some(7));
 
-        let mut large = Inbox::default();
+        let mut large = released();
         assert_eq!(large.push((), MAX_BYTES), Pushed::Drain);
         assert_eq!(large.push((), 1), Pushed::Overflow);
     }
 
     #[test]
     fn room_comes_back_as_it_drains() {
-        let mut inbox = Inbox::default();
+        let mut inbox = released();
         inbox.push((), MAX_BYTES);
         inbox.pop();
         assert_eq!(inbox.push((), MAX_BYTES), Pushed::Nothing);

@@ -15,7 +15,7 @@ use std::{
 };
 
 use axum::Router;
-use serde::Deserialize;
+use serde_json::{Map, Value};
 use socketioxide::{
     ParserConfig, SocketIo,
     extract::{SocketRef, TryData},
@@ -62,14 +62,6 @@ pub struct Serving {
     context: Arc<Context>,
 }
 
-/// What a client may say when it connects.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Auth {
-    user_id: Option<String>,
-    device_id: Option<String>,
-}
-
 /// Why a connection is refused. All that the client's library passes on is a text.
 #[derive(Debug)]
 struct Refused {
@@ -106,7 +98,9 @@ impl Gateway {
         let context = Arc::new(Context::new(calls, self.upgraded.clone(), stun_urls));
         let gate = {
             let (context, io) = (context.clone(), self.io.clone());
-            move |socket: SocketRef, auth: TryData<Auth>| admit(context, io, socket, auth)
+            move |socket: SocketRef, auth: TryData<Map<String, Value>>| {
+                admit(context, io, socket, auth)
+            }
         };
         self.io.ns("/", greet.with(gate));
         let Self { engine, io, upgraded } = self;
@@ -122,7 +116,12 @@ impl Serving {
         let sockets = self.io.sockets();
         info!(sockets = sockets.len(), "closing all connections");
         for socket in sockets {
-            self.upgraded.close_transport(socket);
+            match (self.upgraded.switch_of(&socket), session_of(&socket)) {
+                (Some(kill), _) => kill.kill(),
+                // A client on polling finds the server gone at its next request, and reconnects.
+                (None, Some(session)) => session.disconnected(DisconnectReason::ClosingServer),
+                (None, None) => {}
+            }
         }
     }
 
@@ -138,11 +137,11 @@ async fn admit(
     context: Arc<Context>,
     io: SocketIo,
     socket: SocketRef,
-    TryData(auth): TryData<Auth>,
+    TryData(auth): TryData<Map<String, Value>>,
 ) -> Result<(), Refused> {
-    let auth = auth.map_err(|_| Refused::invalid("auth", "expected an object of strings"))?;
-    let user: Option<UserId> = parse("userId", auth.user_id)?;
-    let session = Session::new(context, socket_id(socket.id), parse("deviceId", auth.device_id)?);
+    let auth = auth.map_err(|_| Refused::invalid("auth", "expected an object"))?;
+    let user: Option<UserId> = parse("userId", &auth)?;
+    let session = Session::new(context, socket_id(socket.id), parse("deviceId", &auth)?);
     socket.extensions.insert(session.clone());
     let leaving = session.clone();
     socket.on_disconnect(async move |reason: DisconnectReason| leaving.disconnected(reason));
@@ -156,9 +155,13 @@ async fn admit(
 
 /// Runs when the client has been told that it is connected.
 async fn greet(socket: SocketRef) {
-    if let Some(session) = socket.extensions.get::<Arc<Session>>() {
+    if let Some(session) = session_of(&socket) {
         session.connected();
     }
+}
+
+fn session_of(socket: &SocketRef) -> Option<Arc<Session>> {
+    socket.extensions.get::<Arc<Session>>()
 }
 
 /// Holds on to nothing meanwhile: most sockets say who they are, or are gone, long before.
@@ -172,11 +175,18 @@ async fn expect_identity(io: SocketIo, sid: Sid, session: Weak<Session>) {
     }
 }
 
-fn parse<T>(field: &str, text: Option<String>) -> Result<Option<T>, Refused>
+/// A field of what the client said when it connected.
+fn parse<T>(field: &str, auth: &Map<String, Value>) -> Result<Option<T>, Refused>
 where
     T: FromStr<Err: fmt::Display>,
 {
-    text.map(|text| text.parse()).transpose().map_err(|error| Refused::invalid(field, error))
+    match auth.get(field) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => {
+            text.parse().map(Some).map_err(|error| Refused::invalid(field, error))
+        }
+        Some(_) => Err(Refused::invalid(field, "expected a string")),
+    }
 }
 
 impl Refused {

@@ -1,7 +1,7 @@
 //! From a call's news to the sockets of this node.
 
 use socketioxide::{SendError, SocketError, SocketIo, socket::Sid};
-use tracing::warn;
+use tracing::{debug, error, warn};
 
 use super::wire::Upgraded;
 use crate::{
@@ -34,18 +34,26 @@ pub fn socket_id(sid: Sid) -> SocketId {
 impl Outlet for SocketOutlet {
     fn sockets_of(&self, user: &UserId) -> Vec<SocketId> {
         let sockets = self.io.within(room_of(user)).sockets();
-        sockets.into_iter().map(|socket| socket_id(socket.id)).collect()
+        // One that is not connected yet would lose what it is sent. It is welcomed when it is.
+        let connected = sockets.into_iter().filter(|socket| socket.connected());
+        connected.map(|socket| socket_id(socket.id)).collect()
     }
 
     fn emit(&self, socket: SocketId, event: &ServerEvent) {
         let sid = socket.to_string().parse().expect("it was a socket id of the library before");
         let Some(socket) = self.io.get_socket(sid) else { return };
-        // Any other failure is a socket that closed meanwhile: its disconnect is on the way.
-        if let Err(SendError::Socket(SocketError::InternalChannelFull)) =
-            socket.emit(event.name(), event)
-        {
-            warn!(socket = %sid, event = event.name(), "a client reads too slowly and is cut off");
-            self.upgraded.close_transport(socket);
+        match socket.emit(event.name(), event) {
+            Ok(()) => {}
+            Err(SendError::Socket(SocketError::InternalChannelFull)) => {
+                warn!(socket = %sid, event = event.name(), "a client reads too slowly: cut off");
+                self.upgraded.close_transport(socket);
+            }
+            Err(SendError::Socket(SocketError::Closed)) => {
+                debug!(socket = %sid, event = event.name(), "a socket closed before it was told");
+            }
+            Err(SendError::Serialize(error)) => {
+                error!(%error, event = event.name(), "an event could not be written as JSON");
+            }
         }
     }
 }

@@ -88,7 +88,9 @@ impl Rejected {
         let call_id = match &self {
             Self::Failed(
                 Failure::Offline(id)
-                | Failure::Refused(Refusal::Glare(id) | Refusal::CallInProgress(id)),
+                | Failure::Refused(
+                    Refusal::Glare(id) | Refusal::CallInProgress(id) | Refusal::AlreadyAnswered(id),
+                ),
             ) => Some(*id),
             _ => about.call_id,
         };
@@ -137,7 +139,7 @@ impl Rejected {
                     Refusal::Glare(_) => {
                         (ErrorType::Glare, "This user is calling you: answer that call")
                     }
-                    Refusal::AlreadyAnswered => (
+                    Refusal::AlreadyAnswered(_) => (
                         ErrorType::AlreadyAnswered,
                         "Another device of yours has answered this call",
                     ),

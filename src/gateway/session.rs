@@ -51,8 +51,8 @@ impl Context {
         self.closing.store(true, Ordering::Relaxed);
     }
 
-    /// How many sessions there are. One ends when all that its socket sent has been handled and
-    /// its user signed off.
+    /// How many sessions there are. One ends when all that its socket sent has been handled and it
+    /// has been signed off.
     pub fn sessions(&self) -> usize {
         self.sessions.load(Ordering::Relaxed)
     }
@@ -71,7 +71,6 @@ pub struct Session {
 
 /// What happens to a socket.
 enum Input {
-    Connected,
     Event { socket: Arc<Socket>, value: Value, ack: Option<i64> },
     Gone { may_return: bool },
 }
@@ -93,9 +92,10 @@ impl Session {
         self.device.get().is_some()
     }
 
-    /// The client has been told that it is connected.
+    /// The client has been told that it is connected, and the library sends it what it is given.
+    /// Before that, nothing of it is handled: the answers would be lost.
     pub fn connected(self: &Arc<Self>) {
-        let pushed = self.inbox().push(Input::Connected, 0);
+        let pushed = self.inbox().release();
         self.after(pushed, None);
     }
 
@@ -103,7 +103,7 @@ impl Session {
     pub fn disconnected(self: &Arc<Self>, reason: DisconnectReason) {
         let on_purpose = reason == DisconnectReason::ClientNSDisconnect;
         let may_return = !on_purpose && !self.context.closing.load(Ordering::Relaxed);
-        let pushed = self.inbox().push_last(Input::Gone { may_return });
+        let pushed = self.inbox().push_end(Input::Gone { may_return });
         self.after(pushed, None);
     }
 
@@ -129,15 +129,15 @@ impl Session {
     }
 
     async fn drain(self: Arc<Self>) {
+        self.welcome().await;
         loop {
             let Some(input) = self.inbox().pop() else { return };
             match input {
-                Input::Connected => self.welcome().await,
-                Input::Event { socket, value, ack } => {
-                    self.welcome().await;
-                    self.handle(&socket, value, ack).await;
+                Input::Event { socket, value, ack } => self.handle(&socket, value, ack).await,
+                Input::Gone { may_return } => {
+                    self.leave(may_return).await;
+                    self.context.sessions.fetch_sub(1, Ordering::Relaxed);
                 }
-                Input::Gone { may_return } => self.leave(may_return).await,
             }
         }
     }
@@ -164,8 +164,7 @@ impl Session {
         Ok(())
     }
 
-    /// Tells the device of its user's call, once. Its first event may overtake the news that it is
-    /// connected, so each event comes by here.
+    /// Tells the device of its user's call, once.
     async fn welcome(&self) {
         let Some(device) = self.device.get() else { return };
         if !self.welcomed.swap(true, Ordering::Relaxed)
@@ -272,12 +271,6 @@ impl Session {
     fn ice_servers(&self) -> Vec<IceServer> {
         let urls = self.context.stun_urls.clone();
         if urls.is_empty() { Vec::new() } else { vec![IceServer { urls }] }
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        self.context.sessions.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -31,8 +31,11 @@ pub fn routes(engine: Engine, upgraded: Upgraded) -> Router {
 }
 
 async fn serve(State(mut transport): State<Transport>, request: Request) -> Response {
-    if let Some(accept) = websocket_accept(&request) {
-        return transport.upgrade(request, accept);
+    if is_websocket(request.uri()) {
+        return match websocket_accept(&request) {
+            Some(accept) => transport.upgrade(request, accept),
+            None => StatusCode::BAD_REQUEST.into_response(),
+        };
     }
     match transport.engine.call(request).await {
         Ok(response) => response.map(Body::new),
@@ -40,16 +43,19 @@ async fn serve(State(mut transport): State<Transport>, request: Request) -> Resp
     }
 }
 
-/// What to answer to a websocket handshake of Engine.IO 4; None if the request is not one.
+/// Whether a request wants a websocket of Engine.IO 4.
+fn is_websocket(uri: &Uri) -> bool {
+    query_value(uri, "transport") == Some("websocket") && query_value(uri, "EIO") == Some("4")
+}
+
+/// What to answer to a websocket handshake (RFC 6455, 4.2); None if the request is not one.
 fn websocket_accept(request: &Request) -> Option<HeaderValue> {
     let headers = request.headers();
-    let is_websocket = request.method() == Method::GET
+    let is_handshake = request.method() == Method::GET
         && has_token(headers, header::CONNECTION, "upgrade")
         && has_token(headers, header::UPGRADE, "websocket")
-        && has_token(headers, header::SEC_WEBSOCKET_VERSION, "13")
-        && query_value(request.uri(), "transport") == Some("websocket")
-        && query_value(request.uri(), "EIO") == Some("4");
-    let key = headers.get(header::SEC_WEBSOCKET_KEY).filter(|_| is_websocket)?;
+        && has_token(headers, header::SEC_WEBSOCKET_VERSION, "13");
+    let key = headers.get(header::SEC_WEBSOCKET_KEY).filter(|_| is_handshake)?;
     HeaderValue::from_str(&derive_accept_key(key.as_bytes())).ok()
 }
 

@@ -69,18 +69,20 @@ impl Upgraded {
         Registration { sid, upgraded: self.clone() }
     }
 
-    /// Closes the transport of `socket`. A polling transport has none that could be closed: its
-    /// socket is disconnected.
-    pub fn close_transport(&self, socket: SocketRef) {
+    /// The switch of `socket`'s transport. None for polling, which has no connection to close.
+    pub fn switch_of(&self, socket: &SocketRef) -> Option<Kill> {
         let own = socket.req_parts().extensions.get::<Kill>().cloned();
-        match own.or_else(|| self.switches().get(&socket.id).cloned()) {
-            Some(kill) => kill.kill(),
-            None => {
-                let id = socket.id;
-                if socket.disconnect().is_err() {
-                    info!(socket = %id, "a polling client does not fetch: its heartbeat will end it");
-                }
-            }
+        own.or_else(|| self.switches().get(&socket.id).cloned())
+    }
+
+    /// Closes the transport of `socket`. A socket on polling is disconnected instead.
+    pub fn close_transport(&self, socket: SocketRef) {
+        if let Some(kill) = self.switch_of(&socket) {
+            return kill.kill();
+        }
+        let id = socket.id;
+        if socket.disconnect().is_err() {
+            info!(socket = %id, "a polling client does not fetch: its heartbeat will end it");
         }
     }
 }

@@ -87,14 +87,12 @@ impl Parameters {
         let pairs: Vec<(String, String)> = serde_urlencoded::from_str(query)
             .map_err(|_| Problem::bad_request("The query cannot be read: expected name=value&…"))?;
         for (place, (name, _)) in pairs.iter().enumerate() {
-            let Some(known) = Self::NAMES.into_iter().find(|known| known == name) else {
-                let known = Self::NAMES.join(", ");
-                return Err(Problem::bad_request(format!(
-                    "A parameter of this request is unknown; known are {known}"
-                )));
-            };
+            if !Self::NAMES.contains(&name.as_str()) {
+                let detail = format!("unknown parameter; known are {}", Self::NAMES.join(", "));
+                return Err(Problem::bad_field(name, detail));
+            }
             if pairs[..place].iter().any(|(earlier, _)| earlier == name) {
-                return Err(Problem::bad_field(known, format!("{known}: given more than once")));
+                return Err(Problem::bad_field(name, format!("{name}: given more than once")));
             }
         }
         Ok(Self(pairs))

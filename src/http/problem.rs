@@ -17,7 +17,7 @@ pub struct Problem {
     detail: String,
     /// The parameter at fault.
     #[serde(skip_serializing_if = "Option::is_none")]
-    field: Option<&'static str>,
+    field: Option<String>,
 }
 
 impl Problem {
@@ -31,8 +31,8 @@ impl Problem {
         }
     }
 
-    pub fn bad_field(field: &'static str, detail: impl Into<String>) -> Self {
-        Self { field: Some(field), ..Self::new(StatusCode::BAD_REQUEST, detail) }
+    pub fn bad_field(field: &str, detail: impl Into<String>) -> Self {
+        Self { field: Some(field.to_owned()), ..Self::new(StatusCode::BAD_REQUEST, detail) }
     }
 
     pub fn bad_request(detail: impl Into<String>) -> Self {

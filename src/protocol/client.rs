@@ -156,11 +156,7 @@ impl ClientEvent {
                 to: id("toUserId", fields.to_user_id)?,
                 call_type: call_type(fields.call_type)?,
                 caller_info: caller_info(fields.caller_info)?,
-                client_call_id: optional_text(
-                    "clientCallId",
-                    fields.client_call_id,
-                    MAX_CLIENT_CALL_ID_BYTES,
-                )?,
+                client_call_id: client_call_id(fields.client_call_id)?,
             },
             "call:offer" => Self::Signal {
                 call: fields.call_ref()?,
@@ -214,12 +210,9 @@ impl ClientEvent {
 
     /// `"userId"` or `{userId}`.
     fn user_connected(payload: Option<&RawValue>) -> Result<Self, Malformed> {
-        let bare = payload.filter(|raw| raw.get().starts_with('"'));
-        let user = match bare {
-            Some(raw) => id("userId", Some(raw))?,
-            None => id("userId", Fields::read(payload)?.user_id)?,
-        };
-        Ok(Self::UserConnected { user })
+        let is_object = payload.is_some_and(|raw| raw.get().starts_with('{'));
+        let user = if is_object { Fields::read(payload)?.user_id } else { payload };
+        Ok(Self::UserConnected { user: id("userId", user)? })
     }
 }
 
@@ -307,6 +300,14 @@ where
         return Err(Malformed::too_large(name, limit_bytes));
     }
     Ok(Some(text).filter(|text| !text.is_empty()).map(T::from))
+}
+
+fn client_call_id(raw: Option<&RawValue>) -> Result<Option<Arc<str>>, Malformed> {
+    const NAME: &str = "clientCallId";
+    if raw.is_some_and(|raw| raw.get() == "\"\"") {
+        return Err(Malformed::field(NAME, "a string that is not empty"));
+    }
+    optional_text(NAME, raw, MAX_CLIENT_CALL_ID_BYTES)
 }
 
 fn optional_number(name: &str, raw: Option<&RawValue>) -> Result<Option<f64>, Malformed> {

@@ -243,7 +243,7 @@ async fn a_call_from_ring_to_end() {
     node.answer("b1", "a").await.unwrap();
     assert_eq!(node.heard("a1"), ["answer answer"]);
     assert_eq!(node.heard("b2"), ["ended answered_elsewhere"]);
-    assert_eq!(node.answer("b2", "a").await, refused(Refusal::AlreadyAnswered));
+    assert_eq!(node.answer("b2", "a").await, refused(Refusal::AlreadyAnswered(id)));
 
     node.signal("a1", "b", Signal::Candidate, "only b1").await.unwrap();
     assert_eq!(node.heard("b1"), ["ice-candidate only b1"]);

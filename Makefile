@@ -1,0 +1,44 @@
+# `make` says what there is. `make test` is all that a fresh machine needs.
+
+# Most tests wait for the server rather than use the CPU, so more files run at once than there are cores.
+NODE_TEST = timeout --foreground 600 node --test --test-reporter=spec --test-concurrency=4
+
+.DEFAULT_GOAL := help
+.PHONY: help run build lint test test-setup test-rust test-server test-clients test-browser
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## start the server (release build) on http://127.0.0.1:3000/
+	cargo run --release --locked
+
+build: ## the release binary, target/release/switchboard
+	cargo build --release --locked
+
+lint: ## formatting and clippy, warnings denied
+	cargo fmt --check
+	cargo clippy --all-targets --locked -- -D warnings
+
+test: test-setup ## everything: set-up, Rust tests, real clients, browser
+	$(MAKE) --no-print-directory test-rust
+	$(MAKE) --no-print-directory test-clients
+	$(MAKE) --no-print-directory test-browser
+	@echo "All tests passed."
+
+test-setup: ## install what the tests need
+	@scripts/test-setup.sh
+
+test-rust: ## unit and property tests of the server
+	cargo test --locked
+
+test-server: # the debug binary that the clients below are run against
+	cargo build --locked
+
+test-clients test-browser: export SWITCHBOARD_BIN ?= $(CURDIR)/target/debug/switchboard
+
+test-clients: test-setup test-server ## socket.io-client, raw websockets and python-socketio against the server
+	$(NODE_TEST) tests/clients/*.test.mjs
+	timeout --foreground 300 tests/.venv/bin/python tests/clients/python_client.py
+
+test-browser: test-setup test-server ## two pages in headless Chromium call each other
+	$(NODE_TEST) tests/browser/*.test.mjs

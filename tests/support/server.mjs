@@ -1,0 +1,164 @@
+// Starts the real server for a test: its own process, port and folder, and nothing left behind.
+
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+export const BINARY =
+  process.env.SWITCHBOARD_BIN ?? fileURLToPath(new URL('../../target/debug/switchboard', import.meta.url));
+
+const READY_LINE = /^switchboard is ready: open (http:\/\/[^ ]+:(\d+)\/)$/;
+const START_DEADLINE_MS = 20_000;
+const STOP_DEADLINE_MS = 20_000;
+
+/** Starts a server on a free port, with an empty history; `args` and `env` are added to its settings. */
+export async function startServer({ args = [], env = {} } = {}) {
+  const server = new Server(args, env);
+  server.dir = await privateFolder();
+  server.db = join(server.dir, 'switchboard.db');
+  try {
+    await server.start();
+  } catch (error) {
+    await rm(server.dir, { recursive: true, force: true });
+    throw error;
+  }
+  return server;
+}
+
+class Server {
+  constructor(args, env) {
+    this.args = args;
+    this.env = env;
+    this.listen = '127.0.0.1:0';
+    this.earlierLogs = '';
+  }
+
+  async start() {
+    const args = ['--listen', this.listen, '--database-url', `sqlite://${this.db}`, ...this.args];
+    this.process = launch(args, { env: this.env, dir: this.dir });
+    const line = await firstLine(this.process);
+    const [, address, port] = READY_LINE.exec(line) ?? assert.fail(`not the ready line: ${line}`);
+    this.readyLine = line;
+    this.url = address.slice(0, -1);
+    this.port = Number(port);
+    this.pid = this.process.child.pid;
+    // A restart takes the same port, so that clients find the server again by themselves.
+    this.listen = `127.0.0.1:${port}`;
+  }
+
+  /** All that the server wrote to stderr, restarts included. */
+  logs() {
+    return this.earlierLogs + this.process.stderr;
+  }
+
+  /** Asks the server to leave, checks that it left cleanly and without a panic, and removes its folder. */
+  async stop() {
+    try {
+      await this.leave();
+    } finally {
+      await rm(this.dir, { recursive: true, force: true });
+    }
+  }
+
+  /** Sends the signal and waits until the process is gone. The folder stays for a `start()`. */
+  async kill(signal = 'SIGKILL') {
+    this.process.child.kill(signal);
+    return this.process.exit();
+  }
+
+  /** Leaves cleanly and starts again with the same port, settings and history. */
+  async restart() {
+    await this.leave();
+    this.earlierLogs = this.logs();
+    await this.start();
+  }
+
+  async leave() {
+    const { code, signal } = await this.kill('SIGTERM');
+    const logs = this.logs();
+    assert.ok(!/panicked at|RUST_BACKTRACE/.test(logs), `the server panicked:\n${logs}`);
+    assert.deepEqual({ code, signal }, { code: 0, signal: null }, `the server did not leave cleanly:\n${logs}`);
+  }
+}
+
+/** Runs the binary until it exits by itself: for wrong settings and for commands. */
+export async function runToExit(args, { env = {}, dir } = {}) {
+  const folder = dir ?? (await privateFolder());
+  try {
+    const run = launch(args, { env, dir: folder });
+    const { code, signal } = await run.exit();
+    return { code, signal, stdout: run.stdout, stderr: run.stderr };
+  } finally {
+    if (!dir) await rm(folder, { recursive: true, force: true });
+  }
+}
+
+export function privateFolder() {
+  return mkdtemp(join(tmpdir(), 'switchboard-test-'));
+}
+
+/**
+ * Starts the binary. The kernel kills it if this test process dies without having stopped it
+ * (`setpriv` replaces itself with the server, so the process id is the server's own).
+ */
+export function launch(args, { env = {}, dir }) {
+  const child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', BINARY, ...args], {
+    cwd: dir,
+    env: { ...withoutSettings(process.env), ...env },
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
+  const run = { child, stdout: '', stderr: '' };
+  child.stdout.setEncoding('utf8').on('data', (text) => (run.stdout += text));
+  child.stderr.setEncoding('utf8').on('data', (text) => (run.stderr += text));
+  const gone = once(child, 'close').then(([code, signal]) => ({ code, signal }));
+  gone.catch(() => {});
+  const atOurExit = () => child.kill('SIGKILL');
+  process.on('exit', atOurExit);
+  child.on('close', () => process.off('exit', atOurExit));
+
+  run.exit = async () => {
+    const late = setTimeout(() => {
+      run.stderr += `\n(killed by the test: still running ${STOP_DEADLINE_MS} ms after it should have left)`;
+      child.kill('SIGKILL');
+    }, STOP_DEADLINE_MS);
+    try {
+      return await gone;
+    } finally {
+      clearTimeout(late);
+    }
+  };
+  return run;
+}
+
+// The caller's own switchboard settings must not leak into the server under test.
+function withoutSettings(env) {
+  return Object.fromEntries(Object.entries(env).filter(([name]) => !name.startsWith('SWITCHBOARD_')));
+}
+
+function firstLine(run) {
+  return new Promise((resolve, reject) => {
+    const fail = (why) => {
+      run.child.kill('SIGKILL');
+      reject(new Error(`the server did not start: ${why}\nstdout: ${run.stdout}\nstderr: ${run.stderr}`));
+    };
+    const late = setTimeout(() => fail(`no ready line within ${START_DEADLINE_MS} ms`), START_DEADLINE_MS);
+    run.child.stdout.on('data', () => {
+      const end = run.stdout.indexOf('\n');
+      if (end < 0) return;
+      clearTimeout(late);
+      resolve(run.stdout.slice(0, end));
+    });
+    run.child.on('error', (error) => {
+      clearTimeout(late);
+      fail(error.message);
+    });
+    run.child.on('close', (code) => {
+      clearTimeout(late);
+      fail(`it exited with code ${code}`);
+    });
+  });
+}
