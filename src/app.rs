@@ -2,15 +2,17 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
+use tokio::sync::mpsc::Receiver;
 use tracing::warn;
 
 use crate::{
     calls::Calls,
-    cluster::{Cluster, Memory},
+    cluster::{Cluster, Hub, Message},
     config::Config,
     gateway::{Gateway, Serving},
     history::{self, Sqlite, StoreError},
     http::{self, Server},
+    ids::NodeId,
     shutdown::{self, Shutdown},
     time::Clock,
 };
@@ -41,7 +43,9 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
     let store = Sqlite::open(&config.database_url).await.map_err(unusable)?;
     history::close_orphans(&store).await.map_err(unusable)?;
 
-    let cluster: Arc<dyn Cluster> = Arc::new(Memory::default());
+    let node = NodeId::generate(Clock::System.now());
+    let (cluster, inbox) = Hub::default().node(node);
+    let cluster: Arc<dyn Cluster> = Arc::new(cluster);
     let (recorder, writer) = history::recorder(Arc::new(store.clone()), cluster.clone());
     let gateway = Gateway::default();
     let calls = Calls::new(cluster, gateway.outlet(), recorder, config.rules, Clock::System);
@@ -51,6 +55,7 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
 
     let (stop_calls, calls_stop) = shutdown::shutdown();
     let (stop_writer, writer_stop) = shutdown::shutdown();
+    let receiving = tokio::spawn(receive(calls.clone(), inbox));
     let writing = tokio::spawn(writer.run(writer_stop.wait()));
     let sweeping = tokio::spawn(sweep(calls, calls_stop.clone()));
     let listening = tokio::spawn(server.run(routes, calls_stop.wait()));
@@ -59,6 +64,7 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
     signalled.await.map_err(StartError::Signals)?;
 
     stop_calls.fire();
+    receiving.abort();
     close(&serving).await;
     stop_writer.fire();
     for task in [listening, sweeping, writing] {
@@ -68,6 +74,10 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
     }
     store.close().await;
     Ok(())
+}
+
+async fn receive(calls: Arc<Calls>, inbox: Receiver<(NodeId, Message)>) {
+    calls.run_inbox(inbox).await;
 }
 
 async fn sweep(calls: Arc<Calls>, stop: Shutdown) {

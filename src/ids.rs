@@ -8,14 +8,14 @@ use uuid::Uuid;
 use crate::time::Timestamp;
 
 /// A person, as the platform names them: 1 to 128 bytes of UTF-8 without control characters.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-#[serde(transparent)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String")]
 pub struct UserId(Arc<str>);
 
 /// What a client calls its own device: 1 to 64 of `A-Z a-z 0-9 . _ -`. It stays the same when the
 /// client reconnects.
-#[derive(Clone, PartialEq, Eq, Hash, Serialize)]
-#[serde(transparent)]
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String")]
 pub struct DeviceId(Arc<str>);
 
 /// One call attempt. A UUID of version 7, so that ids sort by time of creation.
@@ -23,8 +23,14 @@ pub struct DeviceId(Arc<str>);
 #[serde(transparent)]
 pub struct CallId(Uuid);
 
+/// One running process of this service. Its text is 32 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct NodeId(Uuid);
+
 /// One connection of one client: the Socket.IO socket id, 16 characters of URL-safe base64.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct SocketId([u8; 16]);
 
 /// A text that cannot be the id it was meant to be. Displays what was expected.
@@ -78,10 +84,29 @@ impl FromStr for DeviceId {
 impl CallId {
     /// A new id for a call made at `now`.
     pub fn generate(now: Timestamp) -> Self {
-        let seconds = now.as_millis() / 1_000;
-        let nanos = u32::try_from(now.as_millis() % 1_000).expect("below 1,000") * 1_000_000;
-        let time = uuid::Timestamp::from_unix(uuid::NoContext, seconds, nanos);
-        Self(Uuid::new_v7(time))
+        Self(uuid_at(now))
+    }
+}
+
+impl NodeId {
+    /// A new id for a node that starts at `now`.
+    pub fn generate(now: Timestamp) -> Self {
+        Self(uuid_at(now))
+    }
+}
+
+fn uuid_at(now: Timestamp) -> Uuid {
+    let seconds = now.as_millis() / 1_000;
+    let nanos = u32::try_from(now.as_millis() % 1_000).expect("below 1,000") * 1_000_000;
+    Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, seconds, nanos))
+}
+
+impl FromStr for NodeId {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        let expected = "a node id (32 hexadecimal digits)";
+        Uuid::try_parse(text).map(Self).map_err(|_| InvalidId { expected })
     }
 }
 
@@ -112,6 +137,36 @@ impl FromStr for SocketId {
     }
 }
 
+impl TryFrom<String> for UserId {
+    type Error = InvalidId;
+
+    fn try_from(text: String) -> Result<Self, InvalidId> {
+        text.parse()
+    }
+}
+
+impl TryFrom<String> for DeviceId {
+    type Error = InvalidId;
+
+    fn try_from(text: String) -> Result<Self, InvalidId> {
+        text.parse()
+    }
+}
+
+impl TryFrom<String> for SocketId {
+    type Error = InvalidId;
+
+    fn try_from(text: String) -> Result<Self, InvalidId> {
+        text.parse()
+    }
+}
+
+impl From<SocketId> for String {
+    fn from(id: SocketId) -> Self {
+        id.to_string()
+    }
+}
+
 impl fmt::Display for UserId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -127,6 +182,12 @@ impl fmt::Display for DeviceId {
 impl fmt::Display for CallId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.simple().fmt(f)
     }
 }
 
@@ -151,6 +212,12 @@ impl fmt::Debug for DeviceId {
 impl fmt::Debug for CallId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use super::{Attempt, Call, CallType, Device, Lobby, Placement, Rules};
-use crate::{ids::CallId, time::Timestamp};
+use crate::{
+    ids::{CallId, NodeId},
+    time::Timestamp,
+};
 
 pub const RULES: Rules = Rules {
     ring_timeout: Duration::from_secs(30),
@@ -21,6 +24,7 @@ pub fn device(name: &str) -> Device {
     let id = name.trim_end_matches(['+', '-']);
     Device {
         user: name[..1].parse().expect("a user id"),
+        node: NodeId::generate(at(0)),
         socket: format!("{name:_<16}").parse().expect("16 bytes"),
         id: (!name.ends_with('-')).then(|| id.parse().expect("a device id")),
     }

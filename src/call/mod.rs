@@ -24,8 +24,10 @@ pub use place::{Attempt, Lobby, Placement};
 pub use route::{Route, Signal};
 pub use transition::Event;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
-    ids::{CallId, DeviceId, SocketId, UserId},
+    ids::{CallId, DeviceId, NodeId, SocketId, UserId},
     payload::Payload,
     time::Timestamp,
 };
@@ -45,7 +47,7 @@ pub struct Rules {
 }
 
 /// One call attempt between two users: the whole truth about it, one version at a time.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Call {
     pub id: CallId,
     /// 1 when placed, then one more with each transition.
@@ -64,33 +66,42 @@ pub struct Call {
     pub expires_at: Timestamp,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum CallType {
     Audio,
     Video,
 }
 
 /// One of the two users in a call, and how they are connected to it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Party {
     pub user: UserId,
     pub link: Link,
 }
 
 /// How a party is connected to its call.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Link {
     /// No device is chosen yet: the callee while it rings.
     Open,
     /// This device speaks for the party, all others do not.
     Bound(Binding),
     /// The bound device lost its socket and may come back until then.
-    Lost { device: DeviceId, until: Timestamp },
+    Lost {
+        device: DeviceId,
+        until: Timestamp,
+        /// The node that held its socket: what waits for the device, or was sent by it, is there.
+        node: NodeId,
+    },
 }
 
 /// A device and the socket it is on now.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Binding {
+    /// The node that holds the socket.
+    pub node: NodeId,
     pub socket: SocketId,
     /// None for a client that gave no device id: it cannot come back.
     pub device: Option<DeviceId>,
@@ -98,7 +109,8 @@ pub struct Binding {
     pub confirmed: bool,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum State {
     Ringing {
         until: Timestamp,
@@ -115,7 +127,8 @@ pub enum State {
 }
 
 /// What ended a call.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Cause {
     /// `call:end` from the socket of a party, with the duration in seconds that its client reported.
     HangUp {
@@ -149,7 +162,8 @@ pub enum Cause {
 }
 
 /// Which of the two parties.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Role {
     Caller,
     Callee,
@@ -186,6 +200,8 @@ pub enum Status {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Device {
     pub user: UserId,
+    /// The node that holds the socket.
+    pub node: NodeId,
     pub socket: SocketId,
     pub id: Option<DeviceId>,
 }
@@ -350,6 +366,14 @@ impl Link {
         }
     }
 
+    /// The node that holds the party's socket, or held the one that is lost.
+    pub fn node(&self) -> Option<NodeId> {
+        match self {
+            Link::Bound(Binding { node, .. }) | Link::Lost { node, .. } => Some(*node),
+            Link::Open => None,
+        }
+    }
+
     /// Until when a lost device may come back; None unless it is lost.
     pub fn lost_until(&self) -> Option<Timestamp> {
         match self {
@@ -371,7 +395,8 @@ impl Role {
 
 impl Device {
     fn bind(&self) -> Link {
-        Link::Bound(Binding { socket: self.socket, device: self.id.clone(), confirmed: true })
+        let device = self.id.clone();
+        Link::Bound(Binding { node: self.node, socket: self.socket, device, confirmed: true })
     }
 }
 

@@ -191,7 +191,7 @@ impl World {
         let call = &self.calls[&call.id];
         let from = call.role_of(&device.user).expect("it is the user's own call");
         match call.route(device, signal) {
-            Ok(Route::Bound(to, socket)) => {
+            Ok(Route::Bound(to, _, socket)) => {
                 assert_eq!(to, from.other());
                 assert!(call.is_bound_to(device));
                 assert!(call.party(to).link.is_on(socket));

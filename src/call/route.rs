@@ -1,10 +1,13 @@
 //! Where a message goes that is only passed on.
 
+use serde::{Deserialize, Serialize};
+
 use super::{Call, Device, Link, Refusal, Role, State};
-use crate::ids::SocketId;
+use crate::ids::{NodeId, SocketId};
 
 /// What kind of message is passed on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Signal {
     Offer,
     Answer,
@@ -21,7 +24,7 @@ pub enum Route {
     /// It is the first answer: a transition, then to the party with this role.
     Answers(Role),
     /// To the bound device of the party with this role.
-    Bound(Role, SocketId),
+    Bound(Role, NodeId, SocketId),
     /// To the party with this role, when its device is back.
     WhenBack(Role),
 }
@@ -56,7 +59,7 @@ impl Call {
     /// Where a message to a party of an answered call goes.
     pub fn to_party(&self, role: Role) -> Route {
         match &self.party(role).link {
-            Link::Bound(binding) => Route::Bound(role, binding.socket),
+            Link::Bound(binding) => Route::Bound(role, binding.node, binding.socket),
             Link::Lost { .. } | Link::Open => Route::WhenBack(role),
         }
     }

@@ -82,7 +82,8 @@ impl Rules {
                 match &device.id {
                     Some(id) if *may_return => {
                         let until = now + self.reconnect_grace;
-                        call.party_mut(role).link = Link::Lost { device: id.clone(), until };
+                        let (device, node) = (id.clone(), device.node);
+                        call.party_mut(role).link = Link::Lost { device, until, node };
                         Ok(())
                     }
                     Some(_) | None => call.end(Cause::Lost { role }, now),
@@ -178,6 +179,7 @@ impl Call {
             return Err(Refusal::NothingToDo);
         }
         *link = Link::Bound(Binding {
+            node: device.node,
             socket: device.socket,
             device: device.id.clone(),
             confirmed: false,

@@ -7,10 +7,13 @@ use std::{
     time::Duration,
 };
 
+use tracing::{debug, warn};
+
 use super::{Failure, Outlet};
 use crate::{
     call::{Call, Device, News, Refusal, Role, Route, Signal, news},
-    ids::{CallId, SocketId, UserId},
+    cluster::{Cluster, Message, Relay},
+    ids::{CallId, NodeId, SocketId, UserId},
     payload::Payload,
     protocol::ServerEvent,
     time::Timestamp,
@@ -56,10 +59,26 @@ struct View {
     rung: Vec<SocketId>,
     /// What the caller sent so far, for devices that join while it rings.
     replay: Held,
+    /// On the caller's node: the other nodes where the call rings.
+    ring_nodes: Option<Vec<NodeId>>,
     /// Candidates of ringing devices, which wait for their answer.
     early: HashMap<SocketId, Held>,
     /// What waits for a party that lost its device: caller, callee.
     waiting: [Held; 2],
+}
+
+/// How a call's news leave this node's view of it.
+pub struct Reach<'a> {
+    pub outlet: &'a dyn Outlet,
+    pub cluster: &'a dyn Cluster,
+    pub now: Timestamp,
+}
+
+/// What to do with a message that came from another node.
+pub enum Received {
+    Done,
+    /// It was sent after a change of the record that has not been heard of here.
+    Outdated,
 }
 
 /// Messages that wait, within limits.
@@ -132,6 +151,7 @@ impl LiveCall {
                 call,
                 rung: Vec::new(),
                 replay: Held::default(),
+                ring_nodes: None,
                 early: HashMap::new(),
                 waiting: [Held::default(), Held::default()],
             }),
@@ -152,24 +172,62 @@ impl LiveCall {
 
     /// Rings those of `sockets` that do not ring yet, and gives them what the caller sent so far.
     /// Nothing if it does not ring any more.
-    pub fn ring(&self, sockets: &[SocketId], outlet: &dyn Outlet, now: Timestamp) {
+    pub fn ring(&self, sockets: &[SocketId], reach: &Reach) {
         let mut view = self.view();
         if !view.call.is_ringing() {
             return;
         }
+        let is_first = view.rung.is_empty();
         for socket in sockets {
             if !view.rung.contains(socket) {
                 view.rung.push(*socket);
-                view.tell(*socket, News::Incoming, Role::Callee, outlet, now);
+                view.tell(*socket, News::Incoming, Role::Callee, reach);
                 for (signal, payload) in &view.replay.messages {
-                    view.pass_on(*signal, payload.clone(), Role::Caller, *socket, outlet, now);
+                    view.pass_on(*signal, payload.clone(), Role::Caller, *socket, reach);
                 }
+            }
+        }
+        let callers = view.call.caller.link.node().filter(|node| *node != reach.cluster.node());
+        if let Some(node) = callers.filter(|_| is_first && !view.rung.is_empty()) {
+            reach.cluster.send(node, Message::Rings { call: self.id });
+        }
+    }
+
+    /// The call rings on these nodes, and this one is the caller's.
+    pub fn rings_on(&self, nodes: &[NodeId], reach: &Reach) {
+        let own = reach.cluster.node();
+        let others = nodes.iter().copied().filter(|node| *node != own).collect();
+        self.view().ring_nodes = Some(others);
+    }
+
+    /// Another node rings and has nothing yet of what the caller sent.
+    pub fn rings_also_on(&self, node: NodeId, reach: &Reach) {
+        let mut view = self.view();
+        let Some(ring_nodes) = &mut view.ring_nodes else { return };
+        if ring_nodes.contains(&node) {
+            return;
+        }
+        ring_nodes.push(node);
+        for (signal, payload) in &view.replay.messages {
+            let relay = view.relay(*signal, payload.clone(), Role::Caller);
+            reach.cluster.send(node, Message::Relay(relay));
+        }
+    }
+
+    /// Takes in what the caller sent before it moved to this node.
+    pub fn take_over(&self, messages: Vec<(Signal, Payload)>) {
+        let mut view = self.view();
+        let until = view.call.deadline();
+        let own = std::mem::take(&mut view.replay);
+        for (signal, payload) in messages.into_iter().chain(own.messages) {
+            if view.replay.keep_for_replay(signal, &payload, until).is_err() {
+                return warn!(call = %self.id, "what a caller sent does not fit: some is dropped");
             }
         }
     }
 
     /// Takes a newer version in and tells the local sockets what it means. An older one is dropped.
-    pub fn observe(&self, newer: &Call, outlet: &dyn Outlet, now: Timestamp) {
+    pub fn observe(&self, newer: &Call, reach: &Reach) {
         let mut view = self.view();
         if newer.version <= view.call.version {
             return;
@@ -178,56 +236,62 @@ impl LiveCall {
         for (socket, news) in news(&before, newer, &view.rung) {
             let is_callers = [&before, newer].iter().any(|call| call.caller.link.is_on(socket));
             let role = if is_callers { Role::Caller } else { Role::Callee };
-            view.tell(socket, news, role, outlet, now);
+            view.tell(socket, news, role, reach);
         }
-        if !newer.is_ringing() {
+        if newer.is_ringing() {
+            view.hand_over(reach);
+        } else {
             view.rung.clear();
             view.replay = Held::default();
+            view.ring_nodes = None;
         }
         if !newer.is_live() {
             view.early.clear();
             view.waiting = Default::default();
         }
         for role in [Role::Caller, Role::Callee] {
-            if let Some(socket) = newer.party(role).link.socket() {
+            if let Route::Bound(..) = newer.to_party(role) {
                 let waiting = std::mem::take(view.waiting_for(role));
                 for (signal, payload) in waiting.messages {
-                    view.pass_on(signal, payload, role.other(), socket, outlet, now);
+                    let relay = view.relay(signal, payload, role.other());
+                    view.deliver(relay, reach);
                 }
             }
         }
     }
 
     /// Passes a message on, or keeps it for later, as the rules say. A first answer is not passed
-    /// on yet: the caller of this must win the call first.
+    /// on yet: its sender must win the call first.
     pub fn relay(
         &self,
         device: &Device,
         signal: Signal,
         payload: &Payload,
-        outlet: &dyn Outlet,
-        now: Timestamp,
+        reach: &Reach,
     ) -> Result<Route, Failure> {
         let mut view = self.view();
         let route = match view.call.route(device, signal) {
             Err(Refusal::Over) => return Err(Refusal::NotInCall.into()),
             other => other?,
         };
-        let full = |full| Failure::full(full, now);
+        let full = |full| Failure::full(full, reach.now);
         let until = view.call.deadline();
         match route {
             Route::Ringing => {
                 view.replay.keep_for_replay(signal, payload, until).map_err(full)?;
-                for socket in &view.rung {
-                    view.pass_on(signal, payload.clone(), Role::Caller, *socket, outlet, now);
+                view.pass_to_ringing(signal, payload, reach);
+                for node in view.ring_nodes.iter().flatten() {
+                    let relay = view.relay(signal, payload.clone(), Role::Caller);
+                    reach.cluster.send(*node, Message::Relay(relay));
                 }
             }
             Route::AfterAnswer(_) => {
                 let early = view.early.entry(device.socket).or_default();
                 early.keep_for_replay(signal, payload, until).map_err(full)?;
             }
-            Route::Bound(to, socket) => {
-                view.pass_on(signal, payload.clone(), to.other(), socket, outlet, now);
+            Route::Bound(to, ..) => {
+                let relay = view.relay(signal, payload.clone(), to.other());
+                view.deliver(relay, reach);
             }
             Route::WhenBack(to) => {
                 view.waiting_for(to).keep_for_lost(signal, payload, until).map_err(full)?;
@@ -237,16 +301,36 @@ impl LiveCall {
         Ok(route)
     }
 
+    /// Takes a message that another node passes on.
+    pub fn receive(&self, relay: Relay, reach: &Reach) -> Received {
+        let mut view = self.view();
+        if relay.version > view.call.version {
+            return Received::Outdated;
+        }
+        if !view.call.is_ringing() {
+            view.deliver(relay, reach);
+            return Received::Done;
+        }
+        let until = view.call.deadline();
+        let Relay { signal, payload, .. } = relay;
+        if view.replay.keep_for_replay(signal, &payload, until).is_err() {
+            warn!(call = %self.id, "what a caller sent does not fit: not kept for late devices");
+        }
+        view.pass_to_ringing(signal, &payload, reach);
+        Received::Done
+    }
+
     /// Lets the candidates go that waited for the answer of `device`, and drops those of devices
     /// whose answer came too late.
-    pub fn release_early(&self, device: &Device, outlet: &dyn Outlet, now: Timestamp) {
+    pub fn release_early(&self, device: &Device, reach: &Reach) {
         let mut view = self.view();
         let own = view.early.remove(&device.socket).unwrap_or_default();
         view.early.clear();
         match view.call.to_party(Role::Caller) {
-            Route::Bound(_, socket) => {
+            Route::Bound(..) => {
                 for (signal, payload) in own.messages {
-                    view.pass_on(signal, payload, Role::Callee, socket, outlet, now);
+                    let relay = view.relay(signal, payload, Role::Callee);
+                    view.deliver(relay, reach);
                 }
             }
             _ => view.waiting_for(Role::Caller).append(own),
@@ -262,9 +346,52 @@ impl View {
         }
     }
 
-    fn tell(&self, socket: SocketId, news: News, to: Role, outlet: &dyn Outlet, now: Timestamp) {
+    fn relay(&self, signal: Signal, payload: Payload, from: Role) -> Relay {
+        let Call { id, version, .. } = self.call;
+        Relay { call: id, version, from, signal, payload, forwarded: false }
+    }
+
+    /// To the bound device of the party it is for, on whatever node; after one that has moved on,
+    /// once.
+    fn deliver(&mut self, relay: Relay, reach: &Reach) {
+        let to = relay.from.other();
+        match self.call.to_party(to) {
+            Route::Bound(_, node, socket) if node == reach.cluster.node() => {
+                self.pass_on(relay.signal, relay.payload, relay.from, socket, reach);
+            }
+            Route::Bound(_, node, _) if !relay.forwarded => {
+                reach.cluster.send(node, Message::Relay(relay));
+            }
+            Route::WhenBack(_) if self.call.is_live() => {
+                let until = self.call.deadline();
+                let waiting = self.waiting_for(to);
+                if waiting.keep_for_lost(relay.signal, &relay.payload, until).is_err() {
+                    warn!(call = %relay.call, "too much waits for a lost device: some is dropped");
+                }
+            }
+            _ => debug!(call = %relay.call, "a message came too late for its device"),
+        }
+    }
+
+    /// Gives what the caller sent to the node that the caller has moved to.
+    fn hand_over(&mut self, reach: &Reach) {
+        let Route::Bound(_, node, _) = self.call.to_party(Role::Caller) else { return };
+        if node != reach.cluster.node() && self.ring_nodes.take().is_some() {
+            let messages = self.replay.messages.iter().cloned().collect();
+            reach.cluster.send(node, Message::Kept { call: self.call.id, messages });
+        }
+    }
+
+    fn tell(&self, socket: SocketId, news: News, to: Role, reach: &Reach) {
         let devices = self.rung.len();
-        outlet.emit(socket, &ServerEvent::from_news(news, &self.call, to, devices, now));
+        let event = ServerEvent::from_news(news, &self.call, to, devices, reach.now);
+        reach.outlet.emit(socket, &event);
+    }
+
+    fn pass_to_ringing(&self, signal: Signal, payload: &Payload, reach: &Reach) {
+        for socket in &self.rung {
+            self.pass_on(signal, payload.clone(), Role::Caller, *socket, reach);
+        }
     }
 
     fn pass_on(
@@ -273,10 +400,10 @@ impl View {
         payload: Payload,
         from: Role,
         socket: SocketId,
-        outlet: &dyn Outlet,
-        now: Timestamp,
+        reach: &Reach,
     ) {
-        outlet.emit(socket, &ServerEvent::relayed(signal, payload, &self.call, from, now));
+        let event = ServerEvent::relayed(signal, payload, &self.call, from, reach.now);
+        reach.outlet.emit(socket, &event);
     }
 }
 

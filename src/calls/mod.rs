@@ -2,13 +2,14 @@
 //! concerned. There is no rule about calls here.
 
 mod live;
+mod nodes;
 mod watchers;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
 use tracing::{debug, warn};
 
-use live::{Full, LiveCall, LiveCalls};
+use live::{Full, LiveCall, LiveCalls, Reach};
 pub use live::{MAX_REPLAY_BYTES, MAX_REPLAY_MESSAGES, MAX_WAITING_BYTES, MAX_WAITING_MESSAGES};
 use watchers::Watchers;
 
@@ -17,9 +18,9 @@ use crate::{
         Attempt, Call, CallType, Cause, Device, Event, Placement, Refusal, Role, Route, Rules,
         Signal, State, first_news,
     },
-    cluster::{Change, Claim, Cluster, Committed, Edge, Unavailable},
+    cluster::{Change, Claim, Cluster, Committed, Edge, Message, Unavailable},
     history::Recorder,
-    ids::{CallId, SocketId, UserId},
+    ids::{CallId, NodeId, SocketId, UserId},
     payload::Payload,
     protocol::{CallRef, CallView, Presence, ServerEvent},
     time::{Clock, Timestamp},
@@ -101,6 +102,11 @@ impl Calls {
         Self { cluster, outlet, recorder, rules, clock, live, watchers }
     }
 
+    /// The node that this is.
+    pub fn node(&self) -> NodeId {
+        self.cluster.node()
+    }
+
     /// A socket says who it is: from now on its user is online.
     pub async fn join(&self, device: &Device) -> Result<(), Unavailable> {
         let attached = self.cluster.attach(&device.user, device.socket).await?;
@@ -120,15 +126,14 @@ impl Calls {
             }
         }
         if call.is_ringing() && call.role_of(&device.user) == Some(Role::Callee) {
-            let now = self.clock.now();
-            self.live.open(&call).ring(&[device.socket], &*self.outlet, now);
+            self.live.open(&call).ring(&[device.socket], &self.reach());
         }
         Ok(())
     }
 
     /// A socket is gone; `may_return` unless its client left on purpose.
     pub async fn leave(&self, device: &Device, may_return: bool) -> Result<(), Unavailable> {
-        self.watchers.forget(device.socket);
+        self.unwatch(self.watchers.forget(device.socket)).await;
         let attached = self.cluster.detach(&device.user, device.socket).await?;
         self.announce(attached.edge);
         let Some(call) = attached.call else { return Ok(()) };
@@ -171,21 +176,22 @@ impl Calls {
                 claims.push(Claim { user: attempt.to.clone(), was: latest(lobby.callee_call) });
             }
             let change = Change { call: call.clone(), claims };
-            let Committed::Stored(edges) = self.cluster.commit(change).await? else { continue };
+            let Committed::Stored(stored) = self.cluster.commit(change).await? else { continue };
             self.recorder.record(&call);
-            self.tell_placed(&call, lobby.callee_sockets);
-            self.announce(edges);
+            self.tell_placed(&call, lobby.callee_sockets, &stored.callee_nodes);
+            self.announce(stored.edges);
             return placed(call);
         }
         Err(Unavailable.into())
     }
 
-    fn tell_placed(&self, call: &Call, devices: usize) {
+    fn tell_placed(&self, call: &Call, devices: usize, callee_nodes: &[NodeId]) {
         let now = self.clock.now();
         debug!(call = %call.id, status = call.status().as_str(), "call placed");
         if call.is_live() {
-            let sockets = self.outlet.sockets_of(&call.callee.user);
-            self.live.open(call).ring(&sockets, &*self.outlet, now);
+            self.live.open(call).rings_on(callee_nodes, &self.reach());
+            self.ring_here(call);
+            self.spread(call, call, callee_nodes);
         }
         if let (Some(news), Some(socket)) = (first_news(call), call.caller.link.socket()) {
             let event = ServerEvent::from_news(news, call, Role::Caller, devices, now);
@@ -203,15 +209,14 @@ impl Calls {
     ) -> Result<CallId, Failure> {
         let call = self.find(device, target).await?;
         let live = self.confirmed(call, device).await?;
-        let relay =
-            |live: &LiveCall| live.relay(device, signal, &payload, &*self.outlet, self.clock.now());
+        let relay = |live: &LiveCall| live.relay(device, signal, &payload, &self.reach());
         let id = live.id();
         match relay(&live)? {
             Route::Answers(_) => {
                 self.transition(live.snapshot(), &Event::Answer(device.clone())).await?;
                 // It has won. If the call ended since, there is nobody to pass it on to.
                 if relay(&live).is_ok() {
-                    live.release_early(device, &*self.outlet, self.clock.now());
+                    live.release_early(device, &self.reach());
                 }
                 Ok(id)
             }
@@ -292,12 +297,27 @@ impl Calls {
         users: &[UserId],
     ) -> Result<Vec<(UserId, Presence)>, Failure> {
         self.watchers.add(socket, users).map_err(|_| Failure::TooManyWatched)?;
-        let edges = self.cluster.presence(users).await?;
+        let edges = self.cluster.watch(users).await?;
         Ok(self.watchers.settle(edges))
     }
 
-    pub fn unsubscribe(&self, socket: SocketId, users: &[UserId]) {
-        self.watchers.remove(socket, users);
+    pub async fn unsubscribe(&self, socket: SocketId, users: &[UserId]) {
+        self.unwatch(self.watchers.remove(socket, users)).await;
+    }
+
+    /// Tells the cluster that nobody here watches `users`, unless somebody does again.
+    async fn unwatch(&self, users: Vec<UserId>) {
+        if users.is_empty() {
+            return;
+        }
+        let mut result = self.cluster.unwatch(&users).await;
+        let again = self.watchers.watched(users);
+        if !again.is_empty() {
+            result = self.cluster.watch(&again).await.map(|_| ());
+        }
+        if let Err(error) = result {
+            warn!(%error, "presence of users is still sent here for nobody");
+        }
     }
 
     /// Attends to the calls whose deadline has passed.
@@ -372,12 +392,15 @@ impl Calls {
             let next = self.rules.apply(&call, event, self.clock.now())?;
             let change = Change { call: next.clone(), claims: Vec::new() };
             match self.cluster.commit(change).await? {
-                Committed::Stored(edges) => {
+                Committed::Stored(stored) => {
                     self.recorder.record(&next);
-                    self.live.open(&call).observe(&next, &*self.outlet, self.clock.now());
-                    self.announce(edges);
+                    self.observe(&call, &next);
+                    if next.is_ringing() && next.caller.link.node() == Some(self.node()) {
+                        self.live.open(&next).rings_on(&stored.callee_nodes, &self.reach());
+                    }
+                    self.spread(&call, &next, &stored.callee_nodes);
+                    self.announce(stored.edges);
                     if let Some(reason) = next.end_reason() {
-                        self.live.retire(&next);
                         debug!(call = %next.id, reason = reason.as_str(), "call ended");
                     }
                     return Ok(next);
@@ -390,9 +413,17 @@ impl Calls {
     }
 
     fn announce(&self, edges: impl IntoIterator<Item = Edge>) {
+        let now = self.clock.now();
         for edge in edges {
-            self.watchers.announce(edge, &*self.outlet, self.clock.now());
+            self.watchers.announce(&edge, &*self.outlet, now);
+            for node in edge.watchers.iter().filter(|node| **node != self.node()) {
+                self.cluster.send(*node, Message::Presence(edge.clone()));
+            }
         }
+    }
+
+    fn reach(&self) -> Reach<'_> {
+        Reach { outlet: &*self.outlet, cluster: &*self.cluster, now: self.clock.now() }
     }
 }
 

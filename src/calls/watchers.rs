@@ -54,21 +54,31 @@ impl Watchers {
         Ok(())
     }
 
-    pub fn remove(&self, socket: SocketId, users: &[UserId]) {
+    /// Answers those of `users` that nobody here watches any more.
+    pub fn remove(&self, socket: SocketId, users: &[UserId]) -> Vec<UserId> {
         let mut index = self.index();
+        let mut unwatched = Vec::new();
         for user in users {
-            if index.sockets.get_mut(&socket).is_some_and(|own| own.remove(user)) {
-                index.unwatch(socket, user);
+            if index.sockets.get_mut(&socket).is_some_and(|own| own.remove(user))
+                && index.unwatch(socket, user)
+            {
+                unwatched.push(user.clone());
             }
         }
+        unwatched
     }
 
-    /// The socket is gone.
-    pub fn forget(&self, socket: SocketId) {
+    /// The socket is gone. Answers the users that nobody here watches any more.
+    pub fn forget(&self, socket: SocketId) -> Vec<UserId> {
         let mut index = self.index();
-        for user in index.sockets.remove(&socket).unwrap_or_default() {
-            index.unwatch(socket, &user);
-        }
+        let own = index.sockets.remove(&socket).unwrap_or_default();
+        own.into_iter().filter(|user| index.unwatch(socket, user)).collect()
+    }
+
+    /// Those of `users` that somebody here watches.
+    pub fn watched(&self, users: Vec<UserId>) -> Vec<UserId> {
+        let index = self.index();
+        users.into_iter().filter(|user| index.users.contains_key(user)).collect()
     }
 
     /// Takes presences in that were read after the users were added, and answers the newest known:
@@ -87,14 +97,17 @@ impl Watchers {
     }
 
     /// Tells those who watch the user, unless they know something newer.
-    pub fn announce(&self, edge: Edge, outlet: &dyn Outlet, now: Timestamp) {
+    pub fn announce(&self, edge: &Edge, outlet: &dyn Outlet, now: Timestamp) {
         let mut index = self.index();
         let Some(watched) = index.users.get_mut(&edge.user) else { return };
-        if !watched.advance(&edge) {
+        if !watched.advance(edge) {
             return;
         }
-        let event =
-            ServerEvent::Presence { user_id: edge.user, status: edge.presence, timestamp: now };
+        let event = ServerEvent::Presence {
+            user_id: edge.user.clone(),
+            status: edge.presence,
+            timestamp: now,
+        };
         for socket in &watched.sockets {
             outlet.emit(*socket, &event);
         }
@@ -102,13 +115,15 @@ impl Watchers {
 }
 
 impl Index {
-    fn unwatch(&mut self, socket: SocketId, user: &UserId) {
-        if let Some(watched) = self.users.get_mut(user) {
-            watched.sockets.retain(|other| *other != socket);
-            if watched.sockets.is_empty() {
-                self.users.remove(user);
-            }
+    /// Whether nobody watches the user any more.
+    fn unwatch(&mut self, socket: SocketId, user: &UserId) -> bool {
+        let Some(watched) = self.users.get_mut(user) else { return true };
+        watched.sockets.retain(|other| *other != socket);
+        let is_last = watched.sockets.is_empty();
+        if is_last {
+            self.users.remove(user);
         }
+        is_last
     }
 }
 

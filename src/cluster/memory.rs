@@ -1,17 +1,19 @@
-//! The embedded backend: one node, everything in this process.
+//! The embedded backend: everything in this process. Several nodes can live in it, which tests do.
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use async_trait::async_trait;
+use tokio::sync::mpsc;
+use tracing::warn;
 
-use super::{Attached, Change, Cluster, Committed, Edge, Unavailable};
+use super::{Attached, Change, Cluster, Committed, Edge, Message, Stored, Unavailable};
 use crate::{
     call::{Call, Lobby},
-    ids::{CallId, SocketId, UserId},
+    ids::{CallId, NodeId, SocketId, UserId},
     protocol::Presence,
     time::Timestamp,
 };
@@ -19,10 +21,24 @@ use crate::{
 /// How long a due call is left to whoever took it before it is given out again.
 const LEASE: Duration = Duration::from_secs(2);
 
-/// The shared state of a cluster of one node.
+/// Most messages that wait for a node to take them.
+const INBOX_MESSAGES: usize = 10_000;
+
+/// The shared state of all nodes in this process.
+#[derive(Debug, Clone, Default)]
+pub struct Hub(Arc<Shared>);
+
 #[derive(Debug, Default)]
-pub struct Memory {
+struct Shared {
     store: Mutex<Store>,
+    inboxes: Mutex<HashMap<NodeId, mpsc::Sender<(NodeId, Message)>>>,
+}
+
+/// One node's view of a [`Hub`].
+#[derive(Debug)]
+pub struct Memory {
+    hub: Hub,
+    node: NodeId,
 }
 
 #[derive(Debug, Default)]
@@ -44,36 +60,68 @@ struct Record {
 
 #[derive(Debug, Default)]
 struct User {
-    sockets: Vec<SocketId>,
+    sockets: Vec<(NodeId, SocketId)>,
     claim: Option<CallId>,
+    watchers: BTreeSet<NodeId>,
+}
+
+impl Hub {
+    /// A node of this cluster, and what other nodes send it.
+    pub fn node(&self, node: NodeId) -> (Memory, mpsc::Receiver<(NodeId, Message)>) {
+        let (sender, inbox) = mpsc::channel(INBOX_MESSAGES);
+        let mut inboxes = self.0.inboxes.lock().unwrap_or_else(PoisonError::into_inner);
+        inboxes.insert(node, sender);
+        (Memory { hub: self.clone(), node }, inbox)
+    }
 }
 
 impl Memory {
     fn store(&self) -> MutexGuard<'_, Store> {
-        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+        self.hub.0.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[async_trait]
 impl Cluster for Memory {
+    fn node(&self) -> NodeId {
+        self.node
+    }
+
     async fn attach(&self, user: &UserId, socket: SocketId) -> Result<Attached, Unavailable> {
+        let own = (self.node, socket);
         Ok(self.store().change_sockets(user, |sockets| {
-            if !sockets.contains(&socket) {
-                sockets.push(socket);
+            if !sockets.contains(&own) {
+                sockets.push(own);
             }
         }))
     }
 
     async fn detach(&self, user: &UserId, socket: SocketId) -> Result<Attached, Unavailable> {
         let mut store = self.store();
-        let attached = store.change_sockets(user, |sockets| sockets.retain(|s| *s != socket));
+        let attached = store.change_sockets(user, |sockets| {
+            sockets.retain(|(_, other)| *other != socket);
+        });
         store.forget_idle(user);
         Ok(attached)
     }
 
-    async fn presence(&self, users: &[UserId]) -> Result<Vec<Edge>, Unavailable> {
-        let store = self.store();
+    async fn watch(&self, users: &[UserId]) -> Result<Vec<Edge>, Unavailable> {
+        let mut store = self.store();
+        for user in users {
+            store.users.entry(user.clone()).or_default().watchers.insert(self.node);
+        }
         Ok(users.iter().map(|user| store.edge(user)).collect())
+    }
+
+    async fn unwatch(&self, users: &[UserId]) -> Result<(), Unavailable> {
+        let mut store = self.store();
+        for user in users {
+            if let Some(entry) = store.users.get_mut(user) {
+                entry.watchers.remove(&self.node);
+            }
+            store.forget_idle(user);
+        }
+        Ok(())
     }
 
     async fn lobby(&self, caller: &UserId, callee: &UserId) -> Result<Lobby, Unavailable> {
@@ -110,13 +158,22 @@ impl Cluster for Memory {
         }
         Ok(())
     }
+
+    fn send(&self, to: NodeId, message: Message) {
+        let inboxes = self.hub.0.inboxes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(inbox) = inboxes.get(&to)
+            && inbox.try_send((self.node, message)).is_err()
+        {
+            warn!(node = %to, "a message is dropped: the node is gone or does not keep up");
+        }
+    }
 }
 
 impl Store {
     fn change_sockets(
         &mut self,
         user: &UserId,
-        change: impl FnOnce(&mut Vec<SocketId>),
+        change: impl FnOnce(&mut Vec<(NodeId, SocketId)>),
     ) -> Attached {
         let before = self.presence(user);
         change(&mut self.users.entry(user.clone()).or_default().sockets);
@@ -143,7 +200,13 @@ impl Store {
         let edges = std::iter::zip(&parties, before)
             .filter_map(|(user, before)| self.edge_since(user, before))
             .collect();
-        Committed::Stored(edges)
+        let callee_nodes = self.nodes_of(&parties[1]);
+        Committed::Stored(Stored { edges, callee_nodes })
+    }
+
+    fn nodes_of(&self, user: &UserId) -> Vec<NodeId> {
+        let sockets = self.users.get(user).into_iter().flat_map(|user| &user.sockets);
+        sockets.map(|(node, _)| *node).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     fn put(&mut self, call: Call) {
@@ -186,9 +249,11 @@ impl Store {
         }
     }
 
-    /// Keeps nothing about users who have neither a socket nor a call.
+    /// Keeps nothing about users who have no socket and no call, and whom nobody watches.
     fn forget_idle(&mut self, user: &UserId) {
-        let idle = |user: &User| user.sockets.is_empty() && user.claim.is_none();
+        let idle = |user: &User| {
+            user.sockets.is_empty() && user.claim.is_none() && user.watchers.is_empty()
+        };
         if self.users.get(user).is_some_and(idle) {
             self.users.remove(user);
         }
@@ -217,7 +282,13 @@ impl Store {
     }
 
     fn edge(&self, user: &UserId) -> Edge {
-        Edge { user: user.clone(), presence: self.presence(user), order: self.order }
+        let watchers = self.users.get(user).into_iter().flat_map(|user| user.watchers.clone());
+        Edge {
+            user: user.clone(),
+            presence: self.presence(user),
+            order: self.order,
+            watchers: watchers.collect(),
+        }
     }
 
     /// The edge from `before` to now; None if there is none.

@@ -5,31 +5,39 @@
 mod memory;
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 
-pub use memory::Memory;
+pub use memory::{Hub, Memory};
 
 use crate::{
-    call::{Call, Lobby},
-    ids::{CallId, SocketId, UserId},
+    call::{Call, Lobby, Role, Signal},
+    ids::{CallId, NodeId, SocketId, UserId},
+    payload::Payload,
     protocol::Presence,
     time::Timestamp,
 };
 
-/// The shared state of all nodes.
+/// The shared state of all nodes, as one node sees it.
 ///
 /// Every operation is atomic on its own. An operation that fails with [`Unavailable`] may still
 /// have been carried out.
 #[async_trait]
 pub trait Cluster: Send + Sync + 'static {
-    /// Registers a socket of `user` on this node. A call placed after this returned reaches it;
-    /// one placed before is in the answer.
+    /// The node that this is.
+    fn node(&self) -> NodeId;
+
+    /// Registers a socket of `user` on this node. A call placed after this returned reaches it.
     async fn attach(&self, user: &UserId, socket: SocketId) -> Result<Attached, Unavailable>;
 
-    /// Forgets a socket. Answers the user's latest call as `attach` does.
+    /// Forgets a socket.
     async fn detach(&self, user: &UserId, socket: SocketId) -> Result<Attached, Unavailable>;
 
-    /// The presence of each of `users`, in their order.
-    async fn presence(&self, users: &[UserId]) -> Result<Vec<Edge>, Unavailable>;
+    /// Sends this node the presence edges of `users` from now on, and answers their presence, in
+    /// their order.
+    async fn watch(&self, users: &[UserId]) -> Result<Vec<Edge>, Unavailable>;
+
+    /// Ends [`Cluster::watch`] for these users.
+    async fn unwatch(&self, users: &[UserId]) -> Result<(), Unavailable>;
 
     /// All that the decision on a call attempt rests on.
     async fn lobby(&self, caller: &UserId, callee: &UserId) -> Result<Lobby, Unavailable>;
@@ -50,6 +58,10 @@ pub trait Cluster: Send + Sync + 'static {
 
     /// Says that history holds these ended records: they may go when their deadline passes.
     async fn settle(&self, calls: &[CallId]) -> Result<(), Unavailable>;
+
+    /// Sends a message to another node, after all that was sent to it before. Never waits. A message
+    /// to a node that is gone is dropped.
+    fn send(&self, to: NodeId, message: Message);
 }
 
 /// What `attach` and `detach` answer.
@@ -62,11 +74,45 @@ pub struct Attached {
 }
 
 /// A user's presence at one moment. Of two edges of one user, the higher `order` is the later.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Edge {
     pub user: UserId,
     pub presence: Presence,
     pub order: u64,
+    /// The nodes that watch this user.
+    #[serde(skip)]
+    pub watchers: Vec<NodeId>,
+}
+
+/// What one node says to another.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Message {
+    /// A record has changed. Ring, or tell, whoever is concerned.
+    Call(Box<Call>),
+    /// A device of the callee rings on the sending node, which has nothing yet of what the caller
+    /// sent.
+    Rings { call: CallId },
+    /// The caller has moved to the receiving node while it rings: what it sent so far.
+    Kept { call: CallId, messages: Vec<(Signal, Payload)> },
+    /// Something to pass on.
+    Relay(Relay),
+    /// A user's presence has changed.
+    Presence(Edge),
+}
+
+/// A message from one party to the other, on its way between nodes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Relay {
+    pub call: CallId,
+    /// The record's version when it was sent. A node that knows an older one looks it up.
+    pub version: u64,
+    pub from: Role,
+    pub signal: Signal,
+    pub payload: Payload,
+    /// Whether it has been sent after a device that had moved on.
+    #[serde(default)]
+    pub forwarded: bool,
 }
 
 /// A record to write.
@@ -87,10 +133,18 @@ pub struct Claim {
 /// How a commit went.
 #[derive(Debug, Clone)]
 pub enum Committed {
-    /// Written. With the presence edges that came of it.
-    Stored(Vec<Edge>),
+    Stored(Stored),
     /// The record, or a claim, is not what the change was decided on. With the record as it is.
     Conflict(Option<Box<Call>>),
+}
+
+/// What came of a written change.
+#[derive(Debug, Clone, Default)]
+pub struct Stored {
+    /// The changes of presence.
+    pub edges: Vec<Edge>,
+    /// The nodes that hold a socket of the callee.
+    pub callee_nodes: Vec<NodeId>,
 }
 
 /// The shared state cannot be reached.

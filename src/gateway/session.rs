@@ -151,7 +151,8 @@ impl Session {
 
     /// Makes the socket one of `user`'s.
     pub async fn join(&self, socket: &Socket, user: UserId) -> Result<(), Unavailable> {
-        let device = Device { user, socket: self.socket, id: self.device_id.clone() };
+        let (node, id) = (self.context.calls.node(), self.device_id.clone());
+        let device = Device { user, node, socket: self.socket, id };
         let room = room_of(&device.user);
         // In the room first: whoever places a call from now on finds the socket there.
         socket.join(room.clone());
@@ -246,7 +247,7 @@ impl Session {
                 Answer::Presence { presence: presence.into_iter().collect() }
             }
             ClientEvent::Unsubscribe { users } => {
-                calls.unsubscribe(device.socket, &users);
+                calls.unsubscribe(device.socket, &users).await;
                 Answer::Done {}
             }
             ClientEvent::IceServers => {

@@ -10,13 +10,13 @@ use std::{
 use async_trait::async_trait;
 use serde_json::{Value, value::RawValue};
 use switchboard::{
-    call::{CallType, Device, Refusal, Rules, Signal},
+    call::{Call, CallType, Device, Refusal, Rules, Signal},
     calls::{
         Calls, Failure, Initiate, MAX_REPLAY_MESSAGES, MAX_WAITING_MESSAGES, Outlet, SWEEP_INTERVAL,
     },
-    cluster::Memory,
+    cluster::Hub,
     history::{self, Query, Row, Store, StoreError},
-    ids::{CallId, SocketId, UserId},
+    ids::{CallId, NodeId, SocketId, UserId},
     payload::Payload,
     protocol::{CallRef, Presence, ServerEvent},
     time::Clock,
@@ -28,11 +28,14 @@ const RULES: Rules = Rules {
     max_call_duration: Duration::from_hours(12),
 };
 
-/// Sockets that write down what they hear.
+/// What sockets heard, on all nodes.
+type Heard = Arc<Mutex<Vec<(SocketId, ServerEvent)>>>;
+
+/// The sockets of one node, which write down what they hear.
 #[derive(Default)]
 struct Ears {
     sockets: Mutex<HashMap<SocketId, UserId>>,
-    heard: Mutex<Vec<(SocketId, ServerEvent)>>,
+    heard: Heard,
 }
 
 impl Outlet for Ears {
@@ -91,21 +94,22 @@ impl Store for Ledger {
     }
 }
 
-/// A node, its history, and who is connected. `a1` is user `a` on device `a1`; `a1+` is that
-/// device on its next socket.
-struct Node {
-    calls: Calls,
-    ears: Arc<Ears>,
+/// Some nodes of one cluster, their history, and who is connected. `a1` is user `a` on device `a1`;
+/// `a1+` is that device on its next socket. Devices are spread over the nodes.
+struct World {
+    nodes: Vec<Node>,
+    heard: Heard,
     ledger: Arc<Ledger>,
 }
 
-fn device(name: &str) -> Device {
-    Device {
-        user: name[..1].parse().unwrap(),
-        socket: format!("{name:_<16}").parse().unwrap(),
-        id: Some(name.trim_end_matches('+').parse().unwrap()),
-    }
+struct Node {
+    id: NodeId,
+    calls: Arc<Calls>,
+    ears: Arc<Ears>,
 }
+
+/// With how many nodes each story is told.
+const NODE_COUNTS: [usize; 4] = [1, 2, 3, 8];
 
 fn to(user: &str) -> CallRef {
     CallRef { to: user.parse().unwrap(), call_id: None }
@@ -115,32 +119,74 @@ fn payload(text: &str) -> Payload {
     Payload::from(&*RawValue::from_string(format!("{text:?}")).unwrap())
 }
 
-impl Node {
-    /// A node on which these devices are connected.
-    async fn with(names: &[&str]) -> Self {
-        let ledger = Arc::new(Ledger::default());
-        let cluster = Arc::new(Memory::default());
-        let (recorder, writer) = history::recorder(ledger.clone(), cluster.clone());
-        tokio::spawn(writer.run(std::future::pending()));
-        let ears = Arc::new(Ears::default());
-        let calls = Calls::new(cluster, ears.clone(), recorder, RULES, Clock::tokio());
-        let node = Self { calls, ears, ledger };
+fn socket(name: &str) -> SocketId {
+    format!("{name:_<16}").parse().unwrap()
+}
+
+impl World {
+    /// `count` nodes, on which these devices are connected.
+    async fn with(count: usize, names: &[&str]) -> Self {
+        let (hub, clock) = (Hub::default(), Clock::tokio());
+        let (heard, ledger) = (Heard::default(), Arc::new(Ledger::default()));
+        let nodes = (0..count).map(|_| {
+            let id = NodeId::generate(clock.now());
+            let (cluster, inbox) = hub.node(id);
+            let cluster = Arc::new(cluster);
+            let (recorder, writer) = history::recorder(ledger.clone(), cluster.clone());
+            tokio::spawn(writer.run(std::future::pending()));
+            let ears = Arc::new(Ears { heard: heard.clone(), ..Ears::default() });
+            let calls = Calls::new(cluster, ears.clone(), recorder, RULES, clock.clone());
+            let calls = Arc::new(calls);
+            let receiving = calls.clone();
+            tokio::spawn(async move { receiving.run_inbox(inbox).await });
+            Node { id, calls, ears }
+        });
+        let world = Self { nodes: nodes.collect(), heard, ledger };
         for name in names {
-            node.join(name).await;
+            world.join(name).await;
         }
-        node
+        world
+    }
+
+    /// The node that a socket is on: each next socket of a device is on the next node.
+    fn node_of(&self, name: &str) -> &Node {
+        let number: usize = name.bytes().map(usize::from).sum();
+        &self.nodes[number % self.nodes.len()]
+    }
+
+    fn calls(&self, name: &str) -> &Calls {
+        &self.node_of(name).calls
+    }
+
+    fn device(&self, name: &str) -> Device {
+        Device {
+            user: name[..1].parse().unwrap(),
+            node: self.node_of(name).id,
+            socket: socket(name),
+            id: Some(name.trim_end_matches('+').parse().unwrap()),
+        }
+    }
+
+    /// Lets everything happen that is under way.
+    async fn settle(&self) {
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
     }
 
     async fn join(&self, name: &str) {
-        let device = device(name);
-        self.ears.sockets.lock().unwrap().insert(device.socket, device.user.clone());
-        self.calls.join(&device).await.unwrap();
-        self.calls.welcome(&device).await.unwrap();
+        let (node, device) = (self.node_of(name), self.device(name));
+        node.ears.sockets.lock().unwrap().insert(device.socket, device.user.clone());
+        node.calls.join(&device).await.unwrap();
+        node.calls.welcome(&device).await.unwrap();
+        self.settle().await;
     }
 
     async fn leave(&self, name: &str, may_return: bool) {
-        self.ears.sockets.lock().unwrap().remove(&device(name).socket);
-        self.calls.leave(&device(name), may_return).await.unwrap();
+        let (node, device) = (self.node_of(name), self.device(name));
+        node.ears.sockets.lock().unwrap().remove(&device.socket);
+        node.calls.leave(&device, may_return).await.unwrap();
+        self.settle().await;
     }
 
     async fn initiate(&self, from: &str, to: &str) -> Result<CallId, Failure> {
@@ -159,7 +205,9 @@ impl Node {
             caller_info: None,
             client_call_id: name.map(Into::into),
         };
-        self.calls.initiate(&device(from), initiate).await.map(|call| call.id)
+        let placed = self.calls(from).initiate(&self.device(from), initiate).await;
+        self.settle().await;
+        placed.map(|call| call.id)
     }
 
     async fn signal(
@@ -169,8 +217,28 @@ impl Node {
         signal: Signal,
         text: &str,
     ) -> Result<(), Failure> {
-        let device = device(from);
-        self.calls.signal(&device, &to(user), signal, payload(text)).await.map(|_| ())
+        let device = self.device(from);
+        let sent = self.calls(from).signal(&device, &to(user), signal, payload(text)).await;
+        self.settle().await;
+        sent.map(|_| ())
+    }
+
+    async fn end(&self, from: &str, user: &str) -> Result<Call, Failure> {
+        let ended = self.calls(from).end(&self.device(from), &to(user), None).await;
+        self.settle().await;
+        ended
+    }
+
+    async fn reject(&self, from: &str, user: &str) -> Result<Call, Failure> {
+        let ended = self.calls(from).reject(&self.device(from), &to(user), None).await;
+        self.settle().await;
+        ended
+    }
+
+    async fn busy(&self, from: &str, target: &CallRef) -> Result<Call, Failure> {
+        let ended = self.calls(from).busy(&self.device(from), target).await;
+        self.settle().await;
+        ended
     }
 
     async fn answer(&self, from: &str, user: &str) -> Result<(), Failure> {
@@ -178,26 +246,29 @@ impl Node {
     }
 
     /// A call from `a1` that `b1` answered, of which nobody has anything more to hear.
-    async fn in_call(names: &[&str]) -> (Self, CallId) {
-        let node = Self::with(names).await;
-        let id = node.initiate("a1", "b").await.unwrap();
-        node.answer("b1", "a").await.unwrap();
+    async fn in_call(count: usize, names: &[&str]) -> (Self, CallId) {
+        let world = Self::with(count, names).await;
+        let id = world.initiate("a1", "b").await.unwrap();
+        world.answer("b1", "a").await.unwrap();
         for name in names {
-            node.heard(name);
+            world.heard(name);
         }
-        (node, id)
+        (world, id)
     }
 
     /// Lets the time pass and the deadlines be looked through.
     async fn pass(&self, time: Duration) {
         tokio::time::advance(time).await;
-        self.calls.sweep().await.unwrap();
+        for node in &self.nodes {
+            node.calls.sweep().await.unwrap();
+        }
+        self.settle().await;
     }
 
     /// What this socket heard since it was last asked: the event's name, and what matters of it.
     fn heard(&self, name: &str) -> Vec<String> {
-        let socket = device(name).socket;
-        let mut heard = self.ears.heard.lock().unwrap();
+        let socket = socket(name);
+        let mut heard = self.heard.lock().unwrap();
         let (own, others): (Vec<_>, Vec<_>) =
             std::mem::take(&mut *heard).into_iter().partition(|(to, _)| *to == socket);
         *heard = others;
@@ -232,376 +303,428 @@ fn refused(refusal: Refusal) -> Result<(), Failure> {
 
 #[tokio::test(start_paused = true)]
 async fn a_call_from_ring_to_end() {
-    let node = Node::with(&["a1", "b1", "b2"]).await;
-    let id = node.initiate("a1", "b").await.unwrap();
-    assert_eq!(node.heard("a1"), ["ringing"]);
-    node.signal("a1", "b", Signal::Offer, "o").await.unwrap();
-    node.signal("a1", "b", Signal::Candidate, "c").await.unwrap();
-    for name in ["b1", "b2"] {
-        assert_eq!(node.heard(name), ["incoming", "offer o", "ice-candidate c"]);
+    for count in NODE_COUNTS {
+        let world = World::with(count, &["a1", "b1", "b2"]).await;
+        let id = world.initiate("a1", "b").await.unwrap();
+        assert_eq!(world.heard("a1"), ["ringing"]);
+        world.signal("a1", "b", Signal::Offer, "o").await.unwrap();
+        world.signal("a1", "b", Signal::Candidate, "c").await.unwrap();
+        for name in ["b1", "b2"] {
+            assert_eq!(world.heard(name), ["incoming", "offer o", "ice-candidate c"]);
+        }
+        world.answer("b1", "a").await.unwrap();
+        assert_eq!(world.heard("a1"), ["answer answer"]);
+        assert_eq!(world.heard("b2"), ["ended answered_elsewhere"]);
+        assert_eq!(world.answer("b2", "a").await, refused(Refusal::AlreadyAnswered(id)));
+
+        world.signal("a1", "b", Signal::Candidate, "only b1").await.unwrap();
+        assert_eq!(world.heard("b1"), ["ice-candidate only b1"]);
+        assert_eq!(world.heard("b2"), [""; 0]);
+
+        tokio::time::advance(Duration::from_secs(7)).await;
+        world.end("a1", "b").await.unwrap();
+        assert_eq!(world.heard("b1"), ["ended completed"]);
+        let row = world.row(id, |row| row.ended_at.is_some()).await;
+        assert_eq!((row.status.as_str(), row.duration_s), ("ended", Some(7)));
     }
-    node.answer("b1", "a").await.unwrap();
-    assert_eq!(node.heard("a1"), ["answer answer"]);
-    assert_eq!(node.heard("b2"), ["ended answered_elsewhere"]);
-    assert_eq!(node.answer("b2", "a").await, refused(Refusal::AlreadyAnswered(id)));
-
-    node.signal("a1", "b", Signal::Candidate, "only b1").await.unwrap();
-    assert_eq!(node.heard("b1"), ["ice-candidate only b1"]);
-    assert_eq!(node.heard("b2"), [""; 0]);
-
-    tokio::time::advance(Duration::from_secs(7)).await;
-    node.calls.end(&device("a1"), &to("b"), None).await.unwrap();
-    assert_eq!(node.heard("b1"), ["ended completed"]);
-    let row = node.row(id, |row| row.ended_at.is_some()).await;
-    assert_eq!((row.status.as_str(), row.duration_s), ("ended", Some(7)));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_candidate_of_a_ringing_device_waits_for_its_answer() {
-    let node = Node::with(&["a1", "b1", "b2"]).await;
-    node.initiate("a1", "b").await.unwrap();
-    node.heard("a1");
-    node.signal("b1", "a", Signal::Candidate, "b1 early").await.unwrap();
-    node.signal("b2", "a", Signal::Candidate, "b2 early").await.unwrap();
-    assert_eq!(node.heard("a1"), [""; 0]);
-    node.answer("b2", "a").await.unwrap();
-    node.signal("b2", "a", Signal::Candidate, "b2 late").await.unwrap();
-    assert_eq!(
-        node.heard("a1"),
-        ["answer answer", "ice-candidate b2 early", "ice-candidate b2 late"]
-    );
+    for count in NODE_COUNTS {
+        let world = World::with(count, &["a1", "b1", "b2"]).await;
+        world.initiate("a1", "b").await.unwrap();
+        world.heard("a1");
+        world.signal("b1", "a", Signal::Candidate, "b1 early").await.unwrap();
+        world.signal("b2", "a", Signal::Candidate, "b2 early").await.unwrap();
+        assert_eq!(world.heard("a1"), [""; 0]);
+        world.answer("b2", "a").await.unwrap();
+        world.signal("b2", "a", Signal::Candidate, "b2 late").await.unwrap();
+        assert_eq!(
+            world.heard("a1"),
+            ["answer answer", "ice-candidate b2 early", "ice-candidate b2 late"]
+        );
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn of_many_answers_at_once_one_wins() {
-    for _ in 0..20 {
-        let names = ["b1", "b2", "b3", "b4"];
-        let node = Node::with(&["a1", "b1", "b2", "b3", "b4"]).await;
-        node.initiate("a1", "b").await.unwrap();
-        node.heard("a1");
-        let results =
-            futures_util::future::join_all(names.map(|name| node.answer(name, "a"))).await;
-        assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1);
-        assert_eq!(node.heard("a1"), ["answer answer"]);
-        let told = names.map(|name| node.heard(name).last().cloned().unwrap());
-        assert_eq!(told.iter().filter(|last| *last == "incoming").count(), 1, "{told:?}");
-        assert_eq!(told.iter().filter(|last| *last == "ended answered_elsewhere").count(), 3);
+    for count in NODE_COUNTS {
+        for _ in 0..20 {
+            let names = ["b1", "b2", "b3", "b4"];
+            let world = World::with(count, &["a1", "b1", "b2", "b3", "b4"]).await;
+            world.initiate("a1", "b").await.unwrap();
+            world.heard("a1");
+            let results =
+                futures_util::future::join_all(names.map(|name| world.answer(name, "a"))).await;
+            assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1);
+            assert_eq!(world.heard("a1"), ["answer answer"]);
+            let told = names.map(|name| world.heard(name).last().cloned().unwrap());
+            assert_eq!(told.iter().filter(|last| *last == "incoming").count(), 1, "{told:?}");
+            assert_eq!(told.iter().filter(|last| *last == "ended answered_elsewhere").count(), 3);
+        }
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_device_that_joins_while_it_rings_gets_the_call_so_far() {
-    let node = Node::with(&["a1", "b1"]).await;
-    node.initiate("a1", "b").await.unwrap();
-    node.signal("a1", "b", Signal::Offer, "o").await.unwrap();
-    node.signal("a1", "b", Signal::Candidate, "1").await.unwrap();
-    node.join("b2").await;
-    node.signal("a1", "b", Signal::Candidate, "2").await.unwrap();
-    let expected = ["incoming", "offer o", "ice-candidate 1", "ice-candidate 2"];
-    assert_eq!(node.heard("b2"), expected);
-    node.answer("b2", "a").await.unwrap();
-    assert_eq!(node.heard("b1").last().unwrap(), "ended answered_elsewhere");
+    for count in NODE_COUNTS {
+        let world = World::with(count, &["a1", "b1"]).await;
+        world.initiate("a1", "b").await.unwrap();
+        world.signal("a1", "b", Signal::Offer, "o").await.unwrap();
+        world.signal("a1", "b", Signal::Candidate, "1").await.unwrap();
+        world.join("b2").await;
+        world.signal("a1", "b", Signal::Candidate, "2").await.unwrap();
+        let expected = ["incoming", "offer o", "ice-candidate 1", "ice-candidate 2"];
+        assert_eq!(world.heard("b2"), expected);
+        world.answer("b2", "a").await.unwrap();
+        assert_eq!(world.heard("b1").last().unwrap(), "ended answered_elsewhere");
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_last_device_of_the_callee_may_go_and_come_back_while_it_rings() {
-    let node = Node::with(&["a1", "b1"]).await;
-    node.initiate("a1", "b").await.unwrap();
-    node.leave("b1", true).await;
-    node.pass(Duration::from_secs(20)).await;
-    node.join("b1+").await;
-    assert_eq!(node.heard("b1+"), ["incoming"]);
-    node.answer("b1+", "a").await.unwrap();
+    for count in NODE_COUNTS {
+        let world = World::with(count, &["a1", "b1"]).await;
+        world.initiate("a1", "b").await.unwrap();
+        world.leave("b1", true).await;
+        world.pass(Duration::from_secs(20)).await;
+        world.join("b1+").await;
+        assert_eq!(world.heard("b1+"), ["incoming"]);
+        world.answer("b1+", "a").await.unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn nobody_answers() {
-    let node = Node::with(&["a1", "b1"]).await;
-    let id = node.initiate("a1", "b").await.unwrap();
-    node.pass(Duration::from_millis(29_999)).await;
-    assert_eq!(node.heard("b1"), ["incoming"]);
-    node.pass(Duration::from_millis(1)).await;
-    assert_eq!(node.heard("a1"), ["ringing", "ended no_answer"]);
-    assert_eq!(node.heard("b1"), ["ended no_answer"]);
-    let row = node.row(id, |row| row.ended_at.is_some()).await;
-    assert_eq!((row.status.as_str(), row.duration_s), ("missed", None));
+    for count in NODE_COUNTS {
+        let world = World::with(count, &["a1", "b1"]).await;
+        let id = world.initiate("a1", "b").await.unwrap();
+        world.pass(Duration::from_millis(29_999)).await;
+        assert_eq!(world.heard("b1"), ["incoming"]);
+        world.pass(Duration::from_millis(1)).await;
+        assert_eq!(world.heard("a1"), ["ringing", "ended no_answer"]);
+        assert_eq!(world.heard("b1"), ["ended no_answer"]);
+        let row = world.row(id, |row| row.ended_at.is_some()).await;
+        assert_eq!((row.status.as_str(), row.duration_s), ("missed", None));
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_sweeper_attends_by_itself() {
-    let node = Node::with(&["a1", "b1"]).await;
-    node.initiate("a1", "b").await.unwrap();
-    let two_sweeps = RULES.ring_timeout + 2 * SWEEP_INTERVAL;
-    node.calls.run_sweeper(tokio::time::sleep(two_sweeps)).await;
-    assert_eq!(node.heard("a1"), ["ringing", "ended no_answer"]);
+    for count in NODE_COUNTS {
+        let world = World::with(count, &["a1", "b1"]).await;
+        world.initiate("a1", "b").await.unwrap();
+        let two_sweeps = RULES.ring_timeout + 2 * SWEEP_INTERVAL;
+        world.calls("b1").run_sweeper(tokio::time::sleep(two_sweeps)).await;
+        assert_eq!(world.heard("a1"), ["ringing", "ended no_answer"]);
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn busy_offline_and_glare() {
-    let node = Node::with(&["a1", "b1", "c1"]).await;
-    let first = node.initiate("a1", "b").await.unwrap();
-    let busy = node.initiate("c1", "b").await.unwrap();
-    assert_eq!(node.heard("c1"), ["busy"]);
-    let row = node.row(busy, |_| true).await;
-    assert_eq!((row.status.as_str(), row.end_reason.unwrap().as_str()), ("missed", "busy"));
+    for count in NODE_COUNTS {
+        let world = World::with(count, &["a1", "b1", "c1"]).await;
+        let first = world.initiate("a1", "b").await.unwrap();
+        let busy = world.initiate("c1", "b").await.unwrap();
+        assert_eq!(world.heard("c1"), ["busy"]);
+        let row = world.row(busy, |_| true).await;
+        assert_eq!((row.status.as_str(), row.end_reason.unwrap().as_str()), ("missed", "busy"));
 
-    let glare = node.initiate("b1", "a").await;
-    assert_eq!(glare, Err(Failure::Refused(Refusal::Glare(first))));
-    let second = node.initiate("b1", "c").await;
-    assert_eq!(second, Err(Failure::Refused(Refusal::CallInProgress(first))));
+        let glare = world.initiate("b1", "a").await;
+        assert_eq!(glare, Err(Failure::Refused(Refusal::Glare(first))));
+        let second = world.initiate("b1", "c").await;
+        assert_eq!(second, Err(Failure::Refused(Refusal::CallInProgress(first))));
 
-    let Err(Failure::Offline(offline)) = node.initiate("c1", "d").await else { panic!() };
-    let row = node.row(offline, |_| true).await;
-    assert_eq!((row.status.as_str(), row.end_reason.unwrap().as_str()), ("missed", "offline"));
+        let Err(Failure::Offline(offline)) = world.initiate("c1", "d").await else { panic!() };
+        let row = world.row(offline, |_| true).await;
+        assert_eq!((row.status.as_str(), row.end_reason.unwrap().as_str()), ("missed", "offline"));
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn both_dial_each_other_at_the_same_instant() {
-    for _ in 0..20 {
-        let node = Node::with(&["a1", "b1"]).await;
-        let (one, other) = tokio::join!(node.initiate("a1", "b"), node.initiate("b1", "a"));
-        let (survivor, glare) = match (one, other) {
-            (Ok(id), Err(error)) | (Err(error), Ok(id)) => (id, error),
-            both => panic!("{both:?}"),
-        };
-        assert_eq!(glare, Failure::Refused(Refusal::Glare(survivor)));
+    for count in NODE_COUNTS {
+        for _ in 0..20 {
+            let world = World::with(count, &["a1", "b1"]).await;
+            let (one, other) = tokio::join!(world.initiate("a1", "b"), world.initiate("b1", "a"));
+            let (survivor, glare) = match (one, other) {
+                (Ok(id), Err(error)) | (Err(error), Ok(id)) => (id, error),
+                both => panic!("{both:?}"),
+            };
+            assert_eq!(glare, Failure::Refused(Refusal::Glare(survivor)));
+        }
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_repeated_attempt_is_the_same_call() {
-    let node = Node::with(&["a1", "b1"]).await;
-    let first = node.initiate_named("a1", "b", Some("try 1")).await.unwrap();
-    assert_eq!(node.initiate_named("a1", "b", Some("try 1")).await, Ok(first));
-    assert_eq!(node.heard("b1"), ["incoming"]);
-    node.calls.reject(&device("b1"), &to("a"), None).await.unwrap();
-    assert_eq!(
-        node.initiate_named("a1", "b", Some("try 1")).await,
-        Ok(first),
-        "also once it ended"
-    );
-    assert_ne!(node.initiate_named("a1", "b", Some("try 2")).await, Ok(first));
+    for count in NODE_COUNTS {
+        let world = World::with(count, &["a1", "b1"]).await;
+        let first = world.initiate_named("a1", "b", Some("try 1")).await.unwrap();
+        assert_eq!(world.initiate_named("a1", "b", Some("try 1")).await, Ok(first));
+        assert_eq!(world.heard("b1"), ["incoming"]);
+        world.reject("b1", "a").await.unwrap();
+        assert_eq!(
+            world.initiate_named("a1", "b", Some("try 1")).await,
+            Ok(first),
+            "also once it ended"
+        );
+        assert_ne!(world.initiate_named("a1", "b", Some("try 2")).await, Ok(first));
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn ending_twice_changes_nothing() {
-    let (node, id) = Node::in_call(&["a1", "b1"]).await;
-    let first = node.calls.end(&device("a1"), &to("b"), None).await.unwrap();
-    let again = node.calls.end(&device("a1"), &to("b"), Some(99.0)).await.unwrap();
-    assert_eq!(first, again);
-    let by_peer = CallRef { call_id: Some(id), ..to("a") };
-    assert_eq!(node.calls.busy(&device("b1"), &by_peer).await.unwrap(), first);
-    assert_eq!(node.heard("b1"), ["ended completed"]);
-    assert_eq!(node.heard("a1"), [""; 0]);
+    for count in NODE_COUNTS {
+        let (world, id) = World::in_call(count, &["a1", "b1"]).await;
+        let first = world.end("a1", "b").await.unwrap();
+        let again = world.calls("a1").end(&world.device("a1"), &to("b"), Some(99.0)).await.unwrap();
+        assert_eq!(first, again);
+        let by_peer = CallRef { call_id: Some(id), ..to("a") };
+        assert_eq!(world.busy("b1", &by_peer).await.unwrap(), first);
+        assert_eq!(world.heard("b1"), ["ended completed"]);
+        assert_eq!(world.heard("a1"), [""; 0]);
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_lost_device_comes_back_and_gets_what_it_missed_in_order() {
-    let (node, _) = Node::in_call(&["a1", "b1"]).await;
-    node.leave("a1", true).await;
-    assert_eq!(node.heard("b1"), ["peer-reconnecting"]);
-    for text in ["1", "2", "3"] {
-        node.signal("b1", "a", Signal::Candidate, text).await.unwrap();
+    for count in NODE_COUNTS {
+        let (world, _) = World::in_call(count, &["a1", "b1"]).await;
+        world.leave("a1", true).await;
+        assert_eq!(world.heard("b1"), ["peer-reconnecting"]);
+        for text in ["1", "2", "3"] {
+            world.signal("b1", "a", Signal::Candidate, text).await.unwrap();
+        }
+        world.pass(Duration::from_millis(9_999)).await;
+        world.join("a1+").await;
+        let missed = ["ice-candidate 1", "ice-candidate 2", "ice-candidate 3"];
+        let heard = world.heard("a1+");
+        assert_eq!((&*heard[0], &heard[1..]), ("resumed", &missed.map(str::to_owned)[..]));
+        assert_eq!(world.heard("b1"), ["peer-reconnected"]);
+        world.signal("a1+", "b", Signal::Offer, "restart").await.unwrap();
+        assert_eq!(world.heard("b1"), ["offer restart"]);
+        world.pass(Duration::from_mins(1)).await;
+        assert_eq!(world.heard("b1"), [""; 0], "the grace is over and the call is not");
     }
-    node.pass(Duration::from_millis(9_999)).await;
-    node.join("a1+").await;
-    let missed = ["ice-candidate 1", "ice-candidate 2", "ice-candidate 3"];
-    let heard = node.heard("a1+");
-    assert_eq!((&*heard[0], &heard[1..]), ("resumed", &missed.map(str::to_owned)[..]));
-    assert_eq!(node.heard("b1"), ["peer-reconnected"]);
-    node.signal("a1+", "b", Signal::Offer, "restart").await.unwrap();
-    assert_eq!(node.heard("b1"), ["offer restart"]);
-    node.pass(Duration::from_mins(1)).await;
-    assert_eq!(node.heard("b1"), [""; 0], "the grace is over and the call is not");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_new_socket_of_a_device_takes_over_from_one_that_is_not_known_to_be_dead() {
-    let (node, _) = Node::in_call(&["a1", "b1"]).await;
-    node.join("a1+").await;
-    assert_eq!(node.heard("a1+"), ["resumed"]);
-    assert_eq!(node.heard("a1"), ["ended resumed_elsewhere"]);
-    node.leave("a1", true).await;
-    assert_eq!(node.heard("b1"), [""; 0], "the peer notices nothing");
+    for count in NODE_COUNTS {
+        let (world, _) = World::in_call(count, &["a1", "b1"]).await;
+        world.join("a1+").await;
+        assert_eq!(world.heard("a1+"), ["resumed"]);
+        assert_eq!(world.heard("a1"), ["ended resumed_elsewhere"]);
+        world.leave("a1", true).await;
+        assert_eq!(world.heard("b1"), [""; 0], "the peer notices nothing");
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_waits_for_a_lost_device_is_bounded_and_says_so() {
-    let (node, _) = Node::in_call(&["a1", "b1"]).await;
-    node.leave("a1", true).await;
-    for _ in 0..MAX_WAITING_MESSAGES {
-        node.signal("b1", "a", Signal::Candidate, "x").await.unwrap();
+    for count in NODE_COUNTS {
+        let (world, _) = World::in_call(count, &["a1", "b1"]).await;
+        world.leave("a1", true).await;
+        for _ in 0..MAX_WAITING_MESSAGES {
+            world.signal("b1", "a", Signal::Candidate, "x").await.unwrap();
+        }
+        let full = world.signal("b1", "a", Signal::Candidate, "x").await;
+        assert_eq!(full, Err(Failure::Full { retry_after: RULES.reconnect_grace }));
+        world.join("a1+").await;
+        assert_eq!(world.heard("a1+").len(), 1 + MAX_WAITING_MESSAGES);
     }
-    let full = node.signal("b1", "a", Signal::Candidate, "x").await;
-    assert_eq!(full, Err(Failure::Full { retry_after: RULES.reconnect_grace }));
-    node.join("a1+").await;
-    assert_eq!(node.heard("a1+").len(), 1 + MAX_WAITING_MESSAGES);
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_is_kept_of_a_ringing_call_is_bounded_and_says_so() {
-    let node = Node::with(&["a1", "b1"]).await;
-    node.initiate("a1", "b").await.unwrap();
-    for _ in 0..MAX_REPLAY_MESSAGES {
-        node.signal("a1", "b", Signal::Candidate, "x").await.unwrap();
+    for count in NODE_COUNTS {
+        let world = World::with(count, &["a1", "b1"]).await;
+        world.initiate("a1", "b").await.unwrap();
+        for _ in 0..MAX_REPLAY_MESSAGES {
+            world.signal("a1", "b", Signal::Candidate, "x").await.unwrap();
+        }
+        let full = world.signal("a1", "b", Signal::Candidate, "x").await;
+        assert_eq!(full, Err(Failure::Full { retry_after: RULES.ring_timeout }));
     }
-    let full = node.signal("a1", "b", Signal::Candidate, "x").await;
-    assert_eq!(full, Err(Failure::Full { retry_after: RULES.ring_timeout }));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_device_that_stays_away_loses_its_call() {
-    let (node, id) = Node::in_call(&["a1", "b1"]).await;
-    node.leave("a1", true).await;
-    node.pass(RULES.reconnect_grace).await;
-    assert_eq!(node.heard("b1"), ["peer-reconnecting", "ended connection_lost"]);
-    node.row(id, |row| row.ended_at.is_some()).await;
-    node.join("a1+").await;
-    assert_eq!(node.heard("a1+"), ["ended connection_lost"], "it hears of it when it is back");
-    node.leave("a1+", true).await;
-    node.join("a1++").await;
-    assert_eq!(node.heard("a1++"), [""; 0], "once");
+    for count in NODE_COUNTS {
+        let (world, id) = World::in_call(count, &["a1", "b1"]).await;
+        world.leave("a1", true).await;
+        world.pass(RULES.reconnect_grace).await;
+        assert_eq!(world.heard("b1"), ["peer-reconnecting", "ended connection_lost"]);
+        world.row(id, |row| row.ended_at.is_some()).await;
+        world.join("a1+").await;
+        assert_eq!(world.heard("a1+"), ["ended connection_lost"], "it hears of it when it is back");
+        world.leave("a1+", true).await;
+        world.join("a1++").await;
+        assert_eq!(world.heard("a1++"), [""; 0], "once");
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_leaves_on_purpose_ends_its_call_at_once() {
-    let (node, _) = Node::in_call(&["a1", "b1"]).await;
-    node.leave("a1", false).await;
-    assert_eq!(node.heard("b1"), ["ended connection_lost"]);
-    node.join("a1+").await;
-    assert_eq!(node.heard("a1+"), [""; 0]);
+    for count in NODE_COUNTS {
+        let (world, _) = World::in_call(count, &["a1", "b1"]).await;
+        world.leave("a1", false).await;
+        assert_eq!(world.heard("b1"), ["ended connection_lost"]);
+        world.join("a1+").await;
+        assert_eq!(world.heard("a1+"), [""; 0]);
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_answer_reaches_a_caller_who_was_away_when_it_came() {
-    let node = Node::with(&["a1", "b1"]).await;
-    node.initiate("a1", "b").await.unwrap();
-    node.leave("a1", true).await;
-    node.signal("b1", "a", Signal::Candidate, "early").await.unwrap();
-    node.answer("b1", "a").await.unwrap();
-    node.join("a1+").await;
-    assert_eq!(node.heard("a1+"), ["resumed", "answer answer", "ice-candidate early"]);
+    for count in NODE_COUNTS {
+        let world = World::with(count, &["a1", "b1"]).await;
+        world.initiate("a1", "b").await.unwrap();
+        world.leave("a1", true).await;
+        world.signal("b1", "a", Signal::Candidate, "early").await.unwrap();
+        world.answer("b1", "a").await.unwrap();
+        world.join("a1+").await;
+        assert_eq!(world.heard("a1+"), ["resumed", "answer answer", "ice-candidate early"]);
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_device_that_came_back_and_does_not_know_its_call_may_begin_another() {
-    let (node, first) = Node::in_call(&["a1", "b1", "c1"]).await;
-    node.leave("a1", true).await;
-    node.join("a1+").await;
-    let second = node.initiate("a1+", "c").await.unwrap();
-    assert_ne!(first, second);
-    assert_eq!(node.heard("b1").last().unwrap(), "ended superseded");
-    assert_eq!(node.heard("a1+"), ["resumed", "ringing"]);
+    for count in NODE_COUNTS {
+        let (world, first) = World::in_call(count, &["a1", "b1", "c1"]).await;
+        world.leave("a1", true).await;
+        world.join("a1+").await;
+        let second = world.initiate("a1+", "c").await.unwrap();
+        assert_ne!(first, second);
+        assert_eq!(world.heard("b1").last().unwrap(), "ended superseded");
+        assert_eq!(world.heard("a1+"), ["resumed", "ringing"]);
 
-    let (node, first) = Node::in_call(&["a1", "b1", "c1"]).await;
-    node.leave("a1", true).await;
-    node.join("a1+").await;
-    node.signal("a1+", "b", Signal::Candidate, "it knows").await.unwrap();
-    let refused = node.initiate("a1+", "c").await;
-    assert_eq!(refused, Err(Failure::Refused(Refusal::CallInProgress(first))));
+        let (world, first) = World::in_call(count, &["a1", "b1", "c1"]).await;
+        world.leave("a1", true).await;
+        world.join("a1+").await;
+        world.signal("a1+", "b", Signal::Candidate, "it knows").await.unwrap();
+        let refused = world.initiate("a1+", "c").await;
+        assert_eq!(refused, Err(Failure::Refused(Refusal::CallInProgress(first))));
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn redialling_the_same_peer_after_a_reload_rings_them_again() {
-    let (node, _) = Node::in_call(&["a1", "b1"]).await;
-    node.leave("a1", true).await;
-    node.join("a2").await;
-    node.initiate("a2", "b").await.unwrap();
-    assert_eq!(node.heard("b1"), ["peer-reconnecting", "ended superseded", "incoming"]);
+    for count in NODE_COUNTS {
+        let (world, _) = World::in_call(count, &["a1", "b1"]).await;
+        world.leave("a1", true).await;
+        world.join("a2").await;
+        world.initiate("a2", "b").await.unwrap();
+        assert_eq!(world.heard("b1"), ["peer-reconnecting", "ended superseded", "incoming"]);
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn strangers_cannot_reach_a_call() {
-    let (node, id) = Node::in_call(&["a1", "b1", "c1"]).await;
-    let aimed = CallRef { to: "b".parse().unwrap(), call_id: Some(id) };
-    let stranger = device("c1");
-    let ended = node.calls.end(&stranger, &aimed, None).await;
-    assert_eq!(ended, Err(Failure::Refused(Refusal::NotInCall)));
-    let offered = node.calls.signal(&stranger, &aimed, Signal::Offer, payload("x")).await;
-    assert_eq!(offered, Err(Failure::Refused(Refusal::NotInCall)));
-    assert_eq!(node.calls.sync(&stranger, Some(id)).await, Ok(None));
-    assert_eq!(node.calls.report(&stranger, id).await, refused(Refusal::NotInCall));
-    assert_eq!(node.heard("b1"), [""; 0]);
+    for count in NODE_COUNTS {
+        let (world, id) = World::in_call(count, &["a1", "b1", "c1"]).await;
+        let aimed = CallRef { to: "b".parse().unwrap(), call_id: Some(id) };
+        let stranger = world.device("c1");
+        let ended = world.calls("c1").end(&stranger, &aimed, None).await;
+        assert_eq!(ended, Err(Failure::Refused(Refusal::NotInCall)));
+        let offered =
+            world.calls("c1").signal(&stranger, &aimed, Signal::Offer, payload("x")).await;
+        assert_eq!(offered, Err(Failure::Refused(Refusal::NotInCall)));
+        assert_eq!(world.calls("c1").sync(&stranger, Some(id)).await, Ok(None));
+        assert_eq!(world.calls("c1").report(&stranger, id).await, refused(Refusal::NotInCall));
+        assert_eq!(world.heard("b1"), [""; 0]);
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn sync_shows_the_live_call_and_an_ended_one_for_a_minute() {
-    let (node, id) = Node::in_call(&["a1", "b1"]).await;
-    let device = device("a1");
-    let view = async |id| {
-        let view = node.calls.sync(&device, id).await.unwrap();
-        serde_json::to_value(view).unwrap()["status"].clone()
-    };
-    assert_eq!(view(None).await, "answered");
-    node.calls.end(&device, &to("b"), None).await.unwrap();
-    node.row(id, |row| row.ended_at.is_some()).await;
-    assert_eq!(view(None).await, Value::Null);
-    assert_eq!(view(Some(id)).await, "ended");
-    node.pass(Duration::from_secs(59)).await;
-    assert_eq!(view(Some(id)).await, "ended");
-    node.pass(Duration::from_secs(1)).await;
-    assert_eq!(view(Some(id)).await, Value::Null);
+    for count in NODE_COUNTS {
+        let (world, id) = World::in_call(count, &["a1", "b1"]).await;
+        let device = world.device("a1");
+        let view = async |id| {
+            let view = world.calls("a1").sync(&device, id).await.unwrap();
+            serde_json::to_value(view).unwrap()["status"].clone()
+        };
+        assert_eq!(view(None).await, "answered");
+        world.calls("a1").end(&device, &to("b"), None).await.unwrap();
+        world.row(id, |row| row.ended_at.is_some()).await;
+        assert_eq!(view(None).await, Value::Null);
+        assert_eq!(view(Some(id)).await, "ended");
+        world.pass(Duration::from_secs(59)).await;
+        assert_eq!(view(Some(id)).await, "ended");
+        world.pass(Duration::from_secs(1)).await;
+        assert_eq!(view(Some(id)).await, Value::Null);
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn presence_is_told_on_every_edge_to_those_who_watch() {
-    let node = Node::with(&["a1", "c1"]).await;
-    let watched = ["a".parse().unwrap(), "b".parse().unwrap()];
-    let watcher = device("c1").socket;
-    let now = node.calls.subscribe(watcher, &watched).await.unwrap();
-    assert_eq!(
-        now.into_iter().map(|(_, presence)| presence).collect::<Vec<_>>(),
-        [Presence::Online, Presence::Offline]
-    );
-    node.join("b1").await;
-    node.join("b2").await;
-    node.leave("b2", true).await;
-    assert_eq!(node.heard("c1"), ["presence:update online"]);
-    node.initiate("a1", "b").await.unwrap();
-    assert_eq!(node.heard("c1"), ["presence:update busy", "presence:update busy"]);
-    node.calls.end(&device("a1"), &to("b"), None).await.unwrap();
-    assert_eq!(node.heard("c1"), ["presence:update online", "presence:update online"]);
-    node.calls.unsubscribe(watcher, &watched[..1]);
-    node.leave("a1", true).await;
-    node.leave("b1", true).await;
-    assert_eq!(node.heard("c1"), ["presence:update offline"]);
+    for count in NODE_COUNTS {
+        let world = World::with(count, &["a1", "c1"]).await;
+        let watched = ["a".parse().unwrap(), "b".parse().unwrap()];
+        let watcher = socket("c1");
+        let now = world.calls("c1").subscribe(watcher, &watched).await.unwrap();
+        assert_eq!(
+            now.into_iter().map(|(_, presence)| presence).collect::<Vec<_>>(),
+            [Presence::Online, Presence::Offline]
+        );
+        world.join("b1").await;
+        world.join("b2").await;
+        world.leave("b2", true).await;
+        assert_eq!(world.heard("c1"), ["presence:update online"]);
+        world.initiate("a1", "b").await.unwrap();
+        assert_eq!(world.heard("c1"), ["presence:update busy", "presence:update busy"]);
+        world.end("a1", "b").await.unwrap();
+        assert_eq!(world.heard("c1"), ["presence:update online", "presence:update online"]);
+        world.calls("c1").unsubscribe(watcher, &watched[..1]).await;
+        world.leave("a1", true).await;
+        world.leave("b1", true).await;
+        assert_eq!(world.heard("c1"), ["presence:update offline"]);
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_socket_watches_no_more_users_than_it_may() {
-    let node = Node::with(&["c1"]).await;
-    let watcher = device("c1").socket;
-    let users = |from: u32, to: u32| {
-        (from..to).map(|n| format!("u{n}").parse().unwrap()).collect::<Vec<UserId>>()
-    };
-    node.calls.subscribe(watcher, &users(0, 500)).await.unwrap();
-    node.calls.subscribe(watcher, &users(0, 500)).await.unwrap();
-    let more = node.calls.subscribe(watcher, &users(500, 501)).await;
-    assert_eq!(more, Err(Failure::TooManyWatched));
-    node.calls.unsubscribe(watcher, &users(0, 1));
-    node.calls.subscribe(watcher, &users(500, 501)).await.unwrap();
+    for count in NODE_COUNTS {
+        let world = World::with(count, &["c1"]).await;
+        let watcher = socket("c1");
+        let users = |from: u32, to: u32| {
+            (from..to).map(|n| format!("u{n}").parse().unwrap()).collect::<Vec<UserId>>()
+        };
+        world.calls("c1").subscribe(watcher, &users(0, 500)).await.unwrap();
+        world.calls("c1").subscribe(watcher, &users(0, 500)).await.unwrap();
+        let more = world.calls("c1").subscribe(watcher, &users(500, 501)).await;
+        assert_eq!(more, Err(Failure::TooManyWatched));
+        world.calls("c1").unsubscribe(watcher, &users(0, 1)).await;
+        world.calls("c1").subscribe(watcher, &users(500, 501)).await.unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn every_call_has_one_row_with_its_end() {
-    let node = Node::with(&["a1", "b1"]).await;
-    let mut expected = Vec::new();
-    for round in 0..30 {
-        let id = node.initiate("a1", "b").await.unwrap();
-        match round % 3 {
-            0 => drop(node.calls.reject(&device("b1"), &to("a"), None).await.unwrap()),
-            1 => drop(node.calls.busy(&device("b1"), &to("a")).await.unwrap()),
-            _ => {
-                node.answer("b1", "a").await.unwrap();
-                drop(node.calls.end(&device("b1"), &to("a"), None).await.unwrap());
+    for count in NODE_COUNTS {
+        let world = World::with(count, &["a1", "b1"]).await;
+        let mut expected = Vec::new();
+        for round in 0..30 {
+            let id = world.initiate("a1", "b").await.unwrap();
+            match round % 3 {
+                0 => drop(world.reject("b1", "a").await.unwrap()),
+                1 => drop(world.busy("b1", &to("a")).await.unwrap()),
+                _ => {
+                    world.answer("b1", "a").await.unwrap();
+                    drop(world.end("b1", "a").await.unwrap());
+                }
             }
+            expected.push((id, ["declined", "busy", "completed"][round % 3]));
+            world.pass(Duration::from_millis(5)).await;
         }
-        expected.push((id, ["declined", "busy", "completed"][round % 3]));
-        node.pass(Duration::from_millis(5)).await;
+        let (last, _) = expected[29];
+        world.row(last, |row| row.ended_at.is_some()).await;
+        let rows = world.ledger.all();
+        let found: Vec<_> =
+            rows.iter().map(|row| (row.id, row.end_reason.unwrap().as_str())).collect();
+        assert_eq!(found, expected);
     }
-    let (last, _) = expected[29];
-    node.row(last, |row| row.ended_at.is_some()).await;
-    let rows = node.ledger.all();
-    let found: Vec<_> = rows.iter().map(|row| (row.id, row.end_reason.unwrap().as_str())).collect();
-    assert_eq!(found, expected);
 }

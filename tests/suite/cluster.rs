@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use switchboard::{
     call::{Attempt, Call, CallType, Device, ENDED_RETENTION, Event, Lobby, Placement, Rules},
-    cluster::{Change, Claim, Cluster, Committed, Memory},
-    ids::{CallId, SocketId, UserId},
+    cluster::{Change, Claim, Cluster, Committed, Hub},
+    ids::{CallId, NodeId, SocketId, UserId},
     protocol::Presence,
     time::Timestamp,
 };
@@ -28,7 +28,12 @@ fn socket(name: &str) -> SocketId {
 fn ringing(from: &str, to: &str) -> Call {
     let attempt = Attempt {
         id: CallId::generate(START),
-        from: Device { user: user(from), socket: socket(from), id: None },
+        from: Device {
+            user: user(from),
+            node: NodeId::generate(START),
+            socket: socket(from),
+            id: None,
+        },
         to: user(to),
         call_type: CallType::Audio,
         caller_info: None,
@@ -57,22 +62,23 @@ fn update(call: &Call) -> Change {
 
 async fn stored(cluster: &dyn Cluster, change: Change) -> Vec<(String, Presence)> {
     match cluster.commit(change).await.unwrap() {
-        Committed::Stored(edges) => {
-            edges.into_iter().map(|edge| (edge.user.to_string(), edge.presence)).collect()
+        Committed::Stored(stored) => {
+            stored.edges.into_iter().map(|edge| (edge.user.to_string(), edge.presence)).collect()
         }
         Committed::Conflict(current) => panic!("conflict with {current:?}"),
     }
 }
 
 fn backends() -> Vec<Arc<dyn Cluster>> {
-    vec![Arc::new(Memory::default())]
+    let (alone, _) = Hub::default().node(NodeId::generate(START));
+    vec![Arc::new(alone)]
 }
 
 #[tokio::test]
 async fn a_user_is_online_from_the_first_socket_to_the_last() {
     for cluster in backends() {
         let anna = user("anna");
-        let presence = async || cluster.presence(&[user("anna")]).await.unwrap()[0].presence;
+        let presence = async || cluster.watch(&[user("anna")]).await.unwrap()[0].presence;
         assert_eq!(presence().await, Presence::Offline);
         let first = cluster.attach(&anna, socket("1")).await.unwrap().edge.unwrap();
         assert_eq!(first.presence, Presence::Online);
