@@ -1,0 +1,328 @@
+// One call as this page sees it: its devices, its Peer, and where it stands.
+//
+// phase      preparing   the devices are being opened, nobody was asked yet
+//            outgoing    it rings at the other side
+//            incoming    it rings here
+//            joining     accepted here; the answer is on its way
+//            active      both are in it
+//            ended       over; `ended` says why
+//
+// Events:
+//   change     anything above or below changed
+//   problem    detail: an Error or the name of a problem (words.js); the call goes on
+//   refused    detail: SignalingError; the server did not pass something on
+
+import { openCamera, openDevices, openScreen } from './media.js';
+import { Peer } from './peer.js';
+import { StatsReporter } from './stats.js';
+import { read, write } from './storage.js';
+
+const STATS_EVERY_MS = 10_000;
+const REMEMBERED = 'switchboard.call';
+
+export class Call extends EventTarget {
+  phase;
+  startedAt = null;
+  ended = null;
+  ringsOn = null; // on how many devices of the other side
+  otherIsAway = false;
+  muted = false;
+
+  #signaling;
+  #peer = null;
+  #microphone = null;
+  #camera = null;
+  #screen = null;
+  #opening = false;
+  #held = { offer: null, candidates: [] };
+  #turn = Promise.resolve();
+  #iceServers = [];
+  #stats;
+  #statsTimer;
+
+  /** `other` is the user id of the other side, `direction` is 'outgoing' or 'incoming', as in the history. */
+  constructor({ signaling, id = null, other, otherName = other, type, direction, phase }) {
+    super();
+    this.#signaling = signaling;
+    Object.assign(this, { id, other, otherName, type, direction, phase });
+  }
+
+  /** Whether the microphone was muted and the camera on before this page was reloaded during that call. */
+  static remembered(id) {
+    const state = JSON.parse(read('sessionStorage', REMEMBERED) ?? 'null');
+    return state?.id === id ? state : { muted: false, camera: false };
+  }
+
+  get address() {
+    return { callId: this.id, toUserId: this.other };
+  }
+
+  get over() {
+    return this.phase === 'ended';
+  }
+
+  get cameraOn() {
+    return this.#camera !== null;
+  }
+
+  get sharingScreen() {
+    return this.#screen !== null;
+  }
+
+  get localVideo() {
+    return this.#screen ?? this.#camera;
+  }
+
+  get remoteAudio() {
+    return this.#peer?.remoteTrack('audio') ?? null;
+  }
+
+  get remoteVideo() {
+    return this.#peer?.remoteTrack('video') ?? null;
+  }
+
+  /** The state of the way that sound and pictures take; see Peer. */
+  get mediaState() {
+    return this.#peer?.state ?? 'new';
+  }
+
+  getStats() {
+    return this.#peer.getStats();
+  }
+
+  // ---- how it goes on ----------------------------------------------------------------------------------------------
+
+  enter(phase) {
+    this.phase = phase;
+    this.#changed();
+  }
+
+  begin(startedAt = Date.now()) {
+    this.startedAt = startedAt;
+    this.#statsTimer = setInterval(() => this.#reportStats(), STATS_EVERY_MS);
+    this.enter('active');
+  }
+
+  end({ reason, byMe, duration = null }) {
+    this.ended = { reason, byMe, answered: this.startedAt !== null, duration: duration ?? this.#secondsSoFar() };
+    clearInterval(this.#statsTimer);
+    this.#peer?.close();
+    for (const track of [this.#microphone, this.#camera, this.#screen]) track?.stop();
+    this.#peer = this.#microphone = this.#camera = this.#screen = null;
+    write('sessionStorage', REMEMBERED, null);
+    this.enter('ended');
+  }
+
+  // ---- devices -----------------------------------------------------------------------------------------------------
+
+  async open({ video, muted = false }) {
+    const { audio, video: camera, problem } = await openDevices({ video });
+    this.muted = muted;
+    this.#keep({ microphone: audio, camera });
+    if (problem) this.#emit('problem', 'no_camera');
+  }
+
+  async setMuted(muted) {
+    if (!muted && !this.#microphone) {
+      // It could not be opened before: this is another try.
+      await this.#once(async () => this.#keep({ microphone: (await openDevices({ video: false })).audio }));
+      await this.#peer?.setTrack('audio', this.#microphone);
+    }
+    this.muted = muted;
+    if (this.#microphone) this.#microphone.enabled = !muted;
+    this.#remember();
+    this.#changed();
+  }
+
+  /** Off means that the camera is let go and its light goes out; an audio call can turn it on as well. */
+  async setCamera(on) {
+    if (on) {
+      await this.#once(async () => this.#keep({ camera: await openCamera() }));
+    } else {
+      this.#camera?.stop();
+      this.#camera = null;
+    }
+    await this.#videoChanged();
+  }
+
+  async setScreen(on) {
+    if (on) {
+      await this.#once(async () => this.#keep({ screen: await openScreen() }));
+    } else {
+      this.#screen?.stop();
+      this.#screen = null;
+    }
+    await this.#videoChanged();
+  }
+
+  /** Devices open slowly, behind a question to the person: one at a time. */
+  async #once(open) {
+    if (this.#opening) return;
+    this.#opening = true;
+    try {
+      await open();
+    } finally {
+      this.#opening = false;
+    }
+  }
+
+  #keep({ microphone, camera, screen }) {
+    if (this.over) {
+      for (const track of [microphone, camera, screen]) track?.stop(); // hung up meanwhile
+      return;
+    }
+    if (microphone) {
+      this.#microphone = microphone;
+      microphone.enabled = !this.muted;
+      microphone.onended = () => this.#emit('problem', 'microphone_lost');
+    }
+    if (camera) {
+      this.#camera = camera;
+      camera.onended = () => {
+        this.#emit('problem', 'camera_lost');
+        this.setCamera(false);
+      };
+    }
+    if (screen) {
+      this.#screen = screen;
+      screen.onended = () => this.setScreen(false); // the browser has its own button for that
+    }
+    this.#changed();
+  }
+
+  async #videoChanged() {
+    this.#remember();
+    this.#changed();
+    await this.#peer?.setTrack('video', this.localVideo);
+  }
+
+  #remember() {
+    if (this.over) return;
+    write('sessionStorage', REMEMBERED, JSON.stringify({ id: this.id, muted: this.muted, camera: this.cameraOn }));
+  }
+
+  // ---- the way to the other side -----------------------------------------------------------------------------------
+
+  /** Makes the Peer. One side offers; the other side waits for the offer, or has held it since it rang. */
+  async connect({ offering }) {
+    this.#iceServers = await this.#fetchIceServers();
+    if (this.over) return;
+    this.#remember();
+    this.#build({ offering });
+    const { offer, candidates } = this.#held;
+    this.#held = { offer: null, candidates: [] };
+    if (offer) this.receiveDescription(offer);
+    for (const candidate of candidates) this.receiveCandidate(candidate);
+  }
+
+  /** An offer or an answer of the other side. */
+  receiveDescription(description) {
+    this.#inTurn(async () => {
+      if (!this.#peer) return this.#hold(description);
+      if (await this.#peer.receive(description)) return;
+      // The other page was reloaded and has a new connection: so this one needs a new one too.
+      this.#build({ offering: description.type === 'answer' });
+      if (description.type === 'offer') await this.#peer.receive(description);
+    });
+  }
+
+  receiveCandidate(candidate) {
+    this.#inTurn(async () => {
+      if (this.#peer) await this.#peer.addCandidate(candidate);
+      else this.#held.candidates.push(candidate);
+    });
+  }
+
+  /** This side was away and is back. It is the one that looks for a new way, so that not both do. */
+  recover() {
+    this.#peer?.resend();
+    this.#peer?.restartUnlessConnected();
+  }
+
+  otherAway() {
+    this.otherIsAway = true;
+    this.#changed();
+  }
+
+  otherBack() {
+    this.otherIsAway = false;
+    this.#peer?.resend();
+    this.#changed();
+  }
+
+  async #fetchIceServers() {
+    try {
+      return (await this.#signaling.iceServers()).iceServers;
+    } catch {
+      return []; // within one network a call works without
+    }
+  }
+
+  #build({ offering }) {
+    this.#peer?.close();
+    const peer = new Peer({
+      polite: this.direction === 'incoming',
+      iceServers: this.#iceServers,
+      tracks: { audio: this.#microphone, video: this.localVideo },
+    });
+    this.#peer = peer;
+    this.#stats = new StatsReporter();
+    peer.addEventListener('description', ({ detail }) => this.#send(detail));
+    peer.addEventListener('candidate', ({ detail }) => {
+      this.#signaling.iceCandidate(this.address, detail).catch((error) => this.#emit('refused', error));
+    });
+    peer.addEventListener('media', () => this.#changed());
+    peer.addEventListener('state', () => this.#changed());
+    if (offering) peer.start(this.type === 'video' || this.localVideo ? ['audio', 'video'] : ['audio']);
+    this.#changed();
+  }
+
+  async #send(description) {
+    try {
+      if (description.type === 'offer') {
+        await this.#signaling.offer(this.address, description);
+      } else {
+        await this.#signaling.answer(this.address, description);
+        if (this.phase === 'joining') this.begin(); // the server gave the call to this device
+      }
+    } catch (error) {
+      this.#emit('refused', error);
+    }
+  }
+
+  /** While it rings here, only the last offer counts. */
+  #hold(offer) {
+    if (this.#held.offer) this.#held.candidates = [];
+    this.#held.offer = offer;
+  }
+
+  /** What the other side sends is worked off in the order in which it came. */
+  #inTurn(task) {
+    this.#turn = this.#turn
+      .then(() => (this.over ? undefined : task()))
+      .catch((error) => this.over || console.warn('negotiation failed', error));
+  }
+
+  // ---- small things ------------------------------------------------------------------------------------------------
+
+  async #reportStats() {
+    if (!this.#peer || !this.#signaling.connected) return;
+    try {
+      await this.#signaling.stats({ callId: this.id, ...(await this.#stats.report(this.#peer)) });
+    } catch {
+      // a report more or less
+    }
+  }
+
+  #secondsSoFar() {
+    return this.startedAt === null ? 0 : Math.max(0, Math.floor((Date.now() - this.startedAt) / 1000));
+  }
+
+  #changed() {
+    this.#emit('change');
+  }
+
+  #emit(type, detail) {
+    this.dispatchEvent(new CustomEvent(type, { detail }));
+  }
+}

@@ -1,0 +1,84 @@
+// Who this tab is: the name of its user, and the id of the tab as a device.
+//
+// Both live in sessionStorage, so that two tabs can be two people and a reload changes nothing. localStorage only
+// remembers the last name as a suggestion for a new tab.
+
+import { read, write } from './storage.js';
+
+const NAME = 'switchboard.name';
+const DEVICE = 'switchboard.device';
+const LOCK_WITHIN_MS = 1_000;
+
+/** The name this tab goes by, if it has one: from `?me=…` or from before a reload. */
+export function ownName() {
+  return parameter('me') || read('sessionStorage', NAME);
+}
+
+/** The name last used in this browser. */
+export function suggestedName() {
+  return read('localStorage', NAME) ?? '';
+}
+
+/** The person to call that the address names, as in `?me=alice&peer=bob`. */
+export function suggestedPeer() {
+  return parameter('peer') ?? '';
+}
+
+export function rememberName(name) {
+  write('sessionStorage', NAME, name);
+  write('localStorage', NAME, name);
+}
+
+/** Makes this tab nobody again; without the address' name, or a reload would bring the old one back. */
+export function forgetName() {
+  write('sessionStorage', NAME, null);
+  const url = new URL(location.href);
+  url.searchParams.delete('me');
+  history.replaceState(null, '', url);
+}
+
+/** Why this cannot be a user id, in words; null if it can. */
+export function nameProblem(name) {
+  if (name === '') return 'Please enter a name.';
+  if (new TextEncoder().encode(name).length > 128) return 'That name is too long.';
+  if (/[\u0000-\u001f\u007f-\u009f]/.test(name)) return 'That name contains characters that cannot be used.';
+  return null;
+}
+
+/**
+ * The id of this tab as a device, the same after a reload.
+ *
+ * Browsers copy sessionStorage when a tab is duplicated, and two devices with one id would take calls from each other.
+ * So a tab holds a lock on its id as long as it lives. A tab that cannot get the lock is a copy and takes a new id.
+ * It waits a moment first: during a reload the old page may not have let go yet.
+ */
+export async function claimDeviceId() {
+  const known = read('sessionStorage', DEVICE);
+  if (known && (await lock(known))) return known;
+  const fresh = randomId();
+  write('sessionStorage', DEVICE, fresh);
+  lock(fresh);
+  return fresh;
+}
+
+/** For things that need a name nobody else will choose. Works on insecure pages too, unlike crypto.randomUUID. */
+export function randomId() {
+  return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, '0')).join('');
+}
+
+function lock(id) {
+  if (!navigator.locks) return Promise.resolve(false); // an insecure page: every load is a new device
+  return new Promise((resolve) => {
+    const untilTheTabGoes = () => {
+      resolve(true);
+      return new Promise(() => {});
+    };
+    navigator.locks
+      .request(`${DEVICE} ${id}`, { signal: AbortSignal.timeout(LOCK_WITHIN_MS) }, untilTheTabGoes)
+      .catch(() => resolve(false));
+  });
+}
+
+function parameter(name) {
+  return new URLSearchParams(location.search).get(name)?.trim();
+}

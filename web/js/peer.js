@@ -1,0 +1,181 @@
+// WebRTC: one RTCPeerConnection with perfect negotiation. It knows neither the server nor the page.
+//
+// Either side may change what it sends at any time; both make offers by themselves. When two offers cross, the polite
+// side drops its own. See https://w3c.github.io/webrtc-pc/#perfect-negotiation-example.
+//
+// Events:
+//   description   detail: {type, sdp}            to be sent to the other side
+//   candidate     detail: {candidate, …} | null  to be sent to the other side; null ends the candidates
+//   media         what the other side sends changed: read remoteTrack()
+//   state         the connection's state changed: read state
+
+const DISCONNECTED_FOR_MS = 3_000;
+
+export class Peer extends EventTarget {
+  #connection;
+  #polite;
+  #tracks;
+  #makingOffer = false;
+  #ignoringOffer = false;
+  #remoteSession = null;
+  #earlyCandidates = [];
+  #restartTimer;
+
+  /** `tracks` are the local { audio, video }, each a MediaStreamTrack or null. */
+  constructor({ polite, iceServers, tracks }) {
+    super();
+    this.#polite = polite;
+    this.#tracks = { ...tracks };
+    this.#connection = new RTCPeerConnection({ iceServers });
+    this.#connection.onnegotiationneeded = () => this.#offer();
+    this.#connection.onicecandidate = ({ candidate }) => this.#emit('candidate', candidate?.toJSON() ?? null);
+    this.#connection.onconnectionstatechange = () => this.#stateChanged();
+  }
+
+  /** 'new', 'connecting', 'connected', 'disconnected', 'failed' or 'closed'. */
+  get state() {
+    return this.#connection.connectionState;
+  }
+
+  /** Makes the first offer, for the media in `kinds`; a kind without a local track is received only. */
+  start(kinds) {
+    for (const kind of kinds) {
+      if (this.#tracks[kind]) this.#connection.addTrack(this.#tracks[kind]);
+      else this.#connection.addTransceiver(kind, { direction: 'recvonly' });
+    }
+  }
+
+  /**
+   * Sends this track from now on, or nothing of this kind if it is null. Swapping one track for another happens
+   * without a word to the other side; starting and stopping is negotiated, so that the other side knows.
+   */
+  async setTrack(kind, track) {
+    this.#tracks[kind] = track;
+    await this.#attach(kind);
+  }
+
+  /**
+   * Takes the other side's description and answers an offer.
+   *
+   * False if it comes from another RTCPeerConnection than so far, because the other page was reloaded: this connection
+   * cannot go on with it, its keys are different. Make a new Peer; it can take the same description if it is an offer.
+   */
+  async receive(description) {
+    const connection = this.#connection;
+    if (description.type === 'offer') {
+      const collision = this.#makingOffer || connection.signalingState !== 'stable';
+      this.#ignoringOffer = collision && !this.#polite;
+      if (this.#ignoringOffer) return true;
+    }
+    const session = sessionOf(description);
+    if (this.#remoteSession !== null && this.#remoteSession !== session) return false;
+    // An answer that nothing waits for belongs to an offer that was dropped, or arrived twice.
+    if (description.type === 'answer' && connection.signalingState !== 'have-local-offer') return true;
+
+    await connection.setRemoteDescription(description); // drops an own offer that collided
+    this.#remoteSession = session;
+    for (const candidate of this.#earlyCandidates.splice(0)) await this.#add(candidate);
+    if (description.type === 'offer') {
+      await this.#attach('audio');
+      await this.#attach('video');
+      await connection.setLocalDescription();
+      this.#emit('description', connection.localDescription.toJSON());
+    }
+    this.#emit('media');
+    return true;
+  }
+
+  /** Takes one of the other side's candidates; those that come before its description wait. */
+  async addCandidate(candidate) {
+    if (this.#connection.remoteDescription) await this.#add(candidate);
+    else this.#earlyCandidates.push(candidate);
+  }
+
+  /** After the way to the other side was interrupted: says again what may have been lost on it. */
+  resend() {
+    if (this.#connection.signalingState === 'have-local-offer') {
+      this.#emit('description', this.#connection.localDescription.toJSON());
+    }
+  }
+
+  /** Looks for a new way through the network, if media does not flow. */
+  restartUnlessConnected() {
+    if (this.state !== 'connected' && this.#connection.remoteDescription) this.#connection.restartIce();
+  }
+
+  /** The track of this kind that the other side is sending now, or null. */
+  remoteTrack(kind) {
+    const receiving = this.#transceivers(kind).findLast(({ currentDirection }) => currentDirection?.includes('recv'));
+    return receiving?.receiver.track ?? null;
+  }
+
+  getStats() {
+    return this.#connection.getStats();
+  }
+
+  close() {
+    clearTimeout(this.#restartTimer);
+    this.#connection.onnegotiationneeded = null;
+    this.#connection.onicecandidate = null;
+    this.#connection.onconnectionstatechange = null;
+    this.#connection.close();
+  }
+
+  async #offer() {
+    try {
+      this.#makingOffer = true;
+      await this.#connection.setLocalDescription();
+      this.#emit('description', this.#connection.localDescription.toJSON());
+    } catch (error) {
+      if (this.state !== 'closed') console.warn('no offer could be made', error);
+    } finally {
+      this.#makingOffer = false;
+    }
+  }
+
+  async #attach(kind) {
+    const track = this.#tracks[kind];
+    const transceivers = this.#transceivers(kind);
+    const transceiver = transceivers.find(({ sender }) => sender.track) ?? transceivers[0];
+    if (!transceiver) {
+      if (track) this.#connection.addTrack(track);
+      return;
+    }
+    if (transceiver.sender.track !== track) await transceiver.sender.replaceTrack(track);
+    const direction = track ? 'sendrecv' : 'recvonly';
+    if (transceiver.direction !== direction) transceiver.direction = direction;
+  }
+
+  async #add(candidate) {
+    try {
+      await this.#connection.addIceCandidate(candidate || undefined); // null and '': no more will come
+    } catch (error) {
+      // Those of an ignored offer fit nothing here, nor do those of a connection that was replaced meanwhile.
+      if (!this.#ignoringOffer) console.debug('a candidate was of no use', error);
+    }
+  }
+
+  #stateChanged() {
+    clearTimeout(this.#restartTimer);
+    if (this.state === 'failed') this.#connection.restartIce();
+    if (this.state === 'disconnected') {
+      this.#restartTimer = setTimeout(() => this.restartUnlessConnected(), DISCONNECTED_FOR_MS);
+    }
+    this.#emit('state');
+  }
+
+  #transceivers(kind) {
+    return this.#connection
+      .getTransceivers()
+      .filter(({ receiver, currentDirection }) => receiver.track.kind === kind && currentDirection !== 'stopped');
+  }
+
+  #emit(type, detail) {
+    this.dispatchEvent(new CustomEvent(type, { detail }));
+  }
+}
+
+/** Names the RTCPeerConnection that made a description: the session id in the origin line, the same for its lifetime. */
+function sessionOf({ sdp }) {
+  return /^o=\S+ (\S+)/m.exec(sdp)?.[1] ?? '';
+}
