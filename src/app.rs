@@ -1,6 +1,6 @@
 //! From settings to a running service and back, read from top to bottom.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use tokio::sync::mpsc::Receiver;
 use tracing::warn;
@@ -9,17 +9,13 @@ use crate::{
     calls::Calls,
     cluster::{Cluster, Hub, Message},
     config::Config,
-    gateway::{Gateway, Serving},
+    gateway::Gateway,
     history::{self, Sqlite, StoreError},
     http::{self, Server},
     ids::NodeId,
     shutdown::{self, Shutdown},
     time::Clock,
 };
-
-/// How long connections may take to end when the service stops.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-const CLOSE_POLL: Duration = Duration::from_millis(20);
 
 /// Why the service could not start. Each is one sentence for the operator.
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +61,7 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
 
     stop_calls.fire();
     receiving.abort();
-    close(&serving).await;
+    serving.close().await;
     stop_writer.fire();
     for task in [listening, sweeping, writing] {
         if let Err(error) = task.await {
@@ -82,17 +78,4 @@ async fn receive(calls: Arc<Calls>, inbox: Receiver<(NodeId, Message)>) {
 
 async fn sweep(calls: Arc<Calls>, stop: Shutdown) {
     calls.run_sweeper(stop.wait()).await;
-}
-
-/// Ends all connections, and with them the calls, which live in this process.
-async fn close(serving: &Serving) {
-    serving.close();
-    let closed = async {
-        while serving.sessions() > 0 {
-            tokio::time::sleep(CLOSE_POLL).await;
-        }
-    };
-    if tokio::time::timeout(CLOSE_TIMEOUT, closed).await.is_err() {
-        warn!(sessions = serving.sessions(), "some connections did not end in time");
-    }
 }

@@ -121,8 +121,8 @@ impl FromStr for CallId {
 }
 
 impl SocketId {
-    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
-        Self(bytes)
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).expect("it was made from a string")
     }
 }
 
@@ -193,7 +193,7 @@ impl fmt::Display for NodeId {
 
 impl fmt::Display for SocketId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&String::from_utf8_lossy(&self.0))
+        f.write_str(self.as_str())
     }
 }
 

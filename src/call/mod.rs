@@ -259,6 +259,17 @@ impl Call {
         }
     }
 
+    /// Whether every device of `user` rings for this call.
+    pub fn rings_for(&self, user: &UserId) -> bool {
+        self.is_ringing() && self.callee.user == *user
+    }
+
+    /// The parties whose latest call this becomes when it is placed: one that ended at once, because
+    /// the callee is busy or offline, is none of the callee's.
+    pub fn claimants(&self) -> &'static [Role] {
+        if self.is_live() { &[Role::Caller, Role::Callee] } else { &[Role::Caller] }
+    }
+
     /// Whether the call is between `user` and `other`, whoever of them called.
     pub fn is_between(&self, user: &UserId, other: &UserId) -> bool {
         self.role_of(user).is_some_and(|role| self.party(role.other()).user == *other)
@@ -408,6 +419,19 @@ impl CallType {
             CallType::Audio => "audio",
             CallType::Video => "video",
         }
+    }
+}
+
+impl Status {
+    /// How a call ends that was in this state when all that knew of it died.
+    #[must_use]
+    pub fn when_orphaned(self) -> (Self, EndReason) {
+        let ended = match self {
+            Status::Pending | Status::Missed => Status::Missed,
+            Status::Rejected => Status::Rejected,
+            Status::Answered | Status::Ended => Status::Ended,
+        };
+        (ended, EndReason::ConnectionLost)
     }
 }
 

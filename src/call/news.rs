@@ -11,8 +11,10 @@ use crate::{ids::SocketId, time::Timestamp};
 /// Something that one socket is told about a call.
 #[derive(Debug, Clone, PartialEq)]
 pub enum News {
-    /// The callee's devices ring.
-    Ringing,
+    /// The callee rings, on this many sockets.
+    Ringing {
+        devices: usize,
+    },
     /// A call comes in here.
     Incoming,
     /// This socket took the call over from its device's earlier socket.
@@ -57,11 +59,11 @@ impl Told {
     }
 }
 
-/// What the caller's socket is told of its new call. That the callee is offline is not news: it is
+/// What the caller's socket is told of its new call, which rings on `devices` sockets. That the callee is offline is not news: it is
 /// the answer to the attempt.
-pub fn first_news(call: &Call) -> Option<News> {
+pub fn first_news(call: &Call, devices: usize) -> Option<News> {
     match &call.state {
-        State::Ringing { .. } => Some(News::Ringing),
+        State::Ringing { .. } => Some(News::Ringing { devices }),
         State::Ended { cause: Cause::LineBusy, .. } => Some(News::Busy),
         State::Active { .. } | State::Ended { .. } => None,
     }
@@ -131,7 +133,7 @@ fn rung_news(before: &Call, after: &Call, socket: SocketId) -> Option<News> {
         },
         State::Ringing { .. } => return None,
     };
-    Some(News::Ended { why, duration_s: 0.0 })
+    Some(News::Ended { why, duration_s: after.told_duration_s() })
 }
 
 /// How the connection of the party with role `peer` has changed.
@@ -158,19 +160,24 @@ fn end_news(call: &Call, to: Role) -> Option<News> {
             News::Rejected { reason: reason.clone() }
         }
         Cause::Busy { .. } | Cause::LineBusy if to == Role::Caller => News::Busy,
-        _ => {
-            let measured = || call.duration_s().unwrap_or(0);
-            let duration_s = match cause {
-                Cause::HangUp { reported_duration_s: Some(reported), .. } => *reported,
-                #[expect(clippy::cast_precision_loss, reason = "seconds of one call")]
-                _ => measured() as f64,
-            };
-            News::Ended { why: Told::End(call.end_reason()?), duration_s }
-        }
+        _ => News::Ended { why: Told::End(call.end_reason()?), duration_s: call.told_duration_s() },
     })
 }
 
 impl Call {
+    /// The duration that the end is told with: what the client that ended it reported, else what
+    /// was measured, else 0.
+    fn told_duration_s(&self) -> f64 {
+        match &self.state {
+            State::Ended {
+                cause: Cause::HangUp { reported_duration_s: Some(reported), .. },
+                ..
+            } => *reported,
+            #[expect(clippy::cast_precision_loss, reason = "seconds of one call")]
+            _ => self.duration_s().unwrap_or(0) as f64,
+        }
+    }
+
     /// Whether the party with this role, on this socket, ended the call itself.
     fn was_ended_by(&self, role: Role, socket: SocketId) -> bool {
         let moved_on = matches!(&self.state,

@@ -101,7 +101,7 @@ fn show_news(before: &Call, after: &Call) -> String {
         .into_iter()
         .map(|(socket, news)| {
             let what = match news {
-                News::Ringing => "ringing",
+                News::Ringing { .. } => "ringing",
                 News::Incoming => "incoming",
                 News::Resumed => "resumed",
                 News::PeerReconnecting { .. } => "peer-reconnecting",

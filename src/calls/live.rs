@@ -23,8 +23,8 @@ use crate::{
 pub const MAX_WAITING_MESSAGES: usize = 64;
 /// Most bytes of messages that wait for a device that is lost.
 pub const MAX_WAITING_BYTES: usize = 256 * 1024;
-/// Most messages of a caller that are kept for devices that join while it rings, and most of a
-/// ringing device that wait for its answer.
+/// Most messages of a caller that are kept for devices that join while it rings, and most of the
+/// ringing devices that wait for an answer.
 pub const MAX_REPLAY_MESSAGES: usize = 1_024;
 /// Most bytes of the same.
 pub const MAX_REPLAY_BYTES: usize = 1024 * 1024;
@@ -170,6 +170,18 @@ impl LiveCall {
         self.view().call.clone()
     }
 
+    /// Whether this is so of the newest version seen here.
+    pub fn is(&self, so: impl FnOnce(&Call) -> bool) -> bool {
+        so(&self.view().call)
+    }
+
+    /// A socket is gone: nothing is kept for it.
+    pub fn forget_device(&self, socket: SocketId) {
+        let mut view = self.view();
+        view.rung.retain(|rung| *rung != socket);
+        view.early.remove(&socket);
+    }
+
     /// Rings those of `sockets` that do not ring yet, and gives them what the caller sent so far.
     /// Nothing if it does not ring any more.
     pub fn ring(&self, sockets: &[SocketId], reach: &Reach) {
@@ -286,8 +298,7 @@ impl LiveCall {
                 }
             }
             Route::AfterAnswer(_) => {
-                let early = view.early.entry(device.socket).or_default();
-                early.keep_for_replay(signal, payload, until).map_err(full)?;
+                view.keep_early(device.socket, signal, payload, until).map_err(full)?;
             }
             Route::Bound(to, ..) => {
                 let relay = view.relay(signal, payload.clone(), to.other());
@@ -333,7 +344,11 @@ impl LiveCall {
                     view.deliver(relay, reach);
                 }
             }
-            _ => view.waiting_for(Role::Caller).append(own),
+            _ => {
+                for (signal, payload) in own.messages {
+                    view.wait(Role::Caller, signal, &payload);
+                }
+            }
         }
     }
 }
@@ -352,25 +367,49 @@ impl View {
     }
 
     /// To the bound device of the party it is for, on whatever node; after one that has moved on,
-    /// once.
+    /// once. What a device does not take, because it is lost or is just being lost, waits for it.
     fn deliver(&mut self, relay: Relay, reach: &Reach) {
         let to = relay.from.other();
         match self.call.to_party(to) {
             Route::Bound(_, node, socket) if node == reach.cluster.node() => {
-                self.pass_on(relay.signal, relay.payload, relay.from, socket, reach);
+                let Relay { from, signal, payload, .. } = relay;
+                if !self.pass_on(signal, payload.clone(), from, socket, reach) {
+                    self.wait(to, signal, &payload);
+                }
             }
             Route::Bound(_, node, _) if !relay.forwarded => {
                 reach.cluster.send(node, Message::Relay(relay));
             }
             Route::WhenBack(_) if self.call.is_live() => {
-                let until = self.call.deadline();
-                let waiting = self.waiting_for(to);
-                if waiting.keep_for_lost(relay.signal, &relay.payload, until).is_err() {
-                    warn!(call = %relay.call, "too much waits for a lost device: some is dropped");
-                }
+                self.wait(to, relay.signal, &relay.payload);
             }
             _ => debug!(call = %relay.call, "a message came too late for its device"),
         }
+    }
+
+    /// Keeps a message for a device that is lost, if there is room.
+    fn wait(&mut self, to: Role, signal: Signal, payload: &Payload) {
+        let (id, until) = (self.call.id, self.call.deadline());
+        if self.waiting_for(to).keep_for_lost(signal, payload, until).is_err() {
+            warn!(call = %id, "too much waits for a lost device: some is dropped");
+        }
+    }
+
+    /// Keeps a message of a ringing device until it answers. All of them share the room.
+    fn keep_early(
+        &mut self,
+        from: SocketId,
+        signal: Signal,
+        payload: &Payload,
+        until: Timestamp,
+    ) -> Result<(), Full> {
+        let messages: usize = self.early.values().map(|held| held.messages.len()).sum();
+        let bytes: usize = self.early.values().map(|held| held.size_bytes).sum();
+        if messages >= MAX_REPLAY_MESSAGES || bytes + payload.len_bytes() > MAX_REPLAY_BYTES {
+            return Err(Full { until });
+        }
+        self.early.entry(from).or_default().push(signal, payload);
+        Ok(())
     }
 
     /// Gives what the caller sent to the node that the caller has moved to.
@@ -383,8 +422,7 @@ impl View {
     }
 
     fn tell(&self, socket: SocketId, news: News, to: Role, reach: &Reach) {
-        let devices = self.rung.len();
-        let event = ServerEvent::from_news(news, &self.call, to, devices, reach.now);
+        let event = ServerEvent::from_news(news, &self.call, to, reach.now);
         reach.outlet.emit(socket, &event);
     }
 
@@ -401,9 +439,9 @@ impl View {
         from: Role,
         socket: SocketId,
         reach: &Reach,
-    ) {
+    ) -> bool {
         let event = ServerEvent::relayed(signal, payload, &self.call, from, reach.now);
-        reach.outlet.emit(socket, &event);
+        reach.outlet.emit(socket, &event)
     }
 }
 
@@ -438,14 +476,12 @@ impl Held {
         if self.messages.len() >= max_messages || size_bytes > max_bytes {
             return Err(Full { until });
         }
-        self.messages.push_back((signal, payload.clone()));
-        self.size_bytes = size_bytes;
+        self.push(signal, payload);
         Ok(())
     }
 
-    /// Adds what was kept within limits elsewhere.
-    fn append(&mut self, other: Self) {
-        self.messages.extend(other.messages);
-        self.size_bytes += other.size_bytes;
+    fn push(&mut self, signal: Signal, payload: &Payload) {
+        self.messages.push_back((signal, payload.clone()));
+        self.size_bytes += payload.len_bytes();
     }
 }

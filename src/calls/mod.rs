@@ -30,6 +30,8 @@ use crate::{
 const MAX_DECISIONS: usize = 4;
 /// Most calls that one sweep takes at a time.
 const SWEEP_BATCH: usize = 256;
+/// Most of these in one sweep.
+const MAX_SWEEP_BATCHES: usize = 16;
 /// How often the deadlines are looked through.
 pub const SWEEP_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -38,9 +40,9 @@ pub trait Outlet: Send + Sync + 'static {
     /// The sockets of `user` on this node.
     fn sockets_of(&self, user: &UserId) -> Vec<SocketId>;
 
-    /// Sends `event` to a socket, after all that was sent to it before. Never waits. A socket that
-    /// is gone hears nothing; one that does not keep up is closed.
-    fn emit(&self, socket: SocketId, event: &ServerEvent);
+    /// Sends `event` to a socket, after all that was sent to it before, and says whether the socket
+    /// takes it. Never waits. One that is gone takes nothing; one that does not keep up is closed.
+    fn emit(&self, socket: SocketId, event: &ServerEvent) -> bool;
 }
 
 /// All calls, as seen from this node.
@@ -109,8 +111,8 @@ impl Calls {
 
     /// A socket says who it is: from now on its user is online.
     pub async fn join(&self, device: &Device) -> Result<(), Unavailable> {
-        let attached = self.cluster.attach(&device.user, device.socket).await?;
-        self.announce(attached.edge);
+        let edge = self.cluster.attach(&device.user, device.socket).await?;
+        self.announce(edge);
         Ok(())
     }
 
@@ -125,7 +127,7 @@ impl Calls {
                 warn!(%failure, call = %call.id, "a device could not get its call back");
             }
         }
-        if call.is_ringing() && call.role_of(&device.user) == Some(Role::Callee) {
+        if call.rings_for(&device.user) {
             self.live.open(&call).ring(&[device.socket], &self.reach());
         }
         Ok(())
@@ -134,9 +136,12 @@ impl Calls {
     /// A socket is gone; `may_return` unless its client left on purpose.
     pub async fn leave(&self, device: &Device, may_return: bool) -> Result<(), Unavailable> {
         self.unwatch(self.watchers.forget(device.socket)).await;
-        let attached = self.cluster.detach(&device.user, device.socket).await?;
-        self.announce(attached.edge);
-        let Some(call) = attached.call else { return Ok(()) };
+        let detached = self.cluster.detach(&device.user, device.socket).await?;
+        self.announce(detached.edge);
+        let Some(call) = detached.call else { return Ok(()) };
+        if let Some(live) = self.live.get(call.id) {
+            live.forget_device(device.socket);
+        }
         let gone = Event::Gone { device: device.clone(), may_return };
         match self.transition(call, &gone).await {
             Ok(_) | Err(Failure::Refused(_)) => Ok(()),
@@ -169,12 +174,15 @@ impl Calls {
                     }
                 }
             };
-            let latest = |call: Option<Call>| call.map(|call| call.id);
-            let mut claims =
-                vec![Claim { user: device.user.clone(), was: latest(lobby.caller_call) }];
-            if call.is_live() {
-                claims.push(Claim { user: attempt.to.clone(), was: latest(lobby.callee_call) });
-            }
+            let claim = |role: &Role| {
+                let latest = match role {
+                    Role::Caller => &lobby.caller_call,
+                    Role::Callee => &lobby.callee_call,
+                };
+                let was = latest.as_ref().map(|call| call.id);
+                Claim { user: call.party(*role).user.clone(), was }
+            };
+            let claims = call.claimants().iter().map(claim).collect();
             let change = Change { call: call.clone(), claims };
             let Committed::Stored(stored) = self.cluster.commit(change).await? else { continue };
             self.recorder.record(&call);
@@ -185,17 +193,17 @@ impl Calls {
         Err(Unavailable.into())
     }
 
+    /// The caller hears of its call before anybody can answer it.
     fn tell_placed(&self, call: &Call, devices: usize, callee_nodes: &[NodeId]) {
-        let now = self.clock.now();
         debug!(call = %call.id, status = call.status().as_str(), "call placed");
+        if let (Some(news), Some(socket)) = (first_news(call, devices), call.caller.link.socket()) {
+            let event = ServerEvent::from_news(news, call, Role::Caller, self.clock.now());
+            self.outlet.emit(socket, &event);
+        }
         if call.is_live() {
             self.live.open(call).rings_on(callee_nodes, &self.reach());
             self.ring_here(call);
             self.spread(call, call, callee_nodes);
-        }
-        if let (Some(news), Some(socket)) = (first_news(call), call.caller.link.socket()) {
-            let event = ServerEvent::from_news(news, call, Role::Caller, devices, now);
-            self.outlet.emit(socket, &event);
         }
     }
 
@@ -207,8 +215,8 @@ impl Calls {
         signal: Signal,
         payload: Payload,
     ) -> Result<CallId, Failure> {
-        let call = self.find(device, target).await?;
-        let live = self.confirmed(call, device).await?;
+        let live = self.find(device, target).await?;
+        self.confirm(&live, device).await?;
         let relay = |live: &LiveCall| live.relay(device, signal, &payload, &self.reach());
         let id = live.id();
         match relay(&live)? {
@@ -257,11 +265,10 @@ impl Calls {
         target: &CallRef,
         event: Event,
     ) -> Result<Call, Failure> {
-        let call = self.find(device, target).await?;
-        let id = call.id;
-        match self.transition(call, &event).await {
+        let live = self.find(device, target).await?;
+        match self.transition(live.snapshot(), &event).await {
             Err(Failure::Refused(Refusal::Over)) => {
-                let ended = self.cluster.load(id).await?;
+                let ended = self.cluster.load(live.id()).await?;
                 ended.ok_or(Refusal::NotInCall.into())
             }
             other => other,
@@ -284,10 +291,10 @@ impl Calls {
 
     /// Checks that `device` may report on the media of this call.
     pub async fn report(&self, device: &Device, id: CallId) -> Result<(), Failure> {
-        let call =
-            self.cluster.load(id).await?.filter(|call| call.is_live() && call.is_bound_to(device));
-        self.confirmed(call.ok_or(Refusal::NotInCall)?, device).await?;
-        Ok(())
+        let call = self.cluster.load(id).await?;
+        let call = call.filter(|call| call.is_live() && call.is_bound_to(device));
+        let live = self.live.open(&call.ok_or(Refusal::NotInCall)?);
+        self.confirm(&live, device).await
     }
 
     /// Watches `users` for this socket and answers their presence now.
@@ -298,7 +305,7 @@ impl Calls {
     ) -> Result<Vec<(UserId, Presence)>, Failure> {
         self.watchers.add(socket, users).map_err(|_| Failure::TooManyWatched)?;
         let edges = self.cluster.watch(users).await?;
-        Ok(self.watchers.settle(edges))
+        Ok(self.watchers.settle(socket, edges, &*self.outlet, self.clock.now()))
     }
 
     pub async fn unsubscribe(&self, socket: SocketId, users: &[UserId]) {
@@ -322,20 +329,31 @@ impl Calls {
 
     /// Attends to the calls whose deadline has passed.
     pub async fn sweep(&self) -> Result<(), Unavailable> {
-        let now = self.clock.now();
-        self.live.forget_ended(now);
-        for call in self.cluster.due(now, SWEEP_BATCH).await? {
-            if !call.is_live() {
-                self.recorder.record(&call);
-                continue;
+        self.live.forget_ended(self.clock.now());
+        for _ in 0..MAX_SWEEP_BATCHES {
+            let due = self.cluster.due(self.clock.now(), SWEEP_BATCH).await?;
+            let is_last = due.len() < SWEEP_BATCH;
+            for call in due {
+                self.attend(call).await;
             }
-            let id = call.id;
-            match self.transition(call, &Event::Due).await {
-                Ok(_) | Err(Failure::Refused(_)) => {}
-                Err(failure) => warn!(%failure, call = %id, "an overdue call could not be ended"),
+            if is_last {
+                return Ok(());
             }
         }
+        warn!(calls = MAX_SWEEP_BATCHES * SWEEP_BATCH, "more calls are due than one sweep takes");
         Ok(())
+    }
+
+    async fn attend(&self, call: Call) {
+        if !call.is_live() {
+            // Its row was not stored yet when it was last looked at.
+            return self.recorder.record(&call);
+        }
+        let id = call.id;
+        match self.transition(call, &Event::Due).await {
+            Ok(_) | Err(Failure::Refused(_)) => {}
+            Err(failure) => warn!(%failure, call = %id, "an overdue call could not be ended"),
+        }
     }
 
     /// Sweeps until `shutdown` completes.
@@ -356,34 +374,33 @@ impl Calls {
 
     /// The call that `target` means: the one with its id, else the latest one of the device's user,
     /// if it is with the user named. It may have ended.
-    async fn find(&self, device: &Device, target: &CallRef) -> Result<Call, Failure> {
+    async fn find(&self, device: &Device, target: &CallRef) -> Result<Arc<LiveCall>, Failure> {
+        let between = |call: &Call| call.is_between(&device.user, &target.to);
         let known = match target.call_id {
             Some(id) => self.live.get(id),
             None => self.live.of_user(&device.user),
         };
-        let between = |call: &Call| call.is_between(&device.user, &target.to);
-        if let Some(call) = known.map(|live| live.snapshot()).filter(Call::is_live).filter(between)
-        {
-            return Ok(call);
+        if let Some(live) = known.filter(|live| live.is(|call| call.is_live() && between(call))) {
+            return Ok(live);
         }
         let call = match target.call_id {
             Some(id) => self.cluster.load(id).await?,
             None => self.cluster.latest(&device.user).await?,
         };
-        call.filter(between).ok_or(Refusal::NotInCall.into())
+        let call = call.filter(between).ok_or(Refusal::NotInCall)?;
+        Ok(self.live.open(&call))
     }
 
-    /// This node's view of `call`, after `device`, if it came back to it, has shown by what it
-    /// sends that it knows the call.
-    async fn confirmed(&self, call: Call, device: &Device) -> Result<Arc<LiveCall>, Failure> {
-        let live = self.live.open(&call);
-        if call.awaits_confirmation(device) {
-            match self.transition(call, &Event::Confirmed(device.clone())).await {
-                Ok(_) | Err(Failure::Refused(_)) => {}
-                Err(failure) => return Err(failure),
-            }
+    /// Notes that `device`, if it came back to this call, has shown by what it sends that it knows
+    /// it.
+    async fn confirm(&self, live: &LiveCall, device: &Device) -> Result<(), Failure> {
+        if !live.is(|call| call.awaits_confirmation(device)) {
+            return Ok(());
         }
-        Ok(live)
+        match self.transition(live.snapshot(), &Event::Confirmed(device.clone())).await {
+            Ok(_) | Err(Failure::Refused(_)) => Ok(()),
+            Err(failure) => Err(failure),
+        }
     }
 
     /// Decides, commits, and tells; again on the newer record when somebody was faster.

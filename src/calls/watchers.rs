@@ -81,17 +81,26 @@ impl Watchers {
         users.into_iter().filter(|user| index.users.contains_key(user)).collect()
     }
 
-    /// Takes presences in that were read after the users were added, and answers the newest known:
-    /// an edge may have overtaken the reading.
-    pub fn settle(&self, read: Vec<Edge>) -> Vec<(UserId, Presence)> {
+    /// Takes presences in that were read after `socket` began to watch the users, and answers the
+    /// newest known: an edge may have overtaken the reading. Where the reading is ahead of the edges,
+    /// the other sockets are told now.
+    pub fn settle(
+        &self,
+        socket: SocketId,
+        read: Vec<Edge>,
+        outlet: &dyn Outlet,
+        now: Timestamp,
+    ) -> Vec<(UserId, Presence)> {
         let mut index = self.index();
-        let newest = |edge: Edge| match index.users.get_mut(&edge.user) {
-            Some(watched) => {
-                watched.advance(&edge);
-                let presence = watched.newest.map_or(edge.presence, |(_, presence)| presence);
-                (edge.user, presence)
+        let newest = |edge: Edge| {
+            let Some(watched) = index.users.get_mut(&edge.user) else {
+                return (edge.user, edge.presence);
+            };
+            if watched.advance(&edge) {
+                watched.tell(&edge, Some(socket), outlet, now);
             }
-            None => (edge.user, edge.presence),
+            let presence = watched.newest.map_or(edge.presence, |(_, presence)| presence);
+            (edge.user, presence)
         };
         read.into_iter().map(newest).collect()
     }
@@ -99,17 +108,10 @@ impl Watchers {
     /// Tells those who watch the user, unless they know something newer.
     pub fn announce(&self, edge: &Edge, outlet: &dyn Outlet, now: Timestamp) {
         let mut index = self.index();
-        let Some(watched) = index.users.get_mut(&edge.user) else { return };
-        if !watched.advance(edge) {
-            return;
-        }
-        let event = ServerEvent::Presence {
-            user_id: edge.user.clone(),
-            status: edge.presence,
-            timestamp: now,
-        };
-        for socket in &watched.sockets {
-            outlet.emit(*socket, &event);
+        if let Some(watched) = index.users.get_mut(&edge.user)
+            && watched.advance(edge)
+        {
+            watched.tell(edge, None, outlet, now);
         }
     }
 }
@@ -128,6 +130,14 @@ impl Index {
 }
 
 impl Watched {
+    fn tell(&self, edge: &Edge, but: Option<SocketId>, outlet: &dyn Outlet, now: Timestamp) {
+        let user_id = edge.user.clone();
+        let event = ServerEvent::Presence { user_id, status: edge.presence, timestamp: now };
+        for socket in self.sockets.iter().filter(|socket| Some(**socket) != but) {
+            outlet.emit(*socket, &event);
+        }
+    }
+
     /// Whether `edge` is newer than what was known and says something else.
     fn advance(&mut self, edge: &Edge) -> bool {
         let (order, presence) = match self.newest {

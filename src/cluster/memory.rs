@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use tokio::sync::mpsc;
 use tracing::warn;
 
-use super::{Attached, Change, Cluster, Committed, Edge, Message, Stored, Unavailable};
+use super::{Change, Cluster, Committed, Detached, Edge, Message, Stored, Unavailable};
 use crate::{
     call::{Call, Lobby},
     ids::{CallId, NodeId, SocketId, UserId},
@@ -18,8 +18,10 @@ use crate::{
     time::Timestamp,
 };
 
-/// How long a due call is left to whoever took it before it is given out again.
-const LEASE: Duration = Duration::from_secs(2);
+/// How long a live call that is due is left to whoever took it before it is given out again.
+const LIVE_LEASE: Duration = Duration::from_secs(2);
+/// The same for an ended one, which waits for history and must not crowd the live ones out.
+const ENDED_LEASE: Duration = Duration::from_secs(30);
 
 /// Most messages that wait for a node to take them.
 const INBOX_MESSAGES: usize = 10_000;
@@ -87,7 +89,7 @@ impl Cluster for Memory {
         self.node
     }
 
-    async fn attach(&self, user: &UserId, socket: SocketId) -> Result<Attached, Unavailable> {
+    async fn attach(&self, user: &UserId, socket: SocketId) -> Result<Option<Edge>, Unavailable> {
         let own = (self.node, socket);
         Ok(self.store().change_sockets(user, |sockets| {
             if !sockets.contains(&own) {
@@ -96,13 +98,14 @@ impl Cluster for Memory {
         }))
     }
 
-    async fn detach(&self, user: &UserId, socket: SocketId) -> Result<Attached, Unavailable> {
+    async fn detach(&self, user: &UserId, socket: SocketId) -> Result<Detached, Unavailable> {
         let mut store = self.store();
-        let attached = store.change_sockets(user, |sockets| {
+        let edge = store.change_sockets(user, |sockets| {
             sockets.retain(|(_, other)| *other != socket);
         });
+        let call = store.latest(user);
         store.forget_idle(user);
-        Ok(attached)
+        Ok(Detached { call, edge })
     }
 
     async fn watch(&self, users: &[UserId]) -> Result<Vec<Edge>, Unavailable> {
@@ -174,10 +177,10 @@ impl Store {
         &mut self,
         user: &UserId,
         change: impl FnOnce(&mut Vec<(NodeId, SocketId)>),
-    ) -> Attached {
+    ) -> Option<Edge> {
         let before = self.presence(user);
         change(&mut self.users.entry(user.clone()).or_default().sockets);
-        Attached { call: self.latest(user), edge: self.edge_since(user, before) }
+        self.edge_since(user, before)
     }
 
     fn commit(&mut self, change: Change) -> Committed {
@@ -220,17 +223,17 @@ impl Store {
 
     fn due(&mut self, now: Timestamp, limit: usize) -> Vec<Call> {
         let mut due = Vec::new();
-        for _ in 0..limit {
-            let Some(&(at, id)) = self.deadlines.first() else { break };
-            if at > now {
-                break;
-            }
+        while let Some(&(at, id)) = self.deadlines.first()
+            && at <= now
+            && due.len() < limit
+        {
             self.deadlines.remove(&(at, id));
             let Some(record) = self.calls.get_mut(&id) else { continue };
             if record.settled {
                 self.remove(id);
             } else {
-                record.due_at = now + LEASE;
+                let lease = if record.call.is_live() { LIVE_LEASE } else { ENDED_LEASE };
+                record.due_at = now + lease;
                 self.deadlines.insert((record.due_at, id));
                 due.push(record.call.clone());
             }
@@ -272,13 +275,8 @@ impl Store {
             return Presence::Offline;
         };
         let record = entry.claim.and_then(|id| self.calls.get(&id));
-        if record.is_some_and(|record| record.call.is_live()) {
-            Presence::Busy
-        } else if entry.sockets.is_empty() {
-            Presence::Offline
-        } else {
-            Presence::Online
-        }
+        let is_in_live_call = record.is_some_and(|record| record.call.is_live());
+        Presence::of(is_in_live_call, !entry.sockets.is_empty())
     }
 
     fn edge(&self, user: &UserId) -> Edge {

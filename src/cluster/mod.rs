@@ -27,10 +27,11 @@ pub trait Cluster: Send + Sync + 'static {
     fn node(&self) -> NodeId;
 
     /// Registers a socket of `user` on this node. A call placed after this returned reaches it.
-    async fn attach(&self, user: &UserId, socket: SocketId) -> Result<Attached, Unavailable>;
+    /// Answers the edge of the user's presence, if there is one.
+    async fn attach(&self, user: &UserId, socket: SocketId) -> Result<Option<Edge>, Unavailable>;
 
     /// Forgets a socket.
-    async fn detach(&self, user: &UserId, socket: SocketId) -> Result<Attached, Unavailable>;
+    async fn detach(&self, user: &UserId, socket: SocketId) -> Result<Detached, Unavailable>;
 
     /// Sends this node the presence edges of `users` from now on, and answers their presence, in
     /// their order.
@@ -52,8 +53,8 @@ pub trait Cluster: Send + Sync + 'static {
     /// exist yet) and every claim is what it was.
     async fn commit(&self, change: Change) -> Result<Committed, Unavailable>;
 
-    /// Up to `limit` calls whose deadline has passed at `now`. Each is left to whoever asked for a
-    /// few seconds before it is given out again. Stored calls whose time is over are removed.
+    /// Up to `limit` calls whose deadline has passed at `now`. Each is left to whoever asked for some
+    /// seconds before it is given out again. Stored calls whose time is over are removed.
     async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Call>, Unavailable>;
 
     /// Says that history holds these ended records: they may go when their deadline passes.
@@ -64,9 +65,9 @@ pub trait Cluster: Send + Sync + 'static {
     fn send(&self, to: NodeId, message: Message);
 }
 
-/// What `attach` and `detach` answer.
+/// What `detach` answers.
 #[derive(Debug, Clone, Default)]
-pub struct Attached {
+pub struct Detached {
     /// The user's latest call, live or ended less than a minute ago.
     pub call: Option<Call>,
     /// Set when the user's presence changed by this.

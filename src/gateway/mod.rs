@@ -10,7 +10,10 @@ mod wire;
 use std::{
     fmt,
     str::FromStr,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -22,7 +25,7 @@ use socketioxide::{
     handler::ConnectHandler,
     socket::{DisconnectReason, Sid},
 };
-use tracing::info;
+use tracing::{info, warn};
 
 use self::{
     outlet::{SocketOutlet, socket_id},
@@ -34,13 +37,18 @@ use crate::{
     calls::{Calls, Outlet},
     cluster::Unavailable,
     ids::UserId,
-    protocol::{ErrorType, MAX_MESSAGE_BYTES},
+    protocol::{ErrorType, MAX_MESSAGE_BYTES, ServerEvent},
 };
 
 /// How long a socket may stay without saying who it is.
 const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection may take to join the namespace.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long connections may take to end when the service stops.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+const CLOSE_POLL: Duration = Duration::from_millis(20);
+/// How long the goodbye has to reach the clients.
+const GOODBYE_TIME: Duration = Duration::from_millis(100);
 /// Most packets that wait for a client to read them.
 const MAX_OUTGOING_PACKETS: usize = 2_048;
 /// Binary attachments are refused with an error, so a few must be let in to be refused.
@@ -60,6 +68,7 @@ pub struct Serving {
     io: SocketIo,
     upgraded: Upgraded,
     context: Arc<Context>,
+    closing: Arc<AtomicBool>,
 }
 
 /// Why a connection is refused. All that the client's library passes on is a text.
@@ -95,7 +104,9 @@ impl Gateway {
 
     /// Takes sockets from now on, at the routes it answers.
     pub fn serve(self, calls: Arc<Calls>, stun_urls: Vec<String>) -> (Serving, Router) {
-        let context = Arc::new(Context::new(calls, self.upgraded.clone(), stun_urls));
+        let closing = Arc::new(AtomicBool::new(false));
+        let context = Context::new(calls, self.upgraded.clone(), stun_urls, closing.clone());
+        let context = Arc::new(context);
         let gate = {
             let (context, io) = (context.clone(), self.io.clone());
             move |socket: SocketRef, auth: TryData<Map<String, Value>>| {
@@ -104,18 +115,18 @@ impl Gateway {
         };
         self.io.ns("/", greet.with(gate));
         let Self { engine, io, upgraded } = self;
-        let routes = transport::routes(engine, upgraded.clone());
-        (Serving { io, upgraded, context }, routes)
+        let routes = transport::routes(engine, upgraded.clone(), closing.clone());
+        (Serving { io, upgraded, context, closing }, routes)
     }
 }
 
 impl Serving {
-    /// Closes all transports. Nobody can come back: their calls end.
-    pub fn close(&self) {
-        self.context.close();
-        let sockets = self.io.sockets();
-        info!(sockets = sockets.len(), "closing all connections");
-        for socket in sockets {
+    /// Takes no more connections, says goodbye, and closes all transports. Nobody can come back:
+    /// their calls end. Clients reconnect to whatever serves then, if they can.
+    pub async fn close(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+        self.say_goodbye().await;
+        for socket in self.io.sockets() {
             match (self.upgraded.switch_of(&socket), session_of(&socket)) {
                 (Some(kill), _) => kill.kill(),
                 // A client on polling finds the server gone at its next request, and reconnects.
@@ -123,11 +134,30 @@ impl Serving {
                 (None, None) => {}
             }
         }
+        let signed_off = async {
+            while self.context.session_count() > 0 {
+                tokio::time::sleep(CLOSE_POLL).await;
+            }
+        };
+        if tokio::time::timeout(CLOSE_TIMEOUT, signed_off).await.is_err() {
+            let sessions = self.context.session_count();
+            warn!(sessions, "some connections did not end in time");
+        }
     }
 
-    /// How many sockets are connected, or gone and not signed off yet.
-    pub fn sessions(&self) -> usize {
-        self.context.sessions()
+    async fn say_goodbye(&self) {
+        let sockets = self.io.sockets();
+        if sockets.is_empty() {
+            return;
+        }
+        info!(sockets = sockets.len(), "closing all connections");
+        let reconnect_within_ms = u64::try_from(CLOSE_TIMEOUT.as_millis()).unwrap_or(u64::MAX);
+        let draining = ServerEvent::Draining { reconnect_within_ms };
+        for socket in sockets {
+            // One that is gone, or reads too slowly, is closed without a word.
+            let _ = socket.emit(draining.name(), &draining);
+        }
+        tokio::time::sleep(GOODBYE_TIME).await;
     }
 }
 
@@ -141,7 +171,9 @@ async fn admit(
 ) -> Result<(), Refused> {
     let auth = auth.map_err(|_| Refused::invalid("auth", "expected an object"))?;
     let user: Option<UserId> = parse("userId", &auth)?;
-    let session = Session::new(context, socket_id(socket.id), parse("deviceId", &auth)?);
+    let device = parse("deviceId", &auth)?;
+    let session =
+        Session::begin(context, socket_id(socket.id), device).ok_or_else(Refused::again)?;
     socket.extensions.insert(session.clone());
     let leaving = session.clone();
     socket.on_disconnect(async move |reason: DisconnectReason| leaving.disconnected(reason));
@@ -192,6 +224,12 @@ where
 impl Refused {
     fn invalid(field: &str, error: impl fmt::Display) -> Self {
         Self { error_type: ErrorType::InvalidPayload, message: format!("{field}: {error}") }
+    }
+
+    /// The socket's earlier session has not ended yet.
+    fn again() -> Self {
+        let message = "the earlier connection is still being closed: try again shortly".to_owned();
+        Self { error_type: ErrorType::TemporarilyUnavailable, message }
     }
 
     fn unavailable(error: Unavailable) -> Self {

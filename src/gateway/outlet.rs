@@ -31,6 +31,10 @@ pub fn socket_id(sid: Sid) -> SocketId {
     sid.as_str().parse().expect("a socket id has 16 bytes")
 }
 
+fn sid_of(socket: SocketId) -> Sid {
+    socket.as_str().parse().expect("it was a socket id of the library before")
+}
+
 impl Outlet for SocketOutlet {
     fn sockets_of(&self, user: &UserId) -> Vec<SocketId> {
         let sockets = self.io.within(room_of(user)).sockets();
@@ -39,11 +43,20 @@ impl Outlet for SocketOutlet {
         connected.map(|socket| socket_id(socket.id)).collect()
     }
 
-    fn emit(&self, socket: SocketId, event: &ServerEvent) {
-        let sid = socket.to_string().parse().expect("it was a socket id of the library before");
-        let Some(socket) = self.io.get_socket(sid) else { return };
-        match socket.emit(event.name(), event) {
-            Ok(()) => {}
+    fn emit(&self, socket: SocketId, event: &ServerEvent) -> bool {
+        let sid = sid_of(socket);
+        let Some(socket) = self.io.get_socket(sid) else { return false };
+        let kept_up = self
+            .upgraded
+            .switch_of(&socket)
+            .is_none_or(|switch| switch.note_sent(event.size_bytes()));
+        let sent = if kept_up {
+            socket.emit(event.name(), event)
+        } else {
+            Err(SendError::Socket(SocketError::InternalChannelFull))
+        };
+        match sent {
+            Ok(()) => return true,
             Err(SendError::Socket(SocketError::InternalChannelFull)) => {
                 warn!(socket = %sid, event = event.name(), "a client reads too slowly: cut off");
                 self.upgraded.close_transport(socket);
@@ -55,5 +68,6 @@ impl Outlet for SocketOutlet {
                 error!(%error, event = event.name(), "an event could not be written as JSON");
             }
         }
+        false
     }
 }

@@ -1,22 +1,19 @@
 //! From what came of an event to what its client is told: the one match from failure to code.
 
-use std::borrow::Cow;
+use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::value::RawValue;
-use std::fmt;
 
 use crate::{
     call::Refusal,
     calls::Failure,
     ids::{CallId, UserId},
-    protocol::{Answer, ErrorBody, ErrorType, MAX_WATCHED_USERS, Malformed},
+    protocol::{Answer, ErrorBody, ErrorType, MAX_NAME_CHARS, MAX_WATCHED_USERS, Malformed},
 };
 
 /// When to try again what failed because the shared state could not be reached.
 const RETRY_UNAVAILABLE_MS: u64 = 1_000;
-/// How much of an unknown event's name is said back.
-const MAX_NAME_CHARS: usize = 64;
 
 /// An ack.
 #[derive(Debug, Serialize)]
@@ -120,7 +117,7 @@ impl Rejected {
                 Failure::Offline(_) => (ErrorType::RecipientOffline, "User is currently offline"),
                 Failure::Full { .. } => (
                     ErrorType::RateLimited,
-                    "The other device is away and too much waits for it already",
+                    "Too much waits to be delivered already: try again later",
                 ),
                 Failure::TooManyWatched => {
                     let message =
@@ -156,7 +153,7 @@ impl Rejected {
 
 /// An event as it came: `[name, payload, …]`. What follows the payload is ignored.
 pub struct Frame<'a> {
-    pub name: Cow<'a, str>,
+    pub name: String,
     pub payload: Option<&'a RawValue>,
 }
 

@@ -1,8 +1,11 @@
 //! One socket: who it is, and its events, handled one after the other in the order they came.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-    atomic::{AtomicBool, AtomicUsize, Ordering},
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use socketioxide::{
@@ -24,7 +27,7 @@ use crate::{
     calls::{Calls, Failure, Initiate},
     cluster::Unavailable,
     ids::{DeviceId, SocketId, UserId},
-    protocol::{Answer, ClientEvent, IceServer, Malformed, ServerEvent},
+    protocol::{Answer, ClientEvent, IceServer, Malformed, ServerEvent, USER_CONNECTED},
 };
 
 /// For how long clients may use the ICE servers they were told, in seconds.
@@ -36,25 +39,29 @@ pub struct Context {
     upgraded: Upgraded,
     stun_urls: Vec<String>,
     /// Set when the whole service ends: no device can come back to a call.
-    closing: AtomicBool,
-    sessions: AtomicUsize,
+    closing: Arc<AtomicBool>,
+    /// The sockets that are connected, or gone and not signed off yet.
+    sessions: Mutex<HashSet<SocketId>>,
 }
 
 impl Context {
-    pub fn new(calls: Arc<Calls>, upgraded: Upgraded, stun_urls: Vec<String>) -> Self {
-        let closing = AtomicBool::new(false);
-        Self { calls, upgraded, stun_urls, closing, sessions: AtomicUsize::new(0) }
+    pub fn new(
+        calls: Arc<Calls>,
+        upgraded: Upgraded,
+        stun_urls: Vec<String>,
+        closing: Arc<AtomicBool>,
+    ) -> Self {
+        Self { calls, upgraded, stun_urls, closing, sessions: Mutex::default() }
     }
 
-    /// From now on a socket that goes away takes its call with it.
-    pub fn close(&self) {
-        self.closing.store(true, Ordering::Relaxed);
+    fn sessions(&self) -> MutexGuard<'_, HashSet<SocketId>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many sessions there are. One ends when all that its socket sent has been handled and it
     /// has been signed off.
-    pub fn sessions(&self) -> usize {
-        self.sessions.load(Ordering::Relaxed)
+    pub fn session_count(&self) -> usize {
+        self.sessions().len()
     }
 }
 
@@ -76,15 +83,23 @@ enum Input {
 }
 
 impl Session {
-    pub fn new(context: Arc<Context>, socket: SocketId, device_id: Option<DeviceId>) -> Arc<Self> {
-        context.sessions.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Self {
-            context,
-            socket,
-            device_id,
-            device: OnceLock::new(),
-            welcomed: AtomicBool::new(false),
-            inbox: Mutex::default(),
+    /// A session for this socket. None while its connection has an earlier one that is not signed
+    /// off yet: a client may leave the namespace and come back on the same transport.
+    pub fn begin(
+        context: Arc<Context>,
+        socket: SocketId,
+        device_id: Option<DeviceId>,
+    ) -> Option<Arc<Self>> {
+        let is_new = context.sessions().insert(socket);
+        is_new.then(|| {
+            Arc::new(Self {
+                context,
+                socket,
+                device_id,
+                device: OnceLock::new(),
+                welcomed: AtomicBool::new(false),
+                inbox: Mutex::default(),
+            })
         })
     }
 
@@ -132,11 +147,13 @@ impl Session {
         self.welcome().await;
         loop {
             let Some(input) = self.inbox().pop() else { return };
+            // Where nothing has to be waited for, a full inbox must not hold the thread.
+            tokio::task::consume_budget().await;
             match input {
                 Input::Event { socket, value, ack } => self.handle(&socket, value, ack).await,
                 Input::Gone { may_return } => {
                     self.leave(may_return).await;
-                    self.context.sessions.fetch_sub(1, Ordering::Relaxed);
+                    self.context.sessions().remove(&self.socket);
                 }
             }
         }
@@ -202,6 +219,9 @@ impl Session {
         value: &Value,
     ) -> (String, Result<Answer, (Rejected, About)>) {
         let (name, event) = decode(value);
+        if !self.is_identified() && name != USER_CONNECTED {
+            return (name, Err((Rejected::Unauthenticated, About::default())));
+        }
         let result = match event {
             Ok(event) => {
                 let about = about(&event);
@@ -213,41 +233,38 @@ impl Session {
     }
 
     async fn dispatch(&self, socket: &Socket, event: ClientEvent) -> Result<Answer, Rejected> {
-        if let ClientEvent::UserConnected { user } = event {
-            return self.identify(socket, user).await;
-        }
-        let device = self.device.get().ok_or(Rejected::Unauthenticated)?;
         let calls = &self.context.calls;
+        let device = || self.device.get().ok_or(Rejected::Unauthenticated);
         Ok(match event {
-            ClientEvent::UserConnected { .. } => unreachable!("handled above"),
+            ClientEvent::UserConnected { user } => self.identify(socket, user).await?,
             ClientEvent::Initiate { to, call_type, caller_info, client_call_id } => {
                 let initiate = Initiate { to, call_type, caller_info, client_call_id };
-                Answer::from(&calls.initiate(device, initiate).await?)
+                Answer::from(&calls.initiate(device()?, initiate).await?)
             }
             ClientEvent::Signal { call, signal, payload } => {
-                let call_id = calls.signal(device, &call, signal, payload).await?;
+                let call_id = calls.signal(device()?, &call, signal, payload).await?;
                 Answer::Relayed { call_id }
             }
             ClientEvent::Reject { call, reason } => {
-                Answer::from(&calls.reject(device, &call, reason).await?)
+                Answer::from(&calls.reject(device()?, &call, reason).await?)
             }
-            ClientEvent::Busy { call } => Answer::from(&calls.busy(device, &call).await?),
+            ClientEvent::Busy { call } => Answer::from(&calls.busy(device()?, &call).await?),
             ClientEvent::End { call, duration_s } => {
-                Answer::from(&calls.end(device, &call, duration_s).await?)
+                Answer::from(&calls.end(device()?, &call, duration_s).await?)
             }
             ClientEvent::Sync { call_id } => {
-                Answer::Sync { call: calls.sync(device, call_id).await? }
+                Answer::Sync { call: calls.sync(device()?, call_id).await? }
             }
             ClientEvent::Stats { call_id, .. } => {
-                calls.report(device, call_id).await?;
+                calls.report(device()?, call_id).await?;
                 Answer::Relayed { call_id }
             }
             ClientEvent::Subscribe { users } => {
-                let presence = calls.subscribe(device.socket, &users).await?;
+                let presence = calls.subscribe(device()?.socket, &users).await?;
                 Answer::Presence { presence: presence.into_iter().collect() }
             }
             ClientEvent::Unsubscribe { users } => {
-                calls.unsubscribe(device.socket, &users).await;
+                calls.unsubscribe(device()?.socket, &users).await;
                 Answer::Done {}
             }
             ClientEvent::IceServers => {
@@ -338,7 +355,7 @@ fn decode(value: &Value) -> (String, Result<ClientEvent, Rejected>) {
     } else {
         ClientEvent::decode(&frame.name, frame.payload).map_err(Rejected::from)
     };
-    (frame.name.into_owned(), event)
+    (frame.name, event)
 }
 
 fn size_of(value: &Value) -> usize {

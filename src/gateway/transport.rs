@@ -1,5 +1,10 @@
 //! `/socket.io/`: websockets on the project's own [`Wire`], polling as the library has it.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
 use axum::{
     Router,
     body::Body,
@@ -11,11 +16,15 @@ use engineioxide::service::NotFoundService;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use hyper_util::rt::TokioIo;
 use socketioxide::{adapter::LocalAdapter, service::SocketIoService, socket::Sid};
+use tokio::runtime::Handle;
 use tower_service::Service;
 use tracing::debug;
 use tungstenite::handshake::derive_accept_key;
 
 use super::wire::{Kill, Upgraded, Wire};
+
+/// Engine.IO's packet that closes a session.
+const CLOSE_PACKET: &str = "1";
 
 pub type Engine = SocketIoService<NotFoundService, LocalAdapter>;
 
@@ -23,24 +32,36 @@ pub type Engine = SocketIoService<NotFoundService, LocalAdapter>;
 struct Transport {
     engine: Engine,
     upgraded: Upgraded,
+    /// Set when no new connection is taken.
+    closing: Arc<AtomicBool>,
 }
 
 /// The route of the transport.
-pub fn routes(engine: Engine, upgraded: Upgraded) -> Router {
-    Router::new().route("/socket.io/", any(serve)).with_state(Transport { engine, upgraded })
+pub fn routes(engine: Engine, upgraded: Upgraded, closing: Arc<AtomicBool>) -> Router {
+    Router::new().route("/socket.io/", any(serve)).with_state(Transport {
+        engine,
+        upgraded,
+        closing,
+    })
 }
 
-async fn serve(State(mut transport): State<Transport>, request: Request) -> Response {
+async fn serve(State(transport): State<Transport>, request: Request) -> Response {
+    let is_new = query_value(request.uri(), "sid").is_none();
+    if is_new && transport.closing.load(Ordering::Relaxed) {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
     if is_websocket(request.uri()) {
         return match websocket_accept(&request) {
             Some(accept) => transport.upgrade(request, accept),
             None => StatusCode::BAD_REQUEST.into_response(),
         };
     }
-    match transport.engine.call(request).await {
-        Ok(response) => response.map(Body::new),
-        Err(never) => match never {},
+    if request.headers().contains_key(header::UPGRADE) {
+        // The library would upgrade it past the guards of the wire.
+        return StatusCode::BAD_REQUEST.into_response();
     }
+    let request = if is_new { detached(&request) } else { request };
+    transport.pass_on(request).await
 }
 
 /// Whether a request wants a websocket of Engine.IO 4.
@@ -60,18 +81,32 @@ fn websocket_accept(request: &Request) -> Option<HeaderValue> {
 }
 
 impl Transport {
+    async fn pass_on(mut self, request: Request) -> Response {
+        match self.engine.call(request).await {
+            Ok(response) => response.map(Body::new),
+            Err(never) => match never {},
+        }
+    }
+
     fn upgrade(self, mut request: Request, accept: HeaderValue) -> Response {
         let sid: Option<Sid> = query_value(request.uri(), "sid").and_then(|sid| sid.parse().ok());
         let kill = Kill::default();
-        let head = detached_head(request.uri(), kill.clone());
+        let registration = sid.map(|sid| {
+            let transport = self.clone();
+            self.upgraded.register(sid, kill.clone(), move || transport.end_session(sid))
+        });
+        if let Some(None) = registration {
+            return StatusCode::BAD_REQUEST.into_response();
+        }
+        let mut head = detached(&request).map(|_| ());
+        head.extensions_mut().insert(kill.clone());
         let upgrade = hyper::upgrade::on(&mut request);
         tokio::spawn(async move {
             let stream = match upgrade.await {
                 Ok(stream) => TokioIo::new(stream),
                 Err(error) => return debug!(%error, "websocket handshake broken off"),
             };
-            let registration = sid.map(|sid| self.upgraded.register(sid, kill.clone()));
-            let wire = Wire::new(stream, kill, registration);
+            let wire = Wire::new(stream, kill, registration.flatten());
             let mut engine = self.engine;
             let served = Service::<(Wire<_>, http::Request<()>)>::call(&mut engine, (wire, head));
             if let Err(error) = served.await {
@@ -85,15 +120,27 @@ impl Transport {
         ];
         (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
     }
+
+    /// Ends a session whose upgrade to a websocket broke off half-way: the library would leave it
+    /// between its transports for ever, with its user online. If the upgrade had gone through, the
+    /// session is gone already, or not on polling, and this is refused.
+    fn end_session(self, sid: Sid) {
+        let uri = format!("/socket.io/?EIO=4&transport=polling&sid={sid}");
+        let close = http::Request::post(uri).body(Body::from(CLOSE_PACKET));
+        if let (Ok(close), Ok(runtime)) = (close, Handle::try_current()) {
+            runtime.spawn(self.pass_on(close));
+        }
+    }
 }
 
-/// A request head that holds on to nothing. The library keeps a session's head for as long as the
-/// session lives, and each piece of the one that came is a slice of the 16 KiB read buffer.
-fn detached_head(uri: &Uri, kill: Kill) -> http::Request<()> {
-    let mut head = http::Request::new(());
-    *head.uri_mut() = uri.to_string().parse().expect("it was a URI before");
-    head.extensions_mut().insert(kill);
-    head
+/// A request that holds on to nothing of the one that came. The library keeps the head of a
+/// session's first request for as long as the session lives, and each piece of it is a slice of
+/// the 16 KiB buffer that it was read into.
+fn detached(request: &Request) -> Request {
+    let mut detached = Request::new(Body::empty());
+    *detached.method_mut() = request.method().clone();
+    *detached.uri_mut() = request.uri().to_string().parse().expect("it was a URI before");
+    detached
 }
 
 fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool {

@@ -1,13 +1,13 @@
 //! The connection under an upgraded websocket, with what the library has no public way to do.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     future::Future,
     io,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -21,6 +21,8 @@ use tokio::{
 };
 use tracing::info;
 
+/// Most bytes that wait for a client to read them.
+const MAX_WAITING_BYTES: usize = 8 * 1024 * 1024;
 /// How long a client may take nothing of what is sent to it.
 const WRITE_STALL: Duration = Duration::from_secs(10);
 
@@ -33,17 +35,33 @@ pub struct Kill(Arc<KillState>);
 struct KillState {
     killed: AtomicBool,
     reader: AtomicWaker,
+    writer: AtomicWaker,
+    /// Bytes that the client was sent and that its connection has not taken yet, roughly.
+    waiting_bytes: AtomicUsize,
 }
 
 impl Kill {
     pub fn kill(&self) {
         self.0.killed.store(true, Ordering::Release);
         self.0.reader.wake();
+        self.0.writer.wake();
     }
 
-    /// Whether to stop reading; if not, `cx` is woken when it is time to.
-    fn poll_killed(&self, cx: &Context<'_>) -> bool {
-        self.0.reader.register(cx.waker());
+    /// Notes that the client is sent this much. False if it lags too far behind.
+    pub fn note_sent(&self, bytes: usize) -> bool {
+        let before = self.0.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
+        before + bytes <= MAX_WAITING_BYTES
+    }
+
+    fn note_written(&self, bytes: usize) {
+        let written = |waiting: usize| Some(waiting.saturating_sub(bytes));
+        // It cannot fail: the closure always gives a value.
+        let _ = self.0.waiting_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, written);
+    }
+
+    /// Whether it is over for the one who polls; if not, `waker` is woken when it is.
+    fn poll_killed(&self, waker: &AtomicWaker, cx: &Context<'_>) -> bool {
+        waker.register(cx.waker());
         self.0.killed.load(Ordering::Acquire)
     }
 }
@@ -53,20 +71,34 @@ impl Kill {
 #[derive(Debug, Clone, Default)]
 pub struct Upgraded(Arc<Mutex<HashMap<Sid, Kill>>>);
 
-/// Keeps a kill switch in [`Upgraded`] while the connection lives.
+/// Keeps a kill switch in [`Upgraded`] while the connection lives, and says when it ends.
 pub struct Registration {
     sid: Sid,
     upgraded: Upgraded,
+    kill: Kill,
+    ended: Option<Box<dyn FnOnce() + Send + Sync>>,
 }
 
 impl Upgraded {
-    fn switches(&self) -> std::sync::MutexGuard<'_, HashMap<Sid, Kill>> {
+    fn switches(&self) -> MutexGuard<'_, HashMap<Sid, Kill>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn register(&self, sid: Sid, kill: Kill) -> Registration {
-        self.switches().insert(sid, kill);
-        Registration { sid, upgraded: self.clone() }
+    /// A session has one upgraded connection: a second is not registered, nor served.
+    pub fn register(
+        &self,
+        sid: Sid,
+        kill: Kill,
+        ended: impl FnOnce() + Send + Sync + 'static,
+    ) -> Option<Registration> {
+        match self.switches().entry(sid) {
+            Entry::Occupied(_) => None,
+            Entry::Vacant(entry) => {
+                entry.insert(kill.clone());
+                let (upgraded, ended) = (self.clone(), Some(Box::new(ended) as _));
+                Some(Registration { sid, upgraded, kill, ended })
+            }
+        }
     }
 
     /// The switch of `socket`'s transport. None for polling, which has no connection to close.
@@ -90,6 +122,11 @@ impl Upgraded {
 impl Drop for Registration {
     fn drop(&mut self) {
         self.upgraded.switches().remove(&self.sid);
+        // Whoever still holds the switch must not wait for this connection.
+        self.kill.kill();
+        if let Some(ended) = self.ended.take() {
+            ended();
+        }
     }
 }
 
@@ -108,11 +145,15 @@ impl<S> Wire<S> {
         Self { stream, kill, stall: None, _registration: registration }
     }
 
-    fn watch_stall<T>(
+    /// Passes a write's progress on, unless it is over.
+    fn guard<T>(
         &mut self,
         cx: &mut Context<'_>,
         progress: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
+        if self.kill.poll_killed(&self.kill.0.writer, cx) {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
         if progress.is_ready() {
             self.stall = None;
             return progress;
@@ -133,7 +174,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.kill.poll_killed(cx) {
+        if self.kill.poll_killed(&self.kill.0.reader, cx) {
             return Poll::Ready(Ok(()));
         }
         Pin::new(&mut self.stream).poll_read(cx, buffer)
@@ -147,17 +188,20 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let progress = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.watch_stall(cx, progress)
+        if let Poll::Ready(Ok(written)) = progress {
+            self.kill.note_written(written);
+        }
+        self.guard(cx, progress)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let progress = Pin::new(&mut self.stream).poll_flush(cx);
-        self.watch_stall(cx, progress)
+        self.guard(cx, progress)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let progress = Pin::new(&mut self.stream).poll_shutdown(cx);
-        self.watch_stall(cx, progress)
+        self.guard(cx, progress)
     }
 }
 
@@ -176,6 +220,29 @@ mod tests {
         tokio::task::yield_now().await;
         kill.kill();
         assert_eq!(reading.await.unwrap().unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_killed_wire_takes_nothing_more() {
+        let (near, _far) = tokio::io::duplex(64);
+        let kill = Kill::default();
+        let mut wire = Wire::new(near, kill.clone(), None);
+        let writing = tokio::spawn(async move { wire.write_all(&[0; 256]).await });
+        tokio::task::yield_now().await;
+        kill.kill();
+        assert_eq!(writing.await.unwrap().unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_a_client_is_bounded_in_bytes() {
+        let (near, mut far) = tokio::io::duplex(MAX_WAITING_BYTES);
+        let kill = Kill::default();
+        let mut wire = Wire::new(near, kill.clone(), None);
+        assert!(kill.note_sent(MAX_WAITING_BYTES));
+        wire.write_all(&[0; 100]).await.unwrap();
+        far.read_exact(&mut [0; 100]).await.unwrap();
+        assert!(kill.note_sent(100), "what was written has made room");
+        assert!(!kill.note_sent(1));
     }
 
     #[tokio::test(start_paused = true)]

@@ -2,15 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 use tracing::{error, info, warn};
 
 use super::{Row, Store, StoreError};
-use crate::{
-    call::{Call, EndReason, Status},
-    cluster::Cluster,
-    ids::CallId,
-};
+use crate::{call::Call, cluster::Cluster, ids::CallId};
 
 /// Most rows that wait to be written. An ended call that finds no room here is not lost: the
 /// cluster keeps its record and it is recorded again.
@@ -19,6 +15,8 @@ const QUEUE_ROWS: usize = 10_000;
 const BATCH_ROWS: usize = 256;
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(5);
+/// How long the last rows may take when the service stops.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Takes note of calls. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -42,43 +40,60 @@ pub fn recorder(store: Arc<dyn Store>, cluster: Arc<dyn Cluster>) -> (Recorder, 
 impl Recorder {
     /// Queues the row of this version of `call`. Never waits.
     pub fn record(&self, call: &Call) {
-        if self.rows.try_send(Row::from(call)).is_err() {
-            warn!(call = %call.id, version = call.version, "history queue is full, row put off");
+        if let Err(error) = self.rows.try_send(Row::from(call)) {
+            let why = match error {
+                TrySendError::Full(_) => "the queue is full",
+                TrySendError::Closed(_) => "the service stops",
+            };
+            warn!(call = %call.id, version = call.version, why, "a history row is put off");
         }
     }
 }
 
 impl Writer {
-    /// Writes until `shutdown` completes, then what is queued by then.
+    /// Writes until `shutdown` completes, then what is queued by then, within [`CLOSE_TIMEOUT`].
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
         let mut shutdown = std::pin::pin!(shutdown);
         let mut batch = Vec::with_capacity(BATCH_ROWS);
         loop {
-            let received = tokio::select! {
+            tokio::select! {
                 biased;
-                received = self.rows.recv_many(&mut batch, BATCH_ROWS) => received,
-                () = &mut shutdown, if !self.rows.is_closed() => {
-                    self.rows.close();
-                    continue;
-                }
-            };
-            if received == 0 {
+                () = &mut shutdown => break,
+                _ = self.rows.recv_many(&mut batch, BATCH_ROWS) => {}
+            }
+            if batch.is_empty() {
                 return;
             }
-            self.write(&batch).await;
-            batch.clear();
+            tokio::select! {
+                () = self.write(&batch) => batch.clear(),
+                () = &mut shutdown => break,
+            }
+        }
+        self.rows.close();
+        if tokio::time::timeout(CLOSE_TIMEOUT, self.finish(&mut batch)).await.is_err() {
+            let rows = batch.len() + self.rows.len();
+            error!(rows, "history rows are lost: the database stayed away");
         }
     }
 
-    /// Tries until the rows are written; when shutting down, a few times only.
+    /// Writes what was begun and what is queued.
+    async fn finish(&mut self, batch: &mut Vec<Row>) {
+        loop {
+            if !batch.is_empty() {
+                self.write(batch).await;
+                batch.clear();
+            }
+            if self.rows.recv_many(batch, BATCH_ROWS).await == 0 {
+                return;
+            }
+        }
+    }
+
+    /// Tries until the rows are written. Writing them twice does no harm.
     async fn write(&self, batch: &[Row]) {
         let mut pause = FIRST_RETRY;
         while let Err(error) = self.store.save(batch).await {
             error!(%error, rows = batch.len(), "history cannot be written, trying again");
-            if self.rows.is_closed() && pause == LAST_RETRY {
-                error!(rows = batch.len(), "history rows are lost: the database stayed away");
-                return;
-            }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LAST_RETRY);
         }
@@ -103,9 +118,9 @@ pub async fn close_orphans(store: &dyn Store) -> Result<(), StoreError> {
             return Ok(());
         }
         for row in &mut rows {
-            let answered = row.started_at.is_some();
-            row.status = if answered { Status::Ended } else { Status::Missed };
-            row.end_reason = Some(EndReason::ConnectionLost);
+            let (status, reason) = row.status.when_orphaned();
+            row.status = status;
+            row.end_reason = Some(reason);
             row.ended_at = Some(row.updated_at);
             row.duration_s = row.started_at.map(|started| (row.updated_at - started).as_secs());
             row.version += 1;

@@ -4,7 +4,7 @@ use std::{str::FromStr, sync::Arc};
 
 use axum::{
     Json,
-    extract::{Path, RawQuery, State},
+    extract::{Path, RawQuery, State, rejection::PathRejection},
 };
 use serde::Serialize;
 use tracing::error;
@@ -57,10 +57,11 @@ pub async fn list(
 /// `GET /v1/calls/{id}`
 pub async fn show(
     State(history): State<Arc<dyn Store>>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
     RawQuery(query): RawQuery,
 ) -> Result<Json<Row>, Problem> {
     let user = Parameters::read(query.as_deref())?.user()?;
+    let Path(id) = id.map_err(|_| Problem::bad_field("id", "id: expected UTF-8"))?;
     let id = id.parse().map_err(|error| Problem::bad_field("id", format!("id: {error}")))?;
     let row = history.get(id, &user).await.map_err(unreadable)?;
     row.map(Json).ok_or_else(|| Problem::not_found("You have no call with this id"))

@@ -19,8 +19,6 @@ pub fn routes(history: Arc<dyn Store>) -> Router {
         .route("/v1/calls", get(calls::list))
         .route("/v1/calls/{id}", get(calls::show))
         .with_state(history)
-        .route("/socket.io/socket.io.js", get(page::file))
-        .route("/socket.io/socket.io.min.js", get(page::file))
-        .fallback(get(page::file))
+        .fallback(get(page::file).fallback(problem::method_not_allowed))
         .method_not_allowed_fallback(problem::method_not_allowed)
 }

@@ -7,8 +7,8 @@ use serde_json::value::RawValue;
 
 use super::{
     ErrorType, MAX_CALLER_INFO_BYTES, MAX_CANDIDATE_BYTES, MAX_CLIENT_CALL_ID_BYTES,
-    MAX_DESCRIPTION_BYTES, MAX_REASON_BYTES, MAX_SDP_BYTES, MAX_STATS_TEXT_BYTES,
-    MAX_WATCHED_USERS,
+    MAX_DESCRIPTION_BYTES, MAX_NAME_CHARS, MAX_REASON_BYTES, MAX_SDP_BYTES, MAX_STATS_TEXT_BYTES,
+    MAX_WATCHED_USERS, USER_CONNECTED,
 };
 use crate::{
     call::{CallType, Signal},
@@ -140,7 +140,7 @@ impl ClientEvent {
     /// # Errors
     /// [`Malformed`] for an event that is not known and for a payload that is not what it takes.
     pub fn decode(name: &str, payload: Option<&RawValue>) -> Result<Self, Malformed> {
-        if name == "user-connected" {
+        if name == USER_CONNECTED {
             return Self::user_connected(payload);
         }
         let fields = Fields::read(payload)?;
@@ -202,7 +202,7 @@ impl ClientEvent {
             "ice:servers" => Self::IceServers,
             "auth:refresh" => Self::AuthRefresh,
             unknown => {
-                let start: String = unknown.chars().take(64).collect();
+                let start: String = unknown.chars().take(MAX_NAME_CHARS).collect();
                 return Err(Malformed::invalid(format!("unknown event {start:?}")));
             }
         })
@@ -283,7 +283,7 @@ where
     }
 }
 
-/// A short text, where absent, `null` and `""` are the same: none was given.
+/// A short text. Absent and `null` are the same: none was given.
 fn optional_text<T>(
     name: &str,
     raw: Option<&RawValue>,
@@ -299,7 +299,7 @@ where
     if text.len() > limit_bytes {
         return Err(Malformed::too_large(name, limit_bytes));
     }
-    Ok(Some(text).filter(|text| !text.is_empty()).map(T::from))
+    Ok(Some(text.into()))
 }
 
 fn client_call_id(raw: Option<&RawValue>) -> Result<Option<Arc<str>>, Malformed> {

@@ -14,10 +14,15 @@ use std::fmt;
 
 use serde::Serialize;
 
+/// The event by which a socket says who it is.
+pub const USER_CONNECTED: &str = "user-connected";
+/// How much of an event's name is said back in an error.
+pub const MAX_NAME_CHARS: usize = 64;
 /// Longest SDP of an offer or an answer, in bytes of UTF-8.
 pub const MAX_SDP_BYTES: usize = 64 * 1024;
-/// Longest offer or answer as JSON text: an SDP at its limit, each byte escaped, and 4 KiB beside it.
-pub const MAX_DESCRIPTION_BYTES: usize = 2 * MAX_SDP_BYTES + 4 * 1024;
+/// Longest offer or answer as JSON text: room for an SDP at its limit that is escaped, and for 4 KiB
+/// beside it.
+pub const MAX_DESCRIPTION_BYTES: usize = 3 * MAX_SDP_BYTES + 4 * 1024;
 /// Longest candidate as JSON text.
 pub const MAX_CANDIDATE_BYTES: usize = 4 * 1024;
 /// Longest `callerInfo` as JSON text.

@@ -87,6 +87,10 @@ pub enum ServerEvent {
         timestamp: Timestamp,
     },
     Error(ErrorBody),
+    /// This node leaves.
+    Draining {
+        reconnect_within_ms: u64,
+    },
 }
 
 /// Whether a user can be called.
@@ -97,6 +101,18 @@ pub enum Presence {
     Offline,
     /// In a live call, ringing included.
     Busy,
+}
+
+impl Presence {
+    pub fn of(is_in_live_call: bool, has_socket: bool) -> Self {
+        if is_in_live_call {
+            Self::Busy
+        } else if has_socket {
+            Self::Online
+        } else {
+            Self::Offline
+        }
+    }
 }
 
 /// A call as one of its parties may see it: the answer to `call:sync`.
@@ -127,9 +143,7 @@ pub struct CallView {
 
 impl ServerEvent {
     /// What `news` of `call` looks like to the party with role `to`.
-    ///
-    /// `devices` is the number of sockets that ring.
-    pub fn from_news(news: News, call: &Call, to: Role, devices: usize, now: Timestamp) -> Self {
+    pub fn from_news(news: News, call: &Call, to: Role, now: Timestamp) -> Self {
         let call_id = call.id;
         let from_user_id = call.party(to.other()).user.clone();
         match news {
@@ -141,7 +155,7 @@ impl ServerEvent {
                 timestamp: now,
                 expires_at: call.rings_until(),
             },
-            News::Ringing => Self::Ringing {
+            News::Ringing { devices } => Self::Ringing {
                 call_id,
                 to_user_id: from_user_id,
                 devices,
@@ -190,6 +204,19 @@ impl ServerEvent {
         }
     }
 
+    /// Roughly how long it is on the wire.
+    pub fn size_bytes(&self) -> usize {
+        const FIELDS_BYTES: usize = 256;
+        let payload = match self {
+            Self::Incoming { caller_info: Some(payload), .. }
+            | Self::Offer { offer: payload, .. }
+            | Self::Answer { answer: payload, .. }
+            | Self::IceCandidate { candidate: payload, .. } => payload.len_bytes(),
+            _ => 0,
+        };
+        FIELDS_BYTES + payload
+    }
+
     /// The Socket.IO event name.
     pub fn name(&self) -> &'static str {
         match self {
@@ -206,6 +233,7 @@ impl ServerEvent {
             Self::PeerReconnected { .. } => "call:peer-reconnected",
             Self::Presence { .. } => "presence:update",
             Self::Error(_) => "call:error",
+            Self::Draining { .. } => "server:draining",
         }
     }
 }

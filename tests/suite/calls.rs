@@ -10,16 +10,16 @@ use std::{
 use async_trait::async_trait;
 use serde_json::{Value, value::RawValue};
 use switchboard::{
-    call::{Call, CallType, Device, Refusal, Rules, Signal},
+    call::{Call, CallType, Device, Lobby, Refusal, Rules, Signal},
     calls::{
         Calls, Failure, Initiate, MAX_REPLAY_MESSAGES, MAX_WAITING_MESSAGES, Outlet, SWEEP_INTERVAL,
     },
-    cluster::Hub,
+    cluster::{Change, Cluster, Committed, Detached, Edge, Hub, Memory, Message, Unavailable},
     history::{self, Query, Row, Store, StoreError},
     ids::{CallId, NodeId, SocketId, UserId},
     payload::Payload,
     protocol::{CallRef, Presence, ServerEvent},
-    time::Clock,
+    time::{Clock, Timestamp},
 };
 
 const RULES: Rules = Rules {
@@ -44,11 +44,51 @@ impl Outlet for Ears {
         sockets.iter().filter(|(_, owner)| *owner == user).map(|(socket, _)| *socket).collect()
     }
 
-    fn emit(&self, socket: SocketId, event: &ServerEvent) {
-        if self.sockets.lock().unwrap().contains_key(&socket) {
+    fn emit(&self, socket: SocketId, event: &ServerEvent) -> bool {
+        let is_connected = self.sockets.lock().unwrap().contains_key(&socket);
+        if is_connected {
             self.heard.lock().unwrap().push((socket, event.clone()));
         }
+        is_connected
     }
+}
+
+/// A cluster in whose every operation somebody else may get ahead.
+struct Interleaved(Memory);
+
+macro_rules! interleaved {
+    ($($name:ident($($argument:ident: $kind:ty),*) -> $answer:ty;)*) => {
+        #[async_trait]
+        impl Cluster for Interleaved {
+            fn node(&self) -> NodeId {
+                self.0.node()
+            }
+
+            fn send(&self, to: NodeId, message: Message) {
+                self.0.send(to, message);
+            }
+
+            $(async fn $name(&self, $($argument: $kind),*) -> Result<$answer, Unavailable> {
+                tokio::task::yield_now().await;
+                let answer = self.0.$name($($argument),*).await;
+                tokio::task::yield_now().await;
+                answer
+            })*
+        }
+    };
+}
+
+interleaved! {
+    attach(user: &UserId, socket: SocketId) -> Option<Edge>;
+    detach(user: &UserId, socket: SocketId) -> Detached;
+    watch(users: &[UserId]) -> Vec<Edge>;
+    unwatch(users: &[UserId]) -> ();
+    lobby(caller: &UserId, callee: &UserId) -> Lobby;
+    load(id: CallId) -> Option<Call>;
+    latest(user: &UserId) -> Option<Call>;
+    commit(change: Change) -> Committed;
+    due(now: Timestamp, limit: usize) -> Vec<Call>;
+    settle(calls: &[CallId]) -> ();
 }
 
 /// A history that only remembers. The real one works on threads of its own, and a paused clock runs
@@ -131,7 +171,7 @@ impl World {
         let nodes = (0..count).map(|_| {
             let id = NodeId::generate(clock.now());
             let (cluster, inbox) = hub.node(id);
-            let cluster = Arc::new(cluster);
+            let cluster = Arc::new(Interleaved(cluster));
             let (recorder, writer) = history::recorder(ledger.clone(), cluster.clone());
             tokio::spawn(writer.run(std::future::pending()));
             let ears = Arc::new(Ears { heard: heard.clone(), ..Ears::default() });
@@ -538,6 +578,43 @@ async fn what_waits_for_a_lost_device_is_bounded_and_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_message_to_a_socket_that_is_just_being_lost_waits_too() {
+    for count in NODE_COUNTS {
+        let (world, _) = World::in_call(count, &["a1", "b1"]).await;
+        // The socket is closed, and the driver has not been told yet.
+        world.node_of("a1").ears.sockets.lock().unwrap().clear();
+        world.signal("b1", "a", Signal::Candidate, "between").await.unwrap();
+        world.leave("a1", true).await;
+        world.join("a1+").await;
+        assert_eq!(world.heard("a1+"), ["resumed", "ice-candidate between"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_candidates_of_all_ringing_devices_share_their_room() {
+    for count in NODE_COUNTS {
+        let names: Vec<_> = (1..=count + 1).map(|number| format!("b{number}")).collect();
+        let mut all = vec!["a1"];
+        all.extend(names.iter().map(String::as_str));
+        let world = World::with(count, &all).await;
+        world.initiate("a1", "b").await.unwrap();
+        let sent = MAX_REPLAY_MESSAGES / 2;
+        for _ in 0..sent {
+            world.signal("b1", "a", Signal::Candidate, "x").await.unwrap();
+        }
+        // The device whose number is one more than that of the nodes is on the same node.
+        let other = format!("b{}", count + 1);
+        for _ in sent..MAX_REPLAY_MESSAGES {
+            world.signal(&other, "a", Signal::Candidate, "x").await.unwrap();
+        }
+        let full = world.signal(&other, "a", Signal::Candidate, "x").await;
+        assert_eq!(full, Err(Failure::Full { retry_after: RULES.ring_timeout }));
+        world.leave(&other, true).await;
+        world.signal("b1", "a", Signal::Candidate, "x").await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_kept_of_a_ringing_call_is_bounded_and_says_so() {
     for count in NODE_COUNTS {
         let world = World::with(count, &["a1", "b1"]).await;
@@ -681,6 +758,26 @@ async fn presence_is_told_on_every_edge_to_those_who_watch() {
         world.calls("c1").unsubscribe(watcher, &watched[..1]).await;
         world.leave("a1", true).await;
         world.leave("b1", true).await;
+        assert_eq!(world.heard("c1"), ["presence:update offline"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_watcher_does_not_take_the_news_from_the_first() {
+    for count in NODE_COUNTS {
+        let world = World::with(count, &["a1", "c1", "c2"]).await;
+        let watched = ["a".parse().unwrap()];
+        for watcher in ["c1", "c2"] {
+            let leaving = async {
+                if watcher == "c2" {
+                    world.leave("a1", true).await;
+                }
+            };
+            let subscribing = world.calls(watcher).subscribe(socket(watcher), &watched);
+            let (answer, ()) = tokio::join!(subscribing, leaving);
+            answer.unwrap();
+        }
+        world.settle().await;
         assert_eq!(world.heard("c1"), ["presence:update offline"]);
     }
 }
