@@ -3,7 +3,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -53,25 +56,37 @@ impl Outlet for Ears {
     }
 }
 
-/// A cluster in whose every operation somebody else may get ahead.
-struct Interleaved(Memory);
+/// A cluster in whose every operation somebody else may get ahead, now more, now less.
+struct Interleaved {
+    cluster: Memory,
+    operations: AtomicUsize,
+}
+
+impl Interleaved {
+    async fn step_back(&self) {
+        let turns = self.operations.fetch_add(1, Ordering::Relaxed) * 7 % 11;
+        for _ in 0..turns {
+            tokio::task::yield_now().await;
+        }
+    }
+}
 
 macro_rules! interleaved {
     ($($name:ident($($argument:ident: $kind:ty),*) -> $answer:ty;)*) => {
         #[async_trait]
         impl Cluster for Interleaved {
             fn node(&self) -> NodeId {
-                self.0.node()
+                self.cluster.node()
             }
 
             fn send(&self, to: NodeId, message: Message) {
-                self.0.send(to, message);
+                self.cluster.send(to, message);
             }
 
             $(async fn $name(&self, $($argument: $kind),*) -> Result<$answer, Unavailable> {
-                tokio::task::yield_now().await;
-                let answer = self.0.$name($($argument),*).await;
-                tokio::task::yield_now().await;
+                self.step_back().await;
+                let answer = self.cluster.$name($($argument),*).await;
+                self.step_back().await;
                 answer
             })*
         }
@@ -137,6 +152,7 @@ impl Store for Ledger {
 /// Some nodes of one cluster, their history, and who is connected. `a1` is user `a` on device `a1`;
 /// `a1+` is that device on its next socket. Devices are spread over the nodes.
 struct World {
+    hub: Hub,
     nodes: Vec<Node>,
     heard: Heard,
     ledger: Arc<Ledger>,
@@ -171,7 +187,7 @@ impl World {
         let nodes = (0..count).map(|_| {
             let id = NodeId::generate(clock.now());
             let (cluster, inbox) = hub.node(id);
-            let cluster = Arc::new(Interleaved(cluster));
+            let cluster = Arc::new(Interleaved { cluster, operations: AtomicUsize::default() });
             let (recorder, writer) = history::recorder(ledger.clone(), cluster.clone());
             tokio::spawn(writer.run(std::future::pending()));
             let ears = Arc::new(Ears { heard: heard.clone(), ..Ears::default() });
@@ -181,7 +197,8 @@ impl World {
             tokio::spawn(async move { receiving.run_inbox(inbox).await });
             Node { id, calls, ears }
         });
-        let world = Self { nodes: nodes.collect(), heard, ledger };
+        let nodes = nodes.collect();
+        let world = Self { hub, nodes, heard, ledger };
         for name in names {
             world.join(name).await;
         }
@@ -403,6 +420,51 @@ async fn of_many_answers_at_once_one_wins() {
             assert_eq!(told.iter().filter(|last| *last == "incoming").count(), 1, "{told:?}");
             assert_eq!(told.iter().filter(|last| *last == "ended answered_elsewhere").count(), 3);
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_and_a_cancel_at_the_same_instant_end_once_for_everybody() {
+    for count in NODE_COUNTS {
+        for head_start in 0..40 {
+            let world = World::with(count, &["a1", "b1", "b2"]).await;
+            world.initiate("a1", "b").await.unwrap();
+            let cancelling = async {
+                for _ in 0..head_start {
+                    tokio::task::yield_now().await;
+                }
+                world.end("a1", "b").await
+            };
+            let (answered, ended) = tokio::join!(world.answer("b1", "a"), cancelling);
+            let reason = ended.unwrap().end_reason().unwrap().as_str();
+            let (winner, other) = match answered {
+                Ok(()) => (format!("ended {reason}"), "ended answered_elsewhere".to_owned()),
+                Err(_) => ("ended cancelled".to_owned(), "ended cancelled".to_owned()),
+            };
+            assert_eq!(world.heard("b1"), ["incoming".to_owned(), winner]);
+            assert_eq!(world.heard("b2"), ["incoming".to_owned(), other]);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn news_that_come_late_change_nothing() {
+    for count in NODE_COUNTS {
+        let world = World::with(count, &["a1", "b1", "b2"]).await;
+        world.initiate("a1", "b").await.unwrap();
+        let (elsewhere, _inbox) = world.hub.node(NodeId::generate(Clock::System.now()));
+        let ringing = elsewhere.latest(&"a".parse().unwrap()).await.unwrap().unwrap();
+        world.answer("b1", "a").await.unwrap();
+        for name in ["a1", "b1", "b2"] {
+            world.heard(name);
+        }
+        for node in &world.nodes {
+            elsewhere.send(node.id, Message::Call(Box::new(ringing.clone())));
+        }
+        world.settle().await;
+        world.signal("a1", "b", Signal::Candidate, "for b1").await.unwrap();
+        assert_eq!(world.heard("b1"), ["ice-candidate for b1"]);
+        assert_eq!(world.heard("b2"), [""; 0]);
     }
 }
 
