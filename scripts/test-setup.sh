@@ -20,6 +20,7 @@ have node || missing+=(nodejs)
 have npm || missing+=(npm)
 python_has_venv || missing+=(python3 python3-venv)
 have chromium || missing+=(chromium)
+have redis-server || missing+=(redis-server)
 
 if [ "${#missing[@]}" -gt 0 ]; then
     as_root=()

@@ -7,9 +7,9 @@ use tracing::warn;
 
 use crate::{
     calls::Calls,
-    cluster::{Cluster, Hub, Message},
+    cluster::{Cluster, ConnectError, Hub, Inbound, Redis},
     config::Config,
-    gateway::Gateway,
+    gateway::{Gateway, Leaving},
     history::{self, Sqlite, StoreError},
     http::{self, Server},
     ids::NodeId,
@@ -24,6 +24,8 @@ pub enum StartError {
     Listen { address: SocketAddr, source: io::Error },
     #[error("cannot use the database {url}")]
     Database { url: String, source: StoreError },
+    #[error("cannot use Redis")]
+    Redis(#[source] ConnectError),
     #[error("cannot watch for signals")]
     Signals(#[source] io::Error),
 }
@@ -37,31 +39,46 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
 
     let unusable = |source| StartError::Database { url: config.database_url.clone(), source };
     let store = Sqlite::open(&config.database_url).await.map_err(unusable)?;
-    history::close_orphans(&store).await.map_err(unusable)?;
 
     let node = NodeId::generate(Clock::System.now());
-    let (cluster, inbox) = Hub::default().node(node);
-    let cluster: Arc<dyn Cluster> = Arc::new(cluster);
+    let (cluster, inbox, leaving): (Arc<dyn Cluster>, _, _) = match &config.redis_url {
+        Some(url) => {
+            let joined = Redis::join(url, &config.namespace, node, Clock::System).await;
+            let (redis, inbox) = joined.map_err(StartError::Redis)?;
+            (redis, inbox, Leaving::HandOver { window: config.drain_window })
+        }
+        None => {
+            // Nobody else can hold the calls that an earlier run left open.
+            history::close_orphans(&store).await.map_err(unusable)?;
+            let (memory, inbox) = Hub::default().node(node);
+            (Arc::new(memory), inbox, Leaving::ForGood)
+        }
+    };
     let (recorder, writer) = history::recorder(Arc::new(store.clone()), cluster.clone());
     let gateway = Gateway::default();
-    let calls = Calls::new(cluster, gateway.outlet(), recorder, config.rules, Clock::System);
+    let calls =
+        Calls::new(cluster.clone(), gateway.outlet(), recorder, config.rules, Clock::System);
     let calls = Arc::new(calls);
     let (serving, socket_routes) = gateway.serve(calls.clone(), config.stun_urls);
     let routes = http::routes(Arc::new(store.clone())).merge(socket_routes);
 
+    let (stop_listening, listening_stops) = shutdown::shutdown();
     let (stop_calls, calls_stop) = shutdown::shutdown();
-    let (stop_writer, writer_stop) = shutdown::shutdown();
+    let (stop_writer, writer_stops) = shutdown::shutdown();
     let receiving = tokio::spawn(receive(calls.clone(), inbox));
-    let writing = tokio::spawn(writer.run(writer_stop.wait()));
-    let sweeping = tokio::spawn(sweep(calls, calls_stop.clone()));
-    let listening = tokio::spawn(server.run(routes, calls_stop.wait()));
+    let writing = tokio::spawn(writer.run(writer_stops.wait()));
+    let sweeping = tokio::spawn(sweep(calls, calls_stop));
+    let listening = tokio::spawn(server.run(routes, listening_stops.wait()));
     let signalled = shutdown::signalled();
     ready(bound);
     signalled.await.map_err(StartError::Signals)?;
 
+    tokio::spawn(shutdown::exit_at_second_signal());
+    stop_listening.fire();
+    serving.close(leaving).await;
     stop_calls.fire();
+    cluster.leave().await;
     receiving.abort();
-    serving.close().await;
     stop_writer.fire();
     for task in [listening, sweeping, writing] {
         if let Err(error) = task.await {
@@ -72,7 +89,7 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
     Ok(())
 }
 
-async fn receive(calls: Arc<Calls>, inbox: Receiver<(NodeId, Message)>) {
+async fn receive(calls: Arc<Calls>, inbox: Receiver<Inbound>) {
     calls.run_inbox(inbox).await;
 }
 

@@ -56,6 +56,13 @@ struct Settings {
     /// Where to serve Socket.IO, the HTTP API and the web page [default: 127.0.0.1:3000]
     #[arg(long, env = "SWITCHBOARD_LISTEN", value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
+    /// The Redis that nodes share: `redis[s]://`, `redis[s]-cluster://`, `redis[s]-sentinel://`
+    /// [default: none, a cluster of one]
+    #[arg(long, env = "SWITCHBOARD_REDIS_URL", value_name = "URL", hide_env_values = true)]
+    redis_url: Option<String>,
+    /// Which cluster on that Redis this node belongs to [default: default]
+    #[arg(long, env = "SWITCHBOARD_NAMESPACE", value_name = "NAME")]
+    namespace: Option<String>,
     /// Where call history is kept [default: `sqlite://switchboard.db`]
     #[arg(long, env = "SWITCHBOARD_DATABASE_URL", value_name = "URL")]
     database_url: Option<String>,
@@ -74,6 +81,11 @@ struct Settings {
     #[arg(long, env = "SWITCHBOARD_MAX_CALL_DURATION", value_name = "DURATION", value_parser = duration)]
     #[serde(deserialize_with = "optional_duration")]
     max_call_duration: Option<Duration>,
+    /// Over how long a node that stops spreads the closing of its connections, when others take them
+    /// [default: 20s]
+    #[arg(long, env = "SWITCHBOARD_DRAIN_WINDOW", value_name = "DURATION", value_parser = duration)]
+    #[serde(deserialize_with = "optional_duration")]
+    drain_window: Option<Duration>,
     /// STUN servers that clients are told, separated by commas [default: none]
     #[arg(long, env = "SWITCHBOARD_STUN_URLS", value_name = "URLS", value_delimiter = ',')]
     stun_urls: Option<Vec<String>>,
@@ -91,9 +103,13 @@ pub enum AuthMode {
 #[derive(Debug, Clone)]
 pub struct Config {
     pub listen: SocketAddr,
+    /// None: a cluster of one node, inside this process.
+    pub redis_url: Option<String>,
+    pub namespace: String,
     pub database_url: String,
     pub auth: AuthMode,
     pub rules: Rules,
+    pub drain_window: Duration,
     pub stun_urls: Vec<String>,
 }
 
@@ -138,11 +154,14 @@ impl Settings {
     fn or(self, next: Self) -> Self {
         Self {
             listen: self.listen.or(next.listen),
+            redis_url: self.redis_url.or(next.redis_url),
+            namespace: self.namespace.or(next.namespace),
             database_url: self.database_url.or(next.database_url),
             auth: self.auth.or(next.auth),
             ring_timeout: self.ring_timeout.or(next.ring_timeout),
             reconnect_grace: self.reconnect_grace.or(next.reconnect_grace),
             max_call_duration: self.max_call_duration.or(next.max_call_duration),
+            drain_window: self.drain_window.or(next.drain_window),
             stun_urls: self.stun_urls.or(next.stun_urls),
         }
     }
@@ -163,12 +182,21 @@ impl Settings {
         if !database_url.starts_with("sqlite://") || database_url.contains(":memory:") {
             return Err(ConfigError("database_url: expected sqlite://PATH of a file".to_owned()));
         }
+        let namespace = self.namespace.unwrap_or("default".to_owned());
+        if namespace.is_empty()
+            || !namespace.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        {
+            let expected = "namespace: expected letters, digits and hyphens";
+            return Err(ConfigError(expected.to_owned()));
+        }
         let stun_urls = self.stun_urls.unwrap_or_default();
         if let Some(url) = stun_urls.iter().find(|url| !is_stun(url)) {
             return Err(ConfigError(format!("stun_urls: expected stun:HOST[:PORT], not {url:?}")));
         }
         Ok(Config {
             listen,
+            redis_url: self.redis_url,
+            namespace,
             database_url,
             auth,
             rules: Rules {
@@ -176,15 +204,25 @@ impl Settings {
                 reconnect_grace: self.reconnect_grace.unwrap_or(Duration::from_secs(10)),
                 max_call_duration: self.max_call_duration.unwrap_or(Duration::from_hours(12)),
             },
+            drain_window: self.drain_window.unwrap_or(Duration::from_secs(20)),
             stun_urls,
         })
     }
 }
 
 impl Config {
-    /// The settings as a TOML file that gives the same.
+    /// The settings as a TOML file that gives the same, but for passwords.
     pub fn to_toml(&self) -> String {
-        let Self { listen, database_url, auth, rules, stun_urls } = self;
+        let Self {
+            listen,
+            redis_url,
+            namespace,
+            database_url,
+            auth,
+            rules,
+            drain_window,
+            stun_urls,
+        } = self;
         let auth = match auth {
             AuthMode::Open => "open",
         };
@@ -193,12 +231,17 @@ impl Config {
             writeln!(toml, "{name} = {value}").expect("a string takes all");
         };
         line("listen", listen.to_string().into());
+        if let Some(url) = redis_url {
+            line("redis_url", without_password(url).into());
+        }
+        line("namespace", namespace.as_str().into());
         line("database_url", database_url.as_str().into());
         line("auth", auth.into());
         for (name, period) in [
             ("ring_timeout", rules.ring_timeout),
             ("reconnect_grace", rules.reconnect_grace),
             ("max_call_duration", rules.max_call_duration),
+            ("drain_window", *drain_window),
         ] {
             line(name, humantime::format_duration(period).to_string().into());
         }
@@ -219,6 +262,18 @@ fn place_in(text: &str, error: &toml::de::Error) -> String {
     let line = text.lines().nth(number).unwrap_or_default().trim();
     let message = error.message().lines().collect::<Vec<_>>().join(" ");
     format!("line {}: `{line}`: {message}", number + 1)
+}
+
+/// `url` with `***` for its password.
+fn without_password(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return "***".to_owned() };
+    match rest.rsplit_once('@') {
+        Some((user, host)) => {
+            let user = user.split(':').next().unwrap_or_default();
+            format!("{scheme}://{user}:***@{host}")
+        }
+        None => url.to_owned(),
+    }
 }
 
 /// A misspelt variable would otherwise be a setting that silently does nothing.

@@ -26,7 +26,7 @@ pub struct CallId(Uuid);
 /// One running process of this service. Its text is 32 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct NodeId(Uuid);
+pub struct NodeId(#[serde(with = "uuid::serde::simple")] Uuid);
 
 /// One connection of one client: the Socket.IO socket id, 16 characters of URL-safe base64.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

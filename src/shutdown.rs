@@ -6,7 +6,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
-use tracing::info;
+use tracing::{info, warn};
 
 /// Tells everybody who listens that the service stops. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -44,4 +44,12 @@ pub async fn signalled() -> io::Result<()> {
     };
     info!(signal = name, "stopping");
     Ok(())
+}
+
+/// Ends the process when somebody insists.
+pub async fn exit_at_second_signal() {
+    if signalled().await.is_ok() {
+        warn!("stopping at once");
+        std::process::exit(1);
+    }
 }

@@ -141,6 +141,11 @@ impl LiveCalls {
             index.calls.remove(&id);
         }
     }
+
+    /// All calls in view.
+    pub fn all(&self) -> Vec<Arc<LiveCall>> {
+        self.index().calls.values().cloned().collect()
+    }
 }
 
 impl LiveCall {

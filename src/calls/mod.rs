@@ -5,7 +5,12 @@ mod live;
 mod nodes;
 mod watchers;
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    future::Future,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use tracing::{debug, warn};
 
@@ -35,6 +40,9 @@ const MAX_SWEEP_BATCHES: usize = 16;
 /// How often the deadlines are looked through.
 pub const SWEEP_INTERVAL: Duration = Duration::from_millis(200);
 
+/// How often a node looks up the records of the calls that concern it.
+const LOOK_UP_INTERVAL: Duration = Duration::from_secs(15);
+
 /// The sockets of this node.
 pub trait Outlet: Send + Sync + 'static {
     /// The sockets of `user` on this node.
@@ -54,6 +62,10 @@ pub struct Calls {
     clock: Clock,
     live: LiveCalls,
     watchers: Watchers,
+    /// The devices on this node.
+    devices: Mutex<HashMap<SocketId, Device>>,
+    /// Those that left while the shared state could not be reached, and whether they may return.
+    departures: Mutex<Vec<(Device, bool)>>,
 }
 
 /// `call:initiate`, checked.
@@ -101,7 +113,8 @@ impl Calls {
     ) -> Self {
         let live = LiveCalls::default();
         let watchers = Watchers::default();
-        Self { cluster, outlet, recorder, rules, clock, live, watchers }
+        let (devices, departures) = (Mutex::default(), Mutex::default());
+        Self { cluster, outlet, recorder, rules, clock, live, watchers, devices, departures }
     }
 
     /// The node that this is.
@@ -111,9 +124,21 @@ impl Calls {
 
     /// A socket says who it is: from now on its user is online.
     pub async fn join(&self, device: &Device) -> Result<(), Unavailable> {
-        let edge = self.cluster.attach(&device.user, device.socket).await?;
-        self.announce(edge);
-        Ok(())
+        self.devices().insert(device.socket, device.clone());
+        match self.cluster.attach(&device.user, device.socket).await {
+            Ok(edge) => {
+                self.announce(edge);
+                Ok(())
+            }
+            Err(error) => {
+                self.devices().remove(&device.socket);
+                Err(error)
+            }
+        }
+    }
+
+    fn devices(&self) -> MutexGuard<'_, HashMap<SocketId, Device>> {
+        self.devices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells a socket that joined, and that can be reached now, of the call that its user is in: a
@@ -133,9 +158,18 @@ impl Calls {
         Ok(())
     }
 
-    /// A socket is gone; `may_return` unless its client left on purpose.
-    pub async fn leave(&self, device: &Device, may_return: bool) -> Result<(), Unavailable> {
+    /// A socket is gone; `may_return` unless its client left on purpose. What cannot be noted now is
+    /// noted later.
+    pub async fn leave(&self, device: &Device, may_return: bool) {
+        self.devices().remove(&device.socket);
         self.unwatch(self.watchers.forget(device.socket)).await;
+        if let Err(error) = self.sign_off(device, may_return).await {
+            warn!(%error, user = %device.user, "a closed socket is signed off later");
+            self.departures().push((device.clone(), may_return));
+        }
+    }
+
+    async fn sign_off(&self, device: &Device, may_return: bool) -> Result<(), Unavailable> {
         let detached = self.cluster.detach(&device.user, device.socket).await?;
         self.announce(detached.edge);
         let Some(call) = detached.call else { return Ok(()) };
@@ -145,9 +179,21 @@ impl Calls {
         let gone = Event::Gone { device: device.clone(), may_return };
         match self.transition(call, &gone).await {
             Ok(_) | Err(Failure::Refused(_)) => Ok(()),
-            Err(failure) => {
-                warn!(%failure, user = %device.user, "a lost device could not be noted");
-                Err(Unavailable)
+            Err(_) => Err(Unavailable),
+        }
+    }
+
+    fn departures(&self) -> MutexGuard<'_, Vec<(Device, bool)>> {
+        self.departures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Signs off who could not be signed off when they left.
+    async fn sign_off_late(&self) -> Result<(), Unavailable> {
+        loop {
+            let Some((device, may_return)) = self.departures().pop() else { return Ok(()) };
+            if let Err(error) = self.sign_off(&device, may_return).await {
+                self.departures().push((device, may_return));
+                return Err(error);
             }
         }
     }
@@ -329,6 +375,7 @@ impl Calls {
 
     /// Attends to the calls whose deadline has passed.
     pub async fn sweep(&self) -> Result<(), Unavailable> {
+        self.sign_off_late().await?;
         self.live.forget_ended(self.clock.now());
         for _ in 0..MAX_SWEEP_BATCHES {
             let due = self.cluster.due(self.clock.now(), SWEEP_BATCH).await?;
@@ -356,17 +403,21 @@ impl Calls {
         }
     }
 
-    /// Sweeps until `shutdown` completes.
+    /// Sweeps, and now and then looks all calls in view up, until `shutdown` completes.
     pub async fn run_sweeper(&self, shutdown: impl Future<Output = ()>) {
         let mut shutdown = std::pin::pin!(shutdown);
-        let mut ticks = tokio::time::interval(SWEEP_INTERVAL);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut sweeps = tokio::time::interval(SWEEP_INTERVAL);
+        let mut look_ups = tokio::time::interval(LOOK_UP_INTERVAL);
+        for ticks in [&mut sweeps, &mut look_ups] {
+            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        }
         loop {
-            tokio::select! {
-                _ = ticks.tick() => {}
+            let attended = tokio::select! {
+                _ = sweeps.tick() => self.sweep().await,
+                _ = look_ups.tick() => self.look_up().await,
                 () = &mut shutdown => return,
-            }
-            if let Err(error) = self.sweep().await {
+            };
+            if let Err(error) = attended {
                 warn!(%error, "deadlines could not be looked through");
             }
         }

@@ -3,23 +3,104 @@
 use std::collections::BTreeSet;
 
 use tokio::sync::mpsc;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
-use super::{Calls, live::Received};
+use super::{Calls, Failure, live::Received};
 use crate::{
-    call::{Call, Role},
-    cluster::{Message, Relay, Unavailable},
+    call::{Call, Device, Event, Link, Role},
+    cluster::{Departed, Inbound, Message, Relay, Unavailable},
     ids::NodeId,
 };
 
 impl Calls {
-    /// Takes what other nodes send, in order, until there are none any more.
-    pub async fn run_inbox(&self, mut inbox: mpsc::Receiver<(NodeId, Message)>) {
-        while let Some((from, message)) = inbox.recv().await {
-            if let Err(error) = self.receive(from, message).await {
-                warn!(%error, node = %from, "a message of another node could not be carried out");
+    /// Takes what comes from the cluster, in order, until nothing can come any more.
+    pub async fn run_inbox(&self, mut inbox: mpsc::Receiver<Inbound>) {
+        while let Some(inbound) = inbox.recv().await {
+            let taken = match inbound {
+                Inbound::Message(from, message) => self.receive(from, message).await,
+                Inbound::Departed(node, users) => self.see_off(node, users).await,
+                Inbound::Reset => self.start_over().await,
+            };
+            if let Err(error) = taken {
+                warn!(%error, "news of the cluster could not be carried out");
             }
         }
+    }
+
+    /// A node is dead: the parties whose devices were on it have lost them.
+    async fn see_off(&self, node: NodeId, users: Vec<Departed>) -> Result<(), Unavailable> {
+        for Departed { edge, call } in users {
+            let user = edge.user.clone();
+            self.announce([edge]);
+            let Some(call) = call.filter(Call::is_live) else { continue };
+            let Some(role) = call.role_of(&user) else { continue };
+            let Link::Bound(binding) = call.party(role).link.clone() else { continue };
+            if binding.node != node {
+                continue;
+            }
+            let device = Device { user, node, socket: binding.socket, id: binding.device };
+            let gone = Event::Gone { device, may_return: true };
+            match self.transition(call, &gone).await {
+                Ok(_) | Err(Failure::Refused(_)) => {}
+                Err(_) => return Err(Unavailable),
+            }
+        }
+        Ok(())
+    }
+
+    /// The cluster has forgotten this node, or news of it were lost: says again who is here, and
+    /// looks every call up.
+    async fn start_over(&self) -> Result<(), Unavailable> {
+        let devices: Vec<Device> = self.devices().values().cloned().collect();
+        info!(devices = devices.len(), "this node tells the cluster again who is here");
+        for device in &devices {
+            let edge = self.cluster.attach(&device.user, device.socket).await?;
+            self.announce(edge);
+        }
+        let watched = self.watchers.start_over();
+        let edges = self.cluster.watch(&watched).await?;
+        for edge in &edges {
+            self.watchers.announce(edge, &*self.outlet, self.clock.now());
+        }
+        self.look_up().await?;
+        for device in &devices {
+            self.welcome(device).await?;
+        }
+        Ok(())
+    }
+
+    /// Compares each call in view with its record: a message may have been lost, never the record.
+    /// A record that is gone while a device of the call is here is put back.
+    pub(super) async fn look_up(&self) -> Result<(), Unavailable> {
+        for live in self.live.all() {
+            let seen = live.snapshot();
+            if !seen.is_live() {
+                continue;
+            }
+            match self.cluster.load(seen.id).await? {
+                Some(call) if call.version > seen.version => {
+                    self.observe(&seen, &call);
+                    self.ring_here(&call);
+                }
+                Some(_) => {}
+                None => self.put_back(seen).await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn put_back(&self, call: Call) -> Result<(), Unavailable> {
+        let is_bound_here = |role: Role| {
+            let socket = call.party(role).link.socket();
+            socket.is_some_and(|socket| self.devices().contains_key(&socket))
+        };
+        if is_bound_here(Role::Caller) || is_bound_here(Role::Callee) {
+            info!(call = %call.id, "the record of a live call was gone: it is put back");
+            self.cluster.restore(&call).await?;
+        } else {
+            self.live.retire(&call);
+        }
+        Ok(())
     }
 
     async fn receive(&self, from: NodeId, message: Message) -> Result<(), Unavailable> {

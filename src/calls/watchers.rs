@@ -75,6 +75,17 @@ impl Watchers {
         own.into_iter().filter(|user| index.unwatch(socket, user)).collect()
     }
 
+    /// The cluster counts its edges from the beginning again. Answers all users that are watched.
+    pub fn start_over(&self) -> Vec<UserId> {
+        let mut index = self.index();
+        for watched in index.users.values_mut() {
+            if let Some((order, _)) = &mut watched.newest {
+                *order = 0;
+            }
+        }
+        index.users.keys().cloned().collect()
+    }
+
     /// Those of `users` that somebody here watches.
     pub fn watched(&self, users: Vec<UserId>) -> Vec<UserId> {
         let index = self.index();

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use tokio::sync::mpsc;
 use tracing::warn;
 
-use super::{Change, Cluster, Committed, Detached, Edge, Message, Stored, Unavailable};
+use super::{Change, Cluster, Committed, Detached, Edge, Inbound, Message, Stored, Unavailable};
 use crate::{
     call::{Call, Lobby},
     ids::{CallId, NodeId, SocketId, UserId},
@@ -33,7 +33,7 @@ pub struct Hub(Arc<Shared>);
 #[derive(Debug, Default)]
 struct Shared {
     store: Mutex<Store>,
-    inboxes: Mutex<HashMap<NodeId, mpsc::Sender<(NodeId, Message)>>>,
+    inboxes: Mutex<HashMap<NodeId, mpsc::Sender<Inbound>>>,
 }
 
 /// One node's view of a [`Hub`].
@@ -69,7 +69,7 @@ struct User {
 
 impl Hub {
     /// A node of this cluster, and what other nodes send it.
-    pub fn node(&self, node: NodeId) -> (Memory, mpsc::Receiver<(NodeId, Message)>) {
+    pub fn node(&self, node: NodeId) -> (Memory, mpsc::Receiver<Inbound>) {
         let (sender, inbox) = mpsc::channel(INBOX_MESSAGES);
         let mut inboxes = self.0.inboxes.lock().unwrap_or_else(PoisonError::into_inner);
         inboxes.insert(node, sender);
@@ -148,6 +148,19 @@ impl Cluster for Memory {
         Ok(self.store().commit(change))
     }
 
+    async fn restore(&self, call: &Call) -> Result<(), Unavailable> {
+        let mut store = self.store();
+        let parties = [&call.caller.user, &call.callee.user];
+        let is_free = |user: &UserId| store.users.get(user).is_none_or(|user| user.claim.is_none());
+        if !store.calls.contains_key(&call.id) && parties.into_iter().all(is_free) {
+            for user in parties {
+                store.users.entry(user.clone()).or_default().claim = Some(call.id);
+            }
+            store.put(call.clone());
+        }
+        Ok(())
+    }
+
     async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Call>, Unavailable> {
         Ok(self.store().due(now, limit))
     }
@@ -162,10 +175,15 @@ impl Cluster for Memory {
         Ok(())
     }
 
+    async fn leave(&self) {
+        let mut inboxes = self.hub.0.inboxes.lock().unwrap_or_else(PoisonError::into_inner);
+        inboxes.remove(&self.node);
+    }
+
     fn send(&self, to: NodeId, message: Message) {
         let inboxes = self.hub.0.inboxes.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(inbox) = inboxes.get(&to)
-            && inbox.try_send((self.node, message)).is_err()
+            && inbox.try_send(Inbound::Message(self.node, message)).is_err()
         {
             warn!(node = %to, "a message is dropped: the node is gone or does not keep up");
         }

@@ -2,12 +2,15 @@
 //!
 //! A backend compares, writes and expires whole records. It knows no rule about calls.
 
+mod link;
 mod memory;
+mod redis;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 pub use memory::{Hub, Memory};
+pub use redis::{ConnectError, Redis};
 
 use crate::{
     call::{Call, Lobby, Role, Signal},
@@ -53,12 +56,19 @@ pub trait Cluster: Send + Sync + 'static {
     /// exist yet) and every claim is what it was.
     async fn commit(&self, change: Change) -> Result<Committed, Unavailable>;
 
+    /// Puts the record of a live call back that is gone, as it is, unless there is one again or a
+    /// party is in another call by now.
+    async fn restore(&self, call: &Call) -> Result<(), Unavailable>;
+
     /// Up to `limit` calls whose deadline has passed at `now`. Each is left to whoever asked for some
     /// seconds before it is given out again. Stored calls whose time is over are removed.
     async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Call>, Unavailable>;
 
     /// Says that history holds these ended records: they may go when their deadline passes.
     async fn settle(&self, calls: &[CallId]) -> Result<(), Unavailable>;
+
+    /// Takes this node out of the cluster, when it has no sockets any more.
+    async fn leave(&self);
 
     /// Sends a message to another node, after all that was sent to it before. Never waits. A message
     /// to a node that is gone is dropped.
@@ -100,6 +110,26 @@ pub enum Message {
     Relay(Relay),
     /// A user's presence has changed.
     Presence(Edge),
+}
+
+/// What comes to a node from the cluster.
+#[derive(Debug, Clone)]
+pub enum Inbound {
+    /// From another node, after all that it sent before.
+    Message(NodeId, Message),
+    /// A node is dead, and these users are no longer on it.
+    Departed(NodeId, Vec<Departed>),
+    /// The shared state has forgotten this node, or messages were lost: attach all again, and look
+    /// every live call up.
+    Reset,
+}
+
+/// A user who was on a node that is dead.
+#[derive(Debug, Clone)]
+pub struct Departed {
+    pub edge: Edge,
+    /// The user's latest call.
+    pub call: Option<Call>,
 }
 
 /// A message from one party to the other, on its way between nodes.

@@ -71,6 +71,15 @@ pub struct Serving {
     closing: Arc<AtomicBool>,
 }
 
+/// What a node that stops leaves behind.
+#[derive(Debug, Clone, Copy)]
+pub enum Leaving {
+    /// Nobody can come back: the calls end.
+    ForGood,
+    /// Other nodes take the clients, whose transports are closed spread over this time.
+    HandOver { window: Duration },
+}
+
 /// Why a connection is refused. All that the client's library passes on is a text.
 #[derive(Debug)]
 struct Refused {
@@ -105,12 +114,13 @@ impl Gateway {
     /// Takes sockets from now on, at the routes it answers.
     pub fn serve(self, calls: Arc<Calls>, stun_urls: Vec<String>) -> (Serving, Router) {
         let closing = Arc::new(AtomicBool::new(false));
-        let context = Context::new(calls, self.upgraded.clone(), stun_urls, closing.clone());
+        let context = Context::new(calls, self.upgraded.clone(), stun_urls);
         let context = Arc::new(context);
         let gate = {
             let (context, io) = (context.clone(), self.io.clone());
+            let upgraded = self.upgraded.clone();
             move |socket: SocketRef, auth: TryData<Map<String, Value>>| {
-                admit(context, io, socket, auth)
+                admit(context, io, upgraded, socket, auth)
             }
         };
         self.io.ns("/", greet.with(gate));
@@ -121,17 +131,29 @@ impl Gateway {
 }
 
 impl Serving {
-    /// Takes no more connections, says goodbye, and closes all transports. Nobody can come back:
-    /// their calls end. Clients reconnect to whatever serves then, if they can.
-    pub async fn close(&self) {
+    /// Takes no more connections, says goodbye, and closes all transports. Clients reconnect by
+    /// themselves to whatever serves then.
+    pub async fn close(&self, leaving: Leaving) {
         self.closing.store(true, Ordering::Relaxed);
-        self.say_goodbye().await;
-        for socket in self.io.sockets() {
+        let window = match leaving {
+            Leaving::ForGood => {
+                self.context.end_calls();
+                Duration::ZERO
+            }
+            Leaving::HandOver { window } => window,
+        };
+        self.say_goodbye(window).await;
+        let sockets = self.io.sockets();
+        let pause = window / u32::try_from(sockets.len()).unwrap_or(u32::MAX).max(1);
+        for socket in sockets {
             match (self.upgraded.switch_of(&socket), session_of(&socket)) {
                 (Some(kill), _) => kill.kill(),
                 // A client on polling finds the server gone at its next request, and reconnects.
                 (None, Some(session)) => session.disconnected(DisconnectReason::ClosingServer),
                 (None, None) => {}
+            }
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
             }
         }
         let signed_off = async {
@@ -145,13 +167,14 @@ impl Serving {
         }
     }
 
-    async fn say_goodbye(&self) {
+    async fn say_goodbye(&self, window: Duration) {
         let sockets = self.io.sockets();
         if sockets.is_empty() {
             return;
         }
         info!(sockets = sockets.len(), "closing all connections");
-        let reconnect_within_ms = u64::try_from(CLOSE_TIMEOUT.as_millis()).unwrap_or(u64::MAX);
+        let within = window + CLOSE_TIMEOUT;
+        let reconnect_within_ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
         let draining = ServerEvent::Draining { reconnect_within_ms };
         for socket in sockets {
             // One that is gone, or reads too slowly, is closed without a word.
@@ -166,6 +189,7 @@ impl Serving {
 async fn admit(
     context: Arc<Context>,
     io: SocketIo,
+    upgraded: Upgraded,
     socket: SocketRef,
     TryData(auth): TryData<Map<String, Value>>,
 ) -> Result<(), Refused> {
@@ -179,7 +203,14 @@ async fn admit(
     socket.on_disconnect(async move |reason: DisconnectReason| leaving.disconnected(reason));
     socket.on_fallback(Receiver(session.clone()));
     match user {
-        Some(user) => session.join(&socket, user).await.map_err(Refused::unavailable)?,
+        Some(user) => {
+            if let Err(error) = session.join(&socket, user).await {
+                // A client that is refused does not try again by itself; one whose transport closes
+                // does.
+                upgraded.close_transport(socket);
+                return Err(Refused::unavailable(error));
+            }
+        }
         None => drop(tokio::spawn(expect_identity(io, socket.id, Arc::downgrade(&session)))),
     }
     Ok(())

@@ -39,19 +39,20 @@ pub struct Context {
     upgraded: Upgraded,
     stun_urls: Vec<String>,
     /// Set when the whole service ends: no device can come back to a call.
-    closing: Arc<AtomicBool>,
+    ends_calls: AtomicBool,
     /// The sockets that are connected, or gone and not signed off yet.
     sessions: Mutex<HashSet<SocketId>>,
 }
 
 impl Context {
-    pub fn new(
-        calls: Arc<Calls>,
-        upgraded: Upgraded,
-        stun_urls: Vec<String>,
-        closing: Arc<AtomicBool>,
-    ) -> Self {
-        Self { calls, upgraded, stun_urls, closing, sessions: Mutex::default() }
+    pub fn new(calls: Arc<Calls>, upgraded: Upgraded, stun_urls: Vec<String>) -> Self {
+        let ends_calls = AtomicBool::new(false);
+        Self { calls, upgraded, stun_urls, ends_calls, sessions: Mutex::default() }
+    }
+
+    /// From now on a socket that goes away takes its call with it.
+    pub fn end_calls(&self) {
+        self.ends_calls.store(true, Ordering::Relaxed);
     }
 
     fn sessions(&self) -> MutexGuard<'_, HashSet<SocketId>> {
@@ -117,7 +118,7 @@ impl Session {
     /// The socket is gone. Called once or more.
     pub fn disconnected(self: &Arc<Self>, reason: DisconnectReason) {
         let on_purpose = reason == DisconnectReason::ClientNSDisconnect;
-        let may_return = !on_purpose && !self.context.closing.load(Ordering::Relaxed);
+        let may_return = !on_purpose && !self.context.ends_calls.load(Ordering::Relaxed);
         let pushed = self.inbox().push_end(Input::Gone { may_return });
         self.after(pushed, None);
     }
@@ -160,9 +161,8 @@ impl Session {
     }
 
     async fn leave(&self, may_return: bool) {
-        let Some(device) = self.device.get() else { return };
-        if let Err(error) = self.context.calls.leave(device, may_return).await {
-            warn!(%error, user = %device.user, "a closed socket could not be signed off");
+        if let Some(device) = self.device.get() {
+            self.context.calls.leave(device, may_return).await;
         }
     }
 

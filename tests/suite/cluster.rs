@@ -2,12 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
+use crate::redis_server::RedisServer;
 use switchboard::{
     call::{Attempt, Call, CallType, Device, ENDED_RETENTION, Event, Lobby, Placement, Rules},
-    cluster::{Change, Claim, Cluster, Committed, Hub},
+    cluster::{Change, Claim, Cluster, Committed, Hub, Inbound, Message, Redis},
     ids::{CallId, NodeId, SocketId, UserId},
     protocol::Presence,
-    time::Timestamp,
+    time::{Clock, Timestamp},
 };
 
 const RULES: Rules = Rules {
@@ -69,14 +70,56 @@ async fn stored(cluster: &dyn Cluster, change: Change) -> Vec<(String, Presence)
     }
 }
 
-fn backends() -> Vec<Arc<dyn Cluster>> {
-    let (alone, _) = Hub::default().node(NodeId::generate(START));
-    vec![Arc::new(alone)]
+/// A backend, and what it runs on.
+struct Backend {
+    cluster: Arc<dyn Cluster>,
+    _server: Option<RedisServer>,
+}
+
+async fn backends() -> Vec<Backend> {
+    let (memory, _) = Hub::default().node(NodeId::generate(START));
+    let mut backends = vec![Backend { cluster: Arc::new(memory), _server: None }];
+    for server in [RedisServer::standalone(), RedisServer::cluster(), RedisServer::sentinel()] {
+        let node = NodeId::generate(Clock::System.now());
+        let (cluster, _) = Redis::join(server.url(), "test", node, Clock::System).await.unwrap();
+        backends.push(Backend { cluster, _server: Some(server) });
+    }
+    backends
+}
+
+#[tokio::test]
+async fn messages_reach_the_node_they_are_for_in_order() {
+    for server in [RedisServer::standalone(), RedisServer::cluster(), RedisServer::sentinel()] {
+        let mut nodes = Vec::new();
+        for _ in 0..3 {
+            let node = NodeId::generate(Clock::System.now());
+            let joined = Redis::join(server.url(), "test", node, Clock::System).await;
+            nodes.push((node, joined.unwrap()));
+        }
+        let sent: Vec<_> =
+            (0..1_000).map(|_| Message::Rings { call: CallId::generate(START) }).collect();
+        let ((from, (sender, _)), rest) = nodes.split_first_mut().unwrap();
+        for message in &sent {
+            for (node, _) in &*rest {
+                sender.send(*node, message.clone());
+            }
+        }
+        for (_, (_, inbox)) in rest {
+            for expected in &sent {
+                match inbox.recv().await {
+                    Some(Inbound::Message(node, message)) => {
+                        assert_eq!((node, &message), (*from, expected));
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    }
 }
 
 #[tokio::test]
 async fn a_user_is_online_from_the_first_socket_to_the_last() {
-    for cluster in backends() {
+    for Backend { cluster, _server } in backends().await {
         let anna = user("anna");
         let presence = async || cluster.watch(&[user("anna")]).await.unwrap()[0].presence;
         assert_eq!(presence().await, Presence::Offline);
@@ -95,7 +138,7 @@ async fn a_user_is_online_from_the_first_socket_to_the_last() {
 
 #[tokio::test]
 async fn a_live_call_makes_both_users_busy() {
-    for cluster in backends() {
+    for Backend { cluster, _server } in backends().await {
         for name in ["anna", "ben"] {
             cluster.attach(&user(name), socket(name)).await.unwrap();
         }
@@ -109,7 +152,7 @@ async fn a_live_call_makes_both_users_busy() {
 
 #[tokio::test]
 async fn of_two_changes_of_one_version_one_wins() {
-    for cluster in backends() {
+    for Backend { cluster, _server } in backends().await {
         let call = ringing("anna", "ben");
         stored(&*cluster, new_call(&call)).await;
         let next = ended(&call, call.deadline());
@@ -121,7 +164,7 @@ async fn of_two_changes_of_one_version_one_wins() {
 
 #[tokio::test]
 async fn many_writers_at_once_have_one_winner_a_version() {
-    for cluster in backends() {
+    for Backend { cluster, _server } in backends().await {
         let call = ringing("anna", "ben");
         stored(&*cluster, new_call(&call)).await;
         let next = ended(&call, call.deadline());
@@ -141,7 +184,7 @@ async fn many_writers_at_once_have_one_winner_a_version() {
 
 #[tokio::test]
 async fn a_user_claimed_meanwhile_is_a_conflict() {
-    for cluster in backends() {
+    for Backend { cluster, _server } in backends().await {
         stored(&*cluster, new_call(&ringing("anna", "ben"))).await;
         let other = cluster.commit(new_call(&ringing("carl", "ben"))).await.unwrap();
         assert!(matches!(other, Committed::Conflict(None)));
@@ -152,7 +195,7 @@ async fn a_user_claimed_meanwhile_is_a_conflict() {
 
 #[tokio::test]
 async fn the_lobby_shows_both_users() {
-    for cluster in backends() {
+    for Backend { cluster, _server } in backends().await {
         cluster.attach(&user("ben"), socket("1")).await.unwrap();
         cluster.attach(&user("ben"), socket("2")).await.unwrap();
         let call = ringing("anna", "ben");
@@ -166,7 +209,7 @@ async fn the_lobby_shows_both_users() {
 
 #[tokio::test]
 async fn what_is_due_is_given_out_once_and_again_if_nobody_attends_to_it() {
-    for cluster in backends() {
+    for Backend { cluster, _server } in backends().await {
         let call = ringing("anna", "ben");
         stored(&*cluster, new_call(&call)).await;
         let due = async |now| cluster.due(now, 10).await.unwrap().len();
@@ -180,7 +223,7 @@ async fn what_is_due_is_given_out_once_and_again_if_nobody_attends_to_it() {
 
 #[tokio::test]
 async fn an_ended_call_stays_until_history_has_it_and_then_nothing_is_left() {
-    for cluster in backends() {
+    for Backend { cluster, _server } in backends().await {
         let call = ringing("anna", "ben");
         stored(&*cluster, new_call(&call)).await;
         let ended = ended(&call, call.deadline());

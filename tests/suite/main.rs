@@ -6,3 +6,4 @@ mod cluster;
 mod history;
 mod layers;
 mod protocol;
+mod redis_server;

@@ -15,21 +15,33 @@ const READY_LINE = /^switchboard is ready: open (http:\/\/[^ ]+:(\d+)\/)$/;
 const START_DEADLINE_MS = 20_000;
 const STOP_DEADLINE_MS = 20_000;
 
-/** Starts a server on a free port, with an empty history; `args` and `env` are added to its settings. */
+/** With how many nodes the tests are run that do not say so themselves. */
+const NODES = Number(process.env.TEST_NODES ?? 1);
+
+/**
+ * Starts a server on a free port, with an empty history; `args` and `env` are added to its settings. With
+ * TEST_NODES it is a cluster of so many nodes.
+ */
 export async function startServer({ args = [], env = {} } = {}) {
-  const server = new Server(args, env);
-  server.dir = await privateFolder();
-  server.db = join(server.dir, 'switchboard.db');
-  try {
-    await server.start();
-  } catch (error) {
-    await rm(server.dir, { recursive: true, force: true });
-    throw error;
-  }
-  return server;
+  if (NODES === 1) return Server.create(args, env);
+  const { startCluster } = await import('./cluster.mjs');
+  return startCluster(NODES, { args, env });
 }
 
-class Server {
+export class Server {
+  static async create(args, env) {
+    const server = new Server(args, env);
+    server.dir = await privateFolder();
+    server.db = join(server.dir, 'switchboard.db');
+    try {
+      await server.start();
+    } catch (error) {
+      await rm(server.dir, { recursive: true, force: true });
+      throw error;
+    }
+    return server;
+  }
+
   constructor(args, env) {
     this.args = args;
     this.env = env;
@@ -48,6 +60,10 @@ class Server {
     this.pid = this.process.child.pid;
     // A restart takes the same port, so that clients find the server again by themselves.
     this.listen = `127.0.0.1:${port}`;
+  }
+
+  get isRunning() {
+    return this.process.child.exitCode === null && this.process.child.signalCode === null;
   }
 
   /** All that the server wrote to stderr, restarts included. */

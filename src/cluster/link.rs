@@ -1,0 +1,222 @@
+//! One direction between two nodes: messages are numbered, gaps are noticed, and what is missing
+//! is asked for again. Pure: no I/O and no clock.
+//!
+//! Publishing is at most once, and an answer that somebody heard it is no proof: a server that is
+//! frozen, or a connection that is being replaced, swallows messages. So the sender keeps the last
+//! ones and says now and then how far it has come.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::Message;
+use crate::time::Timestamp;
+
+/// For how long a sent message is kept to be sent again.
+pub const KEEP: Duration = Duration::from_secs(30);
+/// Most messages that are kept, and most that wait for a missing one.
+pub const MAX_KEPT: usize = 8_192;
+
+/// What is published at once. Without messages it says how far the sender has come.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Frame {
+    /// Which link it belongs to: a sender that begins anew counts from 0 again.
+    pub link: u64,
+    /// The number of the first message; of the next one to come if there is none.
+    pub first: u64,
+    /// The oldest number that the sender could still send. What is older is lost for good.
+    pub oldest: u64,
+    pub messages: Vec<Message>,
+}
+
+/// The sending end.
+#[derive(Debug)]
+pub struct Sender {
+    link: u64,
+    kept: VecDeque<(Timestamp, Message)>,
+    /// The number of the first message in `kept`.
+    oldest: u64,
+}
+
+/// The receiving end.
+#[derive(Debug, Default)]
+pub struct Receiver {
+    link: u64,
+    expected: u64,
+    /// Messages that came before one that is missing.
+    early: BTreeMap<u64, Message>,
+}
+
+/// What a frame brings.
+#[derive(Debug, Default, PartialEq)]
+pub struct Delivery {
+    /// The messages whose turn it is, in order.
+    pub messages: Vec<Message>,
+    /// Ask for the messages from this number on.
+    pub ask_from: Option<u64>,
+    /// How many messages are lost for good.
+    pub lost: u64,
+}
+
+impl Sender {
+    /// A link that begins at this time, which names it.
+    pub fn new(now: Timestamp) -> Self {
+        Self { link: now.as_millis(), kept: VecDeque::new(), oldest: 0 }
+    }
+
+    /// Numbers messages and keeps them.
+    pub fn send(&mut self, messages: Vec<Message>, now: Timestamp) -> Frame {
+        let first = self.next();
+        self.kept.extend(messages.iter().map(|message| (now, message.clone())));
+        self.forget(now);
+        Frame { link: self.link, first, oldest: self.oldest, messages }
+    }
+
+    /// How far this end has come; None if there is nothing that could have been missed.
+    pub fn progress(&mut self, now: Timestamp) -> Option<Frame> {
+        self.forget(now);
+        let is_idle = self.kept.is_empty();
+        let progress = self.again(u64::MAX, 0);
+        (!is_idle).then_some(progress)
+    }
+
+    /// What is kept from this number on, at most `limit` messages.
+    pub fn again(&self, from: u64, limit: usize) -> Frame {
+        let first = from.clamp(self.oldest, self.next());
+        let skip = usize::try_from(first - self.oldest).unwrap_or(usize::MAX);
+        let messages = self.kept.iter().skip(skip).take(limit);
+        let messages = messages.map(|(_, message)| message.clone()).collect();
+        Frame { link: self.link, first, oldest: self.oldest, messages }
+    }
+
+    fn next(&self) -> u64 {
+        self.oldest + self.kept.len() as u64
+    }
+
+    fn forget(&mut self, now: Timestamp) {
+        let is_old = |sent: Timestamp| sent + KEEP <= now;
+        while self.kept.front().is_some_and(|(sent, _)| is_old(*sent)) || self.kept.len() > MAX_KEPT
+        {
+            self.kept.pop_front();
+            self.oldest += 1;
+        }
+    }
+}
+
+impl Receiver {
+    pub fn receive(&mut self, frame: Frame) -> Delivery {
+        let mut delivery = Delivery::default();
+        if frame.link != self.link {
+            *self = Self { link: frame.link, ..Self::default() };
+        }
+        let sent_up_to = frame.first + frame.messages.len() as u64;
+        for (number, message) in (frame.first..).zip(frame.messages) {
+            if number >= self.expected && self.early.len() < MAX_KEPT {
+                self.early.insert(number, message);
+            }
+        }
+        loop {
+            while let Some(message) = self.early.remove(&self.expected) {
+                delivery.messages.push(message);
+                self.expected += 1;
+            }
+            if self.expected >= frame.oldest {
+                break;
+            }
+            delivery.lost += 1;
+            self.expected += 1;
+        }
+        if self.expected < sent_up_to {
+            delivery.ask_from = Some(self.expected);
+        }
+        delivery
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ids::CallId;
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::from_millis(1_800_000_000_000) + Duration::from_secs(seconds)
+    }
+
+    fn message(number: u64) -> Message {
+        Message::Rings { call: CallId::generate(at(number)) }
+    }
+
+    fn deliver(receiver: &mut Receiver, frame: Frame, got: &mut Vec<Message>) -> Option<u64> {
+        let delivery = receiver.receive(frame);
+        got.extend(delivery.messages);
+        assert_eq!(delivery.lost, 0);
+        delivery.ask_from
+    }
+
+    #[test]
+    fn what_is_too_old_is_lost_loudly_and_the_rest_goes_on() {
+        let (mut sender, mut receiver) = (Sender::new(at(0)), Receiver::default());
+        sender.send(vec![message(1)], at(0));
+        let late = message(2);
+        let delivery = receiver.receive(sender.send(vec![late.clone()], at(60)));
+        assert_eq!(delivery, Delivery { messages: vec![late], ask_from: None, lost: 1 });
+    }
+
+    #[test]
+    fn a_sender_that_begins_anew_is_heard_from_its_first_message() {
+        let mut receiver = Receiver::default();
+        for start in [0, 100] {
+            let mut sender = Sender::new(at(start));
+            let message = message(start);
+            let delivery = receiver.receive(sender.send(vec![message.clone()], at(start)));
+            assert_eq!(delivery.messages, [message]);
+        }
+    }
+
+    proptest! {
+        /// Whatever is lost, doubled or put out of order on the way: all arrives once, in order.
+        #[test]
+        fn all_arrives_once_and_in_order(
+            batches in prop::collection::vec((1_usize..5, 0_u8..4), 1..40),
+        ) {
+            let (mut sender, mut receiver) = (Sender::new(at(0)), Receiver::default());
+            let (mut sent, mut got, mut held_back) = (Vec::new(), Vec::new(), Vec::new());
+            for (size, fate) in batches {
+                let messages: Vec<_> = (0..size).map(|_| message(1)).collect();
+                sent.extend(messages.clone());
+                let frame = sender.send(messages, at(1));
+                match fate {
+                    0 => {}
+                    1 => held_back.push(frame),
+                    2 => {
+                        deliver(&mut receiver, frame.clone(), &mut got);
+                        deliver(&mut receiver, frame, &mut got);
+                    }
+                    _ => {
+                        deliver(&mut receiver, frame, &mut got);
+                    }
+                }
+            }
+            for frame in held_back {
+                deliver(&mut receiver, frame, &mut got);
+            }
+            let mut ask = sender.progress(at(2)).and_then(|frame| {
+                deliver(&mut receiver, frame, &mut got)
+            });
+            while let Some(from) = ask {
+                ask = deliver(&mut receiver, sender.again(from, 3), &mut got);
+                if ask.is_none() {
+                    ask = sender.progress(at(2)).and_then(|frame| {
+                        deliver(&mut receiver, frame, &mut got)
+                    });
+                }
+            }
+            prop_assert_eq!(got, sent);
+        }
+    }
+}

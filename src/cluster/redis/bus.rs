@@ -1,0 +1,306 @@
+//! Messages between nodes: one sharded channel a node, one queue and one numbered link a peer.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use fred::{clients::SubscriberClient, prelude::*};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{broadcast::error::RecvError, mpsc};
+use tracing::{debug, info, warn};
+
+use crate::{
+    cluster::{
+        Inbound, Message,
+        link::{Frame, Receiver, Sender},
+    },
+    ids::NodeId,
+    time::{Clock, Timestamp},
+};
+
+/// Most messages that wait to be sent to one node.
+const QUEUE_MESSAGES: usize = 10_000;
+/// Most messages that travel together.
+const BATCH_MESSAGES: usize = 256;
+/// How often a link says how far it has come while something could have been missed.
+const PROGRESS: Duration = Duration::from_millis(500);
+/// How long a link is kept for a node that nobody listens for.
+const FORGET_AFTER: Duration = Duration::from_secs(20);
+/// How often the node checks that its own channel reaches it.
+const CANARY: Duration = Duration::from_secs(2);
+const RETRY: Duration = Duration::from_millis(100);
+
+/// What is published on a node's channel.
+#[derive(Debug, Serialize, Deserialize)]
+struct Envelope {
+    /// The version of this format.
+    v: u8,
+    from: NodeId,
+    content: Content,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Content {
+    Frame(Frame),
+    /// Send again from this number on.
+    Again(u64),
+    /// From this very node: its channel works.
+    Canary,
+}
+
+const FORMAT: u8 = 1;
+
+/// The links to all peers. Cheap to clone.
+#[derive(Clone)]
+pub struct Bus(Arc<Shared>);
+
+struct Shared {
+    node: NodeId,
+    namespace: String,
+    client: Client,
+    clock: Clock,
+    peers: Mutex<HashMap<NodeId, mpsc::Sender<Order>>>,
+}
+
+/// What a peer's task is to do.
+enum Order {
+    Send(Message),
+    Again(u64),
+    Ask(u64),
+}
+
+/// What to publish for these orders; how far the link has come if there are none.
+fn contents(
+    link: &mut Sender,
+    orders: impl Iterator<Item = Order>,
+    now: Timestamp,
+) -> Vec<Content> {
+    let mut contents = Vec::new();
+    let mut messages = Vec::new();
+    for order in orders {
+        match order {
+            Order::Send(message) => messages.push(message),
+            Order::Again(from) => contents.push(Content::Frame(link.again(from, BATCH_MESSAGES))),
+            Order::Ask(from) => contents.push(Content::Again(from)),
+        }
+    }
+    if !messages.is_empty() {
+        contents.push(Content::Frame(link.send(messages, now)));
+    } else if contents.is_empty() {
+        contents.extend(link.progress(now).map(Content::Frame));
+    }
+    contents
+}
+
+impl Bus {
+    pub fn new(node: NodeId, namespace: &str, client: Client, clock: Clock) -> Self {
+        let peers = Mutex::default();
+        Self(Arc::new(Shared { node, namespace: namespace.to_owned(), client, clock, peers }))
+    }
+
+    pub fn channel(&self, node: NodeId) -> String {
+        format!("sb:n:{}:{node}", self.0.namespace)
+    }
+
+    pub fn send(&self, to: NodeId, message: Message) {
+        self.order(to, Order::Send(message));
+    }
+
+    fn peers(&self) -> MutexGuard<'_, HashMap<NodeId, mpsc::Sender<Order>>> {
+        self.0.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn order(&self, to: NodeId, order: Order) {
+        let mut peers = self.peers();
+        let open = |queue: &&mpsc::Sender<Order>| !queue.is_closed();
+        let queue = match peers.get(&to).filter(open) {
+            Some(queue) => queue,
+            None => {
+                let (queue, orders) = mpsc::channel(QUEUE_MESSAGES);
+                tokio::spawn(self.clone().run_peer(to, orders));
+                peers.entry(to).insert_entry(queue).into_mut()
+            }
+        };
+        if queue.try_send(order).is_err() {
+            warn!(node = %to, "the queue to a node is full: a message is dropped");
+        }
+    }
+
+    /// Forgets a node that is dead.
+    pub fn forget(&self, node: NodeId) {
+        self.peers().remove(&node);
+    }
+
+    /// Sends what is queued for one peer, all that waits together, one publish at a time: that
+    /// keeps the order. Ends when nobody has listened for a while.
+    async fn run_peer(self, to: NodeId, mut orders: mpsc::Receiver<Order>) {
+        let mut link = Sender::new(self.0.clock.now());
+        let mut batch = Vec::with_capacity(BATCH_MESSAGES);
+        let mut unheard_since = None;
+        loop {
+            tokio::select! {
+                count = orders.recv_many(&mut batch, BATCH_MESSAGES) => {
+                    if count == 0 {
+                        return;
+                    }
+                }
+                () = tokio::time::sleep(PROGRESS) => {}
+            }
+            let now = self.0.clock.now();
+            for content in contents(&mut link, batch.drain(..), now) {
+                match self.publish(to, content).await {
+                    Some(0) => drop(unheard_since.get_or_insert(now)),
+                    Some(_) => unheard_since = None,
+                    // It is Redis that is away, not the node.
+                    None => {}
+                }
+            }
+            if unheard_since.is_some_and(|since| now - since > FORGET_AFTER) {
+                return debug!(node = %to, "nobody listens for a node: its link is closed");
+            }
+        }
+    }
+
+    /// How many heard it; None if Redis did not say.
+    async fn publish(&self, to: NodeId, content: Content) -> Option<i64> {
+        let envelope = Envelope { v: FORMAT, from: self.0.node, content };
+        let json = serde_json::to_string(&envelope).expect("an envelope is plain data");
+        match self.0.client.spublish(self.channel(to), json).await {
+            Ok(receivers) => Some(receivers),
+            Err(error) => {
+                debug!(%error, node = %to, "a publish failed; the link will notice");
+                None
+            }
+        }
+    }
+
+    /// Which of `nodes` listen to their channels.
+    pub async fn reachable(&self, nodes: &[NodeId]) -> Result<Vec<bool>, Error> {
+        let mut reachable = Vec::with_capacity(nodes.len());
+        for node in nodes {
+            let counts: HashMap<String, i64> =
+                self.0.client.pubsub_shardnumsub(self.channel(*node)).await?;
+            reachable.push(counts.values().any(|count| *count > 0));
+        }
+        Ok(reachable)
+    }
+
+    /// Listens on this node's channel for ever, and passes on what comes, each peer's messages in
+    /// their order. The library does not restore sharded subscriptions, and one can end silently
+    /// when a slot moves: so it is renewed after each reconnection, and whenever the canary that the
+    /// node sends itself does not come back.
+    pub async fn listen(self, subscriber: SubscriberClient, inbox: mpsc::Sender<Inbound>) {
+        let mut messages = subscriber.message_rx();
+        let mut reconnections = subscriber.reconnect_rx();
+        let mut canary = tokio::time::interval(CANARY);
+        let mut links: HashMap<NodeId, Receiver> = HashMap::new();
+        let mut alive = false;
+        loop {
+            tokio::select! {
+                message = messages.recv() => match message {
+                    Ok(message) => {
+                        let Some(text) = message.value.into_string() else { continue };
+                        alive |= self.take(&text, &mut links, &inbox).await;
+                    }
+                    // The links notice what is missing and ask for it.
+                    Err(RecvError::Lagged(count)) => warn!(count, "messages were passed over"),
+                    Err(RecvError::Closed) => return,
+                },
+                _ = reconnections.recv() => self.subscribe(&subscriber).await,
+                _ = canary.tick() => {
+                    if !std::mem::take(&mut alive) {
+                        self.subscribe(&subscriber).await;
+                    }
+                    self.publish(self.0.node, Content::Canary).await;
+                }
+            }
+        }
+    }
+
+    /// Tries a few times: when Redis is away, the canary sees to it later.
+    pub async fn subscribe(&self, subscriber: &SubscriberClient) {
+        for _ in 0..5 {
+            match subscriber.ssubscribe(self.channel(self.0.node)).await {
+                Ok(()) => return,
+                Err(error) => {
+                    debug!(%error, "the node's channel cannot be subscribed, trying again");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+        info!("the node's channel cannot be subscribed for now");
+    }
+
+    /// Takes one envelope. Says whether it was the canary.
+    async fn take(
+        &self,
+        text: &str,
+        links: &mut HashMap<NodeId, Receiver>,
+        inbox: &mpsc::Sender<Inbound>,
+    ) -> bool {
+        let envelope: Envelope = match serde_json::from_str(text) {
+            Ok(envelope) => envelope,
+            Err(error) => {
+                warn!(%error, "a message of another node cannot be read");
+                return false;
+            }
+        };
+        let from = envelope.from;
+        match envelope.content {
+            Content::Canary => return from == self.0.node,
+            Content::Again(number) => self.order(from, Order::Again(number)),
+            Content::Frame(frame) => {
+                let delivery = links.entry(from).or_default().receive(frame);
+                if delivery.lost > 0 {
+                    warn!(node = %from, count = delivery.lost, "messages of a node are lost");
+                    // Its records say what they would have said of calls.
+                    let _ = inbox.send(Inbound::Reset).await;
+                }
+                for message in delivery.messages {
+                    // Closed only when the service stops.
+                    let _ = inbox.send(Inbound::Message(from, message)).await;
+                }
+                if let Some(number) = delivery.ask_from {
+                    self.order(from, Order::Ask(number));
+                }
+            }
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        call::{Role, Signal},
+        cluster::Relay,
+        ids::CallId,
+        payload::Payload,
+    };
+
+    #[test]
+    fn what_is_relayed_travels_as_it_was_written() {
+        let now = Timestamp::from_millis(1_800_000_000_000);
+        let payload: Payload = serde_json::from_str(r#"{"sdp":"v=0\r\n", "x":1e2}"#).unwrap();
+        let relay = Relay {
+            call: CallId::generate(now),
+            version: 2,
+            from: Role::Caller,
+            signal: Signal::Offer,
+            payload,
+            forwarded: false,
+        };
+        let frame = Sender::new(now).send(vec![Message::Relay(relay.clone())], now);
+        let content = Content::Frame(frame);
+        let envelope = Envelope { v: FORMAT, from: NodeId::generate(now), content };
+        let json = serde_json::to_string(&envelope).unwrap();
+        match serde_json::from_str::<Envelope>(&json).unwrap().content {
+            Content::Frame(frame) => assert_eq!(frame.messages, [Message::Relay(relay)]),
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -1,0 +1,30 @@
+-- Takes calls whose deadline has passed. Those that are stored go, with the claims that lead to
+-- them; the others are answered, and fall due again after a lease.
+-- KEYS[1]  deadlines
+-- ARGV[1]  prefix of call keys
+-- ARGV[2]  prefix of user keys
+-- ARGV[3]  now in ms
+-- ARGV[4]  when the lease ends, in ms
+-- ARGV[5]  how many at the most
+local due = {}
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[3], 'LIMIT', 0, ARGV[5])) do
+    local key = ARGV[1] .. id
+    local call = redis.call('HMGET', key, 'r', 's', 'a', 'b')
+    if call[1] and not call[2] then
+        redis.call('ZADD', KEYS[1], ARGV[4], id)
+        due[#due + 1] = call[1]
+    else
+        redis.call('DEL', key)
+        redis.call('ZREM', KEYS[1], id)
+        for i = 3, 4 do
+            local user = call[i] and ARGV[2] .. call[i]
+            if user and redis.call('HGET', user, 'call') == id then
+                redis.call('HDEL', user, 'call')
+                if redis.call('HLEN', user) == 1 then
+                    redis.call('DEL', user)
+                end
+            end
+        end
+    end
+end
+return due

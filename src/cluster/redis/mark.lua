@@ -1,0 +1,29 @@
+-- Sets or removes what a node has to do with a user, and answers the user before and after.
+-- KEYS[1]  user hash
+-- KEYS[2]  the node's set of users
+-- ARGV[1]  prefix of call keys
+-- ARGV[2]  user id
+-- ARGV[3]  this node's field for its sockets
+-- ARGV[4]  this node's field for its watchers
+-- ARGV[5]  the field to write: one of the two
+-- ARGV[6]  its value; '' removes it
+local before = redis.call('HGETALL', KEYS[1])
+if ARGV[6] == '' then
+    redis.call('HDEL', KEYS[1], ARGV[5])
+else
+    redis.call('HSET', KEYS[1], ARGV[5], ARGV[6])
+end
+if redis.call('HEXISTS', KEYS[1], ARGV[3]) == 1 or redis.call('HEXISTS', KEYS[1], ARGV[4]) == 1 then
+    redis.call('SADD', KEYS[2], ARGV[2])
+else
+    redis.call('SREM', KEYS[2], ARGV[2])
+end
+redis.call('HINCRBY', KEYS[1], 'order', 1)
+local after = redis.call('HGETALL', KEYS[1])
+-- Nothing but the counter: the user is nobody's any more.
+if #after == 2 then
+    redis.call('DEL', KEYS[1])
+end
+local claim = redis.call('HGET', KEYS[1], 'call')
+local record = claim and redis.call('HGET', ARGV[1] .. claim, 'r') or ''
+return { before, after, record }

@@ -1,0 +1,558 @@
+//! The cluster on Redis: records, claims, presence and deadlines in keys of one hash tag, messages
+//! on one sharded channel a node.
+
+mod bus;
+mod facts;
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use fred::{
+    prelude::*,
+    types::{InfoKind, RespVersion, scripts::Script},
+};
+use futures_util::future::try_join_all;
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use self::{
+    bus::Bus,
+    facts::{Facts, list, read_record, sockets_field, text, watch_field, write_record},
+};
+use super::{
+    Change, Cluster, Committed, Departed, Detached, Edge, Inbound, Message, Stored, Unavailable,
+};
+use crate::{
+    call::{Call, Lobby, Role},
+    ids::{CallId, NodeId, SocketId, UserId},
+    time::{Clock, Timestamp},
+};
+
+/// How long a command may take.
+const COMMAND_TIMEOUT: Duration = Duration::from_millis(1_500);
+/// A bound to how often a command is tried on a connection that breaks.
+const COMMAND_ATTEMPTS: u32 = 2;
+/// Most messages that come in and wait.
+const INBOX_MESSAGES: usize = 10_000;
+/// How long a due call is left to whoever took it.
+const LEASE: Duration = Duration::from_secs(5);
+/// How much longer than its longest life a record is kept if nobody attends to it.
+const RECORD_MARGIN: Duration = Duration::from_hours(24);
+/// The oldest Redis that will do: it has sharded channels.
+const MIN_MAJOR: u32 = 7;
+const RETRY_CONNECT: Duration = Duration::from_millis(500);
+const HEARTBEAT: Duration = Duration::from_secs(2);
+/// A node that was silent for so long is dead.
+const DEAD_AFTER_MS: u64 = 8_000;
+/// Most users that are taken off a dead node at a time.
+const BURY_USERS: usize = 100;
+
+struct Scripts {
+    look: Script,
+    mark: Script,
+    commit: Script,
+    due: Script,
+    settle: Script,
+    bury: Script,
+}
+
+/// One node of a cluster on Redis.
+pub struct Redis {
+    node: NodeId,
+    keys: Keys,
+    client: Client,
+    bus: Bus,
+    scripts: Scripts,
+    local: Mutex<Local>,
+    /// Set when the node has signed off: no more heartbeats.
+    leaving: AtomicBool,
+}
+
+/// What this node has to do with each user.
+#[derive(Default)]
+struct Local {
+    sockets: HashMap<UserId, BTreeSet<SocketId>>,
+    watched: HashSet<UserId>,
+}
+
+/// Key names. All state has one hash tag, so that one script can work on it in a Redis Cluster too.
+struct Keys {
+    prefix: String,
+}
+
+impl Keys {
+    fn call_prefix(&self) -> String {
+        format!("{}call:", self.prefix)
+    }
+
+    fn call(&self, id: CallId) -> String {
+        format!("{}call:{id}", self.prefix)
+    }
+
+    fn user_prefix(&self) -> String {
+        format!("{}user:", self.prefix)
+    }
+
+    fn user(&self, user: &UserId) -> String {
+        format!("{}user:{user}", self.prefix)
+    }
+
+    fn node(&self, node: NodeId) -> String {
+        format!("{}node:{node}", self.prefix)
+    }
+
+    fn deadlines(&self) -> String {
+        format!("{}deadlines", self.prefix)
+    }
+
+    fn nodes(&self) -> String {
+        format!("{}nodes", self.prefix)
+    }
+}
+
+/// Connects, however long Redis is away. What waiting cannot mend is an error.
+async fn connected<C: ClientLike>(build: impl Fn() -> Result<C, Error>) -> Result<C, ConnectError> {
+    let mut is_told = false;
+    loop {
+        let client = build().map_err(ConnectError::Url)?;
+        let Err(error) = client.init().await else { return Ok(client) };
+        match error.kind() {
+            ErrorKind::IO | ErrorKind::Timeout | ErrorKind::Canceled | ErrorKind::Sentinel => {}
+            _ => return Err(ConnectError::Refused(error)),
+        }
+        if !std::mem::replace(&mut is_told, true) {
+            warn!(%error, "Redis is not reachable: this node waits for it and serves nobody yet");
+        }
+        tokio::time::sleep(RETRY_CONNECT).await;
+    }
+}
+
+/// Refuses a Redis that is too old, and warns of one that may throw state away.
+async fn check(client: &Client) -> Result<(), ConnectError> {
+    let server: String =
+        client.info(Some(InfoKind::Server)).await.map_err(ConnectError::Refused)?;
+    let version = field(&server, "redis_version").unwrap_or_default();
+    let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+    if major.is_some_and(|major| major < MIN_MAJOR) {
+        return Err(ConnectError::TooOld(version.to_owned()));
+    }
+    let memory: String =
+        client.info(Some(InfoKind::Memory)).await.map_err(ConnectError::Refused)?;
+    let policy = field(&memory, "maxmemory_policy").unwrap_or_default();
+    if !matches!(policy, "" | "noeviction") {
+        warn!(%policy, "Redis may evict keys: set maxmemory-policy to noeviction");
+    }
+    Ok(())
+}
+
+/// A field of what INFO says.
+fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    info.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':'))
+}
+
+/// Why a node cannot join. One sentence.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error("{0}")]
+    Url(Error),
+    #[error("{0}")]
+    Refused(Error),
+    #[error("it is version {0}, and 7 or later is needed")]
+    TooOld(String),
+}
+
+impl Redis {
+    /// Joins the cluster that `namespace` names on the Redis at `url`. Waits for Redis if it is away.
+    pub async fn join(
+        url: &str,
+        namespace: &str,
+        node: NodeId,
+        clock: Clock,
+    ) -> Result<(Arc<Self>, mpsc::Receiver<Inbound>), ConnectError> {
+        let mut config = Config::from_url(url).map_err(ConnectError::Url)?;
+        config.version = RespVersion::RESP3;
+        let mut builder = Builder::from_config(config);
+        builder
+            .with_connection_config(|connection| {
+                connection.connection_timeout = COMMAND_TIMEOUT;
+                connection.internal_command_timeout = COMMAND_TIMEOUT;
+                connection.max_command_attempts = COMMAND_ATTEMPTS;
+                connection.tcp.nodelay = Some(true);
+                connection.unresponsive.max_timeout = Some(COMMAND_TIMEOUT);
+            })
+            .with_performance_config(|performance| {
+                performance.default_command_timeout = COMMAND_TIMEOUT;
+                performance.broadcast_channel_capacity = 65_536;
+            })
+            .set_policy(ReconnectPolicy::new_exponential(0, 50, 500, 2));
+        let client = connected(|| builder.build()).await?;
+        let subscriber = connected(|| builder.build_subscriber_client()).await?;
+        check(&client).await?;
+
+        let bus = Bus::new(node, namespace, client.clone(), clock.clone());
+        bus.subscribe(&subscriber).await;
+        let (sender, inbox) = mpsc::channel(INBOX_MESSAGES);
+        tokio::spawn(bus.clone().listen(subscriber.clone(), sender.clone()));
+        tokio::spawn(async move {
+            // Finds a connection that is frozen: time-outs of commands do not cover this one.
+            let _ = subscriber.enable_heartbeat(Duration::from_millis(500), false).await;
+        });
+        let redis = Arc::new(Self {
+            node,
+            keys: Keys { prefix: format!("sb:{{{namespace}}}:") },
+            client,
+            bus,
+            scripts: Scripts {
+                look: Script::from_lua(include_str!("look.lua")),
+                mark: Script::from_lua(include_str!("mark.lua")),
+                commit: Script::from_lua(include_str!("commit.lua")),
+                due: Script::from_lua(include_str!("due.lua")),
+                settle: Script::from_lua(include_str!("settle.lua")),
+                bury: Script::from_lua(include_str!("bury.lua")),
+            },
+            local: Mutex::default(),
+            leaving: AtomicBool::new(false),
+        });
+        redis.beat(clock.now()).await.map_err(ConnectError::Refused)?;
+        tokio::spawn(redis.clone().live(sender, clock));
+        Ok((redis, inbox))
+    }
+
+    fn local(&self) -> MutexGuard<'_, Local> {
+        self.local.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn run(
+        &self,
+        script: &Script,
+        keys: Vec<String>,
+        arguments: Vec<String>,
+    ) -> Result<Value, Unavailable> {
+        script.evalsha_with_reload(&self.client, keys, arguments).await.map_err(|error| {
+            warn!(%error, "Redis did not carry a script out");
+            Unavailable
+        })
+    }
+
+    /// Users and their latest calls.
+    async fn look(&self, users: &[UserId]) -> Result<Vec<(Facts, Option<Call>)>, Unavailable> {
+        if users.is_empty() {
+            return Ok(Vec::new());
+        }
+        let keys = users.iter().map(|user| self.keys.user(user)).collect();
+        let answer = self.run(&self.scripts.look, keys, vec![self.keys.call_prefix()]).await?;
+        let mut answer = list(answer).into_iter();
+        let mut all = Vec::with_capacity(users.len());
+        while let (Some(facts), Some(record)) = (answer.next(), answer.next()) {
+            all.push((Facts::read(facts), read_record(&text(record))?));
+        }
+        Ok(all)
+    }
+
+    /// Writes what this node has to do with a user, as it is now. Two writes of one user can
+    /// overtake each other: then the one that finds the other's state writes again.
+    async fn mark(
+        &self,
+        user: &UserId,
+        what: impl Fn(&Local) -> Option<String>,
+        field: String,
+    ) -> Result<(Option<Edge>, Facts, Option<Call>), Unavailable> {
+        loop {
+            let value = what(&self.local());
+            let keys = vec![self.keys.user(user), self.keys.node(self.node)];
+            let arguments = vec![
+                self.keys.call_prefix(),
+                user.to_string(),
+                sockets_field(self.node),
+                watch_field(self.node),
+                field.clone(),
+                value.clone().unwrap_or_default(),
+            ];
+            let mut answer = list(self.run(&self.scripts.mark, keys, arguments).await?).into_iter();
+            let mut next = || answer.next().unwrap_or(Value::Null);
+            let (before, after) = (Facts::read(next()), Facts::read(next()));
+            let call = read_record(&text(next()))?;
+            if what(&self.local()) == value {
+                let is_live = call.as_ref().is_some_and(Call::is_live);
+                let edge = after.edge(user, is_live);
+                let changed = before.presence(is_live) != edge.presence;
+                return Ok((Some(edge).filter(|_| changed), after, call));
+            }
+        }
+    }
+
+    async fn mark_sockets(&self, user: &UserId) -> Result<Detached, Unavailable> {
+        let count = |local: &Local| local.sockets.get(user).map(|all| all.len().to_string());
+        let (edge, _, call) = self.mark(user, count, sockets_field(self.node)).await?;
+        Ok(Detached { call, edge })
+    }
+
+    async fn mark_watched(&self, user: &UserId) -> Result<Edge, Unavailable> {
+        let is_watched = |local: &Local| local.watched.contains(user).then(|| "1".to_owned());
+        let (_, facts, call) = self.mark(user, is_watched, watch_field(self.node)).await?;
+        Ok(facts.edge(user, call.as_ref().is_some_and(Call::is_live)))
+    }
+
+    /// Writes a record over the version `over`, 0 if there must be none, and the users' claims.
+    async fn write(
+        &self,
+        call: &Call,
+        over: u64,
+        claims: [String; 2],
+    ) -> Result<Committed, Unavailable> {
+        let (caller, callee) = (&call.caller.user, &call.callee.user);
+        let keys = vec![
+            self.keys.call(call.id),
+            self.keys.deadlines(),
+            self.keys.user(caller),
+            self.keys.user(callee),
+        ];
+        let life = call.expires_at - call.created_at + RECORD_MARGIN;
+        let [caller_claim, callee_claim] = claims;
+        let arguments = vec![
+            call.id.to_string(),
+            over.to_string(),
+            call.version.to_string(),
+            write_record(call),
+            u8::from(call.is_live()).to_string(),
+            call.deadline().as_millis().to_string(),
+            life.as_millis().to_string(),
+            caller.to_string(),
+            callee.to_string(),
+            caller_claim,
+            callee_claim,
+        ];
+        let mut answer = list(self.run(&self.scripts.commit, keys, arguments).await?).into_iter();
+        let mut next = || answer.next().unwrap_or(Value::Null);
+        if text(next()) != "ok" {
+            let current = read_record(&text(next()))?;
+            return Ok(Committed::Conflict(current.map(Box::new)));
+        }
+        let was_live = text(next()) == "1";
+        let (caller_facts, callee_facts) = (Facts::read(next()), Facts::read(next()));
+        let edges = [(caller, &caller_facts), (callee, &callee_facts)].map(|(user, facts)| {
+            let is_its = facts.claim == Some(call.id);
+            let edge = facts.edge(user, is_its && call.is_live());
+            let changed = is_its && facts.presence(was_live) != edge.presence;
+            Some(edge).filter(|_| changed)
+        });
+        Ok(Committed::Stored(Stored {
+            edges: edges.into_iter().flatten().collect(),
+            callee_nodes: callee_facts.nodes.iter().map(|(node, _)| *node).collect(),
+        }))
+    }
+
+    async fn beat(&self, now: Timestamp) -> Result<bool, Error> {
+        let score = (score(now.as_millis()), self.node.to_string());
+        let added: i64 =
+            self.client.zadd(self.keys.nodes(), None, None, false, false, score).await?;
+        Ok(added > 0)
+    }
+
+    /// Heartbeats, and burying the dead, for ever.
+    async fn live(self: Arc<Self>, inbox: mpsc::Sender<Inbound>, clock: Clock) {
+        let mut ticks = tokio::time::interval(HEARTBEAT);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut reconnections = self.client.reconnect_rx();
+        ticks.tick().await;
+        loop {
+            // A Redis that is back may be empty: better found out now than at the next beat.
+            tokio::select! {
+                _ = ticks.tick() => {}
+                _ = reconnections.recv() => {
+                    // What failed meanwhile is done again, from what is the case now.
+                    let _ = inbox.send(Inbound::Reset).await;
+                }
+            }
+            if self.leaving.load(Ordering::Relaxed) {
+                return;
+            }
+            let now = clock.now();
+            match self.beat(now).await {
+                Ok(true) => {
+                    info!("this node was not known to the cluster any more: it joins again");
+                    let _ = inbox.send(Inbound::Reset).await;
+                }
+                Ok(false) => {
+                    if let Err(error) = self.bury_dead(now, &inbox).await {
+                        warn!(%error, "dead nodes could not be looked for");
+                    }
+                }
+                Err(error) => warn!(%error, "Redis does not answer the heartbeat"),
+            }
+        }
+    }
+
+    async fn bury_dead(
+        &self,
+        now: Timestamp,
+        inbox: &mpsc::Sender<Inbound>,
+    ) -> Result<(), Unavailable> {
+        let latest = score(now.as_millis().saturating_sub(DEAD_AFTER_MS));
+        let dead: Vec<String> = self
+            .client
+            .zrangebyscore(self.keys.nodes(), f64::NEG_INFINITY, latest, false, None)
+            .await
+            .map_err(|_| Unavailable)?;
+        for node in dead.iter().filter_map(|node| node.parse::<NodeId>().ok()) {
+            if node != self.node {
+                self.bury(node, inbox).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn bury(&self, node: NodeId, inbox: &mpsc::Sender<Inbound>) -> Result<(), Unavailable> {
+        warn!(%node, "a node is dead: its users are taken off it");
+        self.bus.forget(node);
+        loop {
+            let keys = vec![self.keys.node(node), self.keys.nodes()];
+            let arguments = vec![
+                self.keys.user_prefix(),
+                node.to_string(),
+                sockets_field(node),
+                watch_field(node),
+                BURY_USERS.to_string(),
+            ];
+            let users = list(self.run(&self.scripts.bury, keys, arguments).await?);
+            let users: Vec<UserId> =
+                users.into_iter().filter_map(|user| text(user).parse().ok()).collect();
+            if users.is_empty() {
+                return Ok(());
+            }
+            let looked = self.look(&users).await?;
+            let departed = std::iter::zip(&users, looked).map(|(user, (facts, call))| {
+                let is_live = call.as_ref().is_some_and(Call::is_live);
+                Departed { edge: facts.edge(user, is_live), call }
+            });
+            let _ = inbox.send(Inbound::Departed(node, departed.collect())).await;
+        }
+    }
+}
+
+/// A time as the score of a sorted set, exact for the next 285,000 years.
+#[expect(clippy::cast_precision_loss, reason = "milliseconds fit into 53 bits")]
+fn score(millis: u64) -> f64 {
+    millis as f64
+}
+
+#[async_trait]
+impl Cluster for Redis {
+    fn node(&self) -> NodeId {
+        self.node
+    }
+
+    async fn attach(&self, user: &UserId, socket: SocketId) -> Result<Option<Edge>, Unavailable> {
+        self.local().sockets.entry(user.clone()).or_default().insert(socket);
+        Ok(self.mark_sockets(user).await?.edge)
+    }
+
+    async fn detach(&self, user: &UserId, socket: SocketId) -> Result<Detached, Unavailable> {
+        {
+            let mut local = self.local();
+            if let Some(sockets) = local.sockets.get_mut(user) {
+                sockets.remove(&socket);
+                if sockets.is_empty() {
+                    local.sockets.remove(user);
+                }
+            }
+        }
+        self.mark_sockets(user).await
+    }
+
+    async fn watch(&self, users: &[UserId]) -> Result<Vec<Edge>, Unavailable> {
+        self.local().watched.extend(users.iter().cloned());
+        try_join_all(users.iter().map(|user| self.mark_watched(user))).await
+    }
+
+    async fn unwatch(&self, users: &[UserId]) -> Result<(), Unavailable> {
+        {
+            let mut local = self.local();
+            for user in users {
+                local.watched.remove(user);
+            }
+        }
+        try_join_all(users.iter().map(|user| self.mark_watched(user))).await.map(|_| ())
+    }
+
+    async fn lobby(&self, caller: &UserId, callee: &UserId) -> Result<Lobby, Unavailable> {
+        let mut looked = self.look(&[caller.clone(), callee.clone()]).await?.into_iter();
+        let (_, caller_call) = looked.next().ok_or(Unavailable)?;
+        let (callee, callee_call) = looked.next().ok_or(Unavailable)?;
+        let others: Vec<_> = callee.nodes.iter().filter(|(node, _)| *node != self.node).collect();
+        let nodes: Vec<NodeId> = others.iter().map(|(node, _)| *node).collect();
+        let reachable = self.bus.reachable(&nodes).await.map_err(|_| Unavailable)?;
+        let gone: usize = std::iter::zip(others, reachable)
+            .filter(|(_, reachable)| !reachable)
+            .map(|((_, count), _)| count)
+            .sum();
+        let all: usize = callee.nodes.iter().map(|(_, count)| count).sum();
+        Ok(Lobby { caller_call, callee_call, callee_sockets: all - gone })
+    }
+
+    async fn load(&self, id: CallId) -> Result<Option<Call>, Unavailable> {
+        let record: Option<String> =
+            self.client.hget(self.keys.call(id), "r").await.map_err(|_| Unavailable)?;
+        read_record(&record.unwrap_or_default())
+    }
+
+    async fn latest(&self, user: &UserId) -> Result<Option<Call>, Unavailable> {
+        let looked = self.look(std::slice::from_ref(user)).await?;
+        Ok(looked.into_iter().next().and_then(|(_, call)| call))
+    }
+
+    async fn commit(&self, change: Change) -> Result<Committed, Unavailable> {
+        let Change { call, claims } = change;
+        let claim_of = |role: Role| {
+            let user = &call.party(role).user;
+            match claims.iter().find(|claim| claim.user == *user) {
+                Some(claim) => claim.was.map_or(String::new(), |id| id.to_string()),
+                None => "-".to_owned(),
+            }
+        };
+        let claims = [claim_of(Role::Caller), claim_of(Role::Callee)];
+        self.write(&call, call.version - 1, claims).await
+    }
+
+    async fn restore(&self, call: &Call) -> Result<(), Unavailable> {
+        self.write(call, 0, [String::new(), String::new()]).await.map(|_| ())
+    }
+
+    async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Call>, Unavailable> {
+        let arguments = vec![
+            self.keys.call_prefix(),
+            self.keys.user_prefix(),
+            now.as_millis().to_string(),
+            (now + LEASE).as_millis().to_string(),
+            limit.to_string(),
+        ];
+        let due = self.run(&self.scripts.due, vec![self.keys.deadlines()], arguments).await?;
+        let read = |record| read_record(&text(record)).transpose();
+        list(due).into_iter().filter_map(read).collect()
+    }
+
+    async fn settle(&self, calls: &[CallId]) -> Result<(), Unavailable> {
+        let keys = calls.iter().map(|id| self.keys.call(*id)).collect();
+        self.run(&self.scripts.settle, keys, Vec::new()).await.map(|_| ())
+    }
+
+    async fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+        let left: Result<i64, Error> =
+            self.client.zrem(self.keys.nodes(), self.node.to_string()).await;
+        if let Err(error) = left {
+            warn!(%error, "this node could not sign off: the others will bury it");
+        }
+    }
+
+    fn send(&self, to: NodeId, message: Message) {
+        self.bus.send(to, message);
+    }
+}

@@ -1,0 +1,223 @@
+// Several nodes on one Redis: what a death, a departure and a Redis in trouble do to calls.
+
+import assert from 'node:assert/strict';
+import { describe, test } from 'node:test';
+import { answer, candidate, candidates, offer } from '../support/calls.mjs';
+import { eventually, someone } from '../support/check.mjs';
+import { join } from '../support/client.mjs';
+import { startCluster, startRedis } from '../support/cluster.mjs';
+import { Server, runToExit } from '../support/server.mjs';
+
+async function cluster(t, count, options) {
+  const started = await startCluster(count, options);
+  t.after(() => started.stop());
+  return started;
+}
+
+/** A call between devices on these two nodes, answered. */
+async function callAcross(t, callersNode, calleesNode) {
+  const caller = await join(t, callersNode, { userId: someone('alice'), deviceId: 'a', reconnection: false });
+  const callee = await join(t, calleesNode, { userId: someone('bob'), deviceId: 'b', reconnection: false });
+  const { callId } = await caller.ok('call:initiate', { toUserId: callee.userId, callType: 'video' });
+  await caller.ok('call:offer', { toUserId: callee.userId, offer: offer() });
+  await callee.next('call:incoming');
+  await callee.next('call:offer');
+  await callee.ok('call:answer', { toUserId: caller.userId, answer: answer() });
+  await caller.next('call:answer');
+  return { caller, callee, callId };
+}
+
+async function assertTalking(one, other) {
+  for (const [from, to] of [[one, other], [other, one]]) {
+    const sent = candidate(Math.floor(Math.random() * 1e6));
+    await from.ok('call:ice-candidate', { toUserId: to.userId, candidate: sent });
+    assert.deepEqual((await to.next('call:ice-candidate')).candidate, sent);
+  }
+}
+
+describe('a node', { concurrency: true }, () => {
+  test('that is killed takes only its own sockets along: the device carries on elsewhere', async (t) => {
+    const { nodes } = await cluster(t, 3);
+    const { caller, callee, callId } = await callAcross(t, nodes[0], nodes[1]);
+    await nodes[1].kill('SIGKILL');
+    const again = await join(t, nodes[2], { userId: callee.userId, deviceId: 'b' });
+    assert.equal((await again.next('call:resumed')).callId, callId);
+    // What it sends tells the caller's node where it is now.
+    await assertTalking(again, caller);
+    const { call } = await caller.ok('call:sync', { callId });
+    assert.equal(call.status, 'answered');
+  });
+
+  test('that is killed leaves its users offline: for callers at once, for watchers soon', async (t) => {
+    const { nodes } = await cluster(t, 2);
+    const callee = await join(t, nodes[1], { userId: someone('bob'), reconnection: false });
+    const caller = await join(t, nodes[0], { userId: someone('alice') });
+    await caller.ok('presence:subscribe', { userIds: [callee.userId] });
+    await nodes[1].kill('SIGKILL');
+    const refused = await caller.ack('call:initiate', { toUserId: callee.userId, callType: 'audio' });
+    assert.equal(refused.error?.type, 'RECIPIENT_OFFLINE');
+    // Noticed by its missing heartbeat: watched for longer than one event is waited for.
+    const offline = () => caller.ack('presence:subscribe', { userIds: [callee.userId] });
+    await eventually(async () => (await offline()).presence[callee.userId] === 'offline', 'offline', 15_000);
+  });
+
+  test('that is told to leave hands its calls over and exits cleanly', async (t) => {
+    const { nodes } = await cluster(t, 2);
+    const { caller, callee, callId } = await callAcross(t, nodes[0], nodes[1]);
+    const goodbye = callee.next('server:draining');
+    const left = nodes[1].stop();
+    assert.ok((await goodbye).reconnectWithinMs > 0);
+    assert.notEqual(await callee.next('disconnect'), 'io server disconnect');
+    assert.equal((await caller.next('call:peer-reconnecting')).callId, callId);
+    const again = await join(t, nodes[0], { userId: callee.userId, deviceId: 'b' });
+    assert.equal((await again.next('call:resumed')).callId, callId);
+    await caller.next('call:peer-reconnected');
+    await left;
+    await assertTalking(caller, again);
+  });
+
+  test('that was taken for dead finds out and joins again', async (t) => {
+    const { nodes } = await cluster(t, 2);
+    const callee = await join(t, nodes[1], { userId: someone('bob') });
+    const caller = await join(t, nodes[0], { userId: someone('alice') });
+    const presence = async () =>
+      (await caller.ok('presence:subscribe', { userIds: [callee.userId] })).presence[callee.userId];
+    process.kill(nodes[1].pid, 'SIGSTOP');
+    try {
+      await eventually(async () => (await presence()) === 'offline', 'taken for dead', 15_000);
+    } finally {
+      process.kill(nodes[1].pid, 'SIGCONT');
+    }
+    await eventually(async () => (await presence()) === 'online', 'back', 10_000);
+    await caller.ok('call:initiate', { toUserId: callee.userId, callType: 'audio' });
+    await callee.next('call:incoming');
+  });
+});
+
+test('a burst from one node arrives at the other complete and in order', async (t) => {
+  const { nodes } = await cluster(t, 2);
+  const { caller, callee } = await callAcross(t, nodes[0], nodes[1]);
+  const sent = candidates(500);
+  for (const one of sent) caller.emit('call:ice-candidate', { toUserId: callee.userId, candidate: one });
+  const received = [];
+  while (received.length < sent.length) received.push((await callee.next('call:ice-candidate')).candidate);
+  assert.deepEqual(received, sent);
+});
+
+describe('Redis', { concurrency: true }, () => {
+  test('frozen for 5 s delays candidates and loses, doubles or reorders none', async (t) => {
+    const { nodes, redis } = await cluster(t, 2);
+    const { caller, callee } = await callAcross(t, nodes[0], nodes[1]);
+    const sent = candidates(300);
+    const send = (some) => some.forEach((one) => caller.emit('call:ice-candidate', { toUserId: callee.userId, candidate: one }));
+    process.kill(redis.pid, 'SIGSTOP');
+    const thawed = new Promise((resolve) => setTimeout(() => resolve(process.kill(redis.pid, 'SIGCONT')), 5_000));
+    send(sent.slice(0, 100));
+    await new Promise((resolve) => setTimeout(resolve, 2_500));
+    send(sent.slice(100, 200));
+    await thawed;
+    send(sent.slice(200));
+    const received = [];
+    while (received.length < sent.length) received.push((await callee.next('call:ice-candidate')).candidate);
+    assert.deepEqual(received, sent);
+    await assertTalking(caller, callee);
+  });
+
+  test('back empty: calls go on, users are online, and new calls work', async (t) => {
+    const { nodes, redis } = await cluster(t, 2);
+    const { caller, callee, callId } = await callAcross(t, nodes[0], nodes[1]);
+    const watcher = await join(t, nodes[0], { userId: someone('carol') });
+    await redis.restart();
+    await eventually(async () => {
+      const { ok, call } = await caller.ack('call:sync', {});
+      return ok && call?.callId === callId;
+    }, 'the record is back');
+    await assertTalking(caller, callee);
+    await caller.ok('call:end', { toUserId: callee.userId });
+    await callee.next('call:ended');
+    await eventually(async () => {
+      const { ok, presence } = await watcher.ack('presence:subscribe', { userIds: [callee.userId] });
+      return ok && presence[callee.userId] === 'online';
+    }, 'the callee is known');
+    await caller.ok('call:initiate', { toUserId: callee.userId, callType: 'audio' });
+    await callee.next('call:incoming');
+  });
+
+  test('away: new calls are refused for now, live ones go on', async (t) => {
+    const { nodes, redis } = await cluster(t, 1);
+    const { caller, callee } = await callAcross(t, nodes[0], nodes[0]);
+    const other = await join(t, nodes[0], { userId: someone('carol') });
+    process.kill(redis.pid, 'SIGSTOP');
+    try {
+      const refused = await other.ack('call:initiate', { toUserId: someone('dan'), callType: 'audio' });
+      assert.equal(refused.error?.type, 'TEMPORARILY_UNAVAILABLE');
+      assert.ok(refused.error.retryAfterMs > 0);
+      await assertTalking(caller, callee);
+    } finally {
+      process.kill(redis.pid, 'SIGCONT');
+    }
+    await eventually(async () => {
+      const later = await other.ack('call:initiate', { toUserId: someone('dan'), callType: 'audio' });
+      return later.error?.type === 'RECIPIENT_OFFLINE';
+    }, 'calls are decided again');
+  });
+
+  test('away while a device leaves and another comes: both are noted when it is back', async (t) => {
+    const { nodes, redis } = await cluster(t, 1);
+    const { caller, callee, callId } = await callAcross(t, nodes[0], nodes[0]);
+    process.kill(redis.pid, 'SIGSTOP');
+    const thaw = setTimeout(() => process.kill(redis.pid, 'SIGCONT'), 4_000);
+    t.after(() => clearTimeout(thaw));
+    callee.close();
+    const joining = join(t, nodes[0], { userId: someone('carol'), reconnection: true, reconnectionDelay: 200, reconnectionDelayMax: 500 });
+    assert.equal((await caller.next('call:ended')).callId, callId);
+    await joining;
+  });
+
+  test('that is not there when a node starts is waited for', async (t) => {
+    const redis = await startRedis();
+    await redis.stop();
+    const starting = Server.create(['--redis-url', redis.url, '--drain-window', '100ms'], {});
+    const later = await startRedis({ port: redis.port });
+    t.after(() => later.stop());
+    const server = await starting;
+    t.after(() => server.stop());
+    await join(t, server, { userId: someone('alice') });
+  });
+
+  test('that wants another password is one sentence and exit code 1', async (t) => {
+    const redis = await startRedis({ args: ['--requirepass', 'right'] });
+    t.after(() => redis.stop());
+    const url = redis.url.replace('://', '://:wrong@');
+    const { code, stderr } = await runToExit(['--listen', '127.0.0.1:0', '--redis-url', url]);
+    assert.equal(code, 1);
+    const errors = stderr.split('\n').filter((line) => line.startsWith('error:'));
+    assert.equal(errors.length, 1, stderr);
+    assert.ok(!stderr.includes('wrong@'), 'the password is not printed');
+  });
+});
+
+test('a call costs Redis the same with 2, 4 and 8 nodes', async (t) => {
+  const CALLS = 20;
+  const costs = [];
+  for (const count of [2, 4, 8]) {
+    const { nodes, redis } = await cluster(t, count);
+    const caller = await join(t, nodes[0], { userId: someone('alice') });
+    const callee = await join(t, nodes[1], { userId: someone('bob') });
+    const before = await redis.commands();
+    for (let number = 0; number < CALLS; number += 1) {
+      await caller.ok('call:initiate', { toUserId: callee.userId, callType: 'video' });
+      await callee.next('call:incoming');
+      await callee.ok('call:answer', { toUserId: caller.userId, answer: answer() });
+      await caller.next('call:answer');
+      await caller.ok('call:end', { toUserId: callee.userId });
+      await callee.next('call:ended');
+    }
+    const after = await redis.commands();
+    // Scripts are the state of calls; sweeps, heartbeats and canaries run by the clock.
+    costs.push((after.hset - before.hset) / CALLS);
+    const rings = await Promise.all(nodes.slice(2).map((node) => node.logs()));
+    assert.ok(rings.every((logs) => !logs.includes('panicked')));
+  }
+  assert.ok(Math.max(...costs) - Math.min(...costs) < 1, `writes per call: ${costs}`);
+});

@@ -1,0 +1,135 @@
+// Several nodes on one Redis, which a test can use as if they were one server.
+
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { rm } from 'node:fs/promises';
+import { connect, createServer } from 'node:net';
+import { eventually } from './check.mjs';
+import { Server, privateFolder } from './server.mjs';
+
+/** Starts `count` nodes on a Redis of their own; `args` and `env` are added to each node's settings. */
+export async function startCluster(count, options = {}) {
+  const cluster = new Cluster(await startRedis());
+  try {
+    for (let number = 0; number < count; number += 1) await cluster.addNode(options);
+  } catch (error) {
+    await cluster.stop().catch(() => {});
+    throw error;
+  }
+  return cluster;
+}
+
+class Cluster {
+  #next = 0;
+
+  constructor(redis) {
+    this.redis = redis;
+    this.nodes = [];
+  }
+
+  async addNode({ args = [], env = {} } = {}) {
+    const node = await Server.create(['--redis-url', this.redis.url, '--drain-window', '100ms', ...args], env);
+    this.nodes.push(node);
+    return node;
+  }
+
+  /** Each connection is made to the next node, as behind a load balancer. */
+  get url() {
+    return this.#turn().url;
+  }
+
+  get port() {
+    return this.#turn().port;
+  }
+
+  #turn() {
+    this.#next += 1;
+    return this.nodes[this.#next % this.nodes.length];
+  }
+
+  logs() {
+    return this.nodes.map((node) => node.logs()).join('');
+  }
+
+  async stop() {
+    try {
+      for (const node of this.nodes) if (node.isRunning) await node.stop();
+    } finally {
+      await this.redis.stop();
+    }
+  }
+}
+
+/** A Redis on a free port, or on `port`, in a folder of its own. */
+export async function startRedis({ port, args = [] } = {}) {
+  const redis = new Redis(port ?? (await freePort()), args);
+  redis.dir = await privateFolder();
+  await redis.start();
+  return redis;
+}
+
+class Redis {
+  constructor(port, args) {
+    this.port = port;
+    this.args = args;
+    this.url = `redis://127.0.0.1:${port}`;
+  }
+
+  async start() {
+    const settings = ['--port', `${this.port}`, '--bind', '127.0.0.1', '--save', '', '--dir', this.dir, ...this.args];
+    this.child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', 'redis-server', ...settings], { stdio: 'ignore' });
+    this.gone = once(this.child, 'close');
+    await eventually(() => ask(this.port, 'PING'), 'Redis answers');
+  }
+
+  get pid() {
+    return this.child.pid;
+  }
+
+  /** Comes back with nothing in it. */
+  async restart() {
+    this.child.kill('SIGKILL');
+    await this.gone;
+    await this.start();
+  }
+
+  async stop() {
+    this.child.kill('SIGKILL');
+    await this.gone;
+    await rm(this.dir, { recursive: true, force: true });
+  }
+
+  /** How often each command was run. */
+  async commands() {
+    const stats = await ask(this.port, 'INFO commandstats', /cmdstat_/);
+    return Object.fromEntries([...stats.matchAll(/cmdstat_([a-z|]+):calls=(\d+)/g)].map(([, name, calls]) => [name, Number(calls)]));
+  }
+}
+
+function freePort() {
+  return new Promise((resolve, reject) => {
+    const server = createServer().once('error', reject);
+    server.listen(0, '127.0.0.1', () => {
+      const { port } = server.address();
+      server.close(() => resolve(port));
+    });
+  });
+}
+
+/** The answer to one command; false if there is none. */
+function ask(port, command, expected = /^[+-]/) {
+  return new Promise((resolve) => {
+    let answer = '';
+    const socket = connect(port, '127.0.0.1', () => socket.write(`${command}\r\n`));
+    const done = (result) => {
+      socket.destroy();
+      resolve(result);
+    };
+    socket
+      .on('data', (data) => {
+        answer += data;
+        if (expected.test(answer)) done(answer);
+      })
+      .once('error', () => done(false));
+  });
+}
