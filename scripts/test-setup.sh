@@ -21,6 +21,7 @@ have npm || missing+=(npm)
 python_has_venv || missing+=(python3 python3-venv)
 have chromium || missing+=(chromium)
 have redis-server || missing+=(redis-server)
+have haproxy || missing+=(haproxy)
 
 if [ "${#missing[@]}" -gt 0 ]; then
     as_root=()

@@ -267,6 +267,7 @@ impl LiveCall {
             view.waiting = Default::default();
         }
         for role in [Role::Caller, Role::Callee] {
+            view.recall(&before, role, reach);
             if let Route::Bound(..) = newer.to_party(role) {
                 let waiting = std::mem::take(view.waiting_for(role));
                 for (signal, payload) in waiting.messages {
@@ -415,6 +416,23 @@ impl View {
         }
         self.early.entry(from).or_default().push(signal, payload);
         Ok(())
+    }
+
+    /// Puts what was sent to the node that held the party's device, and that nobody there has heard,
+    /// before what waits for it: the device has left that node.
+    fn recall(&mut self, before: &Call, role: Role, reach: &Reach) {
+        let Some(node) = before.party(role).link.node() else { return };
+        let stays = self.call.party(role).link.socket().is_some()
+            && self.call.party(role).link.node() == Some(node);
+        if stays || node == reach.cluster.node() || before.is_ringing() {
+            return;
+        }
+        let recalled = reach.cluster.recall(node, self.call.id);
+        let waiting = self.waiting_for(role);
+        for relay in recalled.into_iter().rev() {
+            waiting.size_bytes += relay.payload.len_bytes();
+            waiting.messages.push_front((relay.signal, relay.payload));
+        }
     }
 
     /// Gives what the caller sent to the node that the caller has moved to.

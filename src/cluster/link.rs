@@ -75,6 +75,13 @@ impl Sender {
         Frame { link: self.link, first, oldest: self.oldest, messages }
     }
 
+    /// Takes the messages out that are numbered `from` or more and that `takes` says so of.
+    pub fn recall(&mut self, from: u64, takes: impl Fn(&Message) -> bool) -> Vec<Message> {
+        let skip = usize::try_from(from.saturating_sub(self.oldest)).unwrap_or(usize::MAX);
+        let unheard = self.kept.iter_mut().skip(skip).filter(|(_, message)| takes(message));
+        unheard.map(|(_, message)| std::mem::replace(message, Message::Void)).collect()
+    }
+
     /// How far this end has come; None if there is nothing that could have been missed.
     pub fn progress(&mut self, now: Timestamp) -> Option<Frame> {
         self.forget(now);
@@ -92,7 +99,8 @@ impl Sender {
         Frame { link: self.link, first, oldest: self.oldest, messages }
     }
 
-    fn next(&self) -> u64 {
+    /// The number of the next message to come.
+    pub fn next(&self) -> u64 {
         self.oldest + self.kept.len() as u64
     }
 
@@ -165,6 +173,20 @@ mod tests {
         let late = message(2);
         let delivery = receiver.receive(sender.send(vec![late.clone()], at(60)));
         assert_eq!(delivery, Delivery { messages: vec![late], ask_from: None, lost: 1 });
+    }
+
+    #[test]
+    fn what_is_recalled_leaves_no_gap() {
+        let (mut sender, mut receiver) = (Sender::new(at(0)), Receiver::default());
+        let messages: Vec<_> = (0..4).map(message).collect();
+        let heard = sender.send(messages[..1].to_vec(), at(0));
+        receiver.receive(heard);
+        sender.send(messages[1..].to_vec(), at(0));
+        let recalled = sender.recall(1, |message| *message != messages[2]);
+        assert_eq!(recalled, [messages[1].clone(), messages[3].clone()]);
+        let delivery = receiver.receive(sender.again(1, 10));
+        assert_eq!(delivery.messages, [Message::Void, messages[2].clone(), Message::Void]);
+        assert_eq!(delivery.ask_from, None);
     }
 
     #[test]

@@ -10,7 +10,9 @@ use async_trait::async_trait;
 use tokio::sync::mpsc;
 use tracing::warn;
 
-use super::{Change, Cluster, Committed, Detached, Edge, Inbound, Message, Stored, Unavailable};
+use super::{
+    Change, Cluster, Committed, Detached, Edge, Inbound, Message, Relay, Stored, Unavailable,
+};
 use crate::{
     call::{Call, Lobby},
     ids::{CallId, NodeId, SocketId, UserId},
@@ -173,6 +175,11 @@ impl Cluster for Memory {
             }
         }
         Ok(())
+    }
+
+    fn recall(&self, _: NodeId, _: CallId) -> Vec<Relay> {
+        // What was sent is in the other node's inbox already.
+        Vec::new()
     }
 
     async fn leave(&self) {

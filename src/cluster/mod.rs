@@ -67,6 +67,10 @@ pub trait Cluster: Send + Sync + 'static {
     /// Says that history holds these ended records: they may go when their deadline passes.
     async fn settle(&self, calls: &[CallId]) -> Result<(), Unavailable>;
 
+    /// Takes back what was sent to a node about a call and nobody there has heard, in order: the
+    /// device that it was for has moved on, and the node may be dead.
+    fn recall(&self, from: NodeId, call: CallId) -> Vec<Relay>;
+
     /// Takes this node out of the cluster, when it has no sockets any more.
     async fn leave(&self);
 
@@ -110,6 +114,8 @@ pub enum Message {
     Relay(Relay),
     /// A user's presence has changed.
     Presence(Edge),
+    /// Something stood here that was taken back before anybody heard it.
+    Void,
 }
 
 /// What comes to a node from the cluster.

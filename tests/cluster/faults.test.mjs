@@ -48,6 +48,21 @@ describe('a node', { concurrency: true }, () => {
     assert.equal(call.status, 'answered');
   });
 
+  test('that is killed loses nothing that is sent while its device is on the way elsewhere', async (t) => {
+    const { nodes } = await cluster(t, 3);
+    const { caller, callee } = await callAcross(t, nodes[0], nodes[1]);
+    await nodes[1].kill('SIGKILL');
+    const sent = candidates(40);
+    const send = (some) => some.forEach((one) => caller.emit('call:ice-candidate', { toUserId: callee.userId, candidate: one }));
+    send(sent.slice(0, 20));
+    await caller.fence();
+    const again = await join(t, nodes[2], { userId: callee.userId, deviceId: 'b' });
+    send(sent.slice(20));
+    const received = [];
+    while (received.length < sent.length) received.push((await again.next('call:ice-candidate')).candidate);
+    assert.deepEqual(received, sent);
+  });
+
   test('that is killed leaves its users offline: for callers at once, for watchers soon', async (t) => {
     const { nodes } = await cluster(t, 2);
     const callee = await join(t, nodes[1], { userId: someone('bob'), reconnection: false });
@@ -177,7 +192,7 @@ describe('Redis', { concurrency: true }, () => {
   test('that is not there when a node starts is waited for', async (t) => {
     const redis = await startRedis();
     await redis.stop();
-    const starting = Server.create(['--redis-url', redis.url, '--drain-window', '100ms'], {});
+    const starting = Server.create(['--redis-url', redis.url], { SWITCHBOARD_DRAIN_WINDOW: '100ms' });
     const later = await startRedis({ port: redis.port });
     t.after(() => later.stop());
     const server = await starting;
@@ -195,6 +210,35 @@ describe('Redis', { concurrency: true }, () => {
     assert.equal(errors.length, 1, stderr);
     assert.ok(!stderr.includes('wrong@'), 'the password is not printed');
   });
+});
+
+test('what passes between two devices on one node costs Redis nothing', async (t) => {
+  const { nodes, redis } = await cluster(t, 2);
+  const { caller, callee } = await callAcross(t, nodes[0], nodes[0]);
+  const before = await redis.commands();
+  const started = Date.now();
+  for (const one of candidates(200)) caller.emit('call:ice-candidate', { toUserId: callee.userId, candidate: one });
+  for (let count = 0; count < 200; count += 1) await callee.next('call:ice-candidate');
+  const after = await redis.commands();
+  // Each node sends itself a canary every 2 s.
+  const canaries = 2 * (1 + Math.ceil((Date.now() - started) / 2_000));
+  assert.ok(after.spublish - before.spublish <= canaries, `${after.spublish - before.spublish} publishes`);
+  assert.equal(after.hset, before.hset);
+});
+
+test('nothing is left in Redis of a node that died and of users who are gone', async (t) => {
+  const { nodes, redis } = await cluster(t, 2);
+  const gone = await join(t, nodes[1], { userId: someone('bob'), reconnection: false });
+  const watcher = await join(t, nodes[1], { userId: someone('carol'), reconnection: false });
+  await watcher.ok('presence:subscribe', { userIds: [gone.userId, someone('stranger')] });
+  const left = await join(t, nodes[0], { userId: someone('dan') });
+  assert.ok((await redis.keys()).some((key) => key.includes(gone.userId)));
+  await nodes[1].kill('SIGKILL');
+  left.close();
+  await eventually(async () => {
+    const keys = (await redis.keys()).map((key) => key.split(':').at(2));
+    return keys.every((kind) => ['nodes', 'deadlines'].includes(kind));
+  }, 'only what lives is left', 30_000);
 });
 
 test('a call costs Redis the same with 2, 4 and 8 nodes', async (t) => {

@@ -17,7 +17,9 @@ use switchboard::{
     calls::{
         Calls, Failure, Initiate, MAX_REPLAY_MESSAGES, MAX_WAITING_MESSAGES, Outlet, SWEEP_INTERVAL,
     },
-    cluster::{Change, Cluster, Committed, Detached, Edge, Hub, Memory, Message, Unavailable},
+    cluster::{
+        Change, Cluster, Committed, Detached, Edge, Hub, Memory, Message, Relay, Unavailable,
+    },
     history::{self, Query, Row, Store, StoreError},
     ids::{CallId, NodeId, SocketId, UserId},
     payload::Payload,
@@ -81,6 +83,10 @@ macro_rules! interleaved {
 
             fn send(&self, to: NodeId, message: Message) {
                 self.cluster.send(to, message);
+            }
+
+            fn recall(&self, from: NodeId, call: CallId) -> Vec<Relay> {
+                self.cluster.recall(from, call)
             }
 
             async fn leave(&self) {

@@ -28,7 +28,7 @@ class Cluster {
   }
 
   async addNode({ args = [], env = {} } = {}) {
-    const node = await Server.create(['--redis-url', this.redis.url, '--drain-window', '100ms', ...args], env);
+    const node = await Server.create(['--redis-url', this.redis.url, ...args], { SWITCHBOARD_DRAIN_WINDOW: '100ms', ...env });
     this.nodes.push(node);
     return node;
   }
@@ -99,6 +99,11 @@ class Redis {
     await rm(this.dir, { recursive: true, force: true });
   }
 
+  async keys() {
+    const answer = await ask(this.port, 'KEYS *', /^\*(\d+)\r\n/);
+    return [...answer.matchAll(/\r\n(sb:[^\r]*)\r\n/g)].map(([, key]) => key);
+  }
+
   /** How often each command was run. */
   async commands() {
     const stats = await ask(this.port, 'INFO commandstats', /cmdstat_/);
@@ -106,7 +111,7 @@ class Redis {
   }
 }
 
-function freePort() {
+export function freePort() {
   return new Promise((resolve, reject) => {
     const server = createServer().once('error', reject);
     server.listen(0, '127.0.0.1', () => {

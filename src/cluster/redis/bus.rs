@@ -1,22 +1,22 @@
 //! Messages between nodes: one sharded channel a node, one queue and one numbered link a peer.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use fred::{clients::SubscriberClient, prelude::*};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{broadcast::error::RecvError, mpsc};
+use tokio::sync::{Notify, broadcast::error::RecvError, mpsc};
 use tracing::{debug, info, warn};
 
 use crate::{
     cluster::{
-        Inbound, Message,
+        Inbound, Message, Relay,
         link::{Frame, Receiver, Sender},
     },
-    ids::NodeId,
+    ids::{CallId, NodeId},
     time::{Clock, Timestamp},
 };
 
@@ -62,7 +62,28 @@ struct Shared {
     namespace: String,
     client: Client,
     clock: Clock,
-    peers: Mutex<HashMap<NodeId, mpsc::Sender<Order>>>,
+    peers: Mutex<HashMap<NodeId, Arc<Peer>>>,
+}
+
+/// What is on its way to one node.
+struct Peer {
+    outgoing: Mutex<Outgoing>,
+    wake: Notify,
+}
+
+struct Outgoing {
+    queue: VecDeque<Order>,
+    link: Sender,
+    /// The number of the first message that nobody has heard.
+    unheard: u64,
+    /// Set when nobody sends what is put in any more.
+    closed: bool,
+}
+
+impl Peer {
+    fn outgoing(&self) -> MutexGuard<'_, Outgoing> {
+        self.outgoing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What a peer's task is to do.
@@ -109,57 +130,105 @@ impl Bus {
         self.order(to, Order::Send(message));
     }
 
-    fn peers(&self) -> MutexGuard<'_, HashMap<NodeId, mpsc::Sender<Order>>> {
+    fn peers(&self) -> MutexGuard<'_, HashMap<NodeId, Arc<Peer>>> {
         self.0.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn order(&self, to: NodeId, order: Order) {
         let mut peers = self.peers();
-        let open = |queue: &&mpsc::Sender<Order>| !queue.is_closed();
-        let queue = match peers.get(&to).filter(open) {
-            Some(queue) => queue,
+        let open = |peer: &&Arc<Peer>| !peer.outgoing().closed;
+        let peer = match peers.get(&to).filter(open).cloned() {
+            Some(peer) => peer,
             None => {
-                let (queue, orders) = mpsc::channel(QUEUE_MESSAGES);
-                tokio::spawn(self.clone().run_peer(to, orders));
-                peers.entry(to).insert_entry(queue).into_mut()
+                let outgoing = Outgoing {
+                    queue: VecDeque::new(),
+                    link: Sender::new(self.0.clock.now()),
+                    unheard: 0,
+                    closed: false,
+                };
+                let peer = Arc::new(Peer { outgoing: Mutex::new(outgoing), wake: Notify::new() });
+                peers.insert(to, peer.clone());
+                tokio::spawn(self.clone().run_peer(to, peer.clone()));
+                peer
             }
         };
-        if queue.try_send(order).is_err() {
-            warn!(node = %to, "the queue to a node is full: a message is dropped");
+        drop(peers);
+        let mut outgoing = peer.outgoing();
+        if outgoing.queue.len() >= QUEUE_MESSAGES {
+            return warn!(node = %to, "the queue to a node is full: a message is dropped");
         }
+        outgoing.queue.push_back(order);
+        peer.wake.notify_one();
+    }
+
+    /// Takes back what is on its way to a node about a call and that nobody has heard, in order.
+    pub fn recall(&self, from: NodeId, call: CallId) -> Vec<Relay> {
+        let Some(peer) = self.peers().get(&from).cloned() else { return Vec::new() };
+        let is_its = |message: &Message| matches!(message, Message::Relay(to) if to.call == call);
+        let mut outgoing = peer.outgoing();
+        let Outgoing { queue, link, unheard, .. } = &mut *outgoing;
+        let mut recalled = link.recall(*unheard, is_its);
+        for order in queue.iter_mut() {
+            if let Order::Send(message) = order
+                && is_its(message)
+            {
+                recalled.push(std::mem::replace(message, Message::Void));
+            }
+        }
+        let relay = |message| match message {
+            Message::Relay(relay) => Some(relay),
+            _ => None,
+        };
+        recalled.into_iter().filter_map(relay).collect()
     }
 
     /// Forgets a node that is dead.
     pub fn forget(&self, node: NodeId) {
-        self.peers().remove(&node);
+        if let Some(peer) = self.peers().remove(&node) {
+            peer.outgoing().closed = true;
+            peer.wake.notify_one();
+        }
     }
 
     /// Sends what is queued for one peer, all that waits together, one publish at a time: that
     /// keeps the order. Ends when nobody has listened for a while.
-    async fn run_peer(self, to: NodeId, mut orders: mpsc::Receiver<Order>) {
-        let mut link = Sender::new(self.0.clock.now());
-        let mut batch = Vec::with_capacity(BATCH_MESSAGES);
+    async fn run_peer(self, to: NodeId, peer: Arc<Peer>) {
         let mut unheard_since = None;
         loop {
             tokio::select! {
-                count = orders.recv_many(&mut batch, BATCH_MESSAGES) => {
-                    if count == 0 {
-                        return;
-                    }
-                }
+                () = peer.wake.notified() => {}
                 () = tokio::time::sleep(PROGRESS) => {}
             }
-            let now = self.0.clock.now();
-            for content in contents(&mut link, batch.drain(..), now) {
-                match self.publish(to, content).await {
-                    Some(0) => drop(unheard_since.get_or_insert(now)),
-                    Some(_) => unheard_since = None,
-                    // It is Redis that is away, not the node.
-                    None => {}
+            loop {
+                let now = self.0.clock.now();
+                let (contents, up_to, is_last) = {
+                    let mut outgoing = peer.outgoing();
+                    if outgoing.closed {
+                        return;
+                    }
+                    let Outgoing { queue, link, .. } = &mut *outgoing;
+                    let batch = queue.len().min(BATCH_MESSAGES);
+                    let contents = contents(link, queue.drain(..batch), now);
+                    (contents, link.next(), queue.is_empty())
+                };
+                for content in contents {
+                    match self.publish(to, content).await {
+                        Some(0) => drop(unheard_since.get_or_insert(now)),
+                        Some(_) => {
+                            unheard_since = None;
+                            peer.outgoing().unheard = up_to;
+                        }
+                        // It is Redis that is away, not the node.
+                        None => {}
+                    }
                 }
-            }
-            if unheard_since.is_some_and(|since| now - since > FORGET_AFTER) {
-                return debug!(node = %to, "nobody listens for a node: its link is closed");
+                if unheard_since.is_some_and(|since| now - since > FORGET_AFTER) {
+                    peer.outgoing().closed = true;
+                    return debug!(node = %to, "nobody listens for a node: its link is closed");
+                }
+                if is_last {
+                    break;
+                }
             }
         }
     }
@@ -277,8 +346,6 @@ mod tests {
     use super::*;
     use crate::{
         call::{Role, Signal},
-        cluster::Relay,
-        ids::CallId,
         payload::Payload,
     };
 

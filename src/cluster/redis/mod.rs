@@ -27,7 +27,8 @@ use self::{
     facts::{Facts, list, read_record, sockets_field, text, watch_field, write_record},
 };
 use super::{
-    Change, Cluster, Committed, Departed, Detached, Edge, Inbound, Message, Stored, Unavailable,
+    Change, Cluster, Committed, Departed, Detached, Edge, Inbound, Message, Relay, Stored,
+    Unavailable,
 };
 use crate::{
     call::{Call, Lobby, Role},
@@ -541,6 +542,10 @@ impl Cluster for Redis {
     async fn settle(&self, calls: &[CallId]) -> Result<(), Unavailable> {
         let keys = calls.iter().map(|id| self.keys.call(*id)).collect();
         self.run(&self.scripts.settle, keys, Vec::new()).await.map(|_| ())
+    }
+
+    fn recall(&self, from: NodeId, call: CallId) -> Vec<Relay> {
+        self.bus.recall(from, call)
     }
 
     async fn leave(&self) {
