@@ -9,7 +9,10 @@ use std::{
 
 use tracing::{debug, warn};
 
-use super::{Failure, Outlet};
+use super::{
+    Failure, Outlet,
+    held::{Full, Held, MAX_REPLAY_BYTES, MAX_REPLAY_MESSAGES},
+};
 use crate::{
     call::{Call, Device, News, Refusal, Role, Route, Signal, news},
     cluster::{Cluster, Message, Relay},
@@ -19,15 +22,6 @@ use crate::{
     time::Timestamp,
 };
 
-/// Most messages that wait for a device that is lost.
-pub const MAX_WAITING_MESSAGES: usize = 64;
-/// Most bytes of messages that wait for a device that is lost.
-pub const MAX_WAITING_BYTES: usize = 256 * 1024;
-/// Most messages of a caller that are kept for devices that join while it rings, and most of the
-/// ringing devices that wait for an answer.
-pub const MAX_REPLAY_MESSAGES: usize = 1_024;
-/// Most bytes of the same.
-pub const MAX_REPLAY_BYTES: usize = 1024 * 1024;
 /// How long an ended call is remembered, so that a late older version is known to be old.
 const ENDED_MEMORY: Duration = Duration::from_secs(10);
 
@@ -79,18 +73,6 @@ pub enum Received {
     Done,
     /// It was sent after a change of the record that has not been heard of here.
     Outdated,
-}
-
-/// Messages that wait, within limits.
-#[derive(Default)]
-struct Held {
-    messages: VecDeque<(Signal, Payload)>,
-    size_bytes: usize,
-}
-
-/// No room for another message until then.
-pub struct Full {
-    pub until: Timestamp,
 }
 
 impl LiveCalls {
@@ -465,46 +447,5 @@ impl View {
     ) -> bool {
         let event = ServerEvent::relayed(signal, payload, &self.call, from, reach.now);
         reach.outlet.emit(socket, &event)
-    }
-}
-
-impl Held {
-    fn keep_for_replay(
-        &mut self,
-        signal: Signal,
-        payload: &Payload,
-        until: Timestamp,
-    ) -> Result<(), Full> {
-        self.keep(signal, payload, MAX_REPLAY_MESSAGES, MAX_REPLAY_BYTES, until)
-    }
-
-    fn keep_for_lost(
-        &mut self,
-        signal: Signal,
-        payload: &Payload,
-        until: Timestamp,
-    ) -> Result<(), Full> {
-        self.keep(signal, payload, MAX_WAITING_MESSAGES, MAX_WAITING_BYTES, until)
-    }
-
-    fn keep(
-        &mut self,
-        signal: Signal,
-        payload: &Payload,
-        max_messages: usize,
-        max_bytes: usize,
-        until: Timestamp,
-    ) -> Result<(), Full> {
-        let size_bytes = self.size_bytes + payload.len_bytes();
-        if self.messages.len() >= max_messages || size_bytes > max_bytes {
-            return Err(Full { until });
-        }
-        self.push(signal, payload);
-        Ok(())
-    }
-
-    fn push(&mut self, signal: Signal, payload: &Payload) {
-        self.messages.push_back((signal, payload.clone()));
-        self.size_bytes += payload.len_bytes();
     }
 }

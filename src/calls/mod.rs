@@ -1,6 +1,7 @@
 //! Carries calls out: takes a snapshot, asks the rules, commits what they decide, and tells those
 //! concerned. There is no rule about calls here.
 
+mod held;
 mod live;
 mod nodes;
 mod watchers;
@@ -14,8 +15,9 @@ use std::{
 
 use tracing::{debug, warn};
 
-use live::{Full, LiveCall, LiveCalls, Reach};
-pub use live::{MAX_REPLAY_BYTES, MAX_REPLAY_MESSAGES, MAX_WAITING_BYTES, MAX_WAITING_MESSAGES};
+use held::Full;
+pub use held::{MAX_REPLAY_BYTES, MAX_REPLAY_MESSAGES, MAX_WAITING_BYTES, MAX_WAITING_MESSAGES};
+use live::{LiveCall, LiveCalls, Reach};
 use watchers::Watchers;
 
 use crate::{

@@ -3,6 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::redis_server::RedisServer;
+use tokio::sync::mpsc;
+
 use switchboard::{
     call::{Attempt, Call, CallType, Device, ENDED_RETENTION, Event, Lobby, Placement, Rules},
     cluster::{Change, Claim, Cluster, Committed, Hub, Inbound, Message, Redis},
@@ -115,6 +117,71 @@ async fn messages_reach_the_node_they_are_for_in_order() {
             }
         }
     }
+}
+
+/// Two nodes of one cluster: one that sends, and the other's inbox.
+async fn sender_and_inbox(server: &RedisServer) -> (Arc<Redis>, NodeId, mpsc::Receiver<Inbound>) {
+    let join = async || {
+        let node = NodeId::generate(Clock::System.now());
+        (node, Redis::join(server.url(), "test", node, Clock::System).await.unwrap())
+    };
+    let (_, (sender, _)) = join().await;
+    let (node, (_receiver, inbox)) = join().await;
+    (sender, node, inbox)
+}
+
+/// Sends a message every 20 ms for so long, and expects all of them, once and in order, however
+/// late.
+async fn all_arrive(
+    sender: Arc<Redis>,
+    to: NodeId,
+    mut inbox: mpsc::Receiver<Inbound>,
+    sending: Duration,
+) {
+    let sent = tokio::spawn(async move {
+        let mut sent = Vec::new();
+        let until = tokio::time::Instant::now() + sending;
+        while tokio::time::Instant::now() < until {
+            let message = Message::Rings { call: CallId::generate(Clock::System.now()) };
+            sender.send(to, message.clone());
+            sent.push(message);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        (sent, sender)
+    });
+    let (sent, _sender) = sent.await.unwrap();
+    for expected in &sent {
+        let inbound = async {
+            loop {
+                if let Some(Inbound::Message(_, message)) = inbox.recv().await {
+                    return message;
+                }
+            }
+        };
+        let patience = Duration::from_secs(20);
+        let message = tokio::time::timeout(patience, inbound).await.expect("it arrives");
+        assert_eq!(message, *expected);
+    }
+}
+
+#[tokio::test]
+async fn a_failover_loses_no_message() {
+    let mut server = RedisServer::sentinel();
+    let (sender, node, inbox) = sender_and_inbox(&server).await;
+    let arriving = tokio::spawn(all_arrive(sender, node, inbox, Duration::from_secs(4)));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    server.kill_first();
+    arriving.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_slot_that_moves_loses_no_message() {
+    let server = RedisServer::cluster();
+    let (sender, node, inbox) = sender_and_inbox(&server).await;
+    let arriving = tokio::spawn(all_arrive(sender, node, inbox, Duration::from_secs(3)));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    server.move_slot_of(&format!("sb:n:test:{node}"));
+    arriving.await.unwrap();
 }
 
 #[tokio::test]

@@ -7,3 +7,4 @@ mod history;
 mod layers;
 mod protocol;
 mod redis_server;
+mod world;

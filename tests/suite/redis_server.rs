@@ -6,12 +6,14 @@ use std::{
     net::{Ipv4Addr, TcpListener, TcpStream},
     path::Path,
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
 /// One Redis, or several that belong together.
 pub struct RedisServer {
     processes: Vec<Child>,
+    ports: Vec<u16>,
     url: String,
     folder: tempfile::TempDir,
 }
@@ -49,24 +51,78 @@ impl RedisServer {
         server
     }
 
-    /// A master and the sentinel that watches it.
+    /// A master with a replica, and the sentinel that watches them.
     pub fn sentinel() -> Self {
-        let (master, sentinel) = (free_port(), free_port());
+        let (master, replica, sentinel) = (free_port(), free_port(), free_port());
         let url = format!("redis-sentinel://127.0.0.1:{sentinel}?sentinelServiceName=calls");
         let mut server = Self::new(url);
-        server.spawn(master, &[]);
+        server.spawn(master, &["--repl-diskless-sync-delay", "0"]);
+        server.spawn(replica, &["--replicaof", "127.0.0.1", &master.to_string()]);
+        wait_until("the replica follows", || {
+            says(replica, "INFO replication", "master_link_status:up")
+        });
         let settings = server.folder().join("sentinel.conf");
         let text = format!(
-            "port {sentinel}\nbind 127.0.0.1\nsentinel monitor calls 127.0.0.1 {master} 1\n"
+            "port {sentinel}\nbind 127.0.0.1\n\
+             sentinel monitor calls 127.0.0.1 {master} 1\n\
+             sentinel down-after-milliseconds calls 1000\n\
+             sentinel failover-timeout calls 5000\n"
         );
         fs::write(&settings, text).unwrap();
         let settings = settings.to_str().unwrap();
         server.run(sentinel, Command::new("redis-server").args([settings, "--sentinel"]));
+        wait_until("the sentinel knows the replica", || {
+            says(sentinel, "INFO sentinel", "slaves=1")
+        });
         server
     }
 
+    /// Kills the server that was started first: the master.
+    pub fn kill_first(&mut self) {
+        let mut first = self.processes.remove(0);
+        first.kill().expect("it is ours");
+        first.wait().expect("it is ours");
+    }
+
+    /// Moves the slot of a channel to another server of the Redis Cluster.
+    pub fn move_slot_of(&self, channel: &str) {
+        let slot = Self::cli(self.ports[0], &["CLUSTER", "KEYSLOT", channel]);
+        let slot = slot.trim();
+        let id_of = |port: u16| Self::cli(port, &["CLUSTER", "MYID"]).trim().to_owned();
+        let owner = self.owner_of(slot);
+        let owns = |port: &&u16| id_of(**port) == owner;
+        let from = *self.ports.iter().find(owns).expect("somebody owns the slot");
+        let to = *self.ports.iter().find(|port| **port != from).expect("there are three");
+        let (from_id, to_id) = (id_of(from), id_of(to));
+        Self::cli(to, &["CLUSTER", "SETSLOT", slot, "IMPORTING", &from_id]);
+        Self::cli(from, &["CLUSTER", "SETSLOT", slot, "MIGRATING", &to_id]);
+        for port in [to, from].iter().chain(&self.ports) {
+            Self::cli(*port, &["CLUSTER", "SETSLOT", slot, "NODE", &to_id]);
+        }
+    }
+
+    /// The id of the server that owns a slot.
+    fn owner_of(&self, slot: &str) -> String {
+        let slot: u16 = slot.parse().unwrap();
+        let nodes = Self::cli(self.ports[0], &["CLUSTER", "NODES"]);
+        let owner = nodes.lines().find(|line| {
+            line.split(' ').skip(8).any(|range| {
+                let (first, last) = range.split_once('-').unwrap_or((range, range));
+                let bounds = (first.parse::<u16>(), last.parse::<u16>());
+                matches!(bounds, (Ok(first), Ok(last)) if (first..=last).contains(&slot))
+            })
+        });
+        owner.and_then(|line| line.split(' ').next()).unwrap_or_default().to_owned()
+    }
+
+    fn cli(port: u16, command: &[&str]) -> String {
+        let output =
+            Command::new("redis-cli").args(["-p", &port.to_string()]).args(command).output();
+        String::from_utf8(output.expect("redis-cli is installed").stdout).unwrap()
+    }
+
     fn new(url: String) -> Self {
-        Self { processes: Vec::new(), url, folder: tempfile::tempdir().unwrap() }
+        Self { processes: Vec::new(), ports: Vec::new(), url, folder: tempfile::tempdir().unwrap() }
     }
 
     pub fn url(&self) -> &str {
@@ -86,6 +142,7 @@ impl RedisServer {
     }
 
     fn run(&mut self, port: u16, command: &mut Command) {
+        self.ports.push(port);
         let process = command.stdout(Stdio::null()).spawn().expect("redis-server is installed");
         self.processes.push(process);
         wait_until("redis-server answers", || says(port, "PING", "+PONG"));
@@ -101,12 +158,17 @@ impl Drop for RedisServer {
     }
 }
 
-/// A port below those that the system gives out: a Redis Cluster adds 10,000 to it for its bus.
+/// A port that no other test of this process has, below those that the system gives out. A Redis
+/// Cluster adds 10,000 to it for its bus.
 fn free_port() -> u16 {
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
     loop {
-        let given = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let port = 10_000 + given.local_addr().unwrap().port() % 20_000;
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+        let number = std::process::id()
+            .wrapping_mul(101)
+            .wrapping_add(TAKEN.fetch_add(1, Ordering::Relaxed));
+        let port = 10_000 + u16::try_from(number % 12_000).expect("it is below 12,000");
+        let is_free = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
+        if is_free(port) && is_free(port + 10_000) {
             return port;
         }
     }

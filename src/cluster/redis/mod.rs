@@ -2,7 +2,11 @@
 //! on one sharded channel a node.
 
 mod bus;
+mod connect;
 mod facts;
+mod life;
+
+pub use connect::ConnectError;
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -14,21 +18,17 @@ use std::{
 };
 
 use async_trait::async_trait;
-use fred::{
-    prelude::*,
-    types::{InfoKind, RespVersion, scripts::Script},
-};
+use fred::{prelude::*, types::scripts::Script};
 use futures_util::future::try_join_all;
 use tokio::sync::mpsc;
-use tracing::{info, warn};
+use tracing::warn;
 
 use self::{
     bus::Bus,
     facts::{Facts, list, read_record, sockets_field, text, watch_field, write_record},
 };
 use super::{
-    Change, Cluster, Committed, Departed, Detached, Edge, Inbound, Message, Relay, Stored,
-    Unavailable,
+    Change, Cluster, Committed, Detached, Edge, Inbound, Message, Relay, Stored, Unavailable,
 };
 use crate::{
     call::{Call, Lobby, Role},
@@ -36,24 +36,12 @@ use crate::{
     time::{Clock, Timestamp},
 };
 
-/// How long a command may take.
-const COMMAND_TIMEOUT: Duration = Duration::from_millis(1_500);
-/// A bound to how often a command is tried on a connection that breaks.
-const COMMAND_ATTEMPTS: u32 = 2;
 /// Most messages that come in and wait.
 const INBOX_MESSAGES: usize = 10_000;
 /// How long a due call is left to whoever took it.
 const LEASE: Duration = Duration::from_secs(5);
 /// How much longer than its longest life a record is kept if nobody attends to it.
 const RECORD_MARGIN: Duration = Duration::from_hours(24);
-/// The oldest Redis that will do: it has sharded channels.
-const MIN_MAJOR: u32 = 7;
-const RETRY_CONNECT: Duration = Duration::from_millis(500);
-const HEARTBEAT: Duration = Duration::from_secs(2);
-/// A node that was silent for so long is dead.
-const DEAD_AFTER_MS: u64 = 8_000;
-/// Most users that are taken off a dead node at a time.
-const BURY_USERS: usize = 100;
 
 struct Scripts {
     look: Script,
@@ -118,57 +106,6 @@ impl Keys {
     }
 }
 
-/// Connects, however long Redis is away. What waiting cannot mend is an error.
-async fn connected<C: ClientLike>(build: impl Fn() -> Result<C, Error>) -> Result<C, ConnectError> {
-    let mut is_told = false;
-    loop {
-        let client = build().map_err(ConnectError::Url)?;
-        let Err(error) = client.init().await else { return Ok(client) };
-        match error.kind() {
-            ErrorKind::IO | ErrorKind::Timeout | ErrorKind::Canceled | ErrorKind::Sentinel => {}
-            _ => return Err(ConnectError::Refused(error)),
-        }
-        if !std::mem::replace(&mut is_told, true) {
-            warn!(%error, "Redis is not reachable: this node waits for it and serves nobody yet");
-        }
-        tokio::time::sleep(RETRY_CONNECT).await;
-    }
-}
-
-/// Refuses a Redis that is too old, and warns of one that may throw state away.
-async fn check(client: &Client) -> Result<(), ConnectError> {
-    let server: String =
-        client.info(Some(InfoKind::Server)).await.map_err(ConnectError::Refused)?;
-    let version = field(&server, "redis_version").unwrap_or_default();
-    let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
-    if major.is_some_and(|major| major < MIN_MAJOR) {
-        return Err(ConnectError::TooOld(version.to_owned()));
-    }
-    let memory: String =
-        client.info(Some(InfoKind::Memory)).await.map_err(ConnectError::Refused)?;
-    let policy = field(&memory, "maxmemory_policy").unwrap_or_default();
-    if !matches!(policy, "" | "noeviction") {
-        warn!(%policy, "Redis may evict keys: set maxmemory-policy to noeviction");
-    }
-    Ok(())
-}
-
-/// A field of what INFO says.
-fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
-    info.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':'))
-}
-
-/// Why a node cannot join. One sentence.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    #[error("{0}")]
-    Url(Error),
-    #[error("{0}")]
-    Refused(Error),
-    #[error("it is version {0}, and 7 or later is needed")]
-    TooOld(String),
-}
-
 impl Redis {
     /// Joins the cluster that `namespace` names on the Redis at `url`. Waits for Redis if it is away.
     pub async fn join(
@@ -177,26 +114,7 @@ impl Redis {
         node: NodeId,
         clock: Clock,
     ) -> Result<(Arc<Self>, mpsc::Receiver<Inbound>), ConnectError> {
-        let mut config = Config::from_url(url).map_err(ConnectError::Url)?;
-        config.version = RespVersion::RESP3;
-        let mut builder = Builder::from_config(config);
-        builder
-            .with_connection_config(|connection| {
-                connection.connection_timeout = COMMAND_TIMEOUT;
-                connection.internal_command_timeout = COMMAND_TIMEOUT;
-                connection.max_command_attempts = COMMAND_ATTEMPTS;
-                connection.tcp.nodelay = Some(true);
-                connection.unresponsive.max_timeout = Some(COMMAND_TIMEOUT);
-            })
-            .with_performance_config(|performance| {
-                performance.default_command_timeout = COMMAND_TIMEOUT;
-                performance.broadcast_channel_capacity = 65_536;
-            })
-            .set_policy(ReconnectPolicy::new_exponential(0, 50, 500, 2));
-        let client = connected(|| builder.build()).await?;
-        let subscriber = connected(|| builder.build_subscriber_client()).await?;
-        check(&client).await?;
-
+        let (client, subscriber) = connect::connect(url).await?;
         let bus = Bus::new(node, namespace, client.clone(), clock.clone());
         bus.subscribe(&subscriber).await;
         let (sender, inbox) = mpsc::channel(INBOX_MESSAGES);
@@ -349,99 +267,6 @@ impl Redis {
             callee_nodes: callee_facts.nodes.iter().map(|(node, _)| *node).collect(),
         }))
     }
-
-    async fn beat(&self, now: Timestamp) -> Result<bool, Error> {
-        let score = (score(now.as_millis()), self.node.to_string());
-        let added: i64 =
-            self.client.zadd(self.keys.nodes(), None, None, false, false, score).await?;
-        Ok(added > 0)
-    }
-
-    /// Heartbeats, and burying the dead, for ever.
-    async fn live(self: Arc<Self>, inbox: mpsc::Sender<Inbound>, clock: Clock) {
-        let mut ticks = tokio::time::interval(HEARTBEAT);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut reconnections = self.client.reconnect_rx();
-        ticks.tick().await;
-        loop {
-            // A Redis that is back may be empty: better found out now than at the next beat.
-            tokio::select! {
-                _ = ticks.tick() => {}
-                _ = reconnections.recv() => {
-                    // What failed meanwhile is done again, from what is the case now.
-                    let _ = inbox.send(Inbound::Reset).await;
-                }
-            }
-            if self.leaving.load(Ordering::Relaxed) {
-                return;
-            }
-            let now = clock.now();
-            match self.beat(now).await {
-                Ok(true) => {
-                    info!("this node was not known to the cluster any more: it joins again");
-                    let _ = inbox.send(Inbound::Reset).await;
-                }
-                Ok(false) => {
-                    if let Err(error) = self.bury_dead(now, &inbox).await {
-                        warn!(%error, "dead nodes could not be looked for");
-                    }
-                }
-                Err(error) => warn!(%error, "Redis does not answer the heartbeat"),
-            }
-        }
-    }
-
-    async fn bury_dead(
-        &self,
-        now: Timestamp,
-        inbox: &mpsc::Sender<Inbound>,
-    ) -> Result<(), Unavailable> {
-        let latest = score(now.as_millis().saturating_sub(DEAD_AFTER_MS));
-        let dead: Vec<String> = self
-            .client
-            .zrangebyscore(self.keys.nodes(), f64::NEG_INFINITY, latest, false, None)
-            .await
-            .map_err(|_| Unavailable)?;
-        for node in dead.iter().filter_map(|node| node.parse::<NodeId>().ok()) {
-            if node != self.node {
-                self.bury(node, inbox).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn bury(&self, node: NodeId, inbox: &mpsc::Sender<Inbound>) -> Result<(), Unavailable> {
-        warn!(%node, "a node is dead: its users are taken off it");
-        self.bus.forget(node);
-        loop {
-            let keys = vec![self.keys.node(node), self.keys.nodes()];
-            let arguments = vec![
-                self.keys.user_prefix(),
-                node.to_string(),
-                sockets_field(node),
-                watch_field(node),
-                BURY_USERS.to_string(),
-            ];
-            let users = list(self.run(&self.scripts.bury, keys, arguments).await?);
-            let users: Vec<UserId> =
-                users.into_iter().filter_map(|user| text(user).parse().ok()).collect();
-            if users.is_empty() {
-                return Ok(());
-            }
-            let looked = self.look(&users).await?;
-            let departed = std::iter::zip(&users, looked).map(|(user, (facts, call))| {
-                let is_live = call.as_ref().is_some_and(Call::is_live);
-                Departed { edge: facts.edge(user, is_live), call }
-            });
-            let _ = inbox.send(Inbound::Departed(node, departed.collect())).await;
-        }
-    }
-}
-
-/// A time as the score of a sorted set, exact for the next 285,000 years.
-#[expect(clippy::cast_precision_loss, reason = "milliseconds fit into 53 bits")]
-fn score(millis: u64) -> f64 {
-    millis as f64
 }
 
 #[async_trait]

@@ -1,0 +1,68 @@
+//! Messages that wait for somebody, within limits.
+
+use std::collections::VecDeque;
+
+use crate::{call::Signal, payload::Payload, time::Timestamp};
+
+/// Most messages that wait for a device that is lost.
+pub const MAX_WAITING_MESSAGES: usize = 64;
+/// Most bytes of messages that wait for a device that is lost.
+pub const MAX_WAITING_BYTES: usize = 256 * 1024;
+/// Most messages of a caller that are kept for devices that join while it rings, and most of the
+/// ringing devices that wait for an answer.
+pub const MAX_REPLAY_MESSAGES: usize = 1_024;
+/// Most bytes of the same.
+pub const MAX_REPLAY_BYTES: usize = 1024 * 1024;
+
+/// Messages that wait, within limits.
+#[derive(Default)]
+pub struct Held {
+    pub messages: VecDeque<(Signal, Payload)>,
+    pub size_bytes: usize,
+}
+
+/// No room for another message until then.
+pub struct Full {
+    pub until: Timestamp,
+}
+
+impl Held {
+    pub fn keep_for_replay(
+        &mut self,
+        signal: Signal,
+        payload: &Payload,
+        until: Timestamp,
+    ) -> Result<(), Full> {
+        self.keep(signal, payload, MAX_REPLAY_MESSAGES, MAX_REPLAY_BYTES, until)
+    }
+
+    pub fn keep_for_lost(
+        &mut self,
+        signal: Signal,
+        payload: &Payload,
+        until: Timestamp,
+    ) -> Result<(), Full> {
+        self.keep(signal, payload, MAX_WAITING_MESSAGES, MAX_WAITING_BYTES, until)
+    }
+
+    fn keep(
+        &mut self,
+        signal: Signal,
+        payload: &Payload,
+        max_messages: usize,
+        max_bytes: usize,
+        until: Timestamp,
+    ) -> Result<(), Full> {
+        let size_bytes = self.size_bytes + payload.len_bytes();
+        if self.messages.len() >= max_messages || size_bytes > max_bytes {
+            return Err(Full { until });
+        }
+        self.push(signal, payload);
+        Ok(())
+    }
+
+    pub fn push(&mut self, signal: Signal, payload: &Payload) {
+        self.messages.push_back((signal, payload.clone()));
+        self.size_bytes += payload.len_bytes();
+    }
+}

@@ -1,0 +1,93 @@
+//! The way to Redis.
+
+use std::time::Duration;
+
+use fred::{
+    clients::SubscriberClient,
+    prelude::*,
+    types::{InfoKind, RespVersion},
+};
+use tracing::warn;
+
+/// A bound to how often a command is tried on a connection that breaks.
+const COMMAND_ATTEMPTS: u32 = 2;
+/// How long a command may take.
+const COMMAND_TIMEOUT: Duration = Duration::from_millis(1_500);
+/// The oldest Redis that will do: it has sharded channels.
+const MIN_MAJOR: u32 = 7;
+const RETRY_CONNECT: Duration = Duration::from_millis(500);
+
+/// Connects a client for commands and one for messages.
+pub async fn connect(url: &str) -> Result<(Client, SubscriberClient), ConnectError> {
+    let mut config = Config::from_url(url).map_err(ConnectError::Url)?;
+    config.version = RespVersion::RESP3;
+    let mut builder = Builder::from_config(config);
+    builder
+        .with_connection_config(|connection| {
+            connection.connection_timeout = COMMAND_TIMEOUT;
+            connection.internal_command_timeout = COMMAND_TIMEOUT;
+            connection.max_command_attempts = COMMAND_ATTEMPTS;
+            connection.tcp.nodelay = Some(true);
+            connection.unresponsive.max_timeout = Some(COMMAND_TIMEOUT);
+        })
+        .with_performance_config(|performance| {
+            performance.default_command_timeout = COMMAND_TIMEOUT;
+            performance.broadcast_channel_capacity = 65_536;
+        })
+        .set_policy(ReconnectPolicy::new_exponential(0, 50, 500, 2));
+    let client = connected(|| builder.build()).await?;
+    let subscriber = connected(|| builder.build_subscriber_client()).await?;
+    check(&client).await?;
+    Ok((client, subscriber))
+}
+
+/// Connects, however long Redis is away. What waiting cannot mend is an error.
+async fn connected<C: ClientLike>(build: impl Fn() -> Result<C, Error>) -> Result<C, ConnectError> {
+    let mut is_told = false;
+    loop {
+        let client = build().map_err(ConnectError::Url)?;
+        let Err(error) = client.init().await else { return Ok(client) };
+        match error.kind() {
+            ErrorKind::IO | ErrorKind::Timeout | ErrorKind::Canceled | ErrorKind::Sentinel => {}
+            _ => return Err(ConnectError::Refused(error)),
+        }
+        if !std::mem::replace(&mut is_told, true) {
+            warn!(%error, "Redis is not reachable: this node waits for it and serves nobody yet");
+        }
+        tokio::time::sleep(RETRY_CONNECT).await;
+    }
+}
+
+/// Refuses a Redis that is too old, and warns of one that may throw state away.
+async fn check(client: &Client) -> Result<(), ConnectError> {
+    let server: String =
+        client.info(Some(InfoKind::Server)).await.map_err(ConnectError::Refused)?;
+    let version = field(&server, "redis_version").unwrap_or_default();
+    let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+    if major.is_some_and(|major| major < MIN_MAJOR) {
+        return Err(ConnectError::TooOld(version.to_owned()));
+    }
+    let memory: String =
+        client.info(Some(InfoKind::Memory)).await.map_err(ConnectError::Refused)?;
+    let policy = field(&memory, "maxmemory_policy").unwrap_or_default();
+    if !matches!(policy, "" | "noeviction") {
+        warn!(%policy, "Redis may evict keys: set maxmemory-policy to noeviction");
+    }
+    Ok(())
+}
+
+/// A field of what INFO says.
+fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    info.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':'))
+}
+
+/// Why a node cannot join. One sentence.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error("{0}")]
+    Url(Error),
+    #[error("{0}")]
+    Refused(Error),
+    #[error("it is version {0}, and 7 or later is needed")]
+    TooOld(String),
+}

@@ -1,0 +1,122 @@
+//! That this node lives, and which others do not any more.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use fred::prelude::*;
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use super::{
+    Redis,
+    facts::{list, sockets_field, text, watch_field},
+};
+use crate::{
+    call::Call,
+    cluster::{Departed, Inbound, Unavailable},
+    ids::{NodeId, UserId},
+    time::{Clock, Timestamp},
+};
+
+const HEARTBEAT: Duration = Duration::from_secs(2);
+/// A node that was silent for so long is dead.
+const DEAD_AFTER_MS: u64 = 8_000;
+/// Most users that are taken off a dead node at a time.
+const BURY_USERS: usize = 100;
+
+impl Redis {
+    pub(super) async fn beat(&self, now: Timestamp) -> Result<bool, Error> {
+        let score = (score(now.as_millis()), self.node.to_string());
+        let added: i64 =
+            self.client.zadd(self.keys.nodes(), None, None, false, false, score).await?;
+        Ok(added > 0)
+    }
+
+    /// Heartbeats, and burying the dead, for ever.
+    pub(super) async fn live(self: Arc<Self>, inbox: mpsc::Sender<Inbound>, clock: Clock) {
+        let mut ticks = tokio::time::interval(HEARTBEAT);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut reconnections = self.client.reconnect_rx();
+        ticks.tick().await;
+        loop {
+            // A Redis that is back may be empty: better found out now than at the next beat.
+            tokio::select! {
+                _ = ticks.tick() => {}
+                _ = reconnections.recv() => {
+                    // What failed meanwhile is done again, from what is the case now.
+                    let _ = inbox.send(Inbound::Reset).await;
+                }
+            }
+            if self.leaving.load(Ordering::Relaxed) {
+                return;
+            }
+            let now = clock.now();
+            match self.beat(now).await {
+                Ok(true) => {
+                    info!("this node was not known to the cluster any more: it joins again");
+                    let _ = inbox.send(Inbound::Reset).await;
+                }
+                Ok(false) => {
+                    if let Err(error) = self.bury_dead(now, &inbox).await {
+                        warn!(%error, "dead nodes could not be looked for");
+                    }
+                }
+                Err(error) => warn!(%error, "Redis does not answer the heartbeat"),
+            }
+        }
+    }
+
+    async fn bury_dead(
+        &self,
+        now: Timestamp,
+        inbox: &mpsc::Sender<Inbound>,
+    ) -> Result<(), Unavailable> {
+        let latest = score(now.as_millis().saturating_sub(DEAD_AFTER_MS));
+        let dead: Vec<String> = self
+            .client
+            .zrangebyscore(self.keys.nodes(), f64::NEG_INFINITY, latest, false, None)
+            .await
+            .map_err(|_| Unavailable)?;
+        for node in dead.iter().filter_map(|node| node.parse::<NodeId>().ok()) {
+            if node != self.node {
+                self.bury(node, inbox).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn bury(&self, node: NodeId, inbox: &mpsc::Sender<Inbound>) -> Result<(), Unavailable> {
+        warn!(%node, "a node is dead: its users are taken off it");
+        self.bus.forget(node);
+        loop {
+            let keys = vec![self.keys.node(node), self.keys.nodes()];
+            let arguments = vec![
+                self.keys.user_prefix(),
+                node.to_string(),
+                sockets_field(node),
+                watch_field(node),
+                BURY_USERS.to_string(),
+            ];
+            let users = list(self.run(&self.scripts.bury, keys, arguments).await?);
+            let users: Vec<UserId> =
+                users.into_iter().filter_map(|user| text(user).parse().ok()).collect();
+            if users.is_empty() {
+                return Ok(());
+            }
+            let looked = self.look(&users).await?;
+            let departed = std::iter::zip(&users, looked).map(|(user, (facts, call))| {
+                let is_live = call.as_ref().is_some_and(Call::is_live);
+                Departed { edge: facts.edge(user, is_live), call }
+            });
+            let _ = inbox.send(Inbound::Departed(node, departed.collect())).await;
+        }
+    }
+}
+
+/// A time as the score of a sorted set, exact for the next 285,000 years.
+#[expect(clippy::cast_precision_loss, reason = "milliseconds fit into 53 bits")]
+fn score(millis: u64) -> f64 {
+    millis as f64
+}

@@ -1,0 +1,368 @@
+//! Nodes with sockets that write down what they hear, on the embedded cluster, with a clock that moves
+//! when a test says so.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use serde_json::{Value, value::RawValue};
+use switchboard::{
+    call::{Call, CallType, Device, Lobby, Refusal, Rules, Signal},
+    calls::{Calls, Failure, Initiate, Outlet},
+    cluster::{
+        Change, Cluster, Committed, Detached, Edge, Hub, Memory, Message, Relay, Unavailable,
+    },
+    history::{self, Query, Row, Store, StoreError},
+    ids::{CallId, NodeId, SocketId, UserId},
+    payload::Payload,
+    protocol::{CallRef, ServerEvent},
+    time::{Clock, Timestamp},
+};
+
+pub const RULES: Rules = Rules {
+    ring_timeout: Duration::from_secs(30),
+    reconnect_grace: Duration::from_secs(10),
+    max_call_duration: Duration::from_hours(12),
+};
+
+/// What sockets heard, on all nodes.
+pub type Heard = Arc<Mutex<Vec<(SocketId, ServerEvent)>>>;
+
+/// The sockets of one node, which write down what they hear.
+#[derive(Default)]
+pub struct Ears {
+    pub sockets: Mutex<HashMap<SocketId, UserId>>,
+    pub heard: Heard,
+}
+
+impl Outlet for Ears {
+    fn sockets_of(&self, user: &UserId) -> Vec<SocketId> {
+        let sockets = self.sockets.lock().unwrap();
+        sockets.iter().filter(|(_, owner)| *owner == user).map(|(socket, _)| *socket).collect()
+    }
+
+    fn emit(&self, socket: SocketId, event: &ServerEvent) -> bool {
+        let is_connected = self.sockets.lock().unwrap().contains_key(&socket);
+        if is_connected {
+            self.heard.lock().unwrap().push((socket, event.clone()));
+        }
+        is_connected
+    }
+}
+
+/// A cluster in whose every operation somebody else may get ahead, now more, now less.
+pub struct Interleaved {
+    cluster: Memory,
+    operations: AtomicUsize,
+}
+
+impl Interleaved {
+    async fn step_back(&self) {
+        let turns = self.operations.fetch_add(1, Ordering::Relaxed) * 7 % 11;
+        for _ in 0..turns {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+macro_rules! interleaved {
+    ($($name:ident($($argument:ident: $kind:ty),*) -> $answer:ty;)*) => {
+        #[async_trait]
+        impl Cluster for Interleaved {
+            fn node(&self) -> NodeId {
+                self.cluster.node()
+            }
+
+            fn send(&self, to: NodeId, message: Message) {
+                self.cluster.send(to, message);
+            }
+
+            fn recall(&self, from: NodeId, call: CallId) -> Vec<Relay> {
+                self.cluster.recall(from, call)
+            }
+
+            async fn leave(&self) {
+                self.cluster.leave().await;
+            }
+
+            $(async fn $name(&self, $($argument: $kind),*) -> Result<$answer, Unavailable> {
+                self.step_back().await;
+                let answer = self.cluster.$name($($argument),*).await;
+                self.step_back().await;
+                answer
+            })*
+        }
+    };
+}
+
+interleaved! {
+    attach(user: &UserId, socket: SocketId) -> Option<Edge>;
+    detach(user: &UserId, socket: SocketId) -> Detached;
+    watch(users: &[UserId]) -> Vec<Edge>;
+    unwatch(users: &[UserId]) -> ();
+    lobby(caller: &UserId, callee: &UserId) -> Lobby;
+    load(id: CallId) -> Option<Call>;
+    latest(user: &UserId) -> Option<Call>;
+    commit(change: Change) -> Committed;
+    restore(call: &Call) -> ();
+    due(now: Timestamp, limit: usize) -> Vec<Call>;
+    settle(calls: &[CallId]) -> ();
+}
+
+/// A history that only remembers. The real one works on threads of its own, and a paused clock runs
+/// ahead of those; it is tested by itself.
+#[derive(Default)]
+pub struct Ledger(Mutex<HashMap<CallId, Row>>);
+
+impl Ledger {
+    pub fn get(&self, id: CallId) -> Option<Row> {
+        self.0.lock().unwrap().get(&id).cloned()
+    }
+
+    pub fn all(&self) -> Vec<Row> {
+        let mut rows: Vec<_> = self.0.lock().unwrap().values().cloned().collect();
+        rows.sort_by_key(|row| row.created_at);
+        rows
+    }
+}
+
+#[async_trait]
+impl Store for Ledger {
+    async fn save(&self, rows: &[Row]) -> Result<(), StoreError> {
+        let mut ledger = self.0.lock().unwrap();
+        for row in rows {
+            let newest = ledger.entry(row.id).or_insert_with(|| row.clone());
+            if row.version > newest.version {
+                *newest = row.clone();
+            }
+        }
+        Ok(())
+    }
+
+    async fn list(&self, _: &Query) -> Result<Vec<Row>, StoreError> {
+        unreachable!("calls write history and do not read it")
+    }
+
+    async fn get(&self, _: CallId, _: &UserId) -> Result<Option<Row>, StoreError> {
+        unreachable!("calls write history and do not read it")
+    }
+
+    async fn open(&self, _: u32) -> Result<Vec<Row>, StoreError> {
+        unreachable!("calls write history and do not read it")
+    }
+}
+
+/// Some nodes of one cluster, their history, and who is connected. `a1` is user `a` on device `a1`;
+/// `a1+` is that device on its next socket. Devices are spread over the nodes.
+pub struct World {
+    pub hub: Hub,
+    pub nodes: Vec<Node>,
+    pub heard: Heard,
+    pub ledger: Arc<Ledger>,
+}
+
+pub struct Node {
+    pub id: NodeId,
+    pub calls: Arc<Calls>,
+    pub ears: Arc<Ears>,
+}
+
+/// With how many nodes each story is told.
+pub const NODE_COUNTS: [usize; 4] = [1, 2, 3, 8];
+
+pub fn to(user: &str) -> CallRef {
+    CallRef { to: user.parse().unwrap(), call_id: None }
+}
+
+pub fn payload(text: &str) -> Payload {
+    Payload::from(&*RawValue::from_string(format!("{text:?}")).unwrap())
+}
+
+pub fn socket(name: &str) -> SocketId {
+    format!("{name:_<16}").parse().unwrap()
+}
+
+impl World {
+    /// `count` nodes, on which these devices are connected.
+    pub async fn with(count: usize, names: &[&str]) -> Self {
+        let (hub, clock) = (Hub::default(), Clock::tokio());
+        let (heard, ledger) = (Heard::default(), Arc::new(Ledger::default()));
+        let nodes = (0..count).map(|_| {
+            let id = NodeId::generate(clock.now());
+            let (cluster, inbox) = hub.node(id);
+            let cluster = Arc::new(Interleaved { cluster, operations: AtomicUsize::default() });
+            let (recorder, writer) = history::recorder(ledger.clone(), cluster.clone());
+            tokio::spawn(writer.run(std::future::pending()));
+            let ears = Arc::new(Ears { heard: heard.clone(), ..Ears::default() });
+            let calls = Calls::new(cluster, ears.clone(), recorder, RULES, clock.clone());
+            let calls = Arc::new(calls);
+            let receiving = calls.clone();
+            tokio::spawn(async move { receiving.run_inbox(inbox).await });
+            Node { id, calls, ears }
+        });
+        let nodes = nodes.collect();
+        let world = Self { hub, nodes, heard, ledger };
+        for name in names {
+            world.join(name).await;
+        }
+        world
+    }
+
+    /// The node that a socket is on: each next socket of a device is on the next node.
+    pub fn node_of(&self, name: &str) -> &Node {
+        let number: usize = name.bytes().map(usize::from).sum();
+        &self.nodes[number % self.nodes.len()]
+    }
+
+    pub fn calls(&self, name: &str) -> &Calls {
+        &self.node_of(name).calls
+    }
+
+    pub fn device(&self, name: &str) -> Device {
+        Device {
+            user: name[..1].parse().unwrap(),
+            node: self.node_of(name).id,
+            socket: socket(name),
+            id: Some(name.trim_end_matches('+').parse().unwrap()),
+        }
+    }
+
+    /// Lets everything happen that is under way.
+    pub async fn settle(&self) {
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    pub async fn join(&self, name: &str) {
+        let (node, device) = (self.node_of(name), self.device(name));
+        node.ears.sockets.lock().unwrap().insert(device.socket, device.user.clone());
+        node.calls.join(&device).await.unwrap();
+        node.calls.welcome(&device).await.unwrap();
+        self.settle().await;
+    }
+
+    pub async fn leave(&self, name: &str, may_return: bool) {
+        let (node, device) = (self.node_of(name), self.device(name));
+        node.ears.sockets.lock().unwrap().remove(&device.socket);
+        node.calls.leave(&device, may_return).await;
+        self.settle().await;
+    }
+
+    pub async fn initiate(&self, from: &str, to: &str) -> Result<CallId, Failure> {
+        self.initiate_named(from, to, None).await
+    }
+
+    pub async fn initiate_named(
+        &self,
+        from: &str,
+        to: &str,
+        name: Option<&str>,
+    ) -> Result<CallId, Failure> {
+        let initiate = Initiate {
+            to: to.parse().unwrap(),
+            call_type: CallType::Audio,
+            caller_info: None,
+            client_call_id: name.map(Into::into),
+        };
+        let placed = self.calls(from).initiate(&self.device(from), initiate).await;
+        self.settle().await;
+        placed.map(|call| call.id)
+    }
+
+    pub async fn signal(
+        &self,
+        from: &str,
+        user: &str,
+        signal: Signal,
+        text: &str,
+    ) -> Result<(), Failure> {
+        let device = self.device(from);
+        let sent = self.calls(from).signal(&device, &to(user), signal, payload(text)).await;
+        self.settle().await;
+        sent.map(|_| ())
+    }
+
+    pub async fn end(&self, from: &str, user: &str) -> Result<Call, Failure> {
+        let ended = self.calls(from).end(&self.device(from), &to(user), None).await;
+        self.settle().await;
+        ended
+    }
+
+    pub async fn reject(&self, from: &str, user: &str) -> Result<Call, Failure> {
+        let ended = self.calls(from).reject(&self.device(from), &to(user), None).await;
+        self.settle().await;
+        ended
+    }
+
+    pub async fn busy(&self, from: &str, target: &CallRef) -> Result<Call, Failure> {
+        let ended = self.calls(from).busy(&self.device(from), target).await;
+        self.settle().await;
+        ended
+    }
+
+    pub async fn answer(&self, from: &str, user: &str) -> Result<(), Failure> {
+        self.signal(from, user, Signal::Answer, "answer").await
+    }
+
+    /// A call from `a1` that `b1` answered, of which nobody has anything more to hear.
+    pub async fn in_call(count: usize, names: &[&str]) -> (Self, CallId) {
+        let world = Self::with(count, names).await;
+        let id = world.initiate("a1", "b").await.unwrap();
+        world.answer("b1", "a").await.unwrap();
+        for name in names {
+            world.heard(name);
+        }
+        (world, id)
+    }
+
+    /// Lets the time pass and the deadlines be looked through.
+    pub async fn pass(&self, time: Duration) {
+        tokio::time::advance(time).await;
+        for node in &self.nodes {
+            node.calls.sweep().await.unwrap();
+        }
+        self.settle().await;
+    }
+
+    /// What this socket heard since it was last asked: the event's name, and what matters of it.
+    pub fn heard(&self, name: &str) -> Vec<String> {
+        let socket = socket(name);
+        let mut heard = self.heard.lock().unwrap();
+        let (own, others): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut *heard).into_iter().partition(|(to, _)| *to == socket);
+        *heard = others;
+        own.into_iter().map(|(_, event)| show(&event)).collect()
+    }
+
+    /// The history row of a call, when it is written in the state that the test waits for.
+    pub async fn row(&self, id: CallId, is_it: impl Fn(&Row) -> bool) -> Row {
+        loop {
+            match self.ledger.get(id) {
+                Some(row) if is_it(&row) => return row,
+                _ => tokio::task::yield_now().await,
+            }
+        }
+    }
+}
+
+pub fn show(event: &ServerEvent) -> String {
+    let name = event.name().trim_start_matches("call:");
+    let json: Value = serde_json::to_value(event).unwrap();
+    let field = ["reason", "offer", "answer", "candidate"];
+    let presence = json["status"].as_str().filter(|_| name == "presence:update");
+    match field.iter().find_map(|field| json[*field].as_str()).or(presence) {
+        Some(text) => format!("{name} {text}"),
+        None => name.to_owned(),
+    }
+}
+
+pub fn refused(refusal: Refusal) -> Result<(), Failure> {
+    Err(Failure::Refused(refusal))
+}
