@@ -2,7 +2,7 @@
 //! seen, who rings, and messages that wait.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -22,8 +22,9 @@ use crate::{
     time::Timestamp,
 };
 
-/// How long an ended call is remembered, so that a late older version is known to be old.
-const ENDED_MEMORY: Duration = Duration::from_secs(10);
+/// How long a call that does not concern this node any more is remembered, so that a late older
+/// version is known to be old.
+const RETIRED_MEMORY: Duration = Duration::from_secs(10);
 
 /// All calls that this node knows.
 #[derive(Default)]
@@ -36,8 +37,10 @@ struct Index {
     calls: HashMap<CallId, Arc<LiveCall>>,
     /// The live call of each user.
     users: HashMap<UserId, CallId>,
-    /// Ended calls and when to forget them, in that order.
-    ended: VecDeque<(Timestamp, CallId)>,
+    /// The calls that do not concern this node any more.
+    retired: HashSet<CallId>,
+    /// When to forget retired calls, in that order.
+    forget: VecDeque<(Timestamp, CallId)>,
 }
 
 /// One call, as this node knows it. What is told to local sockets about a call is told under its
@@ -105,7 +108,8 @@ impl LiveCalls {
         index.calls.get(index.users.get(user)?).cloned()
     }
 
-    /// Notes that `call` has ended.
+    /// Notes that `call` has ended, or does not concern this node any more. It is remembered for a
+    /// while, also if it was never in view: whoever has read an older version finds this one.
     pub fn retire(&self, call: &Call) {
         let mut index = self.index();
         for party in [&call.caller, &call.callee] {
@@ -113,14 +117,28 @@ impl LiveCalls {
                 index.users.remove(&party.user);
             }
         }
-        index.ended.push_back((call.updated_at + ENDED_MEMORY, call.id));
+        index.calls.entry(call.id).or_insert_with(|| Arc::new(LiveCall::new(call.clone())));
+        index.retired.insert(call.id);
+        index.forget.push_back((call.updated_at + RETIRED_MEMORY, call.id));
     }
 
-    /// Drops what ended calls leave behind.
-    pub fn forget_ended(&self, now: Timestamp) {
+    /// Notes that a live call concerns this node, perhaps again.
+    pub fn keep(&self, call: &Call) {
         let mut index = self.index();
-        while let Some((_, id)) = index.ended.pop_front_if(|(at, _)| *at <= now) {
-            index.calls.remove(&id);
+        if index.retired.remove(&call.id) {
+            for party in [&call.caller, &call.callee] {
+                index.users.insert(party.user.clone(), call.id);
+            }
+        }
+    }
+
+    /// Drops what retired calls leave behind.
+    pub fn forget_retired(&self, now: Timestamp) {
+        let mut index = self.index();
+        while let Some((_, id)) = index.forget.pop_front_if(|(at, _)| *at <= now) {
+            if index.retired.remove(&id) {
+                index.calls.remove(&id);
+            }
         }
     }
 

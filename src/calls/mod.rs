@@ -378,7 +378,7 @@ impl Calls {
     /// Attends to the calls whose deadline has passed.
     pub async fn sweep(&self) -> Result<(), Unavailable> {
         self.sign_off_late().await?;
-        self.live.forget_ended(self.clock.now());
+        self.live.forget_retired(self.clock.now());
         for _ in 0..MAX_SWEEP_BATCHES {
             let due = self.cluster.due(self.clock.now(), SWEEP_BATCH).await?;
             let is_last = due.len() < SWEEP_BATCH;

@@ -155,7 +155,9 @@ impl Calls {
         live.observe(after, &self.reach());
         let is_here = |role| after.party(role).link.node() == Some(self.node());
         let concerns = after.is_ringing() || is_here(Role::Caller) || is_here(Role::Callee);
-        if !after.is_live() || !concerns {
+        if after.is_live() && concerns {
+            self.live.keep(after);
+        } else {
             self.live.retire(after);
         }
     }

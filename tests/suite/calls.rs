@@ -296,6 +296,26 @@ async fn what_waits_for_a_lost_device_is_bounded_and_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_device_may_go_from_node_to_node_and_back() {
+    for count in NODE_COUNTS {
+        let (world, _) = World::in_call(count, &["a1", "b1"]).await;
+        let mut name = "a1".to_owned();
+        for round in 0..6 {
+            world.leave(&name, true).await;
+            world.signal("b1", "a", Signal::Candidate, "meanwhile").await.unwrap();
+            name.push('+');
+            world.join(&name).await;
+            assert_eq!(world.heard(&name), ["resumed", "ice-candidate meanwhile"], "{round}");
+            world.pass(Duration::from_secs(8)).await;
+            world.signal(&name, "b", Signal::Candidate, "back").await.unwrap();
+            assert_eq!(world.heard("b1").last().unwrap(), "ice-candidate back");
+            world.signal("b1", "a", Signal::Candidate, "too").await.unwrap();
+            assert_eq!(world.heard(&name), ["ice-candidate too"]);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_message_to_a_socket_that_is_just_being_lost_waits_too() {
     for count in NODE_COUNTS {
         let (world, _) = World::in_call(count, &["a1", "b1"]).await;
