@@ -58,6 +58,8 @@ struct View {
     replay: Held,
     /// On the caller's node: the other nodes where the call rings.
     ring_nodes: Option<Vec<NodeId>>,
+    /// How much of `replay` was there when this became the caller's node.
+    inherited: usize,
     /// Candidates of ringing devices, which wait for their answer.
     early: HashMap<SocketId, Held>,
     /// What waits for a party that lost its device: caller, callee.
@@ -157,6 +159,7 @@ impl LiveCall {
                 rung: Vec::new(),
                 replay: Held::default(),
                 ring_nodes: None,
+                inherited: 0,
                 early: HashMap::new(),
                 waiting: [Held::default(), Held::default()],
             }),
@@ -206,7 +209,8 @@ impl LiveCall {
         }
         let callers = view.call.caller.link.node().filter(|node| *node != reach.cluster.node());
         if let Some(node) = callers.filter(|_| is_first && !view.rung.is_empty()) {
-            reach.cluster.send(node, Message::Rings { call: self.id });
+            let have = view.replay.messages.len();
+            reach.cluster.send(node, Message::Rings { call: self.id, have });
         }
     }
 
@@ -214,18 +218,21 @@ impl LiveCall {
     pub fn rings_on(&self, nodes: &[NodeId], reach: &Reach) {
         let own = reach.cluster.node();
         let others = nodes.iter().copied().filter(|node| *node != own).collect();
-        self.view().ring_nodes = Some(others);
+        let mut view = self.view();
+        if view.ring_nodes.replace(others).is_none() {
+            view.inherited = view.replay.messages.len();
+        }
     }
 
-    /// Another node rings and has nothing yet of what the caller sent.
-    pub fn rings_also_on(&self, node: NodeId, reach: &Reach) {
+    /// Another node rings, and has the first `have` messages of what the caller sent.
+    pub fn rings_also_on(&self, node: NodeId, have: usize, reach: &Reach) {
         let mut view = self.view();
         let Some(ring_nodes) = &mut view.ring_nodes else { return };
         if ring_nodes.contains(&node) {
             return;
         }
         ring_nodes.push(node);
-        for (signal, payload) in &view.replay.messages {
+        for (signal, payload) in view.replay.messages.iter().skip(have) {
             let relay = view.relay(*signal, payload.clone(), Role::Caller);
             reach.cluster.send(node, Message::Relay(relay));
         }
@@ -236,7 +243,8 @@ impl LiveCall {
         let mut view = self.view();
         let until = view.call.deadline();
         let own = std::mem::take(&mut view.replay);
-        for (signal, payload) in messages.into_iter().chain(own.messages) {
+        let sent_here = own.messages.into_iter().skip(view.inherited);
+        for (signal, payload) in messages.into_iter().chain(sent_here) {
             if view.replay.keep_for_replay(signal, &payload, until).is_err() {
                 return warn!(call = %self.id, "what a caller sent does not fit: some is dropped");
             }

@@ -109,9 +109,9 @@ impl Calls {
                 self.observe(&call, &call);
                 self.ring_here(&call);
             }
-            Message::Rings { call } => {
+            Message::Rings { call, have } => {
                 if let Some(live) = self.live.get(call) {
-                    live.rings_also_on(from, &self.reach());
+                    live.rings_also_on(from, have, &self.reach());
                 }
             }
             Message::Kept { call, messages } => {

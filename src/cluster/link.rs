@@ -156,7 +156,7 @@ mod tests {
     }
 
     fn message(number: u64) -> Message {
-        Message::Rings { call: CallId::generate(at(number)) }
+        Message::Rings { call: CallId::generate(at(number)), have: 0 }
     }
 
     fn deliver(receiver: &mut Receiver, frame: Frame, got: &mut Vec<Message>) -> Option<u64> {

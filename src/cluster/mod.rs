@@ -105,9 +105,13 @@ pub struct Edge {
 pub enum Message {
     /// A record has changed. Ring, or tell, whoever is concerned.
     Call(Box<Call>),
-    /// A device of the callee rings on the sending node, which has nothing yet of what the caller
-    /// sent.
-    Rings { call: CallId },
+    /// A device of the callee rings on the sending node, which has the first `have` messages of what
+    /// the caller sent.
+    Rings {
+        call: CallId,
+        #[serde(default)]
+        have: usize,
+    },
     /// The caller has moved to the receiving node while it rings: what it sent so far.
     Kept { call: CallId, messages: Vec<(Signal, Payload)> },
     /// Something to pass on.

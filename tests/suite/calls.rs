@@ -296,6 +296,24 @@ async fn what_waits_for_a_lost_device_is_bounded_and_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_caller_sent_follows_it_to_another_node_while_it_rings() {
+    for count in NODE_COUNTS {
+        let world = World::with(count, &["a1", "b1"]).await;
+        world.initiate("a1", "b").await.unwrap();
+        world.signal("a1", "b", Signal::Offer, "o").await.unwrap();
+        world.leave("a1", true).await;
+        world.join("a1+").await;
+        world.signal("a1+", "b", Signal::Candidate, "c").await.unwrap();
+        for late in ["b2", "b3", "b4"] {
+            world.join(late).await;
+            assert_eq!(world.heard(late), ["incoming", "offer o", "ice-candidate c"]);
+        }
+        world.answer("b4", "a").await.unwrap();
+        assert_eq!(world.heard("a1+"), ["resumed", "answer answer"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_device_may_go_from_node_to_node_and_back() {
     for count in NODE_COUNTS {
         let (world, _) = World::in_call(count, &["a1", "b1"]).await;

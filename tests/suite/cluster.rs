@@ -99,7 +99,7 @@ async fn messages_reach_the_node_they_are_for_in_order() {
             nodes.push((node, joined.unwrap()));
         }
         let sent: Vec<_> =
-            (0..1_000).map(|_| Message::Rings { call: CallId::generate(START) }).collect();
+            (0..1_000).map(|_| Message::Rings { call: CallId::generate(START), have: 0 }).collect();
         let ((from, (sender, _)), rest) = nodes.split_first_mut().unwrap();
         for message in &sent {
             for (node, _) in &*rest {
@@ -142,7 +142,7 @@ async fn all_arrive(
         let mut sent = Vec::new();
         let until = tokio::time::Instant::now() + sending;
         while tokio::time::Instant::now() < until {
-            let message = Message::Rings { call: CallId::generate(Clock::System.now()) };
+            let message = Message::Rings { call: CallId::generate(Clock::System.now()), have: 0 };
             sender.send(to, message.clone());
             sent.push(message);
             tokio::time::sleep(Duration::from_millis(20)).await;
