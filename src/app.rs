@@ -14,7 +14,7 @@ use crate::{
     http::{self, Server},
     ids::NodeId,
     shutdown::{self, Shutdown},
-    time::Clock,
+    time::{Clock, SharedClock},
 };
 
 /// Why the service could not start. Each is one sentence for the operator.
@@ -41,23 +41,24 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
     let store = Sqlite::open(&config.database_url).await.map_err(unusable)?;
 
     let node = NodeId::generate(Clock::System.now());
-    let (cluster, inbox, leaving): (Arc<dyn Cluster>, _, _) = match &config.redis_url {
+    let (cluster, inbox, leaving, clock): (Arc<dyn Cluster>, _, _, _) = match &config.redis_url {
         Some(url) => {
-            let joined = Redis::join(url, &config.namespace, node, Clock::System).await;
+            let clock = SharedClock::starting_at(Clock::System.now());
+            let joined = Redis::join(url, &config.namespace, node, clock.clone()).await;
             let (redis, inbox) = joined.map_err(StartError::Redis)?;
-            (redis, inbox, Leaving::HandOver { window: config.drain_window })
+            let leaving = Leaving::HandOver { window: config.drain_window };
+            (redis, inbox, leaving, Clock::Shared(clock))
         }
         None => {
             // Nobody else can hold the calls that an earlier run left open.
             history::close_orphans(&store).await.map_err(unusable)?;
             let (memory, inbox) = Hub::default().node(node);
-            (Arc::new(memory), inbox, Leaving::ForGood)
+            (Arc::new(memory), inbox, Leaving::ForGood, Clock::System)
         }
     };
     let (recorder, writer) = history::recorder(Arc::new(store.clone()), cluster.clone());
     let gateway = Gateway::default();
-    let calls =
-        Calls::new(cluster.clone(), gateway.outlet(), recorder, config.rules, Clock::System);
+    let calls = Calls::new(cluster.clone(), gateway.outlet(), recorder, config.rules, clock);
     let calls = Arc::new(calls);
     let (serving, socket_routes) = gateway.serve(calls.clone(), config.stun_urls);
     let routes = http::routes(Arc::new(store.clone())).merge(socket_routes);

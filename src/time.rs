@@ -2,7 +2,11 @@
 
 use std::{
     ops::{Add, Sub},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize};
@@ -46,8 +50,37 @@ impl Sub for Timestamp {
 pub enum Clock {
     /// The machine's clock.
     System,
+    /// The clock that all nodes share.
+    Shared(Arc<SharedClock>),
     /// Tokio's clock, counted from `origin`: a test that pauses tokio's time pauses this one too.
     Tokio { origin: Timestamp, started: tokio::time::Instant },
+}
+
+/// The time of day as a server that all nodes ask says it is, counted on from there by this machine's
+/// steady clock: a machine whose time of day is wrong or is set anew moves no deadline.
+#[derive(Debug)]
+pub struct SharedClock {
+    started: Instant,
+    /// The shared time of day when `started` was.
+    origin_ms: AtomicU64,
+}
+
+impl SharedClock {
+    /// A clock that says that it is `now` until it is set.
+    pub fn starting_at(now: Timestamp) -> Arc<Self> {
+        Arc::new(Self { started: Instant::now(), origin_ms: AtomicU64::new(now.as_millis()) })
+    }
+
+    /// Notes that it is `now`.
+    pub fn set(&self, now: Timestamp) {
+        let elapsed = Timestamp(0) + self.started.elapsed();
+        let origin_ms = now.as_millis().saturating_sub(elapsed.as_millis());
+        self.origin_ms.store(origin_ms, Ordering::Relaxed);
+    }
+
+    fn now(&self) -> Timestamp {
+        Timestamp(self.origin_ms.load(Ordering::Relaxed)) + self.started.elapsed()
+    }
 }
 
 impl Clock {
@@ -66,6 +99,7 @@ impl Clock {
                 let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
                 Timestamp(0) + since_epoch.unwrap_or_default()
             }
+            Self::Shared(shared) => shared.now(),
             Self::Tokio { origin, started } => *origin + started.elapsed(),
         }
     }

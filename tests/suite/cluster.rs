@@ -10,7 +10,7 @@ use switchboard::{
     cluster::{Change, Claim, Cluster, Committed, Hub, Inbound, Message, Redis},
     ids::{CallId, NodeId, SocketId, UserId},
     protocol::Presence,
-    time::{Clock, Timestamp},
+    time::{Clock, SharedClock, Timestamp},
 };
 
 const RULES: Rules = Rules {
@@ -22,6 +22,10 @@ const START: Timestamp = Timestamp::from_millis(1_800_000_000_000);
 
 fn user(name: &str) -> UserId {
     name.parse().unwrap()
+}
+
+fn shared_clock() -> Arc<SharedClock> {
+    SharedClock::starting_at(Clock::System.now())
 }
 
 fn socket(name: &str) -> SocketId {
@@ -83,7 +87,7 @@ async fn backends() -> Vec<Backend> {
     let mut backends = vec![Backend { cluster: Arc::new(memory), _server: None }];
     for server in [RedisServer::standalone(), RedisServer::cluster(), RedisServer::sentinel()] {
         let node = NodeId::generate(Clock::System.now());
-        let (cluster, _) = Redis::join(server.url(), "test", node, Clock::System).await.unwrap();
+        let (cluster, _) = Redis::join(server.url(), "test", node, shared_clock()).await.unwrap();
         backends.push(Backend { cluster, _server: Some(server) });
     }
     backends
@@ -95,7 +99,7 @@ async fn messages_reach_the_node_they_are_for_in_order() {
         let mut nodes = Vec::new();
         for _ in 0..3 {
             let node = NodeId::generate(Clock::System.now());
-            let joined = Redis::join(server.url(), "test", node, Clock::System).await;
+            let joined = Redis::join(server.url(), "test", node, shared_clock()).await;
             nodes.push((node, joined.unwrap()));
         }
         let sent: Vec<_> =
@@ -123,7 +127,7 @@ async fn messages_reach_the_node_they_are_for_in_order() {
 async fn sender_and_inbox(server: &RedisServer) -> (Arc<Redis>, NodeId, mpsc::Receiver<Inbound>) {
     let join = async || {
         let node = NodeId::generate(Clock::System.now());
-        (node, Redis::join(server.url(), "test", node, Clock::System).await.unwrap())
+        (node, Redis::join(server.url(), "test", node, shared_clock()).await.unwrap())
     };
     let (_, (sender, _)) = join().await;
     let (node, (_receiver, inbox)) = join().await;
@@ -257,6 +261,19 @@ async fn a_user_claimed_meanwhile_is_a_conflict() {
         assert!(matches!(other, Committed::Conflict(None)));
         let carls = cluster.latest(&user("carl")).await.unwrap();
         assert_eq!(carls, None, "nothing of a refused change is written");
+    }
+}
+
+#[tokio::test]
+async fn a_node_whose_clock_is_wrong_goes_by_that_of_redis() {
+    let server = RedisServer::standalone();
+    for wrong in [Timestamp::from_millis(0), START + Duration::from_hours(100_000)] {
+        let clock = SharedClock::starting_at(wrong);
+        let node = NodeId::generate(START);
+        let _joined = Redis::join(server.url(), "test", node, clock.clone()).await.unwrap();
+        let (shared, right) = (Clock::Shared(clock).now(), Clock::System.now());
+        let off = (shared - right).max(right - shared);
+        assert!(off < Duration::from_secs(5), "it is {off:?} off");
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use fred::prelude::*;
@@ -23,19 +23,28 @@ use crate::{
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// A node that was silent for so long is dead.
 const DEAD_AFTER_MS: u64 = 8_000;
+/// The time that an answer brings is not used if it was longer on its way.
+const MAX_TIME_ERROR: Duration = Duration::from_millis(500);
 /// Most users that are taken off a dead node at a time.
 const BURY_USERS: usize = 100;
 
 impl Redis {
-    pub(super) async fn beat(&self, now: Timestamp) -> Result<bool, Error> {
-        let score = (score(now.as_millis()), self.node.to_string());
-        let added: i64 =
-            self.client.zadd(self.keys.nodes(), None, None, false, false, score).await?;
+    /// Says that this node lives, and sets the clock. Answers whether it was not known.
+    pub(super) async fn beat(&self) -> Result<bool, Error> {
+        let asked = Instant::now();
+        let keys = vec![self.keys.nodes()];
+        let arguments = vec![self.node.to_string()];
+        let (added, now_ms): (u64, u64) =
+            self.scripts.beat.evalsha_with_reload(&self.client, keys, arguments).await?;
+        let took = asked.elapsed();
+        if took < MAX_TIME_ERROR {
+            self.clock.set(Timestamp::from_millis(now_ms) + took / 2);
+        }
         Ok(added > 0)
     }
 
     /// Heartbeats, and burying the dead, for ever.
-    pub(super) async fn live(self: Arc<Self>, inbox: mpsc::Sender<Inbound>, clock: Clock) {
+    pub(super) async fn live(self: Arc<Self>, inbox: mpsc::Sender<Inbound>) {
         let mut ticks = tokio::time::interval(HEARTBEAT);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut reconnections = self.client.reconnect_rx();
@@ -52,14 +61,13 @@ impl Redis {
             if self.leaving.load(Ordering::Relaxed) {
                 return;
             }
-            let now = clock.now();
-            match self.beat(now).await {
+            match self.beat().await {
                 Ok(true) => {
                     info!("this node was not known to the cluster any more: it joins again");
                     let _ = inbox.send(Inbound::Reset).await;
                 }
                 Ok(false) => {
-                    if let Err(error) = self.bury_dead(now, &inbox).await {
+                    if let Err(error) = self.bury_dead(&inbox).await {
                         warn!(%error, "dead nodes could not be looked for");
                     }
                 }
@@ -68,11 +76,8 @@ impl Redis {
         }
     }
 
-    async fn bury_dead(
-        &self,
-        now: Timestamp,
-        inbox: &mpsc::Sender<Inbound>,
-    ) -> Result<(), Unavailable> {
+    async fn bury_dead(&self, inbox: &mpsc::Sender<Inbound>) -> Result<(), Unavailable> {
+        let now = Clock::Shared(self.clock.clone()).now();
         let latest = score(now.as_millis().saturating_sub(DEAD_AFTER_MS));
         let dead: Vec<String> = self
             .client

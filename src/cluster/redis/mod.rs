@@ -33,7 +33,7 @@ use super::{
 use crate::{
     call::{Call, Lobby, Role},
     ids::{CallId, NodeId, SocketId, UserId},
-    time::{Clock, Timestamp},
+    time::{Clock, SharedClock, Timestamp},
 };
 
 /// Most messages that come in and wait.
@@ -50,6 +50,7 @@ struct Scripts {
     due: Script,
     settle: Script,
     bury: Script,
+    beat: Script,
 }
 
 /// One node of a cluster on Redis.
@@ -59,6 +60,7 @@ pub struct Redis {
     client: Client,
     bus: Bus,
     scripts: Scripts,
+    clock: Arc<SharedClock>,
     local: Mutex<Local>,
     /// Set when the node has signed off: no more heartbeats.
     leaving: AtomicBool,
@@ -108,14 +110,15 @@ impl Keys {
 
 impl Redis {
     /// Joins the cluster that `namespace` names on the Redis at `url`. Waits for Redis if it is away.
+    /// `clock` is set to Redis' time, again with each heartbeat.
     pub async fn join(
         url: &str,
         namespace: &str,
         node: NodeId,
-        clock: Clock,
+        clock: Arc<SharedClock>,
     ) -> Result<(Arc<Self>, mpsc::Receiver<Inbound>), ConnectError> {
         let (client, subscriber) = connect::connect(url).await?;
-        let bus = Bus::new(node, namespace, client.clone(), clock.clone());
+        let bus = Bus::new(node, namespace, client.clone(), Clock::Shared(clock.clone()));
         bus.subscribe(&subscriber).await;
         let (sender, inbox) = mpsc::channel(INBOX_MESSAGES);
         tokio::spawn(bus.clone().listen(subscriber.clone(), sender.clone()));
@@ -135,12 +138,14 @@ impl Redis {
                 due: Script::from_lua(include_str!("due.lua")),
                 settle: Script::from_lua(include_str!("settle.lua")),
                 bury: Script::from_lua(include_str!("bury.lua")),
+                beat: Script::from_lua(include_str!("beat.lua")),
             },
+            clock,
             local: Mutex::default(),
             leaving: AtomicBool::new(false),
         });
-        redis.beat(clock.now()).await.map_err(ConnectError::Refused)?;
-        tokio::spawn(redis.clone().live(sender, clock));
+        redis.beat().await.map_err(ConnectError::Refused)?;
+        tokio::spawn(redis.clone().live(sender));
         Ok((redis, inbox))
     }
 
