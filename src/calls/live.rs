@@ -58,7 +58,7 @@ struct View {
     replay: Held,
     /// On the caller's node: the other nodes where the call rings.
     ring_nodes: Option<Vec<NodeId>>,
-    /// How much of `replay` was there when this became the caller's node.
+    /// How much of `replay` the caller sent before this became its node.
     inherited: usize,
     /// Candidates of ringing devices, which wait for their answer.
     early: HashMap<SocketId, Held>,
@@ -238,12 +238,17 @@ impl LiveCall {
         }
     }
 
-    /// Takes in what the caller sent before it moved to this node.
-    pub fn take_over(&self, messages: Vec<(Signal, Payload)>) {
+    /// Takes in what the caller sent before it moved to this node, and gives it to the devices that
+    /// began to ring here meanwhile.
+    pub fn take_over(&self, messages: Vec<(Signal, Payload)>, reach: &Reach) {
         let mut view = self.view();
+        for (signal, payload) in messages.iter().skip(view.inherited) {
+            view.pass_to_ringing(*signal, payload, reach);
+        }
         let until = view.call.deadline();
         let own = std::mem::take(&mut view.replay);
         let sent_here = own.messages.into_iter().skip(view.inherited);
+        view.inherited = messages.len();
         for (signal, payload) in messages.into_iter().chain(sent_here) {
             if view.replay.keep_for_replay(signal, &payload, until).is_err() {
                 return warn!(call = %self.id, "what a caller sent does not fit: some is dropped");
@@ -340,6 +345,11 @@ impl LiveCall {
         let Relay { signal, payload, .. } = relay;
         if view.replay.keep_for_replay(signal, &payload, until).is_err() {
             warn!(call = %self.id, "what a caller sent does not fit: not kept for late devices");
+        } else if view.ring_nodes.is_some() {
+            // It was on its way while the caller moved here.
+            let place = view.inherited;
+            view.replay.messages.make_contiguous()[place..].rotate_right(1);
+            view.inherited += 1;
         }
         view.pass_to_ringing(signal, &payload, reach);
         Received::Done

@@ -116,7 +116,7 @@ impl Calls {
             }
             Message::Kept { call, messages } => {
                 if let Some(live) = self.live.get(call) {
-                    live.take_over(messages);
+                    live.take_over(messages, &self.reach());
                 }
             }
             Message::Relay(relay) => self.pass_on(relay).await?,

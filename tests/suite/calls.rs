@@ -296,57 +296,6 @@ async fn what_waits_for_a_lost_device_is_bounded_and_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_caller_sent_follows_it_to_another_node_while_it_rings() {
-    for count in NODE_COUNTS {
-        let world = World::with(count, &["a1", "b1"]).await;
-        world.initiate("a1", "b").await.unwrap();
-        world.signal("a1", "b", Signal::Offer, "o").await.unwrap();
-        world.leave("a1", true).await;
-        world.join("a1+").await;
-        world.signal("a1+", "b", Signal::Candidate, "c").await.unwrap();
-        for late in ["b2", "b3", "b4"] {
-            world.join(late).await;
-            assert_eq!(world.heard(late), ["incoming", "offer o", "ice-candidate c"]);
-        }
-        world.answer("b4", "a").await.unwrap();
-        assert_eq!(world.heard("a1+"), ["resumed", "answer answer"]);
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_device_may_go_from_node_to_node_and_back() {
-    for count in NODE_COUNTS {
-        let (world, _) = World::in_call(count, &["a1", "b1"]).await;
-        let mut name = "a1".to_owned();
-        for round in 0..6 {
-            world.leave(&name, true).await;
-            world.signal("b1", "a", Signal::Candidate, "meanwhile").await.unwrap();
-            name.push('+');
-            world.join(&name).await;
-            assert_eq!(world.heard(&name), ["resumed", "ice-candidate meanwhile"], "{round}");
-            world.pass(Duration::from_secs(8)).await;
-            world.signal(&name, "b", Signal::Candidate, "back").await.unwrap();
-            assert_eq!(world.heard("b1").last().unwrap(), "ice-candidate back");
-            world.signal("b1", "a", Signal::Candidate, "too").await.unwrap();
-            assert_eq!(world.heard(&name), ["ice-candidate too"]);
-        }
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_message_to_a_socket_that_is_just_being_lost_waits_too() {
-    for count in NODE_COUNTS {
-        let (world, _) = World::in_call(count, &["a1", "b1"]).await;
-        // The socket is closed, and the driver has not been told yet.
-        world.node_of("a1").ears.sockets.lock().unwrap().clear();
-        world.signal("b1", "a", Signal::Candidate, "between").await.unwrap();
-        world.leave("a1", true).await;
-        world.join("a1+").await;
-        assert_eq!(world.heard("a1+"), ["resumed", "ice-candidate between"]);
-    }
-}
-
-#[tokio::test(start_paused = true)]
 async fn the_candidates_of_all_ringing_devices_share_their_room() {
     for count in NODE_COUNTS {
         let names: Vec<_> = (1..=count + 1).map(|number| format!("b{number}")).collect();

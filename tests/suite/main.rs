@@ -5,6 +5,7 @@ mod calls;
 mod cluster;
 mod history;
 mod layers;
+mod moves;
 mod protocol;
 mod redis_server;
 mod world;

@@ -1,0 +1,124 @@
+//! Stories of devices that move from node to node.
+
+use std::{str::FromStr, time::Duration};
+
+use switchboard::{
+    call::{Attempt, CallType, Device, Lobby, Placement, Role, Signal},
+    cluster::{Change, Claim, Cluster, Memory, Message, Relay},
+    ids::{CallId, NodeId, UserId},
+    payload::Payload,
+    time::Timestamp,
+};
+
+use crate::world::{NODE_COUNTS, RULES, World, payload};
+
+#[tokio::test(start_paused = true)]
+async fn what_a_caller_sent_follows_it_to_another_node_while_it_rings() {
+    for count in NODE_COUNTS {
+        let world = World::with(count, &["a1", "b1"]).await;
+        world.initiate("a1", "b").await.unwrap();
+        world.signal("a1", "b", Signal::Offer, "o").await.unwrap();
+        world.leave("a1", true).await;
+        world.join("a1+").await;
+        world.signal("a1+", "b", Signal::Candidate, "c").await.unwrap();
+        for late in ["b2", "b3", "b4"] {
+            world.join(late).await;
+            assert_eq!(world.heard(late), ["incoming", "offer o", "ice-candidate c"]);
+        }
+        world.answer("b4", "a").await.unwrap();
+        assert_eq!(world.heard("a1+"), ["resumed", "answer answer"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_may_go_from_node_to_node_and_back() {
+    for count in NODE_COUNTS {
+        let (world, _) = World::in_call(count, &["a1", "b1"]).await;
+        let mut name = "a1".to_owned();
+        for round in 0..6 {
+            world.leave(&name, true).await;
+            world.signal("b1", "a", Signal::Candidate, "meanwhile").await.unwrap();
+            name.push('+');
+            world.join(&name).await;
+            assert_eq!(world.heard(&name), ["resumed", "ice-candidate meanwhile"], "{round}");
+            world.pass(Duration::from_secs(8)).await;
+            world.signal(&name, "b", Signal::Candidate, "back").await.unwrap();
+            assert_eq!(world.heard("b1").last().unwrap(), "ice-candidate back");
+            world.signal("b1", "a", Signal::Candidate, "too").await.unwrap();
+            assert_eq!(world.heard(&name), ["ice-candidate too"]);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_to_a_socket_that_is_just_being_lost_waits_too() {
+    for count in NODE_COUNTS {
+        let (world, _) = World::in_call(count, &["a1", "b1"]).await;
+        // The socket is closed, and the driver has not been told yet.
+        world.node_of("a1").ears.sockets.lock().unwrap().clear();
+        world.signal("b1", "a", Signal::Candidate, "between").await.unwrap();
+        world.leave("a1", true).await;
+        world.join("a1+").await;
+        assert_eq!(world.heard("a1+"), ["resumed", "ice-candidate between"]);
+    }
+}
+
+/// Places a call from `a1` on a node that the test plays by hand to `b`.
+async fn placed_elsewhere(world: &World, elsewhere: &Memory) -> CallId {
+    let now = Timestamp::from_millis(1_800_000_000_000);
+    let caller = UserId::from_str("a").unwrap();
+    let callee = UserId::from_str("b").unwrap();
+    let attempt = Attempt {
+        id: CallId::generate(now),
+        from: Device { node: elsewhere.node(), ..world.device("a1") },
+        to: callee.clone(),
+        call_type: CallType::Audio,
+        caller_info: None,
+        client_call_id: None,
+    };
+    let lobby = Lobby { callee_sockets: 1, ..Lobby::default() };
+    let Ok(Placement::New(call)) = RULES.place(&attempt, &lobby, now) else { unreachable!() };
+    let claims = [caller, callee].map(|user| Claim { user, was: None }).into();
+    elsewhere.commit(Change { call: call.clone(), claims }).await.unwrap();
+    call.id
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_callers_former_node_still_sends_is_heard_once() {
+    for [heard_before, on_its_way] in [[0, 0], [1, 0], [1, 1], [2, 1], [3, 0]] {
+        let world = World::with(1, &[]).await;
+        let (here, (elsewhere, _inbox)) =
+            (world.nodes[0].id, world.hub.node(NodeId::generate(Timestamp::from_millis(0))));
+        let call = placed_elsewhere(&world, &elsewhere).await;
+        let sent = ["one", "two", "three"].map(|text| (Signal::Candidate, payload(text)));
+        let relay = |(signal, payload): &(Signal, _)| {
+            let (version, from, payload) = (1, Role::Caller, Payload::clone(payload));
+            let relay = Relay { call, version, from, signal: *signal, payload, forwarded: false };
+            elsewhere.send(here, Message::Relay(relay));
+        };
+        if heard_before > 0 {
+            world.join("b1").await;
+        }
+        sent[..heard_before].iter().for_each(relay);
+        world.settle().await;
+        world.join("a1+").await;
+        if heard_before == 0 {
+            world.join("b1").await;
+        }
+        world.signal("a1+", "b", Signal::Candidate, "from here").await.unwrap();
+        sent[heard_before..][..on_its_way].iter().for_each(relay);
+        elsewhere.send(here, Message::Kept { call, messages: sent.to_vec() });
+        world.settle().await;
+
+        let mut early = world.heard("b1");
+        early.sort();
+        let all = ["from here", "one", "three", "two"].map(|text| format!("ice-candidate {text}"));
+        assert_eq!(early, [&all[..], &["incoming".to_owned()]].concat());
+        world.join("b2").await;
+        let mut in_order = vec!["incoming".to_owned()];
+        in_order.extend(
+            ["one", "two", "three", "from here"].map(|text| format!("ice-candidate {text}")),
+        );
+        assert_eq!(world.heard("b2"), in_order, "{heard_before} {on_its_way}");
+    }
+}
