@@ -1,6 +1,6 @@
 //! From settings to a running service and back, read from top to bottom.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::sync::mpsc::Receiver;
 use tracing::warn;
@@ -8,9 +8,9 @@ use tracing::warn;
 use crate::{
     calls::Calls,
     cluster::{Cluster, ConnectError, Hub, Inbound, Redis},
-    config::Config,
+    config::{Config, is_postgres, without_password as shown},
     gateway::{Gateway, Leaving},
-    history::{self, Sqlite, StoreError},
+    history::{self, Keeper, OpenError, Postgres, Sqlite, Store, StoreError},
     http::{self, Server},
     ids::NodeId,
     shutdown::{self, Shutdown},
@@ -24,11 +24,16 @@ pub enum StartError {
     Listen { address: SocketAddr, source: io::Error },
     #[error("cannot use the database {url}")]
     Database { url: String, source: StoreError },
+    #[error("cannot use the database {url}")]
+    Postgres { url: String, source: OpenError },
     #[error("cannot use Redis")]
     Redis(#[source] ConnectError),
     #[error("cannot watch for signals")]
     Signals(#[source] io::Error),
 }
+
+/// How much longer than the longest call a call without an end is left alone in history.
+const ORPHAN_MARGIN: Duration = Duration::from_hours(1);
 
 /// Serves until it is told to stop. `ready` is called with the address in use.
 pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(), StartError> {
@@ -37,8 +42,10 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
     let server = Server::bind(address).await.map_err(in_use)?;
     let bound = server.address().map_err(in_use)?;
 
-    let unusable = |source| StartError::Database { url: config.database_url.clone(), source };
-    let store = Sqlite::open(&config.database_url).await.map_err(unusable)?;
+    if config.migrate {
+        migrate(&config).await?;
+    }
+    let store = open_store(&config).await?;
 
     let node = NodeId::generate(Clock::System.now());
     let (cluster, inbox, leaving, clock): (Arc<dyn Cluster>, _, _, _) = match &config.redis_url {
@@ -50,24 +57,31 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
             (redis, inbox, leaving, Clock::Shared(clock))
         }
         None => {
-            // Nobody else can hold the calls that an earlier run left open.
-            history::close_orphans(&store).await.map_err(unusable)?;
             let (memory, inbox) = Hub::default().node(node);
             (Arc::new(memory), inbox, Leaving::ForGood, Clock::System)
         }
     };
-    let (recorder, writer) = history::recorder(Arc::new(store.clone()), cluster.clone());
+    let (recorder, writer) = history::recorder(store.clone(), cluster.clone());
+    let longest_call = config.rules.max_call_duration + ORPHAN_MARGIN;
+    let keeper = Keeper {
+        store: store.clone(),
+        clock: clock.clone(),
+        retention: config.history_retention,
+        longest_call,
+    };
     let gateway = Gateway::default();
     let calls = Calls::new(cluster.clone(), gateway.outlet(), recorder, config.rules, clock);
     let calls = Arc::new(calls);
     let (serving, socket_routes) = gateway.serve(calls.clone(), config.stun_urls);
-    let routes = http::routes(Arc::new(store.clone())).merge(socket_routes);
+    let routes = http::routes(store.clone()).merge(socket_routes);
 
     let (stop_listening, listening_stops) = shutdown::shutdown();
     let (stop_calls, calls_stop) = shutdown::shutdown();
     let (stop_writer, writer_stops) = shutdown::shutdown();
+    let (stop_keeper, keeper_stops) = shutdown::shutdown();
     let receiving = tokio::spawn(receive(calls.clone(), inbox));
     let writing = tokio::spawn(writer.run(writer_stops.wait()));
+    let keeping = tokio::spawn(keeper.run(keeper_stops.wait()));
     let sweeping = tokio::spawn(sweep(calls, calls_stop));
     let listening = tokio::spawn(server.run(routes, listening_stops.wait()));
     let signalled = shutdown::signalled();
@@ -80,14 +94,43 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
     stop_calls.fire();
     cluster.leave().await;
     receiving.abort();
+    stop_keeper.fire();
     stop_writer.fire();
-    for task in [listening, sweeping, writing] {
+    for task in [listening, sweeping, keeping, writing] {
         if let Err(error) = task.await {
             warn!(%error, "a part of the service had failed");
         }
     }
     store.close().await;
     Ok(())
+}
+
+/// Brings the schema of the history up to date.
+pub async fn migrate(config: &Config) -> Result<(), StartError> {
+    if is_postgres(&config.database_url) {
+        let refuse = |source| StartError::Postgres { url: shown(&config.database_url), source };
+        Postgres::migrate(&config.database_url).await.map_err(refuse)
+    } else {
+        open_store(config).await?.close().await;
+        Ok(())
+    }
+}
+
+async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
+    let url = &config.database_url;
+    if is_postgres(url) {
+        let refuse = |source| StartError::Postgres { url: shown(url), source };
+        return Ok(Arc::new(Postgres::open(url).await.map_err(refuse)?));
+    }
+    let refuse = |source| StartError::Database { url: shown(url), source };
+    let store = Sqlite::open(url).await.map_err(refuse)?;
+    if config.redis_url.is_none() {
+        // Nobody else can hold the calls that an earlier run left open: the file is ours alone.
+        history::close_orphans(&store, Clock::System.now() + ORPHAN_MARGIN)
+            .await
+            .map_err(refuse)?;
+    }
+    Ok(Arc::new(store))
 }
 
 async fn receive(calls: Arc<Calls>, inbox: Receiver<Inbound>) {

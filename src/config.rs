@@ -13,6 +13,8 @@ use serde::{Deserialize, Deserializer};
 
 use crate::call::Rules;
 
+/// A shorter history is surely a mistake in the unit.
+const MIN_RETENTION: Duration = Duration::from_hours(24);
 const ENV_PREFIX: &str = "SWITCHBOARD_";
 
 /// Signaling for 1:1 WebRTC calls, spoken over Socket.IO.
@@ -22,13 +24,15 @@ pub struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
-    options: Options,
+    serve: ServeOptions,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serves (the default)
-    Serve(Options),
+    Serve(ServeOptions),
+    /// Brings the schema of the call history's database up to date
+    Migrate(Options),
     /// Prints the effective settings as TOML
     Config(Options),
 }
@@ -37,7 +41,17 @@ enum Command {
 #[derive(Debug)]
 pub enum Task {
     Serve(Config),
+    Migrate(Config),
     PrintConfig(Config),
+}
+
+#[derive(Debug, Args)]
+struct ServeOptions {
+    /// Brings the database's schema up to date before serving
+    #[arg(long)]
+    migrate: bool,
+    #[command(flatten)]
+    options: Options,
 }
 
 #[derive(Debug, Args)]
@@ -63,9 +77,15 @@ struct Settings {
     /// Which cluster on that Redis this node belongs to [default: default]
     #[arg(long, env = "SWITCHBOARD_NAMESPACE", value_name = "NAME")]
     namespace: Option<String>,
-    /// Where call history is kept [default: `sqlite://switchboard.db`]
-    #[arg(long, env = "SWITCHBOARD_DATABASE_URL", value_name = "URL")]
+    /// Where call history is kept: `sqlite://PATH` or `postgres://…`
+    /// [default: `sqlite://switchboard.db`]
+    #[arg(long, env = "SWITCHBOARD_DATABASE_URL", value_name = "URL", hide_env_values = true)]
     database_url: Option<String>,
+    /// How long call history is kept: in Postgres whole months are dropped when they are older
+    /// [default: for ever]
+    #[arg(long, env = "SWITCHBOARD_HISTORY_RETENTION", value_name = "DURATION", value_parser = duration)]
+    #[serde(deserialize_with = "optional_duration")]
+    history_retention: Option<Duration>,
     /// Who may connect; must be said to listen beyond loopback [default there: open]
     #[arg(long, env = "SWITCHBOARD_AUTH", value_enum, value_name = "MODE")]
     auth: Option<AuthMode>,
@@ -107,6 +127,10 @@ pub struct Config {
     pub redis_url: Option<String>,
     pub namespace: String,
     pub database_url: String,
+    /// Whether to bring the database's schema up to date before serving.
+    pub migrate: bool,
+    /// None: for ever.
+    pub history_retention: Option<Duration>,
     pub auth: AuthMode,
     pub rules: Rules,
     pub drain_window: Duration,
@@ -127,10 +151,17 @@ impl Cli {
         let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
         refuse_unknown_variables(names)?;
         match self.command {
-            None => self.options.resolve().map(Task::Serve),
+            None => self.serve.resolve().map(Task::Serve),
             Some(Command::Serve(options)) => options.resolve().map(Task::Serve),
+            Some(Command::Migrate(options)) => options.resolve().map(Task::Migrate),
             Some(Command::Config(options)) => options.resolve().map(Task::PrintConfig),
         }
+    }
+}
+
+impl ServeOptions {
+    fn resolve(self) -> Result<Config, ConfigError> {
+        Ok(Config { migrate: self.migrate, ..self.options.resolve()? })
     }
 }
 
@@ -157,6 +188,7 @@ impl Settings {
             redis_url: self.redis_url.or(next.redis_url),
             namespace: self.namespace.or(next.namespace),
             database_url: self.database_url.or(next.database_url),
+            history_retention: self.history_retention.or(next.history_retention),
             auth: self.auth.or(next.auth),
             ring_timeout: self.ring_timeout.or(next.ring_timeout),
             reconnect_grace: self.reconnect_grace.or(next.reconnect_grace),
@@ -179,8 +211,14 @@ impl Settings {
             }
         };
         let database_url = self.database_url.unwrap_or("sqlite://switchboard.db".to_owned());
-        if !database_url.starts_with("sqlite://") || database_url.contains(":memory:") {
-            return Err(ConfigError("database_url: expected sqlite://PATH of a file".to_owned()));
+        let is_file = database_url.starts_with("sqlite://") && !database_url.contains(":memory:");
+        if !is_file && !is_postgres(&database_url) {
+            let expected = "database_url: expected sqlite://PATH of a file, or postgres://…";
+            return Err(ConfigError(expected.to_owned()));
+        }
+        if self.history_retention.is_some_and(|retention| retention < MIN_RETENTION) {
+            let expected = "history_retention: expected a day or more";
+            return Err(ConfigError(expected.to_owned()));
         }
         let namespace = self.namespace.unwrap_or("default".to_owned());
         if namespace.is_empty()
@@ -198,6 +236,8 @@ impl Settings {
             redis_url: self.redis_url,
             namespace,
             database_url,
+            migrate: false,
+            history_retention: self.history_retention,
             auth,
             rules: Rules {
                 ring_timeout: self.ring_timeout.unwrap_or(Duration::from_secs(30)),
@@ -218,6 +258,8 @@ impl Config {
             redis_url,
             namespace,
             database_url,
+            migrate: _,
+            history_retention,
             auth,
             rules,
             drain_window,
@@ -235,7 +277,10 @@ impl Config {
             line("redis_url", without_password(url).into());
         }
         line("namespace", namespace.as_str().into());
-        line("database_url", database_url.as_str().into());
+        line("database_url", without_password(database_url).into());
+        if let Some(retention) = history_retention {
+            line("history_retention", humantime::format_duration(*retention).to_string().into());
+        }
         line("auth", auth.into());
         for (name, period) in [
             ("ring_timeout", rules.ring_timeout),
@@ -264,16 +309,29 @@ fn place_in(text: &str, error: &toml::de::Error) -> String {
     format!("line {}: `{line}`: {message}", number + 1)
 }
 
-/// `url` with `***` for its password.
-fn without_password(url: &str) -> String {
+/// Whether this is the address of a Postgres.
+pub fn is_postgres(url: &str) -> bool {
+    url.starts_with("postgres://") || url.starts_with("postgresql://")
+}
+
+/// `url` with `***` for its password, wherever it stands.
+pub fn without_password(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return "***".to_owned() };
-    match rest.rsplit_once('@') {
-        Some((user, host)) => {
-            let user = user.split(':').next().unwrap_or_default();
-            format!("{scheme}://{user}:***@{host}")
+    // A password that should have been escaped may hold any sign: all before the last `@` is hidden.
+    let (user, rest) = match rest.rsplit_once('@') {
+        Some((user, rest)) => {
+            (format!("{}:***@", user.split(':').next().unwrap_or_default()), rest)
         }
-        None => url.to_owned(),
-    }
+        None => (String::new(), rest),
+    };
+    let (place, query) = rest.split_once('?').map_or((rest, None), |(a, b)| (a, Some(b)));
+    let redacted = |parameter: &str| match parameter.split_once('=') {
+        Some((name, _)) if name.to_ascii_lowercase().contains("password") => format!("{name}=***"),
+        _ => parameter.to_owned(),
+    };
+    let query = query.map(|query| query.split('&').map(redacted).collect::<Vec<_>>().join("&"));
+    let query = query.map_or(String::new(), |query| format!("?{query}"));
+    format!("{scheme}://{user}{place}{query}")
 }
 
 /// A misspelt variable would otherwise be a setting that silently does nothing.
@@ -344,8 +402,26 @@ mod tests {
     }
 
     #[test]
+    fn no_password_is_printed() {
+        for url in [
+            "postgres://anna:secret@db:5432/calls?sslmode=require",
+            "postgres://anna:se?cr@secret@db/calls",
+            "postgres://db/calls?user=anna&password=secret&sslmode=require",
+            "redis-sentinel://s:26379?sentinelServiceName=m&sentinelPassword=secret",
+        ] {
+            let shown = without_password(url);
+            assert!(!shown.contains("secret") && !shown.contains("se?cr"), "{shown}");
+            assert!(shown.contains("***"), "{shown}");
+        }
+        let plain = "postgres://db/calls?sslmode=require";
+        assert_eq!(without_password(plain), plain);
+    }
+
+    #[test]
     fn what_is_printed_can_be_read_again() {
-        let config = resolve("stun_urls = ['stun:a', 'stun:b']\nring_timeout = '1m 30s'").unwrap();
+        let settings = "stun_urls = ['stun:a', 'stun:b']\nring_timeout = '1m 30s'\n\
+                        database_url = 'postgres://db/calls'\nhistory_retention = '90days'";
+        let config = resolve(settings).unwrap();
         let printed = config.to_toml();
         assert_eq!(resolve(&printed).unwrap().to_toml(), printed);
     }

@@ -86,6 +86,13 @@ impl CallId {
     pub fn generate(now: Timestamp) -> Self {
         Self(uuid_at(now))
     }
+
+    /// When it was made; None for an id that this service did not make.
+    pub fn made_at(self) -> Option<Timestamp> {
+        let (seconds, nanos) = self.0.get_timestamp()?.to_unix();
+        let millis = seconds.checked_mul(1_000)?.checked_add(u64::from(nanos / 1_000_000))?;
+        Some(Timestamp::from_millis(millis))
+    }
 }
 
 impl NodeId {
@@ -257,5 +264,6 @@ mod tests {
         let late = CallId::generate(Timestamp::from_millis(1_700_000_000_001));
         assert!(early < late);
         assert_eq!(early.to_string().parse(), Ok(early));
+        assert_eq!(early.made_at(), Some(Timestamp::from_millis(1_700_000_000_000)));
     }
 }

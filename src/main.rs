@@ -11,6 +11,7 @@ use switchboard::{
     app,
     config::{Cli, Config, Task},
 };
+use tokio::runtime::Runtime;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 fn main() -> ExitCode {
@@ -47,10 +48,25 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.task()? {
         Task::PrintConfig(config) => print(&config.to_toml()),
         Task::Serve(config) => serve(config),
+        Task::Migrate(config) => migrate(config),
     }
 }
 
 fn serve(config: Config) -> anyhow::Result<()> {
+    let runtime = start()?;
+    let ready = |address| {
+        // Whoever started the service may have closed its output: it serves all the same.
+        let _ = print(&format!("switchboard is ready: open http://{address}/\n"));
+    };
+    Ok(runtime.block_on(app::serve(config, ready))?)
+}
+
+fn migrate(config: Config) -> anyhow::Result<()> {
+    Ok(start()?.block_on(app::migrate(&config))?)
+}
+
+/// Begins to log, and answers what tasks run on.
+fn start() -> anyhow::Result<Runtime> {
     let filter = EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
         .from_env()
@@ -60,15 +76,10 @@ fn serve(config: Config) -> anyhow::Result<()> {
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .init();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .context("cannot start worker threads")?;
-    let ready = |address| {
-        // Whoever started the service may have closed its output: it serves all the same.
-        let _ = print(&format!("switchboard is ready: open http://{address}/\n"));
-    };
-    Ok(runtime.block_on(app::serve(config, ready))?)
+        .context("cannot start worker threads")
 }
 
 fn print(text: &str) -> anyhow::Result<()> {

@@ -36,6 +36,16 @@ impl Add<Duration> for Timestamp {
     }
 }
 
+impl Sub<Duration> for Timestamp {
+    type Output = Self;
+
+    /// Stops at the beginning of time instead of wrapping round.
+    fn sub(self, duration: Duration) -> Self {
+        let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        Self(self.0.saturating_sub(millis))
+    }
+}
+
 impl Sub for Timestamp {
     type Output = Duration;
 
@@ -73,9 +83,8 @@ impl SharedClock {
 
     /// Notes that it is `now`.
     pub fn set(&self, now: Timestamp) {
-        let elapsed = Timestamp(0) + self.started.elapsed();
-        let origin_ms = now.as_millis().saturating_sub(elapsed.as_millis());
-        self.origin_ms.store(origin_ms, Ordering::Relaxed);
+        let origin = now - self.started.elapsed();
+        self.origin_ms.store(origin.as_millis(), Ordering::Relaxed);
     }
 
     fn now(&self) -> Timestamp {

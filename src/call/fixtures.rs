@@ -30,6 +30,11 @@ pub fn device(name: &str) -> Device {
     }
 }
 
+/// The node that decides.
+pub fn node() -> NodeId {
+    NodeId::generate(at(0))
+}
+
 pub fn attempt(from: &str, to: &str) -> Attempt {
     Attempt {
         id: CallId::generate(at(0)),

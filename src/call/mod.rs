@@ -8,6 +8,7 @@
 mod news;
 mod place;
 mod route;
+mod timeline;
 mod transition;
 
 #[cfg(test)]
@@ -22,6 +23,7 @@ use std::{sync::Arc, time::Duration};
 pub use news::{News, Told, first_news, news};
 pub use place::{Attempt, Lobby, Placement};
 pub use route::{Route, Signal};
+pub use timeline::{MAX_STEPS, Step, What};
 pub use transition::Event;
 
 use serde::{Deserialize, Serialize};
@@ -64,6 +66,9 @@ pub struct Call {
     pub updated_at: Timestamp,
     /// When the call ends as `max_duration`, if nothing else ended it.
     pub expires_at: Timestamp,
+    /// What made each version.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub timeline: Vec<Step>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -158,6 +163,8 @@ pub enum Cause {
     Superseded {
         role: Role,
     },
+    /// An operator ended it.
+    Terminated,
     MaxDuration,
 }
 
@@ -170,7 +177,8 @@ pub enum Role {
 }
 
 /// Why a call ended, as history and clients name it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum EndReason {
     Completed,
     Declined,
@@ -180,6 +188,7 @@ pub enum EndReason {
     Offline,
     ConnectionLost,
     Superseded,
+    Terminated,
     MaxDuration,
 }
 
@@ -338,6 +347,7 @@ impl Call {
             Cause::Lost { role: Role::Caller } if !answered => EndReason::Cancelled,
             Cause::Lost { .. } => EndReason::ConnectionLost,
             Cause::Superseded { .. } => EndReason::Superseded,
+            Cause::Terminated => EndReason::Terminated,
             Cause::MaxDuration => EndReason::MaxDuration,
         })
     }
@@ -436,7 +446,7 @@ impl Status {
 }
 
 impl EndReason {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Completed,
         Self::Declined,
         Self::Cancelled,
@@ -445,6 +455,7 @@ impl EndReason {
         Self::Offline,
         Self::ConnectionLost,
         Self::Superseded,
+        Self::Terminated,
         Self::MaxDuration,
     ];
 
@@ -458,6 +469,7 @@ impl EndReason {
             EndReason::Offline => "offline",
             EndReason::ConnectionLost => "connection_lost",
             EndReason::Superseded => "superseded",
+            EndReason::Terminated => "terminated",
             EndReason::MaxDuration => "max_duration",
         }
     }

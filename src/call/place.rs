@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Call, CallType, Cause, Device, Link, Party, Refusal, Role, Rules, State};
+use super::{Call, CallType, Cause, Device, Link, Party, Refusal, Role, Rules, State, What};
 use crate::{
     ids::{CallId, UserId},
     payload::Payload,
@@ -74,7 +74,7 @@ impl Rules {
         } else {
             State::Ringing { until: now + self.ring_timeout }
         };
-        Ok(Placement::New(Call {
+        let mut call = Call {
             id: attempt.id,
             version: 1,
             call_type: attempt.call_type,
@@ -86,7 +86,11 @@ impl Rules {
             created_at: now,
             updated_at: now,
             expires_at: now + self.max_call_duration,
-        }))
+            timeline: Vec::new(),
+        };
+        let by = (Role::Caller, attempt.from.id.clone());
+        call.note(What::Placed, Some(by), attempt.from.node);
+        Ok(Placement::New(call))
     }
 }
 

@@ -6,8 +6,9 @@ use std::collections::{HashMap, HashSet};
 use proptest::prelude::*;
 
 use super::{
-    Call, Device, Event, Lobby, News, Placement, Refusal, Role, Route, Signal, State, Told,
-    fixtures::{RULES, at, attempt, device},
+    Call, Device, Event, Lobby, MAX_STEPS, News, Placement, Refusal, Role, Route, Signal, State,
+    Told,
+    fixtures::{RULES, at, attempt, device, node},
     news,
 };
 use crate::{
@@ -242,7 +243,7 @@ impl World {
     }
 
     fn apply(&mut self, call: &Call, event: &Event) -> Result<(), Refusal> {
-        let next = RULES.apply(call, event, self.now())?;
+        let next = RULES.apply(call, event, node(), self.now())?;
         // Invariant 2: the version goes up by one, and an ended call stays as it ended.
         assert_eq!(next.version, call.version + 1);
         if !call.is_live() {
@@ -294,12 +295,24 @@ impl World {
         }
     }
 
+    /// The timeline tells of every version in order, or of as many as there is room for, and of the
+    /// end once.
+    fn check_timeline(call: &Call) {
+        let versions: Vec<u64> = call.timeline.iter().map(|step| step.version).collect();
+        assert!(versions.is_sorted_by(|one, next| one < next), "{versions:?}");
+        assert_eq!(versions.len() as u64, call.version.min(MAX_STEPS as u64));
+        assert_eq!((versions[0], versions.last()), (1, Some(&call.version)));
+        let ends: Vec<_> = call.timeline.iter().filter_map(|step| step.reason).collect();
+        assert_eq!(ends, call.end_reason().as_slice());
+    }
+
     /// Invariant 5, as far as it is the rules' part: the end has one reason, and fits the status.
     fn check_end(call: &Call) {
         assert_eq!(call.is_live(), call.end_reason().is_none());
         assert_eq!(call.is_live(), call.ended_at().is_none());
         assert_eq!(call.duration_s().is_some(), call.answered_at().is_some() && !call.is_live());
         assert_ne!(call.caller.user, call.callee.user);
+        Self::check_timeline(call);
         if let State::Active { .. } = call.state {
             assert!(!matches!(call.callee.link, super::Link::Open));
         }

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 
 use super::{
     Call, Event, Link, News, Refusal, Role, State,
-    fixtures::{RULES, at, device, ringing},
+    fixtures::{RULES, at, device, node, ringing},
     news,
 };
 use crate::{ids::SocketId, time::Timestamp};
@@ -20,7 +20,8 @@ fn now() -> Timestamp {
 }
 
 fn after(events: &[Event]) -> Call {
-    let step = |call: Call, event| RULES.apply(&call, event, at(1)).expect("a possible past");
+    let step =
+        |call: Call, event| RULES.apply(&call, event, node(), at(1)).expect("a possible past");
     events.iter().fold(ringing(), step)
 }
 
@@ -69,6 +70,7 @@ fn events() -> Vec<(String, Event)> {
     }
     events.push(("superseded caller".to_owned(), Event::Superseded(Role::Caller)));
     events.push(("superseded callee".to_owned(), Event::Superseded(Role::Callee)));
+    events.push(("terminated".to_owned(), Event::Terminated));
     events.push(("due".to_owned(), Event::Due));
     events
 }
@@ -132,7 +134,7 @@ fn every_state_with_every_event() {
     let mut table = String::new();
     for (state, call) in states() {
         for (name, event) in events() {
-            let result = RULES.apply(&call, &event, now());
+            let result = RULES.apply(&call, &event, node(), now());
             let (outcome, told) = match &result {
                 Ok(next) => {
                     assert_eq!(next.version, call.version + 1);
@@ -165,17 +167,17 @@ fn each_time_out_ends_the_call_at_its_time_and_not_before() {
         (answered, hours_12_s, "max_duration"),
     ] {
         assert_eq!(call.deadline(), at(deadline_s), "{reason}");
-        let early = RULES.apply(&call, &Event::Due, at(deadline_s - 1));
+        let early = RULES.apply(&call, &Event::Due, node(), at(deadline_s - 1));
         assert_eq!(early, Err(Refusal::NothingToDo), "{reason}");
-        let ended = RULES.apply(&call, &Event::Due, at(deadline_s)).unwrap();
+        let ended = RULES.apply(&call, &Event::Due, node(), at(deadline_s)).unwrap();
         assert_eq!(ended.end_reason().unwrap().as_str(), reason);
     }
 }
 
 #[test]
 fn of_two_time_outs_the_earlier_one_counts() {
-    let lost_late = RULES.apply(&ringing(), &gone("a1"), at(25)).unwrap();
-    let ended = RULES.apply(&lost_late, &Event::Due, at(60)).unwrap();
+    let lost_late = RULES.apply(&ringing(), &gone("a1"), node(), at(25)).unwrap();
+    let ended = RULES.apply(&lost_late, &Event::Due, node(), at(60)).unwrap();
     assert_eq!(ended.end_reason().unwrap().as_str(), "no_answer");
 }
 
@@ -183,16 +185,16 @@ fn of_two_time_outs_the_earlier_one_counts() {
 fn a_device_without_an_id_cannot_come_back() {
     let mut call = ringing();
     call.caller.link = device("a1-").bind();
-    let ended = RULES.apply(&call, &gone("a1-"), now()).unwrap();
+    let ended = RULES.apply(&call, &gone("a1-"), node(), now()).unwrap();
     assert_eq!(ended.end_reason().unwrap().as_str(), "cancelled");
 }
 
 #[test]
 fn durations_are_measured_from_answer_to_end_and_reported_ones_are_told() {
-    let answered = RULES.apply(&ringing(), &Event::Answer(device("b1")), at(2)).unwrap();
+    let answered = RULES.apply(&ringing(), &Event::Answer(device("b1")), node(), at(2)).unwrap();
     for (reported, told_s) in [(None, 7.0), (Some(6.5), 6.5)] {
         let end = Event::End { by: device("a1"), reported_duration_s: reported };
-        let ended = RULES.apply(&answered, &end, at(9)).unwrap();
+        let ended = RULES.apply(&answered, &end, node(), at(9)).unwrap();
         assert_eq!(ended.duration_s(), Some(7));
         let told = news(&answered, &ended, &[]);
         assert!(
@@ -207,7 +209,7 @@ fn durations_are_measured_from_answer_to_end_and_reported_ones_are_told() {
 fn whoever_missed_versions_hears_from_the_last_one() {
     let rung = [device("b1").socket, device("b2").socket];
     let answered = after(&[Event::Answer(device("b1"))]);
-    let ended = RULES.apply(&answered, &end("a1"), now()).unwrap();
+    let ended = RULES.apply(&answered, &end("a1"), node(), now()).unwrap();
     let told = |before: &Call, after: &Call| {
         news(before, after, &rung).into_iter().map(|(socket, news)| match news {
             News::Ended { why, .. } => format!("{} {}", name_of(socket), why.as_str()),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Binding, Call, Cause, Device, Link, Refusal, Role, Rules, State};
-use crate::time::Timestamp;
+use crate::{ids::NodeId, time::Timestamp};
 
 /// Something that may change a call.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,20 +24,29 @@ pub enum Event {
     Confirmed(Device),
     /// The party with this role begins another call.
     Superseded(Role),
+    /// An operator ends the call.
+    Terminated,
     /// Time has passed.
     Due,
 }
 
 impl Rules {
-    /// The next version of `call` after `event`.
+    /// The next version of `call` after `event`, as `node` decides it.
     ///
     /// # Errors
     /// A [`Refusal`] when the event is not allowed or changes nothing.
-    pub fn apply(&self, call: &Call, event: &Event, now: Timestamp) -> Result<Call, Refusal> {
+    pub fn apply(
+        &self,
+        call: &Call,
+        event: &Event,
+        node: NodeId,
+        now: Timestamp,
+    ) -> Result<Call, Refusal> {
         let mut next = call.clone();
         next.version += 1;
         next.updated_at = now;
         self.step(&mut next, event, now)?;
+        next.note_event(event, call.is_live(), node);
         Ok(next)
     }
 
@@ -98,6 +107,9 @@ impl Rules {
             (State::Ringing { .. } | State::Active { .. }, Event::Superseded(role)) => {
                 call.end(Cause::Superseded { role: *role }, now)
             }
+            (State::Ringing { .. } | State::Active { .. }, Event::Terminated) => {
+                call.end(Cause::Terminated, now)
+            }
             (State::Ringing { .. } | State::Active { .. }, Event::Due) => {
                 let cause = call.overdue(now).ok_or(Refusal::NothingToDo)?;
                 call.end(cause, now)
@@ -115,7 +127,7 @@ impl Rules {
             }),
             // The call ended while the device was away: it comes back to hear so, once.
             (State::Ended { .. }, Event::Joined(device)) => call.bring_back(device),
-            (State::Ended { .. }, Event::Superseded(_)) => Err(Refusal::Over),
+            (State::Ended { .. }, Event::Superseded(_) | Event::Terminated) => Err(Refusal::Over),
             (State::Ended { .. }, Event::Gone { .. } | Event::Confirmed(_) | Event::Due) => {
                 Err(Refusal::NothingToDo)
             }

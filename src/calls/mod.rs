@@ -459,7 +459,7 @@ impl Calls {
     /// Decides, commits, and tells; again on the newer record when somebody was faster.
     async fn transition(&self, mut call: Call, event: &Event) -> Result<Call, Failure> {
         for _ in 0..MAX_DECISIONS {
-            let next = self.rules.apply(&call, event, self.clock.now())?;
+            let next = self.rules.apply(&call, event, self.node(), self.clock.now())?;
             let change = Change { call: next.clone(), claims: Vec::new() };
             match self.cluster.commit(change).await? {
                 Committed::Stored(stored) => {

@@ -1,16 +1,25 @@
 //! What happened: one row a call, written behind the signaling, read over HTTP.
 
+mod backlog;
+mod decode;
+mod keeper;
+mod postgres;
 mod recorder;
 mod sqlite;
+
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Serialize, Serializer};
 
-pub use recorder::{Recorder, Writer, close_orphans, recorder};
+pub use backlog::{Backlog, MAX_BACKLOG_ROWS, Refused};
+pub use keeper::{Keeper, close_orphans};
+pub use postgres::{OpenError, Postgres};
+pub use recorder::{Recorder, Writer, recorder};
 pub use sqlite::Sqlite;
 
 use crate::{
-    call::{Call, CallType, EndReason, Status},
+    call::{Call, CallType, EndReason, Status, Step},
     ids::{CallId, UserId},
     time::Timestamp,
 };
@@ -19,17 +28,29 @@ use crate::{
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
     /// Writes rows, all or none. Of two rows of one call the one with the higher version stays,
-    /// in whatever order they come.
+    /// in whatever order they come; of one version, one that has ended takes the place of one that
+    /// has not.
     async fn save(&self, rows: &[Row]) -> Result<(), StoreError>;
 
     /// A page of calls, newest first.
     async fn list(&self, query: &Query) -> Result<Vec<Row>, StoreError>;
 
-    /// The call with this id, if `user` is a party of it.
+    /// The call with this id, with its timeline, if `user` is a party of it.
     async fn get(&self, id: CallId, user: &UserId) -> Result<Option<Row>, StoreError>;
 
-    /// Up to `limit` rows of calls that have not ended.
-    async fn open(&self, limit: u32) -> Result<Vec<Row>, StoreError>;
+    /// Up to `limit` rows, with their timelines, of calls made before this time that have not ended.
+    async fn open(&self, made_before: Timestamp, limit: u32) -> Result<Vec<Row>, StoreError>;
+
+    /// How many calls there were, and how they went, over the whole period and in each of its
+    /// buckets that has any.
+    async fn stats(&self, period: &Period) -> Result<Stats, StoreError>;
+
+    /// Makes room for the calls to come, and removes those made before `keep_from`, as far as they
+    /// can be removed cheaply.
+    async fn tidy(&self, now: Timestamp, keep_from: Option<Timestamp>) -> Result<(), StoreError>;
+
+    /// Closes it after what is under way.
+    async fn close(&self);
 }
 
 /// A store that cannot be opened, reached, or understood. Displays as one sentence.
@@ -43,11 +64,23 @@ impl From<sqlx::Error> for StoreError {
     }
 }
 
+impl StoreError {
+    /// Whether the database was there and did not take the rows: they will not do later either.
+    fn is_refusal(&self) -> bool {
+        let sqlx::Error::Database(error) = &self.0 else { return false };
+        error.is_check_violation()
+            || error.is_unique_violation()
+            // Class 22, data exceptions, of the SQL standard.
+            || error.code().is_some_and(|code| code.len() == 5 && code.starts_with("22"))
+    }
+}
+
 /// What the database itself says, without the layers around it that say it again.
 fn plain(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(error) => error.message().to_owned(),
         sqlx::Error::Configuration(error) => error.to_string(),
+        sqlx::Error::PoolTimedOut => "it does not answer".to_owned(),
         other => other.to_string(),
     }
 }
@@ -74,6 +107,9 @@ pub struct Row {
     pub updated_at: Timestamp,
     #[serde(skip)]
     pub version: u64,
+    /// Empty in a list.
+    #[serde(skip)]
+    pub timeline: Vec<Step>,
 }
 
 /// Which calls to list.
@@ -92,6 +128,49 @@ pub struct Query {
     /// Only calls that stand after this place.
     pub after: Option<Place>,
     pub limit: u32,
+}
+
+/// Which calls to count, all users' together.
+#[derive(Debug, Clone, Copy)]
+pub struct Period {
+    pub since: Timestamp,
+    pub until: Timestamp,
+    /// Buckets begin at whole multiples of this since the Unix epoch.
+    pub bucket: Duration,
+}
+
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Stats {
+    pub total: Tally,
+    /// By when they begin, in order; those without a call are left out.
+    pub buckets: Vec<(Timestamp, Tally)>,
+}
+
+/// How some calls went.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Tally {
+    pub counts: Vec<Count>,
+    /// Of the answered calls: milliseconds from the attempt to the answer.
+    pub ring_ms: Option<Percentiles>,
+    /// Of the answered calls that have ended.
+    pub duration_s: Option<Percentiles>,
+}
+
+/// So many calls were alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Count {
+    pub call_type: CallType,
+    pub status: Status,
+    pub end_reason: Option<EndReason>,
+    pub calls: u64,
+}
+
+/// Of values in order, the first at or past this share of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Percentiles {
+    pub p50: u64,
+    pub p90: u64,
+    pub p99: u64,
 }
 
 /// A place in the order of calls, newest first.
@@ -116,6 +195,7 @@ impl From<&Call> for Row {
             created_at: call.created_at,
             updated_at: call.updated_at,
             version: call.version,
+            timeline: call.timeline.clone(),
         }
     }
 }

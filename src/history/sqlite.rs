@@ -10,13 +10,14 @@ use std::{
 
 use async_trait::async_trait;
 use sqlx::{
-    Row as _, SqlitePool,
-    sqlite::{
-        SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
-    },
+    SqlitePool,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
-use super::{Query, Row, Store, StoreError};
+use super::{
+    Period, Query, Row, Stats, Store, StoreError,
+    decode::{self, millis, number},
+};
 use crate::{
     call::{CallType, EndReason, Status},
     ids::{CallId, UserId},
@@ -27,6 +28,8 @@ use crate::{
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// One writer and a few readers.
 const MAX_CONNECTIONS: u32 = 4;
+/// Most rows that are removed in one statement, so that writers wait for none for long.
+const TIDY_ROWS: u32 = 1_000;
 
 /// Rows in a SQLite file.
 #[derive(Debug, Clone)]
@@ -53,11 +56,6 @@ impl Sqlite {
         sqlx::migrate!("migrations/sqlite").run(&pool).await.map_err(sqlx::Error::from)?;
         Ok(Self { pool, _lock: Arc::new(lock) })
     }
-
-    /// Closes the file after what is under way.
-    pub async fn close(&self) {
-        self.pool.close().await;
-    }
 }
 
 #[async_trait]
@@ -78,6 +76,7 @@ impl Store for Sqlite {
                 .bind(millis(row.created_at))
                 .bind(millis(row.updated_at))
                 .bind(number(row.version))
+                .bind(decode::timeline(row))
                 .execute(&mut *transaction)
                 .await?;
         }
@@ -85,19 +84,28 @@ impl Store for Sqlite {
     }
 
     async fn list(&self, query: &Query) -> Result<Vec<Row>, StoreError> {
-        let rows = sqlx::query(include_str!("sqlite/list.sql"))
+        let sql = match query.with {
+            None => include_str!("sqlite/list.sql"),
+            Some(_) => include_str!("sqlite/list_between.sql"),
+        };
+        let (at, id) = match query.after {
+            Some(place) => (millis(place.created_at), place.id.to_string()),
+            None => (i64::MAX, String::new()),
+        };
+        let mut list = sqlx::query(sql)
             .bind(query.user.as_str())
-            .bind(query.with.as_ref().map(UserId::as_str))
             .bind(query.status.map(Status::as_str))
             .bind(query.call_type.map(CallType::as_str))
             .bind(query.since.map_or(0, millis))
             .bind(query.until.map_or(i64::MAX, millis))
-            .bind(query.after.map_or(i64::MAX, |place| millis(place.created_at)))
-            .bind(query.after.map(|place| place.id.to_string()))
-            .bind(query.limit)
-            .fetch_all(&self.pool)
-            .await?;
-        read_all(&rows)
+            .bind(at)
+            .bind(id)
+            .bind(query.limit);
+        if let Some(with) = &query.with {
+            list = list.bind(with.as_str());
+        }
+        let rows = list.fetch_all(&self.pool).await?;
+        Ok(rows.iter().map(decode::listed).collect::<Result<_, _>>()?)
     }
 
     async fn get(&self, id: CallId, user: &UserId) -> Result<Option<Row>, StoreError> {
@@ -106,15 +114,51 @@ impl Store for Sqlite {
             .bind(user.as_str())
             .fetch_optional(&self.pool)
             .await?;
-        Ok(row.as_ref().map(read).transpose()?)
+        Ok(row.as_ref().map(decode::whole).transpose()?)
     }
 
-    async fn open(&self, limit: u32) -> Result<Vec<Row>, StoreError> {
-        let rows = sqlx::query("SELECT * FROM calls WHERE ended_at IS NULL LIMIT ?1")
-            .bind(limit)
-            .fetch_all(&self.pool)
-            .await?;
-        read_all(&rows)
+    async fn open(&self, made_before: Timestamp, limit: u32) -> Result<Vec<Row>, StoreError> {
+        let sql = "SELECT * FROM calls WHERE ended_at IS NULL AND created_at < ?1 \
+                   ORDER BY created_at LIMIT ?2";
+        let rows =
+            sqlx::query(sql).bind(millis(made_before)).bind(limit).fetch_all(&self.pool).await?;
+        Ok(rows.iter().map(decode::whole).collect::<Result<_, _>>()?)
+    }
+
+    async fn stats(&self, period: &Period) -> Result<Stats, StoreError> {
+        let ask = async |sql, bucket_ms: i64| {
+            sqlx::query(sql)
+                .bind(millis(period.since))
+                .bind(millis(period.until))
+                .bind(bucket_ms)
+                .fetch_all(&self.pool)
+                .await
+        };
+        let counts = ask(include_str!("sqlite/counts.sql"), period.bucket_ms()).await?;
+        let percentiles = include_str!("sqlite/percentiles.sql");
+        let each = ask(percentiles, period.bucket_ms()).await?;
+        let whole = ask(percentiles, Period::in_one()).await?;
+        Ok(decode::stats(&counts, &each, &whole)?)
+    }
+
+    async fn tidy(&self, _: Timestamp, keep_from: Option<Timestamp>) -> Result<(), StoreError> {
+        let Some(keep_from) = keep_from else { return Ok(()) };
+        let sql = "DELETE FROM calls WHERE id IN \
+                   (SELECT id FROM calls WHERE created_at < ?1 AND ended_at IS NOT NULL LIMIT ?2)";
+        loop {
+            let deleted = sqlx::query(sql)
+                .bind(millis(keep_from))
+                .bind(TIDY_ROWS)
+                .execute(&self.pool)
+                .await?;
+            if deleted.rows_affected() < u64::from(TIDY_ROWS) {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn close(&self) {
+        self.pool.close().await;
     }
 }
 
@@ -130,67 +174,4 @@ fn lock(path: &Path) -> Result<File, sqlx::Error> {
         }
         Err(TryLockError::Error(error)) => Err(error.into()),
     }
-}
-
-fn read_all(rows: &[SqliteRow]) -> Result<Vec<Row>, StoreError> {
-    Ok(rows.iter().map(read).collect::<Result<_, _>>()?)
-}
-
-fn read(row: &SqliteRow) -> Result<Row, sqlx::Error> {
-    Ok(Row {
-        id: parse(row, "id")?,
-        caller: parse(row, "caller")?,
-        receiver: parse(row, "receiver")?,
-        call_type: named(row, "call_type", CallType::ALL, CallType::as_str)?
-            .ok_or(missing("call_type"))?,
-        status: named(row, "status", Status::ALL, Status::as_str)?.ok_or(missing("status"))?,
-        end_reason: named(row, "end_reason", EndReason::ALL, EndReason::as_str)?,
-        duration_s: optional(row, "duration")?,
-        started_at: optional(row, "started_at")?.map(Timestamp::from_millis),
-        ended_at: optional(row, "ended_at")?.map(Timestamp::from_millis),
-        created_at: Timestamp::from_millis(optional(row, "created_at")?.unwrap_or_default()),
-        updated_at: Timestamp::from_millis(optional(row, "updated_at")?.unwrap_or_default()),
-        version: optional(row, "version")?.unwrap_or_default(),
-    })
-}
-
-fn parse<T>(row: &SqliteRow, column: &str) -> Result<T, sqlx::Error>
-where
-    T: FromStr<Err: std::error::Error + Send + Sync + 'static>,
-{
-    row.try_get::<&str, _>(column)?.parse().map_err(|error| sqlx::Error::ColumnDecode {
-        index: column.into(),
-        source: Box::new(error),
-    })
-}
-
-/// The value of `all` whose name stands in `column`.
-fn named<T: Copy>(
-    row: &SqliteRow,
-    column: &'static str,
-    all: impl IntoIterator<Item = T>,
-    name: impl Fn(T) -> &'static str,
-) -> Result<Option<T>, sqlx::Error> {
-    let Some(text) = row.try_get::<Option<&str>, _>(column)? else {
-        return Ok(None);
-    };
-    all.into_iter().find(|value| name(*value) == text).map(Some).ok_or(missing(column))
-}
-
-fn missing(column: &str) -> sqlx::Error {
-    let source = format!("{column} holds a value that this version does not know").into();
-    sqlx::Error::ColumnDecode { index: column.into(), source }
-}
-
-fn optional(row: &SqliteRow, column: &str) -> Result<Option<u64>, sqlx::Error> {
-    Ok(row.try_get::<Option<i64>, _>(column)?.map(|number| number.try_into().unwrap_or(0)))
-}
-
-/// SQLite's integers are signed. What does not fit is far in the future: the largest will do.
-fn number(value: u64) -> i64 {
-    value.try_into().unwrap_or(i64::MAX)
-}
-
-fn millis(time: Timestamp) -> i64 {
-    number(time.as_millis())
 }

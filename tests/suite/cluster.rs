@@ -54,7 +54,7 @@ fn ringing(from: &str, to: &str) -> Call {
 }
 
 fn ended(call: &Call, at: Timestamp) -> Call {
-    RULES.apply(call, &Event::Due, at).unwrap()
+    RULES.apply(call, &Event::Due, NodeId::generate(START), at).unwrap()
 }
 
 fn new_call(call: &Call) -> Change {

@@ -3,24 +3,45 @@
 use std::{sync::Arc, time::Duration};
 
 use switchboard::{
-    call::{CallType, EndReason, Status},
-    history::{Place, Query, Row, Sqlite, Store, close_orphans},
-    ids::{CallId, UserId},
+    call::{
+        Attempt, Call, CallType, Device, EndReason, Lobby, Placement, Role, Status, Step, What,
+    },
+    cluster::Hub,
+    history::{
+        self, Backlog, MAX_BACKLOG_ROWS, Percentiles, Period, Place, Postgres, Query, Refused, Row,
+        Sqlite, Stats, Store, Tally, close_orphans,
+    },
+    ids::{CallId, NodeId, UserId},
     time::Timestamp,
 };
 
+use crate::{postgres_server::Database, world::RULES};
+
 const START: Timestamp = Timestamp::from_millis(1_800_000_000_000);
 
-/// A store in a folder of its own, which goes with it.
+/// A store, and what it is in.
 struct Opened {
     store: Arc<dyn Store>,
-    _folder: tempfile::TempDir,
+    _folder: Option<tempfile::TempDir>,
+    _database: Option<Database>,
 }
 
-async fn stores() -> Vec<Opened> {
+/// One of each kind, empty.
+async fn stores() -> [Opened; 2] {
     let folder = tempfile::tempdir().unwrap();
     let url = format!("sqlite://{}", folder.path().join("history.db").display());
-    vec![Opened { store: Arc::new(Sqlite::open(&url).await.unwrap()), _folder: folder }]
+    let sqlite = Arc::new(Sqlite::open(&url).await.unwrap());
+    let (postgres, database) = postgres().await;
+    [
+        Opened { store: sqlite, _folder: Some(folder), _database: None },
+        Opened { store: Arc::new(postgres), _folder: None, _database: Some(database) },
+    ]
+}
+
+async fn postgres() -> (Postgres, Database) {
+    let database = Database::new();
+    Postgres::migrate(&database.url).await.unwrap();
+    (Postgres::open(&database.url).await.unwrap(), database)
 }
 
 fn user(name: &str) -> UserId {
@@ -46,6 +67,7 @@ fn missed(caller: &str, receiver: &str, seconds: u64) -> Row {
         created_at: at(seconds),
         updated_at: at(seconds + 30),
         version: 2,
+        timeline: Vec::new(),
     }
 }
 
@@ -58,6 +80,28 @@ fn answered(caller: &str, receiver: &str, seconds: u64) -> Row {
         ended_at: None,
         updated_at: at(seconds + 2),
         ..missed(caller, receiver, seconds)
+    }
+}
+
+/// A call as the rules place it.
+fn ringing(caller: &str, callee: &str, seconds: u64) -> Call {
+    let attempt = Attempt {
+        id: CallId::generate(at(seconds)),
+        from: Device {
+            user: user(caller),
+            node: NodeId::generate(START),
+            socket: "0123456789abcdef".parse().unwrap(),
+            id: None,
+        },
+        to: user(callee),
+        call_type: CallType::Audio,
+        caller_info: None,
+        client_call_id: None,
+    };
+    let lobby = Lobby { callee_sockets: 1, ..Lobby::default() };
+    match RULES.place(&attempt, &lobby, at(seconds)) {
+        Ok(Placement::New(call)) => call,
+        other => panic!("{other:?}"),
     }
 }
 
@@ -189,6 +233,199 @@ async fn pages_neither_skip_nor_repeat_while_rows_arrive() {
 }
 
 #[tokio::test]
+async fn a_call_alone_comes_with_its_timeline() {
+    for opened in stores().await {
+        let row = missed("anna", "ben", 0);
+        let step = |version, what, by, reason| Step {
+            version,
+            at: at(version),
+            what,
+            by,
+            device: by.map(|_| "phone".parse().unwrap()),
+            node: NodeId::generate(at(0)),
+            reason,
+        };
+        let timeline = vec![
+            step(1, What::Placed, Some(Role::Caller), None),
+            step(2, What::Ended, None, Some(EndReason::NoAnswer)),
+        ];
+        let row = Row { timeline, ..row };
+        opened.store.save(std::slice::from_ref(&row)).await.unwrap();
+        let found = opened.store.get(row.id, &user("anna")).await.unwrap();
+        assert_eq!(found, Some(row.clone()));
+        let listed = opened.store.list(&all_of("anna")).await.unwrap();
+        assert_eq!(listed, [Row { timeline: Vec::new(), ..row }]);
+    }
+}
+
+#[tokio::test]
+async fn an_assumed_end_gives_way_to_the_true_one_only() {
+    for opened in stores().await {
+        let active = answered("anna", "ben", 0);
+        opened.store.save(std::slice::from_ref(&active)).await.unwrap();
+        close_orphans(&*opened.store, at(60)).await.unwrap();
+        let found = async || opened.store.get(active.id, &user("anna")).await.unwrap().unwrap();
+        assert_eq!(found().await.end_reason, Some(EndReason::ConnectionLost));
+        opened.store.save(std::slice::from_ref(&active)).await.unwrap();
+        assert_eq!(found().await.end_reason, Some(EndReason::ConnectionLost), "it is no news");
+        let ended = Row {
+            version: active.version + 1,
+            status: Status::Ended,
+            end_reason: Some(EndReason::Completed),
+            ended_at: Some(at(50)),
+            duration_s: Some(48),
+            ..active.clone()
+        };
+        opened.store.save(std::slice::from_ref(&ended)).await.unwrap();
+        assert_eq!(found().await, ended);
+    }
+}
+
+#[tokio::test]
+async fn calls_that_may_still_be_live_are_left_alone() {
+    for opened in stores().await {
+        let active = answered("anna", "ben", 60);
+        opened.store.save(std::slice::from_ref(&active)).await.unwrap();
+        close_orphans(&*opened.store, at(60)).await.unwrap();
+        assert_eq!(opened.store.list(&all_of("anna")).await.unwrap(), [active]);
+    }
+}
+
+#[tokio::test]
+async fn a_call_in_a_batch_twice_is_written_as_it_was_last() {
+    for opened in stores().await {
+        let old = answered("anna", "ben", 0);
+        let new = Row { call_type: CallType::Audio, ..missed("anna", "ben", 0) };
+        let new = Row { id: old.id, version: 3, call_type: old.call_type, ..new };
+        opened.store.save(&[new.clone(), old]).await.unwrap();
+        assert_eq!(opened.store.list(&all_of("anna")).await.unwrap(), [new]);
+    }
+}
+
+/// A call of each kind in the first two hours, and one in the third.
+fn a_busy_morning() -> Vec<Row> {
+    let mut rows = Vec::new();
+    for n in 0..100 {
+        let started = answered("anna", "ben", n * 60);
+        let rang = Duration::from_millis(1_000 + n * 37 % 2_000);
+        let lasted_s = n * 13 % 101;
+        let started_at = started.created_at + rang;
+        rows.push(Row {
+            status: Status::Ended,
+            end_reason: Some(EndReason::Completed),
+            started_at: Some(started_at),
+            ended_at: Some(started_at + Duration::from_secs(lasted_s)),
+            duration_s: Some(lasted_s),
+            ..started
+        });
+        rows.push(missed("anna", "ben", n * 60 + 1));
+    }
+    rows.push(answered("carl", "dora", 2 * 3_600 + 1));
+    rows
+}
+
+#[tokio::test]
+async fn calls_are_counted_by_how_they_went_and_when() {
+    let hour = Duration::from_hours(1);
+    for opened in stores().await {
+        opened.store.save(&a_busy_morning()).await.unwrap();
+        let period = Period { since: START, until: START + hour * 3, bucket: hour };
+        let stats = opened.store.stats(&period).await.unwrap();
+        let begins: Vec<_> = stats.buckets.iter().map(|(begins, _)| *begins).collect();
+        assert_eq!(begins, [START, START + hour, START + hour * 2]);
+        let calls = |tally: &Tally, status| -> u64 {
+            let counts = tally.counts.iter().filter(|count| count.status == status);
+            counts.map(|count| count.calls).sum()
+        };
+        let [(_, first), (_, second), (_, third)] = &stats.buckets[..] else { unreachable!() };
+        assert_eq!([first, second].map(|tally| calls(tally, Status::Ended)), [60, 40]);
+        assert_eq!([first, second].map(|tally| calls(tally, Status::Missed)), [60, 40]);
+        assert_eq!(calls(third, Status::Answered), 1);
+        assert_eq!(third.duration_s, None, "it goes on");
+        assert_eq!(third.ring_ms, Some(Percentiles { p50: 2_000, p90: 2_000, p99: 2_000 }));
+
+        let total = &stats.total;
+        let all: u64 = total.counts.iter().map(|count| count.calls).sum();
+        assert_eq!(all, 201);
+        assert_eq!(total.counts.len(), 3, "each kind once: {:?}", total.counts);
+        let mut lasted: Vec<u64> =
+            a_busy_morning().iter().filter_map(|row| row.duration_s).collect();
+        lasted.sort_unstable();
+        let of_100 = Percentiles { p50: lasted[49], p90: lasted[89], p99: lasted[98] };
+        assert_eq!(total.duration_s, Some(of_100));
+    }
+}
+
+#[tokio::test]
+async fn only_calls_of_the_period_are_counted() {
+    for opened in stores().await {
+        opened.store.save(&a_busy_morning()).await.unwrap();
+        let minute = Duration::from_mins(1);
+        let period = Period { since: at(60), until: at(120), bucket: minute };
+        let stats = opened.store.stats(&period).await.unwrap();
+        assert_eq!(stats.buckets.len(), 1);
+        assert_eq!(stats.buckets[0].1.counts, stats.total.counts);
+        assert_eq!(stats.total.counts.iter().map(|count| count.calls).sum::<u64>(), 2);
+        let none = Period { since: at(0) - minute, until: at(0), bucket: minute };
+        assert_eq!(opened.store.stats(&none).await.unwrap(), Stats::default());
+    }
+}
+
+#[tokio::test]
+async fn what_is_kept_long_enough_goes_and_the_rest_stays() {
+    for opened in stores().await {
+        let days = |n: u64| n * 24 * 3_600;
+        let (old, new) = (missed("anna", "ben", 0), missed("anna", "ben", days(90)));
+        opened.store.save(&[old, new.clone()]).await.unwrap();
+        let now = at(days(91));
+        opened.store.tidy(now, None).await.unwrap();
+        assert_eq!(opened.store.list(&all_of("anna")).await.unwrap().len(), 2);
+        opened.store.tidy(now, Some(at(days(45)))).await.unwrap();
+        assert_eq!(opened.store.list(&all_of("anna")).await.unwrap(), [new]);
+    }
+}
+
+#[tokio::test]
+async fn a_row_that_the_database_refuses_holds_up_no_other() {
+    for opened in stores().await {
+        let (cluster, _inbox) = Hub::default().node(NodeId::generate(START));
+        let (recorder, writer) = history::recorder(opened.store.clone(), Arc::new(cluster));
+        let mut calls: Vec<Call> = (0..3).map(|n| ringing("anna", "ben", n)).collect();
+        calls[1].callee.user = user("anna");
+        for call in &calls {
+            recorder.record(call);
+        }
+        writer.run(std::future::ready(())).await;
+        let found = ids(&*opened.store, &all_of("anna")).await;
+        assert_eq!(found, [calls[2].id, calls[0].id]);
+        assert_eq!(recorder.backlog().len(), 0);
+    }
+}
+
+#[tokio::test]
+async fn the_backlog_keeps_the_newest_row_of_each_call_within_its_limit() {
+    let backlog = Backlog::default();
+    let old = answered("anna", "ben", 0);
+    let new = Row { version: 3, ..old.clone() };
+    for row in [&old, &new, &old] {
+        backlog.push(row.clone()).unwrap();
+    }
+    assert_eq!((backlog.len(), backlog.take(10).await), (1, Some(vec![new.clone()])));
+    assert_eq!(backlog.len(), 1, "it is in hand, not written");
+    for n in 0..MAX_BACKLOG_ROWS {
+        backlog.push(missed("anna", "ben", n as u64)).unwrap();
+    }
+    assert_eq!(backlog.push(missed("anna", "ben", 0)), Err(Refused::Full));
+    backlog.close();
+    assert_eq!(backlog.push(new), Err(Refused::Closed));
+    let mut taken = 0;
+    while let Some(rows) = backlog.take(3_000).await {
+        taken += rows.len();
+    }
+    assert_eq!((taken, backlog.len(), backlog.age()), (MAX_BACKLOG_ROWS, 0, Duration::ZERO));
+}
+
+#[tokio::test]
 async fn a_file_serves_one_process_at_a_time() {
     let folder = tempfile::tempdir().unwrap();
     let url = format!("sqlite://{}", folder.path().join("history.db").display());
@@ -213,7 +450,7 @@ async fn calls_that_a_dead_process_left_open_are_closed() {
         let active = answered("anna", "carl", 5);
         let over = missed("anna", "ben", 9);
         opened.store.save(&[ringing.clone(), active.clone(), over.clone()]).await.unwrap();
-        close_orphans(&*opened.store).await.unwrap();
+        close_orphans(&*opened.store, at(60)).await.unwrap();
         let rows = opened.store.list(&all_of("anna")).await.unwrap();
         let told: Vec<_> = rows.iter().map(|row| (row.id, row.status, row.end_reason)).collect();
         let lost = Some(EndReason::ConnectionLost);

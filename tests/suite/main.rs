@@ -6,6 +6,8 @@ mod cluster;
 mod history;
 mod layers;
 mod moves;
+mod postgres;
+mod postgres_server;
 mod protocol;
 mod redis_server;
 mod world;

@@ -160,7 +160,7 @@ impl Drop for RedisServer {
 
 /// A port that no other test of this process has, below those that the system gives out. A Redis
 /// Cluster adds 10,000 to it for its bus.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     static TAKEN: AtomicU32 = AtomicU32::new(0);
     loop {
         let number = std::process::id()
@@ -174,7 +174,7 @@ fn free_port() -> u16 {
     }
 }
 
-fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+pub fn wait_until(what: &str, is_so: impl Fn() -> bool) {
     let patience = Instant::now() + Duration::from_secs(20);
     while !is_so() {
         assert!(Instant::now() < patience, "not in time: {what}");

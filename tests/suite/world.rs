@@ -18,7 +18,7 @@ use switchboard::{
     cluster::{
         Change, Cluster, Committed, Detached, Edge, Hub, Memory, Message, Relay, Unavailable,
     },
-    history::{self, Query, Row, Store, StoreError},
+    history::{self, Period, Query, Row, Stats, Store, StoreError},
     ids::{CallId, NodeId, SocketId, UserId},
     payload::Payload,
     protocol::{CallRef, ServerEvent},
@@ -153,9 +153,19 @@ impl Store for Ledger {
         unreachable!("calls write history and do not read it")
     }
 
-    async fn open(&self, _: u32) -> Result<Vec<Row>, StoreError> {
+    async fn open(&self, _: Timestamp, _: u32) -> Result<Vec<Row>, StoreError> {
         unreachable!("calls write history and do not read it")
     }
+
+    async fn stats(&self, _: &Period) -> Result<Stats, StoreError> {
+        unreachable!("calls write history and do not read it")
+    }
+
+    async fn tidy(&self, _: Timestamp, _: Option<Timestamp>) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn close(&self) {}
 }
 
 /// Some nodes of one cluster, their history, and who is connected. `a1` is user `a` on device `a1`;

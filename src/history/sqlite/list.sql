@@ -1,27 +1,32 @@
--- ?1 user, ?2 the other party, ?3 status, ?4 type, ?5 since, ?6 until,
--- ?7 and ?8 the place (created_at, id) after which to go on, ?9 limit.
+-- ?1 user, ?2 status, ?3 type, ?4 since, ?5 until, ?6 and ?7 the place (created_at, id) after which
+-- to go on, ?8 limit.
 -- Two walks along an index each, merged: an OR over both columns would sort all calls of the user.
 SELECT * FROM (
     SELECT * FROM (
-        SELECT * FROM calls
+        SELECT id, caller, receiver, call_type, status, end_reason, duration, started_at, ended_at,
+               created_at, updated_at, version
+        FROM calls
         WHERE caller = ?1
-          AND (?2 IS NULL OR receiver = ?2)
-          AND (?3 IS NULL OR status = ?3)
-          AND (?4 IS NULL OR call_type = ?4)
-          AND created_at >= ?5 AND created_at < ?6
-          AND created_at <= ?7 AND (?8 IS NULL OR created_at < ?7 OR id < ?8)
-        ORDER BY created_at DESC, id DESC LIMIT ?9
+          AND (?2 IS NULL OR status = ?2)
+          AND (?3 IS NULL OR call_type = ?3)
+          AND created_at >= ?4 AND created_at < ?5
+          AND (created_at, id) < (?6, ?7)
+        ORDER BY created_at DESC, id DESC
+        LIMIT ?8
     )
     UNION ALL
     SELECT * FROM (
-        SELECT * FROM calls
+        SELECT id, caller, receiver, call_type, status, end_reason, duration, started_at, ended_at,
+               created_at, updated_at, version
+        FROM calls
         WHERE receiver = ?1
-          AND (?2 IS NULL OR caller = ?2)
-          AND (?3 IS NULL OR status = ?3)
-          AND (?4 IS NULL OR call_type = ?4)
-          AND created_at >= ?5 AND created_at < ?6
-          AND created_at <= ?7 AND (?8 IS NULL OR created_at < ?7 OR id < ?8)
-        ORDER BY created_at DESC, id DESC LIMIT ?9
+          AND (?2 IS NULL OR status = ?2)
+          AND (?3 IS NULL OR call_type = ?3)
+          AND created_at >= ?4 AND created_at < ?5
+          AND (created_at, id) < (?6, ?7)
+        ORDER BY created_at DESC, id DESC
+        LIMIT ?8
     )
 )
-ORDER BY created_at DESC, id DESC LIMIT ?9
+ORDER BY created_at DESC, id DESC
+LIMIT ?8

@@ -1,6 +1,8 @@
-INSERT INTO calls (id, caller, receiver, call_type, status, end_reason, duration,
-                   started_at, ended_at, created_at, updated_at, version)
-VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)
+-- Of two versions of a row the newer stays; an end that was assumed for a call of the same version
+-- gives way to nothing but a newer one.
+INSERT INTO calls (id, caller, receiver, call_type, status, end_reason, duration, started_at,
+                   ended_at, created_at, updated_at, version, timeline)
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
 ON CONFLICT (id) DO UPDATE
 SET status     = excluded.status,
     end_reason = excluded.end_reason,
@@ -8,5 +10,7 @@ SET status     = excluded.status,
     started_at = excluded.started_at,
     ended_at   = excluded.ended_at,
     updated_at = excluded.updated_at,
-    version    = excluded.version
+    version    = excluded.version,
+    timeline   = excluded.timeline
 WHERE excluded.version > calls.version
+   OR (excluded.version = calls.version AND calls.ended_at IS NULL)

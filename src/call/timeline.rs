@@ -1,0 +1,112 @@
+//! What happened to a call, step by step. The record carries it, so that no step is lost.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Call, EndReason, Event, Role};
+use crate::{
+    ids::{DeviceId, NodeId},
+    time::Timestamp,
+};
+
+/// Most steps that a record carries. Beyond it the first ones and the latest stay; a gap in the
+/// versions shows where some were left out.
+pub const MAX_STEPS: usize = 32;
+/// How many of the first steps stay.
+const FIRST_STEPS: usize = 8;
+
+/// One version of a call: what made it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    pub version: u64,
+    pub at: Timestamp,
+    pub what: What,
+    /// The party that did it, or to which it happened; None for a time-out and an operator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<Role>,
+    /// The device of that party, if it has an id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceId>,
+    /// The node that decided it.
+    pub node: NodeId,
+    /// Set on the step that ended the call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<EndReason>,
+}
+
+/// What a step did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum What {
+    /// It was placed: it rings, or ended at once.
+    Placed,
+    Answered,
+    /// A party's device lost its socket.
+    Lost,
+    /// It came back.
+    Returned,
+    /// It showed that it knows the call.
+    Confirmed,
+    Ended,
+}
+
+impl Call {
+    /// Notes what made this version.
+    pub(super) fn note(&mut self, what: What, by: Option<(Role, Option<DeviceId>)>, node: NodeId) {
+        if self.timeline.len() >= MAX_STEPS {
+            self.timeline.remove(FIRST_STEPS);
+        }
+        let (by, device) = by.map_or((None, None), |(role, device)| (Some(role), device));
+        let (version, at) = (self.version, self.updated_at);
+        let reason = self.end_reason().filter(|_| matches!(what, What::Placed | What::Ended));
+        self.timeline.push(Step { version, at, what, by, device, node, reason });
+    }
+
+    /// Notes what `event` made of the call, which was live before or was not.
+    pub(super) fn note_event(&mut self, event: &Event, was_live: bool, node: NodeId) {
+        let what = match event {
+            _ if was_live && !self.is_live() => What::Ended,
+            Event::Answer(_) => What::Answered,
+            Event::Gone { .. } => What::Lost,
+            Event::Joined(_) => What::Returned,
+            Event::Confirmed(_) => What::Confirmed,
+            Event::Reject { .. }
+            | Event::Busy(_)
+            | Event::End { .. }
+            | Event::Superseded(_)
+            | Event::Terminated
+            | Event::Due => What::Ended,
+        };
+        let by = match event {
+            Event::Answer(by)
+            | Event::Reject { by, .. }
+            | Event::Busy(by)
+            | Event::End { by, .. }
+            | Event::Gone { device: by, .. }
+            | Event::Joined(by)
+            | Event::Confirmed(by) => self.role_of(&by.user).map(|role| (role, by.id.clone())),
+            Event::Superseded(role) => Some((*role, None)),
+            Event::Terminated | Event::Due => None,
+        };
+        self.note(what, by, node);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::call::fixtures::{RULES, at, device, node, ringing};
+
+    #[test]
+    fn a_record_carries_the_first_steps_and_the_latest() {
+        let mut call = ringing();
+        for round in 0..50 {
+            let gone = Event::Gone { device: device("a1"), may_return: true };
+            for event in [gone, Event::Joined(device("a1"))] {
+                call = RULES.apply(&call, &event, node(), at(round / 10)).unwrap();
+            }
+        }
+        let versions: Vec<u64> = call.timeline.iter().map(|step| step.version).collect();
+        let expected: Vec<u64> = (1..=8).chain(78..=101).collect();
+        assert_eq!(versions, expected);
+    }
+}
