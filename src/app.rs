@@ -60,7 +60,7 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
         Calls::new(cluster.clone(), gateway.outlet(), recorder, config.rules, Clock::System);
     let calls = Arc::new(calls);
     let (serving, socket_routes) = gateway.serve(calls.clone(), config.stun_urls);
-    let routes = http::routes(Arc::new(store.clone())).merge(socket_routes);
+    let routes = http::routes(Arc::new(store.clone()), cluster.clone()).merge(socket_routes);
 
     let (stop_listening, listening_stops) = shutdown::shutdown();
     let (stop_calls, calls_stop) = shutdown::shutdown();

@@ -5,6 +5,7 @@ mod sqlite;
 
 use async_trait::async_trait;
 use serde::{Serialize, Serializer};
+use utoipa::ToSchema;
 
 pub use recorder::{Recorder, Writer, close_orphans, recorder};
 pub use sqlite::Sqlite;
@@ -53,8 +54,9 @@ fn plain(error: &sqlx::Error) -> String {
 }
 
 /// One call, as history tells it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = CallRecord)]
 pub struct Row {
     pub id: CallId,
     pub caller: UserId,
@@ -64,11 +66,15 @@ pub struct Row {
     #[serde(serialize_with = "name_of")]
     pub status: Status,
     #[serde(serialize_with = "name_of")]
+    #[schema(required)]
     pub end_reason: Option<EndReason>,
-    /// Whole seconds from the answer to the end; None if it was never answered or goes on.
+    /// Whole seconds from the answer to the end; null if it was never answered or goes on.
     #[serde(rename = "duration")]
+    #[schema(required)]
     pub duration_s: Option<u64>,
+    #[schema(required)]
     pub started_at: Option<Timestamp>,
+    #[schema(required)]
     pub ended_at: Option<Timestamp>,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
