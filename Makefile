@@ -7,7 +7,7 @@ NODE_TEST = timeout --foreground 600 node --test --test-reporter=spec --test-con
 CLUSTER_STORIES = flows devices resume presence acks errors
 
 .DEFAULT_GOAL := help
-.PHONY: help run build lint test test-setup test-rust test-server test-clients test-cluster test-browser
+.PHONY: help run build lint test test-setup test-rust test-server test-clients test-api test-cluster test-browser types
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,7 @@ lint: ## formatting and clippy, warnings denied
 test: test-setup ## everything: set-up, Rust tests, real clients, browser
 	$(MAKE) --no-print-directory test-rust
 	$(MAKE) --no-print-directory test-clients
+	$(MAKE) --no-print-directory test-api
 	$(MAKE) --no-print-directory test-cluster
 	$(MAKE) --no-print-directory test-browser
 	@echo "All tests passed."
@@ -38,11 +39,14 @@ test-rust: ## unit and property tests of the server
 test-server: # the debug binary that the clients below are run against
 	cargo build --locked
 
-test-clients test-cluster test-browser: export SWITCHBOARD_BIN ?= $(CURDIR)/target/debug/switchboard
+test-clients test-api test-cluster test-browser types: export SWITCHBOARD_BIN ?= $(CURDIR)/target/debug/switchboard
 
 test-clients: test-setup test-server ## socket.io-client, raw websockets and python-socketio against the server
 	$(NODE_TEST) tests/clients/*.test.mjs
 	timeout --foreground 300 tests/.venv/bin/python tests/clients/python_client.py
+
+test-api: test-setup test-server ## requests made up from /openapi.json, good and bad, against the server
+	timeout --foreground 300 tests/.venv/bin/python tests/api/run.py
 
 test-cluster: test-setup test-server ## the same stories on three nodes and a Redis, and faults
 	TEST_NODES=3 $(NODE_TEST) $(addprefix tests/clients/,$(CLUSTER_STORIES:=.test.mjs))

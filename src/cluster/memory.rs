@@ -129,6 +129,11 @@ impl Cluster for Memory {
         Ok(())
     }
 
+    async fn presence(&self, users: &[UserId]) -> Result<Vec<Presence>, Unavailable> {
+        let store = self.store();
+        Ok(users.iter().map(|user| store.presence(user)).collect())
+    }
+
     async fn lobby(&self, caller: &UserId, callee: &UserId) -> Result<Lobby, Unavailable> {
         let store = self.store();
         Ok(Lobby {

@@ -43,6 +43,9 @@ pub trait Cluster: Send + Sync + 'static {
     /// Ends [`Cluster::watch`] for these users.
     async fn unwatch(&self, users: &[UserId]) -> Result<(), Unavailable>;
 
+    /// The presence of `users`, in their order. Watches nobody.
+    async fn presence(&self, users: &[UserId]) -> Result<Vec<Presence>, Unavailable>;
+
     /// All that the decision on a call attempt rests on.
     async fn lobby(&self, caller: &UserId, callee: &UserId) -> Result<Lobby, Unavailable>;
 

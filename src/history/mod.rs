@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Serialize, Serializer};
+use utoipa::ToSchema;
 
 pub use backlog::{Backlog, MAX_BACKLOG_ROWS, Refused};
 pub use keeper::{Keeper, close_orphans};
@@ -86,8 +87,9 @@ fn plain(error: &sqlx::Error) -> String {
 }
 
 /// One call, as history tells it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = CallRecord)]
 pub struct Row {
     pub id: CallId,
     pub caller: UserId,
@@ -97,11 +99,15 @@ pub struct Row {
     #[serde(serialize_with = "name_of")]
     pub status: Status,
     #[serde(serialize_with = "name_of")]
+    #[schema(required)]
     pub end_reason: Option<EndReason>,
-    /// Whole seconds from the answer to the end; None if it was never answered or goes on.
+    /// Whole seconds from the answer to the end; null if it was never answered or goes on.
     #[serde(rename = "duration")]
+    #[schema(required)]
     pub duration_s: Option<u64>,
+    #[schema(required)]
     pub started_at: Option<Timestamp>,
+    #[schema(required)]
     pub ended_at: Option<Timestamp>,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,

@@ -1,24 +1,47 @@
-//! HTTP: the history API, the web page, and the listener below all routes.
+//! HTTP: the API for history and presence, its description, the web page, and the listener below all
+//! routes.
+//!
+//! To add an endpoint, write its handler with a `utoipa::path` annotation and name it in [`endpoints`].
+//! What it takes from the query is a type that implements [`parameters::FromQuery`].
 
 mod calls;
+mod document;
 mod page;
+mod parameters;
+mod presence;
 mod problem;
 mod server;
 
 use std::sync::Arc;
 
-use axum::{Router, routing::get};
+use axum::{Router, extract::FromRef, routing::get};
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub use server::Server;
 
-use crate::history::Store;
+use crate::{cluster::Cluster, history::Store};
 
-/// The routes of the API and the page.
-pub fn routes(history: Arc<dyn Store>) -> Router {
-    Router::new()
-        .route("/v1/calls", get(calls::list))
-        .route("/v1/calls/{id}", get(calls::show))
-        .with_state(history)
+/// What the endpoints work with.
+#[derive(Clone, FromRef)]
+struct Parts {
+    history: Arc<dyn Store>,
+    cluster: Arc<dyn Cluster>,
+}
+
+/// The endpoints, each with its description.
+fn endpoints() -> OpenApiRouter<Parts> {
+    OpenApiRouter::new()
+        .routes(routes!(calls::list))
+        .routes(routes!(calls::show))
+        .routes(routes!(presence::show))
+}
+
+/// The routes of the API, its documents and the page.
+pub fn routes(history: Arc<dyn Store>, cluster: Arc<dyn Cluster>) -> Router {
+    let (router, described) = endpoints().split_for_parts();
+    router
+        .with_state(Parts { history, cluster })
+        .route("/openapi.json", document::served(&document::openapi(described)))
         .fallback(get(page::file).fallback(problem::method_not_allowed))
         .method_not_allowed_fallback(problem::method_not_allowed)
 }

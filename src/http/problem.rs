@@ -1,22 +1,40 @@
 //! Errors of the HTTP API: `application/problem+json` (RFC 9457).
 
+use std::collections::BTreeMap;
+
 use axum::{
     Json,
     response::{IntoResponse, Response},
 };
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
+use utoipa::{
+    IntoResponses, ToSchema,
+    openapi::{
+        self, Content, HeaderBuilder, RefOr, ResponseBuilder,
+        schema::{ObjectBuilder, Type},
+    },
+};
+
+const CONTENT_TYPE: &str = "application/problem+json";
+/// When to try again what could not be done right now.
+const RETRY_AFTER_S: u16 = 1;
 
 /// An error as the client of the API sees it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Problem {
     #[serde(rename = "type")]
+    #[schema(value_type = String)]
     kind: &'static str,
+    /// The status in words.
+    #[schema(value_type = String)]
     title: &'static str,
     status: u16,
+    /// What is wrong, for people.
     detail: String,
     /// The parameter at fault.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     field: Option<String>,
 }
 
@@ -43,8 +61,8 @@ impl Problem {
         Self::new(StatusCode::NOT_FOUND, detail)
     }
 
-    pub fn internal() -> Self {
-        let detail = "The history cannot be read right now: try again shortly";
+    /// Something that this service rests on is away.
+    pub fn unavailable(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
     }
 }
@@ -52,11 +70,63 @@ impl Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).expect("it was a status before");
-        let content_type = HeaderValue::from_static("application/problem+json");
-        (status, [(header::CONTENT_TYPE, content_type)], Json(self)).into_response()
+        let content_type = HeaderValue::from_static(CONTENT_TYPE);
+        let mut response =
+            (status, [(header::CONTENT_TYPE, content_type)], Json(self)).into_response();
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER_S.into());
+        }
+        response
     }
 }
 
 pub async fn method_not_allowed() -> Problem {
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, "This method is not known here")
+}
+
+/// In an endpoint's annotation: it checks what it is given.
+pub struct BadRequest;
+
+impl IntoResponses for BadRequest {
+    fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
+        let description = "A parameter is not what it should be: `field` names it";
+        answered(StatusCode::BAD_REQUEST, description, |response| response)
+    }
+}
+
+/// In an endpoint's annotation: there may be no such thing.
+pub struct NotFound;
+
+impl IntoResponses for NotFound {
+    fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
+        answered(StatusCode::NOT_FOUND, "There is none for this user", |response| response)
+    }
+}
+
+/// In an endpoint's annotation: it rests on something that may be away.
+pub struct Unavailable;
+
+impl IntoResponses for Unavailable {
+    fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
+        let seconds = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1));
+        let header = HeaderBuilder::new()
+            .schema(Some(seconds))
+            .description(Some("After how many seconds to try again."))
+            .build();
+        answered(StatusCode::SERVICE_UNAVAILABLE, "Not right now: try again shortly", |response| {
+            response.header("Retry-After", header)
+        })
+    }
+}
+
+fn answered(
+    status: StatusCode,
+    description: &str,
+    with: impl FnOnce(ResponseBuilder) -> ResponseBuilder,
+) -> BTreeMap<String, RefOr<openapi::Response>> {
+    let problem = openapi::Ref::from_schema_name(Problem::name());
+    let response = ResponseBuilder::new()
+        .description(description)
+        .content(CONTENT_TYPE, Content::new(Some(problem)));
+    BTreeMap::from([(status.as_str().to_owned(), with(response).build().into())])
 }

@@ -4,6 +4,7 @@
 
 mod answer;
 mod client;
+pub mod schema;
 mod server;
 
 pub use answer::{Answer, ErrorBody, IceServer};

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use switchboard::{
     call::{Attempt, Call, CallType, Device, ENDED_RETENTION, Event, Lobby, Placement, Rules},
-    cluster::{Change, Claim, Cluster, Committed, Hub, Inbound, Message, Redis},
+    cluster::{Change, Claim, Cluster, Committed, Hub, Inbound, Message, Redis, Unavailable},
     ids::{CallId, NodeId, SocketId, UserId},
     protocol::Presence,
     time::{Clock, SharedClock, Timestamp},
@@ -219,6 +219,35 @@ async fn a_live_call_makes_both_users_busy() {
         let ended = ended(&call, call.deadline());
         assert_eq!(stored(&*cluster, update(&ended)).await, both(Presence::Online));
     }
+}
+
+#[tokio::test]
+async fn presence_can_be_asked_for_without_watching() {
+    for Backend { cluster, _server } in backends().await {
+        let users = ["anna", "ben", "carl", "nobody", "carl"].map(user);
+        let presence = async || cluster.presence(&users).await.unwrap();
+        assert_eq!(presence().await, [Presence::Offline; 5]);
+        for name in ["anna", "ben", "carl"] {
+            let edge = cluster.attach(&user(name), socket(name)).await.unwrap().unwrap();
+            assert_eq!(edge.watchers, [], "who only asks is told of no change");
+        }
+        let call = ringing("anna", "ben");
+        stored(&*cluster, new_call(&call)).await;
+        let (busy, online, offline) = (Presence::Busy, Presence::Online, Presence::Offline);
+        assert_eq!(presence().await, [busy, busy, online, offline, online]);
+        stored(&*cluster, update(&ended(&call, call.deadline()))).await;
+        assert_eq!(presence().await, [online, online, online, offline, online]);
+        assert_eq!(cluster.presence(&[]).await.unwrap(), []);
+    }
+}
+
+#[tokio::test]
+async fn presence_is_not_made_up_when_redis_is_away() {
+    let mut server = RedisServer::standalone();
+    let node = NodeId::generate(Clock::System.now());
+    let (cluster, _inbox) = Redis::join(server.url(), "test", node, Clock::System).await.unwrap();
+    server.kill_first();
+    assert_eq!(cluster.presence(&[user("anna")]).await, Err(Unavailable));
 }
 
 #[tokio::test]

@@ -21,7 +21,7 @@ use switchboard::{
     history::{self, Period, Query, Row, Stats, Store, StoreError},
     ids::{CallId, NodeId, SocketId, UserId},
     payload::Payload,
-    protocol::{CallRef, ServerEvent},
+    protocol::{CallRef, Presence, ServerEvent},
     time::{Clock, Timestamp},
 };
 
@@ -106,6 +106,7 @@ interleaved! {
     detach(user: &UserId, socket: SocketId) -> Detached;
     watch(users: &[UserId]) -> Vec<Edge>;
     unwatch(users: &[UserId]) -> ();
+    presence(users: &[UserId]) -> Vec<Presence>;
     lobby(caller: &UserId, callee: &UserId) -> Lobby;
     load(id: CallId) -> Option<Call>;
     latest(user: &UserId) -> Option<Call>;

@@ -33,6 +33,7 @@ use super::{
 use crate::{
     call::{Call, Lobby, Role},
     ids::{CallId, NodeId, SocketId, UserId},
+    protocol::Presence,
     time::{Clock, SharedClock, Timestamp},
 };
 
@@ -311,6 +312,13 @@ impl Cluster for Redis {
             }
         }
         try_join_all(users.iter().map(|user| self.mark_watched(user))).await.map(|_| ())
+    }
+
+    async fn presence(&self, users: &[UserId]) -> Result<Vec<Presence>, Unavailable> {
+        let presence_of = |(facts, call): (Facts, Option<Call>)| {
+            facts.presence(call.as_ref().is_some_and(Call::is_live))
+        };
+        Ok(self.look(users).await?.into_iter().map(presence_of).collect())
     }
 
     async fn lobby(&self, caller: &UserId, callee: &UserId) -> Result<Lobby, Unavailable> {

@@ -1,0 +1,231 @@
+//! The parameters in a query: each is given at most once, checked by its type, and described by it.
+//! Where a type stands for a parameter alone, its description is inlined (`#[param(inline)]`).
+
+use std::{fmt, str::FromStr};
+
+use axum::extract::FromRequestParts;
+use http::request::Parts;
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{
+        ArrayBuilder, ObjectBuilder, RefOr,
+        schema::{Schema, Type},
+    },
+};
+
+use super::problem::Problem;
+use crate::{
+    history::Place,
+    ids::{InvalidId, UserId},
+    protocol::{MAX_WATCHED_USERS, schema::text},
+    time::Timestamp,
+};
+
+/// The parameters of a request, read by what `T` expects. Those that it does not ask for are refused.
+pub struct Asked<T>(pub T);
+
+/// What a handler takes from the query.
+pub trait FromQuery: Sized {
+    fn from_query(given: &mut Given) -> Result<Self, Problem>;
+}
+
+impl<S: Sync, T: FromQuery> FromRequestParts<S> for Asked<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let mut given = Given::read(parts.uri.query())?;
+        let asked = T::from_query(&mut given)?;
+        match given.0.first() {
+            Some((name, _)) => {
+                Err(Problem::bad_field(name, format!("{name}: there is no such parameter here")))
+            }
+            None => Ok(Self(asked)),
+        }
+    }
+}
+
+/// The parameters that are given and that nobody has taken yet.
+pub struct Given(Vec<(String, String)>);
+
+impl Given {
+    fn read(query: Option<&str>) -> Result<Self, Problem> {
+        let query = query.unwrap_or_default();
+        let pairs: Vec<(String, String)> = serde_urlencoded::from_str(query)
+            .map_err(|_| Problem::bad_request("The query cannot be read: expected name=value&…"))?;
+        for (place, (name, _)) in pairs.iter().enumerate() {
+            if pairs[..place].iter().any(|(earlier, _)| earlier == name) {
+                return Err(Problem::bad_field(name, format!("{name}: given more than once")));
+            }
+        }
+        Ok(Self(pairs))
+    }
+
+    fn take(&mut self, name: &str) -> Option<String> {
+        let place = self.0.iter().position(|(given, _)| given == name)?;
+        Some(self.0.swap_remove(place).1)
+    }
+
+    pub fn optional<T>(&mut self, name: &'static str) -> Result<Option<T>, Problem>
+    where
+        T: FromStr<Err: fmt::Display>,
+    {
+        let refuse = |error: T::Err| Problem::bad_field(name, format!("{name}: {error}"));
+        self.take(name).map(|text| text.parse()).transpose().map_err(refuse)
+    }
+
+    pub fn required<T>(&mut self, name: &'static str, why: &str) -> Result<T, Problem>
+    where
+        T: FromStr<Err: fmt::Display>,
+    {
+        let missing = || Problem::bad_field(name, format!("{name}: expected, {why}"));
+        self.optional(name)?.ok_or_else(missing)
+    }
+
+    /// Who asks. Where nobody has to show who they are, the parameter says so.
+    pub fn user(&mut self) -> Result<UserId, Problem> {
+        self.required("userId", "it says who asks")
+    }
+
+    pub fn one_of<T: Copy>(
+        &mut self,
+        name: &'static str,
+        all: impl IntoIterator<Item = T> + Clone,
+        name_of: impl Fn(T) -> &'static str,
+    ) -> Result<Option<T>, Problem> {
+        let Some(text) = self.take(name) else {
+            return Ok(None);
+        };
+        let found = all.clone().into_iter().find(|value| name_of(*value) == text);
+        found.map(Some).ok_or_else(|| {
+            let names: Vec<_> = all.into_iter().map(name_of).collect();
+            Problem::bad_field(name, format!("{name}: expected one of {}", names.join(", ")))
+        })
+    }
+}
+
+/// How many items a page may have.
+pub struct Limit(pub u32);
+
+impl Limit {
+    const MAX: u32 = 200;
+}
+
+impl Default for Limit {
+    fn default() -> Self {
+        Self(50)
+    }
+}
+
+impl FromStr for Limit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let limit = text.parse().ok().filter(|limit| (1..=Self::MAX).contains(limit));
+        limit.map(Self).ok_or_else(|| format!("expected a number from 1 to {}", Self::MAX))
+    }
+}
+
+impl ToSchema for Limit {}
+
+impl PartialSchema for Limit {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::Integer)
+            .minimum(Some(1))
+            .maximum(Some(Self::MAX))
+            .default(Some(Self::default().0.into()))
+            .into()
+    }
+}
+
+/// A time to ask for: of at most 15 digits, which every client's numbers hold exactly.
+pub struct Moment(pub Timestamp);
+
+impl Moment {
+    const MAX_MILLIS: u64 = 999_999_999_999_999;
+}
+
+impl FromStr for Moment {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        let millis = text.parse().ok().filter(|millis| *millis <= Self::MAX_MILLIS);
+        let moment = millis.map(|millis| Self(Timestamp::from_millis(millis)));
+        moment.ok_or("expected Unix time in milliseconds")
+    }
+}
+
+impl ToSchema for Moment {}
+
+impl PartialSchema for Moment {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::Integer)
+            .description(Some("Unix time in milliseconds."))
+            .minimum(Some(0))
+            .maximum(Some(Self::MAX_MILLIS))
+            .into()
+    }
+}
+
+/// Where a page begins: what the page before gave as its end.
+pub struct Cursor(pub Place);
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}_{}", self.0.created_at.as_millis(), self.0.id)
+    }
+}
+
+impl FromStr for Cursor {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        let place = text.split_once('_').and_then(|(millis, id)| {
+            let Moment(created_at) = millis.parse().ok()?;
+            Some(Self(Place { created_at, id: id.parse().ok()? }))
+        });
+        // There is one way to write a place down: the one in which it was given out.
+        let cursor = place.filter(|cursor| cursor.to_string() == text);
+        cursor.ok_or("expected the nextCursor of an earlier page")
+    }
+}
+
+impl ToSchema for Cursor {}
+
+impl PartialSchema for Cursor {
+    fn schema() -> RefOr<Schema> {
+        text()
+            .description(Some("The `nextCursor` of an earlier page."))
+            .pattern(Some("^(0|[1-9][0-9]{0,14})_[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"))
+            .into()
+    }
+}
+
+/// User ids with commas between them.
+pub struct UserIds(pub Vec<UserId>);
+
+impl FromStr for UserIds {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.split(',').count() > MAX_WATCHED_USERS {
+            return Err(format!("at most {MAX_WATCHED_USERS} user ids are allowed"));
+        }
+        let ids: Result<_, InvalidId> = text.split(',').map(str::parse).collect();
+        ids.map(Self).map_err(|error| format!("{error} in each place, with commas between them"))
+    }
+}
+
+impl ToSchema for UserIds {}
+
+impl PartialSchema for UserIds {
+    fn schema() -> RefOr<Schema> {
+        let id = text()
+            .description(Some("A user id that has no comma."))
+            .min_length(Some(1))
+            .max_length(Some(UserId::MAX_BYTES))
+            .pattern(Some(r"^[^,\u0000-\u001F\u007F-\u009F]*$"));
+        ArrayBuilder::new().items(id).min_items(Some(1)).max_items(Some(MAX_WATCHED_USERS)).into()
+    }
+}

@@ -1,0 +1,61 @@
+//! `/v1/presence`: who can be called now.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use axum::{Json, extract::State};
+use serde::Serialize;
+use utoipa::{IntoParams, ToSchema};
+
+use super::{
+    parameters::{Asked, FromQuery, Given, UserIds},
+    problem::{BadRequest, Problem, Unavailable},
+};
+use crate::{cluster::Cluster, ids::UserId, protocol::Presence};
+
+/// The presence of each user that was asked for.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct PresenceOfUsers {
+    presence: BTreeMap<UserId, Presence>,
+}
+
+/// Whose presence to tell.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query, rename_all = "camelCase")]
+pub struct Whose {
+    /// Up to 500 user ids with commas between them. Repeated ones count, and do no harm. An id that
+    /// has a comma itself can be asked for on the socket only.
+    #[param(style = Form, explode = false, inline)]
+    user_ids: UserIds,
+}
+
+impl FromQuery for Whose {
+    fn from_query(given: &mut Given) -> Result<Self, Problem> {
+        Ok(Self { user_ids: given.required("userIds", "user ids with commas between them")? })
+    }
+}
+
+/// Who can be called now
+///
+/// The same answer as to `presence:subscribe` on the socket, where changes are told too.
+#[utoipa::path(
+    get,
+    path = "/v1/presence",
+    operation_id = "getPresence",
+    tag = "presence",
+    params(Whose),
+    responses(
+        (status = 200, description = "The presence of each user", body = PresenceOfUsers),
+        BadRequest,
+        (status = 431, description = "The ids together are longer than the head of a request may be"),
+        Unavailable,
+    ),
+)]
+pub async fn show(
+    State(cluster): State<Arc<dyn Cluster>>,
+    Asked(Whose { user_ids: UserIds(users) }): Asked<Whose>,
+) -> Result<Json<PresenceOfUsers>, Problem> {
+    let unavailable =
+        |_| Problem::unavailable("Presence cannot be told right now: try again shortly");
+    let presence = cluster.presence(&users).await.map_err(unavailable)?;
+    Ok(Json(PresenceOfUsers { presence: users.into_iter().zip(presence).collect() }))
+}
