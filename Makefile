@@ -6,6 +6,9 @@ NODE_TEST = timeout --foreground 600 node --test --test-reporter=spec --test-con
 # The client tests that do not care on which node a client is.
 CLUSTER_STORIES = flows devices resume presence acks errors
 
+# Those about history, told again with Postgres.
+HISTORY_STORIES = history operation
+
 .DEFAULT_GOAL := help
 .PHONY: help run build lint test test-setup test-rust test-server test-clients test-api test-cluster test-browser types
 
@@ -43,6 +46,7 @@ test-clients test-api test-cluster test-browser types: export SWITCHBOARD_BIN ?=
 
 test-clients: test-setup test-server ## socket.io-client, raw websockets and python-socketio against the server
 	$(NODE_TEST) tests/clients/*.test.mjs
+	TEST_POSTGRES=1 $(NODE_TEST) $(addprefix tests/clients/,$(HISTORY_STORIES:=.test.mjs))
 	timeout --foreground 300 tests/.venv/bin/python tests/clients/python_client.py
 
 test-api: test-setup test-server ## requests made up from /openapi.json, good and bad, against the server

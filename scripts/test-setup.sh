@@ -8,6 +8,7 @@ say() { echo "test-setup: $*"; }
 give_up() { echo "test-setup: $*" >&2; exit 1; }
 have() { command -v "$1" >/dev/null 2>&1; }
 node_is_new_enough() { have node && [ "$(node -p 'process.versions.node.split(".")[0]')" -ge 18 ]; }
+have_postgres() { have psql && { have initdb || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; }; }
 python_has_venv() { have python3 && python3 -c 'import venv, ensurepip' 2>/dev/null; }
 
 # The Rust toolchain is the one thing that Debian's packages are too old for.
@@ -22,6 +23,7 @@ python_has_venv || missing+=(python3 python3-venv)
 have chromium || missing+=(chromium)
 have redis-server || missing+=(redis-server)
 have haproxy || missing+=(haproxy)
+have_postgres || missing+=(postgresql)
 
 if [ "${#missing[@]}" -gt 0 ]; then
     as_root=()

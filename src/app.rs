@@ -73,7 +73,7 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
     let calls = Calls::new(cluster.clone(), gateway.outlet(), recorder, config.rules, clock);
     let calls = Arc::new(calls);
     let (serving, socket_routes) = gateway.serve(calls.clone(), config.stun_urls);
-    let routes = http::routes(store.clone(), cluster.clone()).merge(socket_routes);
+    let routes = http::routes(store.clone(), cluster.clone(), calls.clone()).merge(socket_routes);
 
     let (stop_listening, listening_stops) = shutdown::shutdown();
     let (stop_calls, calls_stop) = shutdown::shutdown();

@@ -1,6 +1,7 @@
 //! What happened to a call, step by step. The record carries it, so that no step is lost.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Call, EndReason, Event, Role};
 use crate::{
@@ -15,26 +16,29 @@ pub const MAX_STEPS: usize = 32;
 const FIRST_STEPS: usize = 8;
 
 /// One version of a call: what made it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Step {
     pub version: u64,
     pub at: Timestamp,
     pub what: What,
-    /// The party that did it, or to which it happened; None for a time-out and an operator.
+    /// The party that did it, or to which it happened; absent for a time-out and an operator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub by: Option<Role>,
     /// The device of that party, if it has an id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub device: Option<DeviceId>,
     /// The node that decided it.
     pub node: NodeId,
     /// Set on the step that ended the call.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub reason: Option<EndReason>,
 }
 
 /// What a step did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum What {
     /// It was placed: it rings, or ended at once.

@@ -4,6 +4,7 @@
 mod held;
 mod live;
 mod nodes;
+mod operator;
 mod watchers;
 
 use std::{
@@ -53,6 +54,9 @@ pub trait Outlet: Send + Sync + 'static {
     /// Sends `event` to a socket, after all that was sent to it before, and says whether the socket
     /// takes it. Never waits. One that is gone takes nothing; one that does not keep up is closed.
     fn emit(&self, socket: SocketId, event: &ServerEvent) -> bool;
+
+    /// Closes a socket for good: its client does not come back by itself.
+    fn disconnect(&self, socket: SocketId);
 }
 
 /// All calls, as seen from this node.

@@ -120,6 +120,7 @@ impl Calls {
                 }
             }
             Message::Relay(relay) => self.pass_on(relay).await?,
+            Message::Disconnect(user) => self.disconnect_here(&user),
             Message::Void => {}
             Message::Presence(edge) => {
                 self.watchers.announce(&edge, &*self.outlet, self.clock.now());

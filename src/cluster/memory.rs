@@ -147,6 +147,20 @@ impl Cluster for Memory {
         Ok(self.store().load(id))
     }
 
+    async fn live(&self, from: u64, limit: usize) -> Result<(Vec<Call>, Option<u64>), Unavailable> {
+        let store = self.store();
+        let ids: BTreeSet<CallId> = store.calls.keys().copied().collect();
+        let skipped = usize::try_from(from).unwrap_or(usize::MAX);
+        let part = ids.iter().skip(skipped).take(limit).filter_map(|id| store.load(*id));
+        let next = from.saturating_add(limit as u64);
+        let is_more = ids.len() as u64 > next;
+        Ok((part.filter(Call::is_live).collect(), is_more.then_some(next)))
+    }
+
+    async fn nodes_of(&self, user: &UserId) -> Result<Vec<NodeId>, Unavailable> {
+        Ok(self.store().nodes_of(user))
+    }
+
     async fn latest(&self, user: &UserId) -> Result<Option<Call>, Unavailable> {
         Ok(self.store().latest(user))
     }

@@ -52,6 +52,13 @@ pub trait Cluster: Send + Sync + 'static {
     /// The record of a call that is live or ended less than a minute ago.
     async fn load(&self, id: CallId) -> Result<Option<Call>, Unavailable>;
 
+    /// A part of the live calls of all nodes, and where to go on; None at the end. A part may hold
+    /// somewhat more or fewer calls than `limit`. A call that is live all the while is in some part.
+    async fn live(&self, from: u64, limit: usize) -> Result<(Vec<Call>, Option<u64>), Unavailable>;
+
+    /// The nodes that hold sockets of `user`.
+    async fn nodes_of(&self, user: &UserId) -> Result<Vec<NodeId>, Unavailable>;
+
     /// The latest call of `user`, live or ended less than a minute ago.
     async fn latest(&self, user: &UserId) -> Result<Option<Call>, Unavailable>;
 
@@ -121,6 +128,8 @@ pub enum Message {
     Relay(Relay),
     /// A user's presence has changed.
     Presence(Edge),
+    /// An operator wants this user's sockets closed.
+    Disconnect(UserId),
     /// Something stood here that was taken back before anybody heard it.
     Void,
 }

@@ -3,7 +3,7 @@
 use socketioxide::{SendError, SocketError, SocketIo, socket::Sid};
 use tracing::{debug, error, warn};
 
-use super::wire::Upgraded;
+use super::{session_of, wire::Upgraded};
 use crate::{
     calls::Outlet,
     ids::{SocketId, UserId},
@@ -69,5 +69,15 @@ impl Outlet for SocketOutlet {
             }
         }
         false
+    }
+
+    fn disconnect(&self, socket: SocketId) {
+        let Some(socket) = self.io.get_socket(sid_of(socket)) else { return };
+        if let Some(session) = session_of(&socket) {
+            session.dismiss();
+        }
+        if socket.clone().disconnect().is_err() {
+            self.upgraded.close_transport(socket);
+        }
     }
 }

@@ -74,6 +74,8 @@ pub struct Session {
     device: OnceLock<Device>,
     /// Whether the device has been told of its user's call.
     welcomed: AtomicBool,
+    /// Whether the socket is being closed for good.
+    dismissed: AtomicBool,
     inbox: Mutex<Inbox<Input>>,
 }
 
@@ -99,6 +101,7 @@ impl Session {
                 device_id,
                 device: OnceLock::new(),
                 welcomed: AtomicBool::new(false),
+                dismissed: AtomicBool::new(false),
                 inbox: Mutex::default(),
             })
         })
@@ -117,10 +120,16 @@ impl Session {
 
     /// The socket is gone. Called once or more.
     pub fn disconnected(self: &Arc<Self>, reason: DisconnectReason) {
-        let on_purpose = reason == DisconnectReason::ClientNSDisconnect;
+        let on_purpose = reason == DisconnectReason::ClientNSDisconnect
+            || self.dismissed.load(Ordering::Relaxed);
         let may_return = !on_purpose && !self.context.ends_calls.load(Ordering::Relaxed);
         let pushed = self.inbox().push_end(Input::Gone { may_return });
         self.after(pushed, None);
+    }
+
+    /// The socket is about to be closed, and takes its call with it.
+    pub fn dismiss(&self) {
+        self.dismissed.store(true, Ordering::Relaxed);
     }
 
     fn inbox(&self) -> MutexGuard<'_, Inbox<Input>> {

@@ -172,7 +172,7 @@ pub struct Count {
 }
 
 /// Of values in order, the first at or past this share of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Percentiles {
     pub p50: u64,
     pub p90: u64,

@@ -2,20 +2,17 @@
 
 use std::sync::Arc;
 
-use axum::{
-    Json,
-    extract::{Path, State, rejection::PathRejection},
-};
+use axum::{Json, extract::State};
 use serde::Serialize;
 use tracing::error;
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
-    parameters::{Asked, Cursor, FromQuery, Given, Limit, Moment},
+    parameters::{Asked, Cursor, FromQuery, Given, InPath, Limit, Moment},
     problem::{BadRequest, NotFound, Problem, Unavailable},
 };
 use crate::{
-    call::{CallType, Status},
+    call::{CallType, Status, Step},
     history::{Query, Row, Store, StoreError},
     ids::{CallId, UserId},
 };
@@ -128,16 +125,51 @@ impl FromQuery for Asker {
 )]
 pub async fn show(
     State(history): State<Arc<dyn Store>>,
-    id: Result<Path<String>, PathRejection>,
+    InPath(id): InPath<CallId>,
     Asked(asker): Asked<Asker>,
 ) -> Result<Json<Row>, Problem> {
-    let Path(id) = id.map_err(|_| Problem::bad_field("id", "id: expected UTF-8"))?;
-    let id = id.parse().map_err(|error| Problem::bad_field("id", format!("id: {error}")))?;
-    let row = history.get(id, &asker.user_id).await.map_err(unreadable)?;
-    row.map(Json).ok_or_else(|| Problem::not_found("You have no call with this id"))
+    Ok(Json(find(&*history, id, &asker.user_id).await?))
 }
 
-fn unreadable(error: StoreError) -> Problem {
+/// What happened to a call, step by step.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Timeline {
+    call_id: CallId,
+    /// In order. Of very many the first and the latest are kept: a gap in the versions shows where
+    /// some are left out.
+    steps: Vec<Step>,
+}
+
+/// What happened to a call, step by step
+#[utoipa::path(
+    get,
+    path = "/v1/calls/{id}/timeline",
+    operation_id = "getTimeline",
+    tag = "history",
+    params(("id" = CallId, Path, description = "The call's id"), Asker),
+    responses(
+        (status = 200, description = "Every transition of the call", body = Timeline),
+        BadRequest,
+        NotFound,
+        Unavailable,
+    ),
+)]
+pub async fn timeline(
+    State(history): State<Arc<dyn Store>>,
+    InPath(id): InPath<CallId>,
+    Asked(asker): Asked<Asker>,
+) -> Result<Json<Timeline>, Problem> {
+    let row = find(&*history, id, &asker.user_id).await?;
+    Ok(Json(Timeline { call_id: id, steps: row.timeline }))
+}
+
+async fn find(history: &dyn Store, id: CallId, user: &UserId) -> Result<Row, Problem> {
+    let row = history.get(id, user).await.map_err(unreadable)?;
+    row.ok_or_else(|| Problem::not_found("You have no call with this id"))
+}
+
+pub fn unreadable(error: StoreError) -> Problem {
     error!(%error, "history cannot be read");
     Problem::unavailable("The history cannot be read right now: try again shortly")
 }

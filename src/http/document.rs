@@ -12,14 +12,16 @@ use super::problem::Problem;
 #[openapi(
     info(
         title = "switchboard",
-        description = "Call history and presence. Calls themselves are made on the socket: see `/asyncapi.json`.\n\n\
+        description = "Call history, presence and operation. Calls themselves are made on the socket: see `/asyncapi.json`.\n\n\
             Parameters that an endpoint does not name are refused. A request's head may have 16 KiB; what is \
             longer is answered with 431 and no body.",
     ),
     components(schemas(Problem)),
     tags(
         (name = "history", description = "The calls that a user made or got"),
+        (name = "statistics", description = "How calls go, all users' together"),
         (name = "presence", description = "Who can be called"),
+        (name = "operation", description = "What operators see and do, on whatever node it is"),
     ),
 )]
 struct Frame;

@@ -4,6 +4,7 @@
 //! To add an endpoint, write its handler with a `utoipa::path` annotation and name it in [`endpoints`].
 //! What it takes from the query is a type that implements [`parameters::FromQuery`].
 
+mod admin;
 mod calls;
 mod document;
 mod page;
@@ -11,6 +12,7 @@ mod parameters;
 mod presence;
 mod problem;
 mod server;
+mod stats;
 
 use std::sync::Arc;
 
@@ -19,13 +21,14 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub use server::Server;
 
-use crate::{cluster::Cluster, history::Store};
+use crate::{calls::Calls, cluster::Cluster, history::Store};
 
 /// What the endpoints work with.
 #[derive(Clone, FromRef)]
 struct Parts {
     history: Arc<dyn Store>,
     cluster: Arc<dyn Cluster>,
+    calls: Arc<Calls>,
 }
 
 /// The endpoints, each with its description.
@@ -33,14 +36,19 @@ fn endpoints() -> OpenApiRouter<Parts> {
     OpenApiRouter::new()
         .routes(routes!(calls::list))
         .routes(routes!(calls::show))
+        .routes(routes!(calls::timeline))
+        .routes(routes!(stats::show))
         .routes(routes!(presence::show))
+        .routes(routes!(admin::list))
+        .routes(routes!(admin::end))
+        .routes(routes!(admin::disconnect))
 }
 
 /// The routes of the API, its documents and the page.
-pub fn routes(history: Arc<dyn Store>, cluster: Arc<dyn Cluster>) -> Router {
+pub fn routes(history: Arc<dyn Store>, cluster: Arc<dyn Cluster>, calls: Arc<Calls>) -> Router {
     let (router, described) = endpoints().split_for_parts();
     router
-        .with_state(Parts { history, cluster })
+        .with_state(Parts { history, cluster, calls })
         .route("/openapi.json", document::served(&document::openapi(described)))
         .fallback(get(page::file).fallback(problem::method_not_allowed))
         .method_not_allowed_fallback(problem::method_not_allowed)

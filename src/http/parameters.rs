@@ -3,7 +3,7 @@
 
 use std::{fmt, str::FromStr};
 
-use axum::extract::FromRequestParts;
+use axum::extract::{FromRequestParts, Path};
 use http::request::Parts;
 use utoipa::{
     PartialSchema, ToSchema,
@@ -100,6 +100,21 @@ impl Given {
             let names: Vec<_> = all.into_iter().map(name_of).collect();
             Problem::bad_field(name, format!("{name}: expected one of {}", names.join(", ")))
         })
+    }
+}
+
+/// The `id` in the path of a request.
+pub struct InPath<T>(pub T);
+
+impl<S: Send + Sync, T: FromStr<Err: fmt::Display>> FromRequestParts<S> for InPath<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Path(text) = Path::<String>::from_request_parts(parts, state)
+            .await
+            .map_err(|_| Problem::bad_field("id", "id: expected UTF-8"))?;
+        let refuse = |error: T::Err| Problem::bad_field("id", format!("id: {error}"));
+        text.parse().map(Self).map_err(refuse)
     }
 }
 

@@ -10,8 +10,8 @@ use utoipa::{
 };
 
 use crate::{
-    call::{CallType, EndReason, Status, Told},
-    ids::{CallId, UserId},
+    call::{CallType, EndReason, Role, Status, Told},
+    ids::{CallId, DeviceId, NodeId, UserId},
     time::Timestamp,
 };
 
@@ -45,6 +45,36 @@ impl ToSchema for CallId {}
 impl PartialSchema for CallId {
     fn schema() -> RefOr<Schema> {
         text().format(Some(SchemaFormat::Custom("uuid".to_owned()))).into()
+    }
+}
+
+impl ToSchema for DeviceId {}
+
+impl PartialSchema for DeviceId {
+    fn schema() -> RefOr<Schema> {
+        text()
+            .description(Some("What a client calls its own device."))
+            .pattern(Some("^[A-Za-z0-9._-]{1,64}$"))
+            .into()
+    }
+}
+
+impl ToSchema for NodeId {}
+
+impl PartialSchema for NodeId {
+    fn schema() -> RefOr<Schema> {
+        text()
+            .description(Some("One running process of this service."))
+            .pattern(Some("^[0-9a-f]{32}$"))
+            .into()
+    }
+}
+
+impl ToSchema for Role {}
+
+impl PartialSchema for Role {
+    fn schema() -> RefOr<Schema> {
+        word(["caller", "callee"]).description(Some("Which of the two parties.")).into()
     }
 }
 

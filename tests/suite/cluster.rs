@@ -245,7 +245,7 @@ async fn presence_can_be_asked_for_without_watching() {
 async fn presence_is_not_made_up_when_redis_is_away() {
     let mut server = RedisServer::standalone();
     let node = NodeId::generate(Clock::System.now());
-    let (cluster, _inbox) = Redis::join(server.url(), "test", node, Clock::System).await.unwrap();
+    let (cluster, _inbox) = Redis::join(server.url(), "test", node, shared_clock()).await.unwrap();
     server.kill_first();
     assert_eq!(cluster.presence(&[user("anna")]).await, Err(Unavailable));
 }

@@ -54,6 +54,10 @@ impl Outlet for Ears {
         }
         is_connected
     }
+
+    fn disconnect(&self, socket: SocketId) {
+        self.sockets.lock().unwrap().remove(&socket);
+    }
 }
 
 /// A cluster in whose every operation somebody else may get ahead, now more, now less.
@@ -109,6 +113,8 @@ interleaved! {
     presence(users: &[UserId]) -> Vec<Presence>;
     lobby(caller: &UserId, callee: &UserId) -> Lobby;
     load(id: CallId) -> Option<Call>;
+    live(from: u64, limit: usize) -> (Vec<Call>, Option<u64>);
+    nodes_of(user: &UserId) -> Vec<NodeId>;
     latest(user: &UserId) -> Option<Call>;
     commit(change: Change) -> Committed;
     restore(call: &Call) -> ();

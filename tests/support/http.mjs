@@ -38,6 +38,10 @@ export function get(server, path, query = {}) {
   return fetch(url);
 }
 
+export function post(server, path) {
+  return fetch(new URL(path, server.url), { method: 'POST' });
+}
+
 /** The response is a problem document with this status and, if given, naming this field. */
 export async function assertProblem(response, status, field) {
   const text = await response.text();

@@ -18,14 +18,46 @@ const STOP_DEADLINE_MS = 20_000;
 /** With how many nodes the tests are run that do not say so themselves. */
 const NODES = Number(process.env.TEST_NODES ?? 1);
 
+/** For tests that restart the one process there is. */
+export const ONE_NODE = { skip: NODES > 1 && 'it takes one process' };
+
+/** Whether these keep their history in Postgres. */
+const ON_POSTGRES = process.env.TEST_POSTGRES === '1';
+
 /**
  * Starts a server on a free port, with an empty history; `args` and `env` are added to its settings. With
- * TEST_NODES it is a cluster of so many nodes.
+ * TEST_NODES it is a cluster of so many nodes, with TEST_POSTGRES=1 its history is in a Postgres of its own.
  */
 export async function startServer({ args = [], env = {} } = {}) {
+  if (!ON_POSTGRES) return startNodes(args, env);
+  const { startPostgres } = await import('./postgres.mjs');
+  const postgres = await startPostgres();
+  try {
+    const server = await startNodes([...args, '--database-url', postgres.url], env);
+    return beside(server, postgres);
+  } catch (error) {
+    await postgres.stop();
+    throw error;
+  }
+}
+
+async function startNodes(args, env) {
   if (NODES === 1) return Server.create(args, env);
   const { startCluster } = await import('./cluster.mjs');
   return startCluster(NODES, { args, env });
+}
+
+/** The server, whose `stop` stops its database too. */
+function beside(server, database) {
+  const stop = server.stop.bind(server);
+  server.stop = async () => {
+    try {
+      await stop();
+    } finally {
+      await database.stop();
+    }
+  };
+  return server;
 }
 
 export class Server {
@@ -50,7 +82,8 @@ export class Server {
   }
 
   async start() {
-    const args = ['--listen', this.listen, '--database-url', `sqlite://${this.db}`, ...this.args];
+    const history = this.args.includes('--database-url') ? [] : ['--database-url', `sqlite://${this.db}`];
+    const args = ['--listen', this.listen, ...history, ...this.args];
     this.process = launch(args, { env: this.env, dir: this.dir });
     const line = await firstLine(this.process);
     const [, address, port] = READY_LINE.exec(line) ?? assert.fail(`not the ready line: ${line}`);

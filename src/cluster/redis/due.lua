@@ -4,14 +4,15 @@
 -- ARGV[1]  prefix of call keys
 -- ARGV[2]  prefix of user keys
 -- ARGV[3]  now in ms
--- ARGV[4]  when the lease ends, in ms
--- ARGV[5]  how many at the most
+-- ARGV[4]  when the lease of a live call ends, in ms
+-- ARGV[5]  the same for one that has ended
+-- ARGV[6]  how many at the most
 local due = {}
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[3], 'LIMIT', 0, ARGV[5])) do
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[3], 'LIMIT', 0, ARGV[6])) do
     local key = ARGV[1] .. id
-    local call = redis.call('HMGET', key, 'r', 's', 'a', 'b')
+    local call = redis.call('HMGET', key, 'r', 's', 'a', 'b', 'l')
     if call[1] and not call[2] then
-        redis.call('ZADD', KEYS[1], ARGV[4], id)
+        redis.call('ZADD', KEYS[1], call[5] == '1' and ARGV[4] or ARGV[5], id)
         due[#due + 1] = call[1]
     else
         redis.call('DEL', key)

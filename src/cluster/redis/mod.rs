@@ -40,7 +40,9 @@ use crate::{
 /// Most messages that come in and wait.
 const INBOX_MESSAGES: usize = 10_000;
 /// How long a due call is left to whoever took it.
-const LEASE: Duration = Duration::from_secs(5);
+const LIVE_LEASE: Duration = Duration::from_secs(5);
+/// The same for one that ended and waits to be stored: history may be away for long.
+const ENDED_LEASE: Duration = Duration::from_secs(30);
 /// How much longer than its longest life a record is kept if nobody attends to it.
 const RECORD_MARGIN: Duration = Duration::from_hours(24);
 
@@ -48,6 +50,7 @@ struct Scripts {
     look: Script,
     mark: Script,
     commit: Script,
+    live: Script,
     due: Script,
     settle: Script,
     bury: Script,
@@ -136,6 +139,7 @@ impl Redis {
                 look: Script::from_lua(include_str!("look.lua")),
                 mark: Script::from_lua(include_str!("mark.lua")),
                 commit: Script::from_lua(include_str!("commit.lua")),
+                live: Script::from_lua(include_str!("live.lua")),
                 due: Script::from_lua(include_str!("due.lua")),
                 settle: Script::from_lua(include_str!("settle.lua")),
                 bury: Script::from_lua(include_str!("bury.lua")),
@@ -342,6 +346,23 @@ impl Cluster for Redis {
         read_record(&record.unwrap_or_default())
     }
 
+    async fn live(&self, from: u64, limit: usize) -> Result<(Vec<Call>, Option<u64>), Unavailable> {
+        let keys = vec![self.keys.deadlines()];
+        let arguments = vec![self.keys.call_prefix(), from.to_string(), limit.to_string()];
+        let mut answer = list(self.run(&self.scripts.live, keys, arguments).await?).into_iter();
+        let mut next = || answer.next().unwrap_or(Value::Null);
+        let from = text(next()).parse().map_err(|_| Unavailable)?;
+        let read = |record| read_record(&text(record)).transpose();
+        let calls = list(next()).into_iter().filter_map(read).collect::<Result<_, _>>()?;
+        Ok((calls, Some(from).filter(|from| *from != 0)))
+    }
+
+    async fn nodes_of(&self, user: &UserId) -> Result<Vec<NodeId>, Unavailable> {
+        let looked = self.look(std::slice::from_ref(user)).await?;
+        let nodes = looked.into_iter().flat_map(|(facts, _)| facts.nodes);
+        Ok(nodes.map(|(node, _)| node).collect())
+    }
+
     async fn latest(&self, user: &UserId) -> Result<Option<Call>, Unavailable> {
         let looked = self.look(std::slice::from_ref(user)).await?;
         Ok(looked.into_iter().next().and_then(|(_, call)| call))
@@ -369,7 +390,8 @@ impl Cluster for Redis {
             self.keys.call_prefix(),
             self.keys.user_prefix(),
             now.as_millis().to_string(),
-            (now + LEASE).as_millis().to_string(),
+            (now + LIVE_LEASE).as_millis().to_string(),
+            (now + ENDED_LEASE).as_millis().to_string(),
             limit.to_string(),
         ];
         let due = self.run(&self.scripts.due, vec![self.keys.deadlines()], arguments).await?;

@@ -1,0 +1,73 @@
+//! What an operator may do, on whatever node the call or the user is.
+
+use tracing::info;
+
+use super::{Calls, Failure};
+use crate::{
+    call::{Call, Event, Refusal},
+    cluster::{Message, Unavailable},
+    ids::{CallId, UserId},
+};
+
+/// How many parts of all calls are looked through for one page.
+const MAX_PARTS: usize = 16;
+
+impl Calls {
+    /// Some of the live calls of all nodes, about `limit`, and where to go on; None at the end.
+    pub async fn live_calls(
+        &self,
+        mut from: u64,
+        limit: usize,
+    ) -> Result<(Vec<Call>, Option<u64>), Unavailable> {
+        let mut calls = Vec::new();
+        for _ in 0..MAX_PARTS {
+            let (part, next) = self.cluster.live(from, limit).await?;
+            calls.extend(part);
+            match next {
+                None => return Ok((calls, None)),
+                Some(next) if calls.len() < limit => from = next,
+                Some(next) => return Ok((calls, Some(next))),
+            }
+        }
+        Ok((calls, Some(from)))
+    }
+
+    /// The live call of `user`.
+    pub async fn live_call_of(&self, user: &UserId) -> Result<Option<Call>, Unavailable> {
+        Ok(self.cluster.latest(user).await?.filter(Call::is_live))
+    }
+
+    /// Ends a call. Answers the ended call, also if it had ended before.
+    pub async fn terminate(&self, id: CallId) -> Result<Call, Failure> {
+        let call = self.cluster.load(id).await?.ok_or(Refusal::NotInCall)?;
+        match self.transition(call, &Event::Terminated).await {
+            Err(Failure::Refused(Refusal::Over)) => {
+                self.cluster.load(id).await?.ok_or(Refusal::NotInCall.into())
+            }
+            ended => {
+                info!(call = %id, "an operator ended a call");
+                ended
+            }
+        }
+    }
+
+    /// Has the sockets of `user` closed on all nodes. Answers on how many nodes there are any.
+    pub async fn disconnect(&self, user: &UserId) -> Result<usize, Unavailable> {
+        let nodes = self.cluster.nodes_of(user).await?;
+        info!(%user, nodes = nodes.len(), "an operator disconnects a user");
+        for node in &nodes {
+            if *node == self.node() {
+                self.disconnect_here(user);
+            } else {
+                self.cluster.send(*node, Message::Disconnect(user.clone()));
+            }
+        }
+        Ok(nodes.len())
+    }
+
+    pub(super) fn disconnect_here(&self, user: &UserId) {
+        for socket in self.outlet.sockets_of(user) {
+            self.outlet.disconnect(socket);
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! `/v1/admin`: what operators see and do, on whatever node it is.
+
+use std::{str::FromStr, sync::Arc};
+
+use axum::{Json, extract::State};
+use http::StatusCode;
+use serde::Serialize;
+use utoipa::{
+    IntoParams, PartialSchema, ToSchema,
+    openapi::{RefOr, schema::Schema},
+};
+
+use super::{
+    parameters::{Asked, FromQuery, Given, InPath, Limit},
+    problem::{BadRequest, NotFound, Problem, Unavailable},
+};
+use crate::{
+    call::{Call, Refusal},
+    calls::{Calls, Failure},
+    history::Row,
+    ids::{CallId, NodeId, UserId},
+    protocol::schema::text,
+};
+
+/// A part of the live calls of all nodes.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LiveCalls {
+    calls: Vec<LiveCall>,
+    /// Where to go on; null at the end.
+    #[schema(required)]
+    next_cursor: Option<String>,
+}
+
+/// A call that rings or goes on.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LiveCall {
+    #[serde(flatten)]
+    call: Row,
+    /// The node that holds the caller's device, or held the one that is lost.
+    #[schema(required)]
+    caller_node: Option<NodeId>,
+    /// The same for the receiver; null while it rings.
+    #[schema(required)]
+    receiver_node: Option<NodeId>,
+}
+
+impl From<&Call> for LiveCall {
+    fn from(call: &Call) -> Self {
+        Self {
+            call: Row::from(call),
+            caller_node: call.caller.link.node(),
+            receiver_node: call.callee.link.node(),
+        }
+    }
+}
+
+/// Which live calls to list.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query, rename_all = "camelCase")]
+pub struct Wanted {
+    /// Only the call that this user is in.
+    user_id: Option<UserId>,
+    /// About how many calls to list.
+    #[param(inline)]
+    limit: Option<Limit>,
+    #[param(inline)]
+    cursor: Option<Cursor>,
+}
+
+impl FromQuery for Wanted {
+    fn from_query(given: &mut Given) -> Result<Self, Problem> {
+        Ok(Self {
+            user_id: given.optional("userId")?,
+            limit: given.optional("limit")?,
+            cursor: given.optional("cursor")?,
+        })
+    }
+}
+
+/// Where to go on in the list of live calls.
+pub struct Cursor(u64);
+
+impl FromStr for Cursor {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        let cursor = text.parse().map(Self).ok().filter(|cursor| cursor.0.to_string() == text);
+        cursor.ok_or("expected the nextCursor of an earlier part")
+    }
+}
+
+impl ToSchema for Cursor {}
+
+impl PartialSchema for Cursor {
+    fn schema() -> RefOr<Schema> {
+        text()
+            .description(Some("The `nextCursor` of an earlier part."))
+            .pattern(Some("^(0|[1-9][0-9]{0,18})$"))
+            .into()
+    }
+}
+
+/// Live calls
+///
+/// In no order. A call that is live all the while is in one part or another, and may be in two.
+#[utoipa::path(
+    get,
+    path = "/v1/admin/calls",
+    operation_id = "listLiveCalls",
+    tag = "operation",
+    params(Wanted),
+    responses((status = 200, description = "A part of the live calls", body = LiveCalls), BadRequest, Unavailable),
+)]
+pub async fn list(
+    State(calls): State<Arc<Calls>>,
+    Asked(wanted): Asked<Wanted>,
+) -> Result<Json<LiveCalls>, Problem> {
+    let (live, next) = match wanted.user_id {
+        Some(user) => {
+            let call = calls.live_call_of(&user).await.map_err(|_| unavailable())?;
+            (call.into_iter().collect(), None)
+        }
+        None => {
+            let from = wanted.cursor.map_or(0, |cursor| cursor.0);
+            let limit = wanted.limit.unwrap_or_default().0 as usize;
+            calls.live_calls(from, limit).await.map_err(|_| unavailable())?
+        }
+    };
+    let next_cursor = next.map(|next| next.to_string());
+    Ok(Json(LiveCalls { calls: live.iter().map(LiveCall::from).collect(), next_cursor }))
+}
+
+/// End a call
+///
+/// Both parties hear `call:ended` with the reason `terminated`. A call that has ended already stays as
+/// it ended.
+#[utoipa::path(
+    post,
+    path = "/v1/admin/calls/{id}/end",
+    operation_id = "endCall",
+    tag = "operation",
+    params(("id" = CallId, Path, description = "The call's id")),
+    responses((status = 200, description = "The call as it ended", body = Row), BadRequest, NotFound, Unavailable),
+)]
+pub async fn end(
+    State(calls): State<Arc<Calls>>,
+    InPath(id): InPath<CallId>,
+    Asked(Nothing): Asked<Nothing>,
+) -> Result<Json<Row>, Problem> {
+    match calls.terminate(id).await {
+        Ok(call) => Ok(Json(Row::from(&call))),
+        Err(Failure::Refused(Refusal::NotInCall)) => {
+            Err(Problem::not_found("There is no live call with this id"))
+        }
+        Err(_) => Err(unavailable()),
+    }
+}
+
+/// Whom an order went to.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Ordered {
+    /// On how many nodes the user has sockets.
+    nodes: usize,
+}
+
+/// Disconnect a user
+///
+/// Every socket of the user is closed, on every node, and a call in which it was ends. The client
+/// library does not reconnect by itself.
+#[utoipa::path(
+    post,
+    path = "/v1/admin/users/{id}/disconnect",
+    operation_id = "disconnectUser",
+    tag = "operation",
+    params(("id" = UserId, Path, description = "The user's id")),
+    responses((status = 202, description = "It is being done", body = Ordered), BadRequest, Unavailable),
+)]
+pub async fn disconnect(
+    State(calls): State<Arc<Calls>>,
+    InPath(user): InPath<UserId>,
+    Asked(Nothing): Asked<Nothing>,
+) -> Result<(StatusCode, Json<Ordered>), Problem> {
+    let nodes = calls.disconnect(&user).await.map_err(|_| unavailable())?;
+    Ok((StatusCode::ACCEPTED, Json(Ordered { nodes })))
+}
+
+/// An endpoint that takes no parameters.
+pub struct Nothing;
+
+impl FromQuery for Nothing {
+    fn from_query(_: &mut Given) -> Result<Self, Problem> {
+        Ok(Self)
+    }
+}
+
+fn unavailable() -> Problem {
+    Problem::unavailable("The live calls cannot be reached right now: try again shortly")
+}

@@ -1,0 +1,92 @@
+// A Postgres on a free port, in a folder of its own.
+
+import { execFile, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { existsSync, readdirSync } from 'node:fs';
+import { chown, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { promisify } from 'node:util';
+import { eventually } from './check.mjs';
+import { freePort } from './cluster.mjs';
+import { BINARY, privateFolder } from './server.mjs';
+
+const run = promisify(execFile);
+
+// Postgres refuses to run as root: then it runs as nobody.
+const NOBODY = 65_534;
+const isRoot = process.getuid() === 0;
+const drop = isRoot ? ['--reuid=nobody', '--regid=nogroup', '--clear-groups'] : [];
+
+/** Starts one, its schema up to date unless `schema` is false. */
+export async function startPostgres({ schema = true, settings = {} } = {}) {
+  const postgres = new Postgres(await privateFolder(), await freePort(), settings);
+  if (isRoot) await chown(postgres.dir, NOBODY, NOBODY);
+  try {
+    await postgres.init();
+    await postgres.start();
+    if (schema) await run(BINARY, ['migrate', '--database-url', postgres.url], { env: {} });
+  } catch (error) {
+    await postgres.stop().catch(() => {});
+    throw error;
+  }
+  return postgres;
+}
+
+class Postgres {
+  constructor(dir, port, settings) {
+    this.dir = dir;
+    this.port = port;
+    this.settings = { listen_addresses: '127.0.0.1', fsync: 'off', max_connections: '100', ...settings };
+    this.url = `postgres://postgres@127.0.0.1:${port}/postgres`;
+  }
+
+  async init() {
+    const data = join(this.dir, 'data');
+    const settings = ['--username=postgres', '--auth=trust', '--encoding=UTF8', '--locale=C', '--no-sync'];
+    await run('setpriv', [...drop, '--', installed('initdb'), '--pgdata', data, ...settings], { cwd: this.dir });
+  }
+
+  async start() {
+    const settings = Object.entries(this.settings).flatMap(([name, value]) => ['-c', `${name}=${value}`]);
+    const args = ['-D', join(this.dir, 'data'), '-p', `${this.port}`, '-k', this.dir, ...settings];
+    this.child = spawn('setpriv', [...drop, '--pdeathsig', 'QUIT', '--', installed('postgres'), ...args], {
+      cwd: this.dir,
+      stdio: 'ignore',
+    });
+    this.gone = once(this.child, 'close');
+    await eventually(() => this.ask('SELECT 1').catch(() => false), 'Postgres answers');
+  }
+
+  get pid() {
+    return this.child.pid;
+  }
+
+  /** What a statement answers, a line a row, with `|` between columns. */
+  async ask(sql) {
+    const target = ['-h', this.dir, '-p', `${this.port}`, '-U', 'postgres'];
+    const { stdout } = await run('psql', ['-qtAX', '-v', 'ON_ERROR_STOP=1', ...target, '-c', sql]);
+    return stdout.trim();
+  }
+
+  /** An orderly stop by default; with SIGQUIT it is cut off in the middle of what it does. */
+  async halt(signal = 'SIGINT') {
+    this.child.kill(signal);
+    await this.gone;
+  }
+
+  async stop() {
+    if (this.child && this.child.exitCode === null && this.child.signalCode === null) {
+      this.child.kill('SIGCONT');
+      await this.halt('SIGQUIT');
+    }
+    await rm(this.dir, { recursive: true, force: true });
+  }
+}
+
+/** Debian keeps the server's programs off the path. */
+function installed(program) {
+  const versions = '/usr/lib/postgresql';
+  const newest = existsSync(versions) ? readdirSync(versions).sort((one, other) => Number(other) - Number(one)) : [];
+  const found = newest.map((version) => join(versions, version, 'bin', program)).find((path) => existsSync(path));
+  return found ?? program;
+}
