@@ -4,6 +4,7 @@
 //! To add an endpoint, write its handler with a `utoipa::path` annotation and name it in [`endpoints`].
 //! What it takes from the query is a type that implements [`parameters::FromQuery`].
 
+mod asyncapi;
 mod calls;
 mod document;
 mod page;
@@ -42,6 +43,7 @@ pub fn routes(history: Arc<dyn Store>, cluster: Arc<dyn Cluster>) -> Router {
     router
         .with_state(Parts { history, cluster })
         .route("/openapi.json", document::served(&document::openapi(described)))
+        .route("/asyncapi.json", document::served(&asyncapi::asyncapi()))
         .fallback(get(page::file).fallback(problem::method_not_allowed))
         .method_not_allowed_fallback(problem::method_not_allowed)
 }
