@@ -49,7 +49,7 @@
 //!    `protocol/server.rs`.
 //! 4. Dispatch it in `gateway/session.rs`.
 //!
-//! `/asyncapi.json` follows from 1 and 3.
+//! `/asyncapi.json` follows from 1 and 3; `make types` writes `web/protocol.d.ts` from it.
 
 pub mod app;
 pub mod call;
