@@ -83,8 +83,9 @@ function typeOf(schema, indent = '') {
   if ('const' in schema) return literal(schema.const);
   if (schema.enum) return schema.enum.map(literal).join(' | ');
   if (schema.oneOf) return schema.oneOf.map((one) => typeOf(one, indent)).join(' | ');
-  const types = [schema.type ?? 'any'].flat();
-  return types.map((type) => ({ array: () => listOf(schema.items, indent), object: () => objectOf(schema, indent), any: () => 'unknown', integer: () => 'number' })[type]?.() ?? type).join(' | ');
+  const types = [schema.type ?? 'unknown'].flat();
+  const kinds = { array: () => listOf(schema.items, indent), object: () => objectOf(schema, indent), integer: () => 'number' };
+  return types.map((type) => kinds[type]?.() ?? type).join(' | ');
 }
 
 function listOf(items, indent) {

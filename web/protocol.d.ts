@@ -129,7 +129,7 @@ export type Refusal = {
 
 /** As `RTCPeerConnection` makes it. Any fields more are passed on. */
 export type SessionDescription = {
-  /** In bytes of UTF-8. */
+  /** Counted in bytes of UTF-8. */
   sdp: string;
   type: string;
 };
@@ -302,7 +302,7 @@ export interface ClientToServerEvents {
   'call:initiate': (payload: {
     callType: CallType;
     callerInfo?: CallerInfo | null;
-    /** In bytes of UTF-8. */
+    /** Counted in bytes of UTF-8. */
     clientCallId?: string | null;
     toUserId: UserId;
   }, ack: (answer: CallAck) => void) => void;
@@ -315,16 +315,16 @@ export interface ClientToServerEvents {
   /** Declines the call for all devices. */
   'call:reject': (payload: {
     callId?: CallId | null;
-    /** In bytes of UTF-8. */
+    /** Counted in bytes of UTF-8. */
     reason?: string | null;
     toUserId: UserId;
   }, ack: (answer: CallAck) => void) => void;
   /** Reports how good the media connection is. */
   'call:stats': (payload: {
     callId: CallId;
-    /** In bytes of UTF-8. */
+    /** Counted in bytes of UTF-8. */
     candidateType?: string | null;
-    /** In bytes of UTF-8. */
+    /** Counted in bytes of UTF-8. */
     iceState?: string | null;
     jitterMs?: number | null;
     lossPercent?: number | null;

@@ -179,7 +179,7 @@ impl ClientMessage {
 
 /// A text of at most so many bytes.
 fn bytes(limit: usize) -> ObjectBuilder {
-    text().description(Some("In bytes of UTF-8.")).max_length(Some(limit))
+    text().description(Some("Counted in bytes of UTF-8.")).max_length(Some(limit))
 }
 
 fn number() -> RefOr<Schema> {

@@ -173,7 +173,10 @@ impl PartialSchema for SessionDescription {
             .schema_type(Type::Object)
             .description(Some("As `RTCPeerConnection` makes it. Any fields more are passed on."))
             .property("type", text())
-            .property("sdp", text_with("In bytes of UTF-8.").max_length(Some(MAX_SDP_BYTES)))
+            .property(
+                "sdp",
+                text_with("Counted in bytes of UTF-8.").max_length(Some(MAX_SDP_BYTES)),
+            )
             .required("type")
             .required("sdp")
             .into()
