@@ -385,7 +385,7 @@ export interface HttpApi {
   /** Who can be called now */
   'GET /v1/presence': {
     query: {
-      /** Up to 500 user ids with commas between them. Repeated ones count, and do no harm. An id that has a comma itself can be asked for on the socket only. */
+      /** User ids with commas between them. Repeated ones count, and do no harm. An id that has a comma itself can be asked for on the socket only. */
       userIds: string[];
     };
     answer: PresenceOfUsers;
