@@ -58,3 +58,6 @@ test-cluster: test-setup test-server ## the same stories on three nodes and a Re
 
 test-browser: test-setup test-server ## two pages in headless Chromium call each other
 	$(NODE_TEST) tests/browser/*.test.mjs
+
+types: test-setup test-server ## write web/protocol.d.ts anew, after a change of the protocol or the HTTP API
+	node scripts/types.mjs

@@ -40,14 +40,16 @@
 //!
 //! # To add an event
 //!
-//! 1. Give it a variant and its fields in `protocol/client.rs`; `tests/suite/protocol.rs` wants a
-//!    good example of it.
+//! 1. Give it a variant and its fields in `protocol/client.rs`, and describe it in
+//!    `protocol/catalogue.rs`; `tests/suite/` wants a good example of it.
 //! 2. If it changes calls, give it a variant in `call/transition.rs`. The match there has no
 //!    catch-all: the compiler asks what the event means in each state, and `call/table.txt` wants a
 //!    line for each.
 //! 3. If somebody must hear of it, derive that in `call/news.rs` and name it in
 //!    `protocol/server.rs`.
 //! 4. Dispatch it in `gateway/session.rs`.
+//!
+//! `/asyncapi.json` follows from 1 and 3; `make types` writes `web/protocol.d.ts` from it.
 
 pub mod app;
 pub mod call;

@@ -5,6 +5,7 @@
 //! What it takes from the query is a type that implements [`parameters::FromQuery`].
 
 mod admin;
+mod asyncapi;
 mod calls;
 mod document;
 mod page;
@@ -50,6 +51,7 @@ pub fn routes(history: Arc<dyn Store>, cluster: Arc<dyn Cluster>, calls: Arc<Cal
     router
         .with_state(Parts { history, cluster, calls })
         .route("/openapi.json", document::served(&document::openapi(described)))
+        .route("/asyncapi.json", document::served(&asyncapi::asyncapi()))
         .fallback(get(page::file).fallback(problem::method_not_allowed))
         .method_not_allowed_fallback(problem::method_not_allowed)
 }

@@ -1,4 +1,4 @@
-//! The web page, from files that are part of the binary.
+//! The web page and the reference of the API, from files that are part of the binary.
 
 use axum::{
     body::Body,
@@ -23,6 +23,7 @@ struct Files;
 pub async fn file(uri: Uri) -> Response {
     let name = match uri.path() {
         "/" => "index.html",
+        "/docs" => "docs.html",
         // Where existing pages expect the client library.
         "/socket.io/socket.io.js" | "/socket.io/socket.io.min.js" => "vendor/socket.io.min.js",
         path => path.trim_start_matches('/'),

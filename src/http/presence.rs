@@ -22,7 +22,7 @@ pub struct PresenceOfUsers {
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query, rename_all = "camelCase")]
 pub struct Whose {
-    /// Up to 500 user ids with commas between them. Repeated ones count, and do no harm. An id that
+    /// User ids with commas between them. Repeated ones count, and do no harm. An id that
     /// has a comma itself can be asked for on the socket only.
     #[param(style = Form, explode = false, inline)]
     user_ids: UserIds,

@@ -3,65 +3,74 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{CallView, ErrorType, Presence};
 use crate::{
-    call::{Call, EndReason},
+    call::{Call, EndReason, Status},
     ids::{CallId, UserId},
     time::Timestamp,
 };
 
 /// What an ack says beside `ok: true`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 #[serde(untagged, rename_all_fields = "camelCase")]
 pub enum Answer {
-    Joined {
-        user_id: UserId,
-    },
+    #[schema(title = "Joined", rename_all = "camelCase")]
+    Joined { user_id: UserId },
     /// How a call stands after the event.
+    #[schema(title = "Call", rename_all = "camelCase")]
     Call {
         call_id: CallId,
+        #[schema(value_type = Status)]
         status: &'static str,
         #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(value_type = Option<EndReason>, nullable = false)]
         reason: Option<&'static str>,
         #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(nullable = false)]
         expires_at: Option<Timestamp>,
     },
-    Relayed {
-        call_id: CallId,
-    },
+    #[schema(title = "Relayed", rename_all = "camelCase")]
+    Relayed { call_id: CallId },
+    #[schema(title = "Sync", rename_all = "camelCase")]
     Sync {
+        #[schema(required)]
         call: Option<CallView>,
     },
-    Presence {
-        presence: BTreeMap<UserId, Presence>,
-    },
+    #[schema(title = "Presence", rename_all = "camelCase")]
+    Presence { presence: BTreeMap<UserId, Presence> },
+    #[schema(title = "IceServers", rename_all = "camelCase")]
     IceServers {
         ice_servers: Vec<IceServer>,
         /// For how many seconds the servers may be used.
         ttl: u64,
     },
+    #[schema(title = "Done", rename_all = "camelCase")]
     Done {},
 }
 
 /// The payload of `call:error`, and `error` in an ack.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ErrorBody {
     #[serde(rename = "type")]
     pub error_type: ErrorType,
     pub message: String,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub to_user_id: Option<UserId>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub call_id: Option<CallId>,
     pub event: String,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub retry_after_ms: Option<u64>,
 }
 
 /// One entry of `iceServers`, as `RTCPeerConnection` takes it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct IceServer {
     pub urls: Vec<String>,
 }

@@ -3,6 +3,7 @@
 //! Names and literal texts are fixed; clients in the field depend on every one of them.
 
 mod answer;
+pub mod catalogue;
 mod client;
 pub mod schema;
 mod server;
@@ -14,6 +15,7 @@ pub use server::{CallView, Presence, ServerEvent};
 use std::fmt;
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 /// The event by which a socket says who it is.
 pub const USER_CONNECTED: &str = "user-connected";
@@ -40,7 +42,7 @@ pub const MAX_WATCHED_USERS: usize = 500;
 pub const MAX_MESSAGE_BYTES: usize = 256 * 1024;
 
 /// The `type` of a `call:error`. It tells whether to try again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, ToSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum ErrorType {
     RecipientOffline,

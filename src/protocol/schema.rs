@@ -1,14 +1,17 @@
 //! What values look like in the documents that describe the API: the JSON schemas of those that are
 //! no plain structs. Their limits are the ones that the code checks.
 
+use std::borrow::Cow;
+
 use utoipa::{
     PartialSchema, ToSchema,
     openapi::{
-        ObjectBuilder, RefOr, SchemaFormat,
-        schema::{Schema, Type},
+        ObjectBuilder, Ref, RefOr, SchemaFormat,
+        schema::{OneOfBuilder, Schema, SchemaType, Type},
     },
 };
 
+use super::{MAX_CALLER_INFO_BYTES, MAX_CANDIDATE_BYTES, MAX_SDP_BYTES};
 use crate::{
     call::{CallType, EndReason, Role, Status, Told},
     ids::{CallId, DeviceId, NodeId, UserId},
@@ -17,6 +20,20 @@ use crate::{
 
 /// No text with a control character.
 pub const NO_CONTROL_PATTERN: &str = r"^[^\u0000-\u001F\u007F-\u009F]*$";
+
+/// `callerInfo`: passed on as it came.
+pub enum CallerInfo {}
+
+/// An offer or an answer: passed on as it came.
+pub enum SessionDescription {}
+
+/// A candidate, or the end of candidates: passed on as it came.
+pub enum IceCandidate {}
+
+/// A schema that is named in the document.
+pub fn named<T: ToSchema>() -> RefOr<Schema> {
+    Ref::from_schema_name(T::name()).into()
+}
 
 pub fn text() -> ObjectBuilder {
     ObjectBuilder::new().schema_type(Type::String)
@@ -45,17 +62,6 @@ impl ToSchema for CallId {}
 impl PartialSchema for CallId {
     fn schema() -> RefOr<Schema> {
         text().format(Some(SchemaFormat::Custom("uuid".to_owned()))).into()
-    }
-}
-
-impl ToSchema for DeviceId {}
-
-impl PartialSchema for DeviceId {
-    fn schema() -> RefOr<Schema> {
-        text()
-            .description(Some("What a client calls its own device."))
-            .pattern(Some("^[A-Za-z0-9._-]{1,64}$"))
-            .into()
     }
 }
 
@@ -99,7 +105,7 @@ impl PartialSchema for CallType {
 }
 
 impl ToSchema for Status {
-    fn name() -> std::borrow::Cow<'static, str> {
+    fn name() -> Cow<'static, str> {
         "CallStatus".into()
     }
 }
@@ -124,7 +130,7 @@ impl PartialSchema for EndReason {
 }
 
 impl ToSchema for Told {
-    fn name() -> std::borrow::Cow<'static, str> {
+    fn name() -> Cow<'static, str> {
         "ToldReason".into()
     }
 }
@@ -145,4 +151,91 @@ impl PartialSchema for Told {
             ))
             .into()
     }
+}
+
+impl ToSchema for DeviceId {}
+
+impl PartialSchema for DeviceId {
+    fn schema() -> RefOr<Schema> {
+        text()
+            .description(Some(
+                "Keep it for as long as your page or app lives, reconnects included.",
+            ))
+            .min_length(Some(1))
+            .max_length(Some(Self::MAX_BYTES))
+            .pattern(Some("^[A-Za-z0-9._-]*$"))
+            .into()
+    }
+}
+
+impl ToSchema for CallerInfo {}
+
+impl PartialSchema for CallerInfo {
+    fn schema() -> RefOr<Schema> {
+        let limit = format!(
+            "At most {MAX_CALLER_INFO_BYTES} bytes of JSON. Any fields more are passed on."
+        );
+        ObjectBuilder::new()
+            .schema_type(Type::Object)
+            .description(Some(limit))
+            .property("name", text_with("What to show of the caller."))
+            .property("pic", text_with("Where the caller's picture is."))
+            .into()
+    }
+}
+
+impl ToSchema for SessionDescription {}
+
+impl PartialSchema for SessionDescription {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::Object)
+            .description(Some("As `RTCPeerConnection` makes it. Any fields more are passed on."))
+            .property("type", text())
+            .property(
+                "sdp",
+                text_with("Counted in bytes of UTF-8.").max_length(Some(MAX_SDP_BYTES)),
+            )
+            .required("type")
+            .required("sdp")
+            .into()
+    }
+}
+
+impl ToSchema for IceCandidate {}
+
+impl PartialSchema for IceCandidate {
+    fn schema() -> RefOr<Schema> {
+        let optional_text = || text().schema_type(or_null(Type::String));
+        let line = ObjectBuilder::new()
+            .schema_type(or_null(Type::Integer))
+            .minimum(Some(0))
+            .maximum(Some(u16::MAX));
+        let candidate = ObjectBuilder::new()
+            .schema_type(Type::Object)
+            .property("candidate", text())
+            .property("sdpMLineIndex", line)
+            .property("sdpMid", optional_text())
+            .property("usernameFragment", optional_text())
+            .required("candidate");
+        let limit = format!(
+            "As `RTCPeerConnection` makes it, at most {MAX_CANDIDATE_BYTES} bytes of JSON; null or an empty \
+             text is the end of candidates. Any fields more are passed on."
+        );
+        OneOfBuilder::new()
+            .description(Some(limit))
+            .item(candidate)
+            .item(ObjectBuilder::new().schema_type(Type::Null))
+            .item(word([""]))
+            .into()
+    }
+}
+
+fn text_with(description: &str) -> ObjectBuilder {
+    text().description(Some(description))
+}
+
+/// A type that may also be null.
+pub fn or_null(of: Type) -> SchemaType {
+    SchemaType::from_iter([of, Type::Null])
 }

@@ -5,93 +5,121 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize, Serializer};
 use utoipa::ToSchema;
 
-use super::ErrorBody;
+use super::{
+    ErrorBody,
+    schema::{CallerInfo, IceCandidate, SessionDescription},
+};
 use crate::{
-    call::{Call, EndReason, News, Role, Signal},
+    call::{Call, CallType, EndReason, News, Role, Signal, Status, Told},
     ids::{CallId, UserId},
     payload::Payload,
     time::Timestamp,
 };
 
 /// An event to a client.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 #[serde(untagged, rename_all_fields = "camelCase")]
 pub enum ServerEvent {
+    /// Somebody calls: ring.
+    #[schema(title = "call:incoming", rename_all = "camelCase")]
     Incoming {
         call_id: CallId,
         from_user_id: UserId,
+        #[schema(value_type = CallType)]
         call_type: &'static str,
         #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(value_type = Option<CallerInfo>, nullable = false)]
         caller_info: Option<Payload>,
         timestamp: Timestamp,
         #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(nullable = false)]
         expires_at: Option<Timestamp>,
     },
+    /// The call that this device placed rings.
+    #[schema(title = "call:ringing", rename_all = "camelCase")]
     Ringing {
         call_id: CallId,
         to_user_id: UserId,
         devices: usize,
         #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(nullable = false)]
         expires_at: Option<Timestamp>,
     },
+    /// An offer, as the other party sent it.
+    #[schema(title = "call:offer", rename_all = "camelCase")]
     Offer {
         call_id: CallId,
         from_user_id: UserId,
+        #[schema(value_type = SessionDescription)]
         offer: Payload,
         timestamp: Timestamp,
     },
+    /// An answer, as the other party sent it.
+    #[schema(title = "call:answer", rename_all = "camelCase")]
     Answer {
         call_id: CallId,
         from_user_id: UserId,
+        #[schema(value_type = SessionDescription)]
         answer: Payload,
         timestamp: Timestamp,
     },
+    /// A candidate, as the other party sent it.
+    #[schema(title = "call:ice-candidate", rename_all = "camelCase")]
     IceCandidate {
         call_id: CallId,
         from_user_id: UserId,
+        #[schema(value_type = IceCandidate)]
         candidate: Payload,
     },
+    /// The callee declined.
+    #[schema(title = "call:rejected", rename_all = "camelCase")]
     Rejected {
         call_id: CallId,
         from_user_id: UserId,
         #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(value_type = Option<String>, nullable = false)]
         reason: Option<Arc<str>>,
         timestamp: Timestamp,
     },
+    /// The callee is in another call.
+    #[schema(title = "call:busy", rename_all = "camelCase")]
     Busy {
         call_id: CallId,
         from_user_id: UserId,
+        #[schema(value_type = String)]
         message: &'static str,
         timestamp: Timestamp,
     },
+    /// The call is over for this device.
+    #[schema(title = "call:ended", rename_all = "camelCase")]
     Ended {
         call_id: CallId,
         from_user_id: UserId,
         #[serde(serialize_with = "seconds")]
+        #[schema(minimum = 0)]
         duration: f64,
         timestamp: Timestamp,
+        #[schema(value_type = Told)]
         reason: &'static str,
     },
+    /// This device came back to its call.
+    #[schema(title = "call:resumed")]
     Resumed(CallView),
-    PeerReconnecting {
-        call_id: CallId,
-        from_user_id: UserId,
-        grace_ends_at: Timestamp,
-    },
-    PeerReconnected {
-        call_id: CallId,
-        from_user_id: UserId,
-    },
-    Presence {
-        user_id: UserId,
-        status: Presence,
-        timestamp: Timestamp,
-    },
+    /// The other party lost its connection and may come back.
+    #[schema(title = "call:peer-reconnecting", rename_all = "camelCase")]
+    PeerReconnecting { call_id: CallId, from_user_id: UserId, grace_ends_at: Timestamp },
+    /// The other party is back.
+    #[schema(title = "call:peer-reconnected", rename_all = "camelCase")]
+    PeerReconnected { call_id: CallId, from_user_id: UserId },
+    /// A user whom this socket watches has come, gone, or begun or ended a call.
+    #[schema(title = "presence:update", rename_all = "camelCase")]
+    Presence { user_id: UserId, status: Presence, timestamp: Timestamp },
+    /// An event that was sent without an ack was refused.
+    #[schema(title = "call:error")]
     Error(ErrorBody),
-    /// This node leaves.
-    Draining {
-        reconnect_within_ms: u64,
-    },
+    /// This node leaves: the library reconnects by itself.
+    #[schema(title = "server:draining", rename_all = "camelCase")]
+    Draining { reconnect_within_ms: u64 },
 }
 
 /// Whether a user can be called.
@@ -117,28 +145,36 @@ impl Presence {
 }
 
 /// A call as one of its parties may see it: the answer to `call:sync`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CallView {
     call_id: CallId,
     caller: UserId,
     receiver: UserId,
+    #[schema(value_type = CallType)]
     call_type: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<CallerInfo>, nullable = false)]
     caller_info: Option<Payload>,
+    #[schema(value_type = Status)]
     status: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<EndReason>, nullable = false)]
     reason: Option<&'static str>,
     created_at: Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     started_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     ended_at: Option<Timestamp>,
     /// When it stops ringing.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     expires_at: Option<Timestamp>,
     /// Until when the other party, who lost the connection, may come back.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     grace_ends_at: Option<Timestamp>,
 }
 

@@ -2,6 +2,7 @@
 //! this one.
 
 mod calls;
+mod catalogue;
 mod cluster;
 mod history;
 mod layers;
