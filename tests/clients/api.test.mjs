@@ -6,7 +6,7 @@ import { dial, pair } from '../support/calls.mjs';
 import { eventually, someone } from '../support/check.mjs';
 import { join } from '../support/client.mjs';
 import { startRedis } from '../support/cluster.mjs';
-import { assertProblem, get, page } from '../support/http.mjs';
+import { assertProblem, get, page, post } from '../support/http.mjs';
 import { checkerOf, documentOf } from '../support/schemas.mjs';
 import { Server, startServer } from '../support/server.mjs';
 
@@ -67,7 +67,7 @@ describe('presence over HTTP', { concurrency: true }, () => {
 });
 
 describe('/openapi.json', { concurrency: true }, () => {
-  const GOOD = { userId: 'anna', userIds: 'anna,ben', with: 'ben', limit: 5, since: 0, until: 0, status: 'missed', type: 'audio' };
+  const GOOD = { userId: 'anna', userIds: 'anna,ben', with: 'ben', limit: 5, since: 0, until: 0, status: 'missed', type: 'audio', bucket: 'day' };
   const GOOD_ID = '01890a5d-ac96-774b-bcce-b302099a8057';
 
   /** Each endpoint that can be read, with what it takes in the query; `ask` asks it. */
@@ -83,7 +83,7 @@ describe('/openapi.json', { concurrency: true }, () => {
   test('describes every endpoint, and refers to nothing that is not there', async () => {
     const document = await documentOf(server, '/openapi.json');
     assert.equal(document.openapi, '3.1.0');
-    for (const path of ['/v1/calls', '/v1/calls/{id}', '/v1/presence']) assert.ok(document.paths[path], path);
+    for (const path of ['/v1/calls', '/v1/calls/{id}', '/v1/presence', '/v1/stats', '/v1/admin/calls']) assert.ok(document.paths[path], path);
     for (const [, name] of JSON.stringify(document).matchAll(/"\$ref":"#\/components\/schemas\/(\w+)"/g)) {
       assert.ok(document.components.schemas[name], `${name} is described`);
     }
@@ -97,7 +97,8 @@ describe('/openapi.json', { concurrency: true }, () => {
     const cursor = `1700000000000_${GOOD_ID}`;
     for (const { path, inQuery, ask } of await operations()) {
       const names = inQuery.map(({ name }) => name);
-      const query = Object.fromEntries(names.map((name) => [name, { ...GOOD, cursor }[name]]));
+      const good = { ...GOOD, cursor: path === '/v1/calls' ? cursor : '1' };
+      const query = Object.fromEntries(names.map((name) => [name, good[name]]));
       const response = await ask(query);
       assert.ok([200, 404].includes(response.status), `${path}: ${await response.text()}`);
       await assertProblem(await ask({ ...query, colour: 'red' }), 400, 'colour');
@@ -113,16 +114,32 @@ describe('/openapi.json', { concurrency: true }, () => {
   test('its schemas fit the answers', async (t) => {
     const document = await documentOf(server, '/openapi.json');
     const { problems } = checkerOf(document);
-    const { caller } = await callInHistory(t);
+    const { caller, callee, callId: over } = await callInHistory(t);
+    const { callId: live } = await dial(caller, callee);
     const asked = [
+      ['/v1/calls/{id}', { userId: caller.userId }, over],
+      ['/v1/calls/{id}/timeline', { userId: caller.userId }, over],
+      ['/v1/stats', { since: Date.now() - 60_000, until: Date.now() + 1, bucket: 'minute' }],
+      ['/v1/admin/calls', {}],
       ['/v1/calls', { userId: caller.userId }],
       ['/v1/presence', { userIds: caller.userId }],
       ['/v1/calls', { userId: caller.userId, limit: 0 }],
     ];
-    for (const [path, query] of asked) {
-      const response = await get(server, path, query);
+    for (const [path, query, id] of asked) {
+      const response = await get(server, path.replace('{id}', id), query);
       const [type] = response.headers.get('content-type').split(';');
       const { schema } = document.paths[path].get.responses[response.status].content[type];
+      assert.deepEqual(problems(schema, await response.json()), [], path);
+    }
+    const orders = [
+      ['/v1/admin/calls/{id}/end', live],
+      ['/v1/admin/calls/{id}/end', 'x'],
+      ['/v1/admin/users/{id}/disconnect', caller.userId],
+    ];
+    for (const [path, id] of orders) {
+      const response = await post(server, path.replace('{id}', id));
+      const [type] = response.headers.get('content-type').split(';');
+      const { schema } = document.paths[path].post.responses[response.status].content[type];
       assert.deepEqual(problems(schema, await response.json()), [], path);
     }
     assert.notDeepEqual(problems(document.paths['/v1/calls'].get.responses['200'].content['application/json'].schema, { calls: [{}] }), []);
@@ -130,9 +147,9 @@ describe('/openapi.json', { concurrency: true }, () => {
 
   async function callInHistory(t) {
     const { caller, callee } = await pair(t, server);
-    await dial(caller, callee);
+    const { callId } = await dial(caller, callee);
     await caller.ok('call:end', { toUserId: callee.userId });
     await eventually(async () => (await page(server, caller.userId)).calls[0]?.endedAt, 'the row is stored');
-    return { caller, callee };
+    return { caller, callee, callId };
   }
 });
