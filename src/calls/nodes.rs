@@ -120,7 +120,7 @@ impl Calls {
                 }
             }
             Message::Relay(relay) => self.pass_on(relay).await?,
-            Message::Void => {}
+            Message::Void | Message::Dropped { .. } => {}
             Message::Presence(edge) => {
                 self.watchers.announce(&edge, &*self.outlet, self.clock.now());
             }

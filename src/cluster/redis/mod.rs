@@ -3,8 +3,10 @@
 
 mod bus;
 mod connect;
+mod envelope;
 mod facts;
 mod life;
+mod outgoing;
 
 pub use connect::ConnectError;
 
