@@ -264,16 +264,23 @@ fn place_in(text: &str, error: &toml::de::Error) -> String {
     format!("line {}: `{line}`: {message}", number + 1)
 }
 
-/// `url` with `***` for its password.
+/// `url` with `***` for its passwords, which also stand in its query: `sentinelPassword`.
 fn without_password(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return "***".to_owned() };
-    match rest.rsplit_once('@') {
-        Some((user, host)) => {
-            let user = user.split(':').next().unwrap_or_default();
-            format!("{scheme}://{user}:***@{host}")
-        }
-        None => url.to_owned(),
+    let (user, rest) =
+        rest.rsplit_once('@').map_or((None, rest), |(user, rest)| (Some(user), rest));
+    let (host, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let user = user.and_then(|user| user.split(':').next());
+    let user = user.map_or(String::new(), |user| format!("{user}:***@"));
+    let mut shown = format!("{scheme}://{user}{host}");
+    for (number, pair) in query.split('&').filter(|pair| !pair.is_empty()).enumerate() {
+        let name = pair.split('=').next().unwrap_or_default();
+        let is_secret = name.to_ascii_lowercase().contains("password");
+        let pair = if is_secret { format!("{name}=***") } else { pair.to_owned() };
+        shown.push(if number == 0 { '?' } else { '&' });
+        shown.push_str(&pair);
     }
+    shown
 }
 
 /// A misspelt variable would otherwise be a setting that silently does nothing.
@@ -341,6 +348,22 @@ mod tests {
         assert!(vars("SWITCHBOARD_RING_TIMOUT").is_err());
         assert!(vars("SWITCHBOARD_RING_TIMEOUT").is_ok());
         assert!(vars("HOME").is_ok());
+    }
+
+    #[test]
+    fn no_password_is_printed() {
+        for (url, shown) in [
+            ("redis://h:1/0", "redis://h:1/0"),
+            ("redis://:secret@h", "redis://:***@h"),
+            ("rediss://u:se?cret@h", "rediss://u:***@h"),
+            (
+                "redis-sentinel://u:secret@h?node=a:1&sentinelPassword=secret&sentinelUsername=s",
+                "redis-sentinel://u:***@h?node=a:1&sentinelPassword=***&sentinelUsername=s",
+            ),
+            ("secret", "***"),
+        ] {
+            assert_eq!(without_password(url), shown);
+        }
     }
 
     #[test]

@@ -94,8 +94,9 @@ impl RedisServer {
     }
 
     fn signal(&self, signal: &str) {
-        let first = self.processes[0].id().to_string();
-        let sent = Command::new("kill").args([signal, &first]).status().expect("kill is there");
+        let first = self.processes[0].id();
+        let kill = format!("kill {signal} {first}");
+        let sent = Command::new("sh").args(["-c", &kill]).status().expect("there is a shell");
         assert!(sent.success());
     }
 

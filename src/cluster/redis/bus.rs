@@ -201,10 +201,12 @@ impl Bus {
                     }
                     Err(RecvError::Closed) => return,
                 },
-                _ = reconnections.recv() => self.subscribe(&subscriber).await,
+                _ = reconnections.recv() => {
+                    let _ = self.subscribe(&subscriber).await;
+                }
                 _ = canary.tick() => {
                     if !std::mem::take(&mut alive) {
-                        self.subscribe(&subscriber).await;
+                        let _ = self.subscribe(&subscriber).await;
                     }
                     self.publish(self.0.node, Content::Canary).await;
                 }
@@ -213,17 +215,16 @@ impl Bus {
     }
 
     /// Tries a few times: when Redis is away, the canary sees to it later.
-    pub async fn subscribe(&self, subscriber: &SubscriberClient) {
+    pub async fn subscribe(&self, subscriber: &SubscriberClient) -> Result<(), Error> {
+        let mut result = Ok(());
         for _ in 0..5 {
-            match subscriber.ssubscribe(self.channel(self.0.node)).await {
-                Ok(()) => return,
-                Err(error) => {
-                    debug!(%error, "the node's channel cannot be subscribed, trying again");
-                    tokio::time::sleep(RETRY).await;
-                }
-            }
+            result = subscriber.ssubscribe(self.channel(self.0.node)).await;
+            let Err(error) = &result else { return result };
+            debug!(%error, "the node's channel cannot be subscribed, trying again");
+            tokio::time::sleep(RETRY).await;
         }
         info!("the node's channel cannot be subscribed for now");
+        result
     }
 
     /// Takes one envelope. Says whether it was the canary.

@@ -118,7 +118,11 @@ impl Redis {
     ) -> Result<(Arc<Self>, mpsc::Receiver<Inbound>), ConnectError> {
         let (client, subscriber) = connect::connect(url).await?;
         let bus = Bus::new(node, namespace, client.clone(), clock.clone());
-        bus.subscribe(&subscriber).await;
+        if let Err(error) = bus.subscribe(&subscriber).await
+            && error.details().starts_with("NOPERM")
+        {
+            return Err(ConnectError::Refused(error));
+        }
         let (sender, inbox) = mpsc::channel(INBOX_MESSAGES);
         tokio::spawn(bus.clone().listen(subscriber.clone(), sender.clone()));
         tokio::spawn(async move {
