@@ -85,9 +85,13 @@ impl Sender {
     /// How far this end has come; None if there is nothing that could have been missed.
     pub fn progress(&mut self, now: Timestamp) -> Option<Frame> {
         self.forget(now);
-        let is_idle = self.kept.is_empty();
         let progress = self.again(u64::MAX, 0);
-        (!is_idle).then_some(progress)
+        (!self.is_idle()).then_some(progress)
+    }
+
+    /// Whether nothing is left that could be sent again.
+    pub fn is_idle(&self) -> bool {
+        self.kept.is_empty()
     }
 
     /// What is kept from this number on, at most `limit` messages.

@@ -108,7 +108,8 @@ describe('a Redis', { concurrency: true }, () => {
 
   test('that is still loading is waited for', async (t) => {
     const redis = await startRedis({ args: ['--enable-debug-command', 'local'] });
-    await redis.restartSlowly(4_000);
+    await redis.saveMuch();
+    await redis.restart();
     const cluster = await startCluster(1, { redis });
     t.after(() => cluster.stop());
     assert.match(cluster.logs(), /WARN .*Redis is still loading/);

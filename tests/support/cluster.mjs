@@ -102,7 +102,7 @@ class Redis {
     return this.child.pid;
   }
 
-  /** Comes back with nothing in it. */
+  /** Comes back with nothing in it, or with what was saved. */
   async restart() {
     this.child.kill('SIGKILL');
     await this.gone;
@@ -115,12 +115,11 @@ class Redis {
     await rm(this.dir, { recursive: true, force: true });
   }
 
-  /** Comes back with all that is in it and `count` keys more, and takes its time to load them. */
-  async restartSlowly(count) {
-    await ask(this.port, `DEBUG POPULATE ${count} filler 1000`);
+  /** Saves what is in it now, with so much more that `restart` takes some time to load it. */
+  async saveMuch() {
+    await ask(this.port, 'DEBUG POPULATE 4000 filler 1000');
     await ask(this.port, 'SAVE');
     this.args = [...this.args, '--key-load-delay', '500', '--loading-process-events-interval-bytes', '1024'];
-    await this.restart();
   }
 
   async keys() {

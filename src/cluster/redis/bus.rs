@@ -77,18 +77,12 @@ impl Bus {
     /// Changes what is on its way to a node, and sees to it that it is sent.
     fn outgoing(&self, to: NodeId, change: impl FnOnce(&mut Outgoing)) {
         let mut peers = self.peers();
-        let open = |peer: &&Arc<Peer>| !peer.outgoing().closed;
-        let peer = match peers.get(&to).filter(open).cloned() {
-            Some(peer) => peer,
-            None => {
-                let outgoing = Mutex::new(Outgoing::new(self.0.clock.now()));
-                let peer = Arc::new(Peer { outgoing, wake: Notify::new() });
-                peers.insert(to, peer.clone());
-                tokio::spawn(self.clone().run_peer(to, peer.clone()));
-                peer
-            }
-        };
-        drop(peers);
+        let peer = peers.entry(to).or_insert_with(|| {
+            let outgoing = Mutex::new(Outgoing::new(self.0.clock.now()));
+            let peer = Arc::new(Peer { outgoing, wake: Notify::new() });
+            tokio::spawn(self.clone().run_peer(to, peer.clone()));
+            peer
+        });
         change(&mut peer.outgoing());
         peer.wake.notify_one();
     }
@@ -99,11 +93,10 @@ impl Bus {
         peer.map_or_else(Vec::new, |peer| peer.outgoing().recall(call))
     }
 
-    /// Forgets a node that is dead.
+    /// A node is taken for dead: its link goes when nothing is left that it could ask for.
     pub fn forget(&self, node: NodeId) {
-        if let Some(peer) = self.peers().remove(&node) {
-            peer.outgoing().closed = true;
-            peer.wake.notify_one();
+        if let Some(peer) = self.peers().get(&node) {
+            peer.outgoing().forget();
         }
     }
 
@@ -120,13 +113,7 @@ impl Bus {
             pause = PROGRESS;
             loop {
                 let now = self.0.clock.now();
-                let contents = {
-                    let mut outgoing = peer.outgoing();
-                    if outgoing.closed {
-                        return;
-                    }
-                    outgoing.next(now)
-                };
+                let contents = peer.outgoing().next(now);
                 for content in contents {
                     let up_to = end_of(&content);
                     match self.publish(to, content).await {
@@ -142,10 +129,15 @@ impl Bus {
                         None => pause = RETRY,
                     }
                 }
-                if unheard_since.is_some_and(|since| now - since > FORGET_AFTER) {
-                    peer.outgoing().closed = true;
+                // With the lock on all peers: what is put in from now on gets a new link.
+                let mut peers = self.peers();
+                if unheard_since.is_some_and(|since| now - since > FORGET_AFTER)
+                    || peer.outgoing().is_over()
+                {
+                    peers.remove(&to);
                     return debug!(node = %to, "nobody listens for a node: its link is closed");
                 }
+                drop(peers);
                 if pause == RETRY || !peer.outgoing().has_more() {
                     break;
                 }
@@ -174,6 +166,13 @@ impl Bus {
             reachable.push(counts.values().any(|count| *count > 0));
         }
         Ok(reachable)
+    }
+
+    /// Waits until this node listens to its channel.
+    pub async fn heard(&self) {
+        while !matches!(self.reachable(&[self.0.node]).await.as_deref(), Ok([true])) {
+            tokio::time::sleep(RETRY).await;
+        }
     }
 
     /// Listens on this node's channel for ever, and passes on what comes, each peer's messages in

@@ -23,6 +23,7 @@ use crate::{
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// A node that was silent for so long is dead.
 const DEAD_AFTER_MS: u64 = 8_000;
+const DEAD_AFTER: Duration = Duration::from_millis(DEAD_AFTER_MS);
 /// Most users that are taken off a dead node at a time.
 const BURY_USERS: usize = 100;
 
@@ -40,24 +41,35 @@ impl Redis {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut reconnections = self.client.reconnect_rx();
         ticks.tick().await;
+        // The last beat that was heard, and since when none was missed.
+        let (mut heard, mut since) = (clock.now(), clock.now());
         loop {
             // A Redis that is back may be empty: better found out now than at the next beat.
             tokio::select! {
                 _ = ticks.tick() => {}
                 _ = reconnections.recv() => {
                     // What failed meanwhile is done again, from what is the case now.
-                    let _ = inbox.send(Inbound::Reset).await;
+                    self.start_over(&inbox).await;
                 }
             }
             if self.leaving.load(Ordering::Relaxed) {
                 return;
             }
             let now = clock.now();
-            match self.beat(now).await {
+            if now - heard > 2 * HEARTBEAT {
+                since = now;
+            }
+            let beat = self.beat(now).await;
+            if beat.is_ok() {
+                heard = now;
+            }
+            match beat {
                 Ok(true) => {
                     info!("this node was not known to the cluster any more: it joins again");
-                    let _ = inbox.send(Inbound::Reset).await;
+                    self.start_over(&inbox).await;
                 }
+                // Others may have been away as this node was, and take longer to be back.
+                Ok(false) if now - since < DEAD_AFTER => {}
                 Ok(false) => {
                     if let Err(error) = self.bury_dead(now, &inbox).await {
                         warn!(%error, "dead nodes could not be looked for");
@@ -66,6 +78,12 @@ impl Redis {
                 Err(error) => warn!(%error, "Redis does not answer the heartbeat"),
             }
         }
+    }
+
+    /// Lets this node say again who is here, once it can be heard by who finds them.
+    async fn start_over(&self, inbox: &mpsc::Sender<Inbound>) {
+        let _ = tokio::time::timeout(HEARTBEAT, self.bus.heard()).await;
+        let _ = inbox.send(Inbound::Reset).await;
     }
 
     async fn bury_dead(

@@ -28,18 +28,19 @@ pub struct Outgoing {
     asked: Option<u64>,
     /// What to ask the node for likewise.
     asks: Option<u64>,
-    /// Set when nobody sends what is put in any more.
-    pub closed: bool,
+    /// The node was taken for dead since the last message was put in.
+    is_forgotten: bool,
 }
 
 impl Outgoing {
     pub fn new(now: Timestamp) -> Self {
         let (queue, link) = (VecDeque::new(), Sender::new(now));
-        Self { queue, link, unheard: 0, dropped: 0, asked: None, asks: None, closed: false }
+        Self { queue, link, unheard: 0, dropped: 0, asked: None, asks: None, is_forgotten: false }
     }
 
     /// Queues a message, or counts it among the dropped ones. False for the first of these.
     pub fn put(&mut self, message: Message) -> bool {
+        self.is_forgotten = false;
         if self.queue.len() < QUEUE_MESSAGES {
             self.queue.push_back(message);
             return true;
@@ -54,6 +55,16 @@ impl Outgoing {
 
     pub fn ask(&mut self, from: u64) {
         self.asks = Some(from);
+    }
+
+    /// The node was taken for dead. What it has not heard stays for now: it may be cut off only.
+    pub fn forget(&mut self) {
+        self.is_forgotten = true;
+    }
+
+    /// Whether nothing is left for a node that was taken for dead.
+    pub fn is_over(&self) -> bool {
+        self.is_forgotten && !self.has_more() && self.link.is_idle()
     }
 
     /// Whether something waits that has not been published yet.
@@ -121,6 +132,7 @@ pub fn end_of(content: &Content) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::link::KEEP;
 
     const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
 
@@ -170,6 +182,21 @@ mod tests {
         }
         assert_eq!(publish(&mut outgoing), messages[..BATCH_MESSAGES]);
         assert_eq!(publish(&mut outgoing), messages[BATCH_MESSAGES..]);
+    }
+
+    #[test]
+    fn what_a_node_that_was_taken_for_dead_did_not_hear_waits_for_it() {
+        let mut outgoing = Outgoing::new(NOW);
+        outgoing.put(rings());
+        publish(&mut outgoing);
+        outgoing.forget();
+        assert!(!outgoing.is_over(), "it may ask for it again");
+        outgoing.send_again(0);
+        assert_eq!(publish(&mut outgoing).len(), 1);
+        outgoing.next(NOW + KEEP);
+        assert!(outgoing.is_over());
+        outgoing.put(rings());
+        assert!(!outgoing.is_over(), "it is back");
     }
 
     #[test]
