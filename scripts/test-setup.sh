@@ -22,8 +22,10 @@ have npm || missing+=(npm)
 python_has_venv || missing+=(python3 python3-venv)
 have chromium || missing+=(chromium)
 have redis-server || missing+=(redis-server)
+have redis-cli || missing+=(redis-tools)
 have haproxy || missing+=(haproxy)
 have_postgres || missing+=(postgresql)
+have openssl || missing+=(openssl)
 
 if [ "${#missing[@]}" -gt 0 ]; then
     as_root=()

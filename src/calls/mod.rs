@@ -138,6 +138,12 @@ impl Calls {
             }
             Err(error) => {
                 self.devices().remove(&device.socket);
+                // It may have been carried out all the same. Once a user is enough, however often
+                // their clients try.
+                let mut departures = self.departures();
+                if !departures.iter().any(|(other, _)| other.user == device.user) {
+                    departures.push((device.clone(), false));
+                }
                 Err(error)
             }
         }

@@ -121,7 +121,7 @@ impl Calls {
             }
             Message::Relay(relay) => self.pass_on(relay).await?,
             Message::Disconnect(user) => self.disconnect_here(&user),
-            Message::Void => {}
+            Message::Void | Message::Dropped { .. } => {}
             Message::Presence(edge) => {
                 self.watchers.announce(&edge, &*self.outlet, self.clock.now());
             }

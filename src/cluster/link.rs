@@ -22,14 +22,14 @@ pub const MAX_KEPT: usize = 8_192;
 
 /// What is published at once. Without messages it says how far the sender has come.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Frame {
+pub struct Frame<M = Message> {
     /// Which link it belongs to: a sender that begins anew counts from 0 again.
     pub link: u64,
     /// The number of the first message; of the next one to come if there is none.
     pub first: u64,
     /// The oldest number that the sender could still send. What is older is lost for good.
     pub oldest: u64,
-    pub messages: Vec<Message>,
+    pub messages: Vec<M>,
 }
 
 /// The sending end.
@@ -85,9 +85,13 @@ impl Sender {
     /// How far this end has come; None if there is nothing that could have been missed.
     pub fn progress(&mut self, now: Timestamp) -> Option<Frame> {
         self.forget(now);
-        let is_idle = self.kept.is_empty();
         let progress = self.again(u64::MAX, 0);
-        (!is_idle).then_some(progress)
+        (!self.is_idle()).then_some(progress)
+    }
+
+    /// Whether nothing is left that could be sent again.
+    pub fn is_idle(&self) -> bool {
+        self.kept.is_empty()
     }
 
     /// What is kept from this number on, at most `limit` messages.
@@ -137,7 +141,7 @@ impl Receiver {
             delivery.lost += 1;
             self.expected += 1;
         }
-        if self.expected < sent_up_to {
+        if self.expected < sent_up_to || !self.early.is_empty() {
             delivery.ask_from = Some(self.expected);
         }
         delivery

@@ -130,8 +130,11 @@ pub enum Message {
     Presence(Edge),
     /// An operator wants this user's sockets closed.
     Disconnect(UserId),
-    /// Something stood here that was taken back before anybody heard it.
+    /// Something stood here that was taken back before anybody heard it, or that the receiving
+    /// node's build does not know.
     Void,
+    /// So many messages would have stood here, and had no room.
+    Dropped { count: u64 },
 }
 
 /// What comes to a node from the cluster.

@@ -188,6 +188,101 @@ async fn a_slot_that_moves_loses_no_message() {
     arriving.await.unwrap();
 }
 
+fn rings() -> Message {
+    Message::Rings { call: CallId::generate(Clock::System.now()), have: 0 }
+}
+
+/// What comes in until something does that is no message.
+async fn messages_until_reset(inbox: &mut mpsc::Receiver<Inbound>) -> Vec<Message> {
+    let mut messages = Vec::new();
+    loop {
+        let patience = Duration::from_secs(20);
+        match tokio::time::timeout(patience, inbox.recv())
+            .await
+            .unwrap_or_else(|_| panic!("after {} messages nothing comes", messages.len()))
+        {
+            Some(Inbound::Message(_, message)) => messages.push(message),
+            Some(Inbound::Reset) => return messages,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Waits for this very message, whatever comes before.
+async fn arrives(inbox: &mut mpsc::Receiver<Inbound>, expected: &Message) {
+    let arrival = async {
+        while !matches!(inbox.recv().await, Some(Inbound::Message(_, got)) if got == *expected) {}
+    };
+    tokio::time::timeout(Duration::from_secs(20), arrival).await.expect("it arrives");
+}
+
+#[tokio::test]
+async fn more_messages_than_wait_for_a_frozen_redis_are_dropped_loudly_and_the_rest_arrives() {
+    const FIT: usize = 10_000;
+    let server = RedisServer::standalone();
+    let (sender, node, mut inbox) = sender_and_inbox(&server).await;
+    let sent: Vec<_> = std::iter::repeat_with(rings).take(FIT + 5_000).collect();
+    server.freeze();
+    for message in &sent {
+        sender.send(node, message.clone());
+    }
+    // Longer than a command may take: some are given up on and sent again.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    server.thaw();
+    let last = rings();
+    sender.send(node, last.clone());
+
+    let mut got = messages_until_reset(&mut inbox).await;
+    while got.len() < FIT {
+        // Being back is news too.
+        got.extend(messages_until_reset(&mut inbox).await);
+    }
+    assert_eq!(got[..], sent[..got.len()]);
+    arrives(&mut inbox, &last).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_does_not_keep_up_says_that_it_missed_something_and_goes_on() {
+    const MORE_THAN_ALL_BUFFERS: usize = 150_000;
+    let server = RedisServer::standalone();
+    let (sender, node, mut inbox) = sender_and_inbox(&server).await;
+    let peer = NodeId::generate(START);
+    let call = CallId::generate(START);
+    let frame = |number: usize| {
+        format!(
+            r#"{{"v":1,"from":"{peer}","content":{{"frame":{{"link":1,"first":{number},"oldest":0,"messages":[{{"rings":{{"call":"{call}","have":{number}}}}}]}}}}}}"#
+        )
+    };
+    server.flood(&format!("sb:n:test:{node}"), (0..MORE_THAN_ALL_BUFFERS).map(frame));
+
+    let got = messages_until_reset(&mut inbox).await;
+    let in_order = (0..got.len()).map(|have| Message::Rings { call, have });
+    assert!(got.iter().cloned().eq(in_order), "what was kept is in order");
+    assert!(got.len() < MORE_THAN_ALL_BUFFERS, "what is kept has a bound");
+    let message = rings();
+    sender.send(node, message.clone());
+    arrives(&mut inbox, &message).await;
+}
+
+#[tokio::test]
+async fn what_a_later_build_says_is_passed_over_and_what_follows_arrives() {
+    let server = RedisServer::standalone();
+    let (_sender, node, mut inbox) = sender_and_inbox(&server).await;
+    let peer = NodeId::generate(START);
+    let call = CallId::generate(START);
+    let rings = format!(r#"{{"rings":{{"call":"{call}","have":1}}}}"#);
+    let contents = [
+        r#"{"picture":{"of":"a cat"}}"#.to_owned(),
+        r#"{"frame":{"link":1,"first":0,"oldest":0,"messages":[{"mood":{"good":true}}]}}"#
+            .to_owned(),
+        format!(r#"{{"frame":{{"link":1,"first":1,"oldest":0,"messages":[{rings}]}}}}"#),
+    ];
+    let envelopes =
+        contents.map(|content| format!(r#"{{"v":1,"from":"{peer}","content":{content}}}"#));
+    server.flood(&format!("sb:n:test:{node}"), envelopes.into_iter());
+    arrives(&mut inbox, &Message::Rings { call, have: 1 }).await;
+}
+
 #[tokio::test]
 async fn a_user_is_online_from_the_first_socket_to_the_last() {
     for Backend { cluster, _server } in backends().await {

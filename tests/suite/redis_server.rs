@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{Read, Write},
+    io::{BufWriter, Read, Write},
     net::{Ipv4Addr, TcpListener, TcpStream},
     path::Path,
     process::{Child, Command, Stdio},
@@ -82,6 +82,40 @@ impl RedisServer {
         let mut first = self.processes.remove(0);
         first.kill().expect("it is ours");
         first.wait().expect("it is ours");
+    }
+
+    /// Stops the first server where it is, until it is thawed.
+    pub fn freeze(&self) {
+        self.signal("-STOP");
+    }
+
+    pub fn thaw(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        let first = self.processes[0].id();
+        let kill = format!("kill {signal} {first}");
+        let sent = Command::new("sh").args(["-c", &kill]).status().expect("there is a shell");
+        assert!(sent.success());
+    }
+
+    /// Publishes all of these on a sharded channel, and returns when they have been passed on.
+    pub fn flood(&self, channel: &str, messages: impl Iterator<Item = String>) {
+        let port = self.ports[0];
+        let mut command = Command::new("redis-cli");
+        command.args(["-p", &port.to_string(), "--pipe"]).stdin(Stdio::piped());
+        let mut cli = command.stdout(Stdio::null()).spawn().expect("redis-cli is installed");
+        let mut pipe = BufWriter::new(cli.stdin.take().expect("it is piped"));
+        for message in messages {
+            write!(pipe, "SPUBLISH {channel} '{message}'\r\n").unwrap();
+        }
+        drop(pipe);
+        assert!(cli.wait().expect("it is ours").success());
+        wait_until("nothing waits for a subscriber", || {
+            let clients = Self::cli(port, &["CLIENT", "LIST", "TYPE", "PUBSUB"]);
+            clients.lines().all(|client| client.contains(" omem=0 "))
+        });
     }
 
     /// Moves the slot of a channel to another server of the Redis Cluster.

@@ -4,12 +4,16 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { rm } from 'node:fs/promises';
 import { connect, createServer } from 'node:net';
+import { makeCertificate } from './certificate.mjs';
 import { eventually } from './check.mjs';
 import { Server, privateFolder } from './server.mjs';
 
-/** Starts `count` nodes on a Redis of their own; `args` and `env` are added to each node's settings. */
-export async function startCluster(count, options = {}) {
-  const cluster = new Cluster(await startRedis());
+/**
+ * Starts `count` nodes on `redis`, else on one of their own, which is stopped with them; `args` and `env` are
+ * added to each node's settings.
+ */
+export async function startCluster(count, { redis, ...options } = {}) {
+  const cluster = new Cluster(redis ?? (await startRedis()));
   try {
     for (let number = 0; number < count; number += 1) await cluster.addNode(options);
   } catch (error) {
@@ -27,8 +31,8 @@ class Cluster {
     this.nodes = [];
   }
 
-  async addNode({ args = [], env = {} } = {}) {
-    const node = await Server.create(['--redis-url', this.redis.url, ...args], { SWITCHBOARD_DRAIN_WINDOW: '100ms', ...env });
+  async addNode({ redisUrl = this.redis.url, args = [], env = {} } = {}) {
+    const node = await Server.create(['--redis-url', redisUrl, ...args], { SWITCHBOARD_DRAIN_WINDOW: '100ms', ...env });
     this.nodes.push(node);
     return node;
   }
@@ -60,10 +64,14 @@ class Cluster {
   }
 }
 
-/** A Redis on a free port, or on `port`, in a folder of its own. */
-export async function startRedis({ port, args = [] } = {}) {
+/**
+ * A Redis on a free port, or on `port`, in a folder of its own. With `tls` its `url` leads to a port where it shows
+ * a certificate of its own authority, `redis.authority`.
+ */
+export async function startRedis({ port, args = [], tls = false } = {}) {
   const redis = new Redis(port ?? (await freePort()), args);
   redis.dir = await privateFolder();
+  if (tls) await redis.addTls(await freePort());
   await redis.start();
   return redis;
 }
@@ -82,11 +90,19 @@ class Redis {
     await eventually(() => ask(this.port, 'PING'), 'Redis answers');
   }
 
+  async addTls(port) {
+    const { authority, certificate, key } = await makeCertificate(this.dir);
+    this.authority = authority;
+    this.url = `rediss://127.0.0.1:${port}`;
+    const files = ['--tls-cert-file', certificate, '--tls-key-file', key, '--tls-ca-cert-file', authority];
+    this.args = [...this.args, '--tls-port', `${port}`, '--tls-auth-clients', 'no', ...files];
+  }
+
   get pid() {
     return this.child.pid;
   }
 
-  /** Comes back with nothing in it. */
+  /** Comes back with nothing in it, or with what was saved. */
   async restart() {
     this.child.kill('SIGKILL');
     await this.gone;
@@ -97,6 +113,13 @@ class Redis {
     this.child.kill('SIGKILL');
     await this.gone;
     await rm(this.dir, { recursive: true, force: true });
+  }
+
+  /** Saves what is in it now, with so much more that `restart` takes some time to load it. */
+  async saveMuch() {
+    await ask(this.port, 'DEBUG POPULATE 4000 filler 1000');
+    await ask(this.port, 'SAVE');
+    this.args = [...this.args, '--key-load-delay', '500', '--loading-process-events-interval-bytes', '1024'];
   }
 
   async keys() {

@@ -1,29 +1,25 @@
 //! Messages between nodes: one sharded channel a node, one queue and one numbered link a peer.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use fred::{clients::SubscriberClient, prelude::*};
-use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, broadcast::error::RecvError, mpsc};
 use tracing::{debug, info, warn};
 
+use super::{
+    envelope::{Content, Envelope},
+    outgoing::{Outgoing, end_of},
+};
 use crate::{
-    cluster::{
-        Inbound, Message, Relay,
-        link::{Frame, Receiver, Sender},
-    },
+    cluster::{Inbound, Message, Relay, link::Receiver},
     ids::{CallId, NodeId},
-    time::{Clock, Timestamp},
+    time::Clock,
 };
 
-/// Most messages that wait to be sent to one node.
-const QUEUE_MESSAGES: usize = 10_000;
-/// Most messages that travel together.
-const BATCH_MESSAGES: usize = 256;
 /// How often a link says how far it has come while something could have been missed.
 const PROGRESS: Duration = Duration::from_millis(500);
 /// How long a link is kept for a node that nobody listens for.
@@ -31,27 +27,6 @@ const FORGET_AFTER: Duration = Duration::from_secs(20);
 /// How often the node checks that its own channel reaches it.
 const CANARY: Duration = Duration::from_secs(2);
 const RETRY: Duration = Duration::from_millis(100);
-
-/// What is published on a node's channel.
-#[derive(Debug, Serialize, Deserialize)]
-struct Envelope {
-    /// The version of this format.
-    v: u8,
-    from: NodeId,
-    content: Content,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Content {
-    Frame(Frame),
-    /// Send again from this number on.
-    Again(u64),
-    /// From this very node: its channel works.
-    Canary,
-}
-
-const FORMAT: u8 = 1;
 
 /// The links to all peers. Cheap to clone.
 #[derive(Clone)]
@@ -71,49 +46,10 @@ struct Peer {
     wake: Notify,
 }
 
-struct Outgoing {
-    queue: VecDeque<Order>,
-    link: Sender,
-    /// The number of the first message that nobody has heard.
-    unheard: u64,
-    /// Set when nobody sends what is put in any more.
-    closed: bool,
-}
-
 impl Peer {
     fn outgoing(&self) -> MutexGuard<'_, Outgoing> {
         self.outgoing.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// What a peer's task is to do.
-enum Order {
-    Send(Message),
-    Again(u64),
-    Ask(u64),
-}
-
-/// What to publish for these orders; how far the link has come if there are none.
-fn contents(
-    link: &mut Sender,
-    orders: impl Iterator<Item = Order>,
-    now: Timestamp,
-) -> Vec<Content> {
-    let mut contents = Vec::new();
-    let mut messages = Vec::new();
-    for order in orders {
-        match order {
-            Order::Send(message) => messages.push(message),
-            Order::Again(from) => contents.push(Content::Frame(link.again(from, BATCH_MESSAGES))),
-            Order::Ask(from) => contents.push(Content::Again(from)),
-        }
-    }
-    if !messages.is_empty() {
-        contents.push(Content::Frame(link.send(messages, now)));
-    } else if contents.is_empty() {
-        contents.extend(link.progress(now).map(Content::Frame));
-    }
-    contents
 }
 
 impl Bus {
@@ -127,66 +63,40 @@ impl Bus {
     }
 
     pub fn send(&self, to: NodeId, message: Message) {
-        self.order(to, Order::Send(message));
+        self.outgoing(to, |outgoing| {
+            if !outgoing.put(message) {
+                warn!(node = %to, "the queue to a node is full: messages are dropped for now");
+            }
+        });
     }
 
     fn peers(&self) -> MutexGuard<'_, HashMap<NodeId, Arc<Peer>>> {
         self.0.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn order(&self, to: NodeId, order: Order) {
+    /// Changes what is on its way to a node, and sees to it that it is sent.
+    fn outgoing(&self, to: NodeId, change: impl FnOnce(&mut Outgoing)) {
         let mut peers = self.peers();
-        let open = |peer: &&Arc<Peer>| !peer.outgoing().closed;
-        let peer = match peers.get(&to).filter(open).cloned() {
-            Some(peer) => peer,
-            None => {
-                let outgoing = Outgoing {
-                    queue: VecDeque::new(),
-                    link: Sender::new(self.0.clock.now()),
-                    unheard: 0,
-                    closed: false,
-                };
-                let peer = Arc::new(Peer { outgoing: Mutex::new(outgoing), wake: Notify::new() });
-                peers.insert(to, peer.clone());
-                tokio::spawn(self.clone().run_peer(to, peer.clone()));
-                peer
-            }
-        };
-        drop(peers);
-        let mut outgoing = peer.outgoing();
-        if outgoing.queue.len() >= QUEUE_MESSAGES {
-            return warn!(node = %to, "the queue to a node is full: a message is dropped");
-        }
-        outgoing.queue.push_back(order);
+        let peer = peers.entry(to).or_insert_with(|| {
+            let outgoing = Mutex::new(Outgoing::new(self.0.clock.now()));
+            let peer = Arc::new(Peer { outgoing, wake: Notify::new() });
+            tokio::spawn(self.clone().run_peer(to, peer.clone()));
+            peer
+        });
+        change(&mut peer.outgoing());
         peer.wake.notify_one();
     }
 
     /// Takes back what is on its way to a node about a call and that nobody has heard, in order.
     pub fn recall(&self, from: NodeId, call: CallId) -> Vec<Relay> {
-        let Some(peer) = self.peers().get(&from).cloned() else { return Vec::new() };
-        let is_its = |message: &Message| matches!(message, Message::Relay(to) if to.call == call);
-        let mut outgoing = peer.outgoing();
-        let Outgoing { queue, link, unheard, .. } = &mut *outgoing;
-        let mut recalled = link.recall(*unheard, is_its);
-        for order in queue.iter_mut() {
-            if let Order::Send(message) = order
-                && is_its(message)
-            {
-                recalled.push(std::mem::replace(message, Message::Void));
-            }
-        }
-        let relay = |message| match message {
-            Message::Relay(relay) => Some(relay),
-            _ => None,
-        };
-        recalled.into_iter().filter_map(relay).collect()
+        let peer = self.peers().get(&from).cloned();
+        peer.map_or_else(Vec::new, |peer| peer.outgoing().recall(call))
     }
 
-    /// Forgets a node that is dead.
+    /// A node is taken for dead: its link goes when nothing is left that it could ask for.
     pub fn forget(&self, node: NodeId) {
-        if let Some(peer) = self.peers().remove(&node) {
-            peer.outgoing().closed = true;
-            peer.wake.notify_one();
+        if let Some(peer) = self.peers().get(&node) {
+            peer.outgoing().forget();
         }
     }
 
@@ -194,39 +104,41 @@ impl Bus {
     /// keeps the order. Ends when nobody has listened for a while.
     async fn run_peer(self, to: NodeId, peer: Arc<Peer>) {
         let mut unheard_since = None;
+        let mut pause = PROGRESS;
         loop {
             tokio::select! {
-                () = peer.wake.notified() => {}
-                () = tokio::time::sleep(PROGRESS) => {}
+                () = peer.wake.notified(), if pause == PROGRESS => {}
+                () = tokio::time::sleep(pause) => {}
             }
+            pause = PROGRESS;
             loop {
                 let now = self.0.clock.now();
-                let (contents, up_to, is_last) = {
-                    let mut outgoing = peer.outgoing();
-                    if outgoing.closed {
-                        return;
-                    }
-                    let Outgoing { queue, link, .. } = &mut *outgoing;
-                    let batch = queue.len().min(BATCH_MESSAGES);
-                    let contents = contents(link, queue.drain(..batch), now);
-                    (contents, link.next(), queue.is_empty())
-                };
+                let contents = peer.outgoing().next(now);
                 for content in contents {
+                    let up_to = end_of(&content);
                     match self.publish(to, content).await {
-                        Some(0) => drop(unheard_since.get_or_insert(now)),
+                        Some(0) => {
+                            unheard_since.get_or_insert(now);
+                            pause = RETRY;
+                        }
                         Some(_) => {
                             unheard_since = None;
-                            peer.outgoing().unheard = up_to;
+                            peer.outgoing().heard(up_to);
                         }
                         // It is Redis that is away, not the node.
-                        None => {}
+                        None => pause = RETRY,
                     }
                 }
-                if unheard_since.is_some_and(|since| now - since > FORGET_AFTER) {
-                    peer.outgoing().closed = true;
+                // With the lock on all peers: what is put in from now on gets a new link.
+                let mut peers = self.peers();
+                if unheard_since.is_some_and(|since| now - since > FORGET_AFTER)
+                    || peer.outgoing().is_over()
+                {
+                    peers.remove(&to);
                     return debug!(node = %to, "nobody listens for a node: its link is closed");
                 }
-                if is_last {
+                drop(peers);
+                if pause == RETRY || !peer.outgoing().has_more() {
                     break;
                 }
             }
@@ -235,9 +147,8 @@ impl Bus {
 
     /// How many heard it; None if Redis did not say.
     async fn publish(&self, to: NodeId, content: Content) -> Option<i64> {
-        let envelope = Envelope { v: FORMAT, from: self.0.node, content };
-        let json = serde_json::to_string(&envelope).expect("an envelope is plain data");
-        match self.0.client.spublish(self.channel(to), json).await {
+        let text = Envelope::new(self.0.node, content).write();
+        match self.0.client.spublish(self.channel(to), text).await {
             Ok(receivers) => Some(receivers),
             Err(error) => {
                 debug!(%error, node = %to, "a publish failed; the link will notice");
@@ -257,6 +168,13 @@ impl Bus {
         Ok(reachable)
     }
 
+    /// Waits until this node listens to its channel.
+    pub async fn heard(&self) {
+        while !matches!(self.reachable(&[self.0.node]).await.as_deref(), Ok([true])) {
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
     /// Listens on this node's channel for ever, and passes on what comes, each peer's messages in
     /// their order. The library does not restore sharded subscriptions, and one can end silently
     /// when a slot moves: so it is renewed after each reconnection, and whenever the canary that the
@@ -274,14 +192,20 @@ impl Bus {
                         let Some(text) = message.value.into_string() else { continue };
                         alive |= self.take(&text, &mut links, &inbox).await;
                     }
-                    // The links notice what is missing and ask for it.
-                    Err(RecvError::Lagged(count)) => warn!(count, "messages were passed over"),
+                    // The links ask for what is missing, unless it is too old by now and no more
+                    // comes from that node.
+                    Err(RecvError::Lagged(count)) => {
+                        warn!(count, "more came in than this node takes: all calls are looked up");
+                        let _ = inbox.send(Inbound::Reset).await;
+                    }
                     Err(RecvError::Closed) => return,
                 },
-                _ = reconnections.recv() => self.subscribe(&subscriber).await,
+                _ = reconnections.recv() => {
+                    let _ = self.subscribe(&subscriber).await;
+                }
                 _ = canary.tick() => {
                     if !std::mem::take(&mut alive) {
-                        self.subscribe(&subscriber).await;
+                        let _ = self.subscribe(&subscriber).await;
                     }
                     self.publish(self.0.node, Content::Canary).await;
                 }
@@ -290,17 +214,16 @@ impl Bus {
     }
 
     /// Tries a few times: when Redis is away, the canary sees to it later.
-    pub async fn subscribe(&self, subscriber: &SubscriberClient) {
+    pub async fn subscribe(&self, subscriber: &SubscriberClient) -> Result<(), Error> {
+        let mut result = Ok(());
         for _ in 0..5 {
-            match subscriber.ssubscribe(self.channel(self.0.node)).await {
-                Ok(()) => return,
-                Err(error) => {
-                    debug!(%error, "the node's channel cannot be subscribed, trying again");
-                    tokio::time::sleep(RETRY).await;
-                }
-            }
+            result = subscriber.ssubscribe(self.channel(self.0.node)).await;
+            let Err(error) = &result else { return result };
+            debug!(%error, "the node's channel cannot be subscribed, trying again");
+            tokio::time::sleep(RETRY).await;
         }
         info!("the node's channel cannot be subscribed for now");
+        result
     }
 
     /// Takes one envelope. Says whether it was the canary.
@@ -310,17 +233,17 @@ impl Bus {
         links: &mut HashMap<NodeId, Receiver>,
         inbox: &mpsc::Sender<Inbound>,
     ) -> bool {
-        let envelope: Envelope = match serde_json::from_str(text) {
+        let envelope = match Envelope::read(text) {
             Ok(envelope) => envelope,
             Err(error) => {
-                warn!(%error, "a message of another node cannot be read");
+                warn!(%error, "what another node published cannot be read: it is passed over");
                 return false;
             }
         };
         let from = envelope.from;
         match envelope.content {
             Content::Canary => return from == self.0.node,
-            Content::Again(number) => self.order(from, Order::Again(number)),
+            Content::Again(number) => self.outgoing(from, |outgoing| outgoing.send_again(number)),
             Content::Frame(frame) => {
                 let delivery = links.entry(from).or_default().receive(frame);
                 if delivery.lost > 0 {
@@ -329,45 +252,21 @@ impl Bus {
                     let _ = inbox.send(Inbound::Reset).await;
                 }
                 for message in delivery.messages {
+                    let inbound = match message {
+                        Message::Dropped { count } => {
+                            warn!(node = %from, count, "a node could not send all of its messages");
+                            Inbound::Reset
+                        }
+                        message => Inbound::Message(from, message),
+                    };
                     // Closed only when the service stops.
-                    let _ = inbox.send(Inbound::Message(from, message)).await;
+                    let _ = inbox.send(inbound).await;
                 }
                 if let Some(number) = delivery.ask_from {
-                    self.order(from, Order::Ask(number));
+                    self.outgoing(from, |outgoing| outgoing.ask(number));
                 }
             }
         }
         false
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        call::{Role, Signal},
-        payload::Payload,
-    };
-
-    #[test]
-    fn what_is_relayed_travels_as_it_was_written() {
-        let now = Timestamp::from_millis(1_800_000_000_000);
-        let payload: Payload = serde_json::from_str(r#"{"sdp":"v=0\r\n", "x":1e2}"#).unwrap();
-        let relay = Relay {
-            call: CallId::generate(now),
-            version: 2,
-            from: Role::Caller,
-            signal: Signal::Offer,
-            payload,
-            forwarded: false,
-        };
-        let frame = Sender::new(now).send(vec![Message::Relay(relay.clone())], now);
-        let content = Content::Frame(frame);
-        let envelope = Envelope { v: FORMAT, from: NodeId::generate(now), content };
-        let json = serde_json::to_string(&envelope).unwrap();
-        match serde_json::from_str::<Envelope>(&json).unwrap().content {
-            Content::Frame(frame) => assert_eq!(frame.messages, [Message::Relay(relay)]),
-            other => panic!("{other:?}"),
-        }
     }
 }

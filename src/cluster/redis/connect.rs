@@ -5,6 +5,7 @@ use std::time::Duration;
 use fred::{
     clients::SubscriberClient,
     prelude::*,
+    rustls_native_certs::load_native_certs,
     types::{InfoKind, RespVersion},
 };
 use tracing::warn;
@@ -19,7 +20,10 @@ const RETRY_CONNECT: Duration = Duration::from_millis(500);
 
 /// Connects a client for commands and one for messages.
 pub async fn connect(url: &str) -> Result<(Client, SubscriberClient), ConnectError> {
-    let mut config = Config::from_url(url).map_err(ConnectError::Url)?;
+    if !has_known_scheme(url) {
+        return Err(ConnectError::Scheme);
+    }
+    let mut config = Config::from_url(url).map_err(unusable)?;
     config.version = RespVersion::RESP3;
     let mut builder = Builder::from_config(config);
     builder
@@ -38,7 +42,25 @@ pub async fn connect(url: &str) -> Result<(Client, SubscriberClient), ConnectErr
     let client = connected(|| builder.build()).await?;
     let subscriber = connected(|| builder.build_subscriber_client()).await?;
     check(&client).await?;
+    loaded(&client).await?;
     Ok((client, subscriber))
+}
+
+/// The library takes any other for `redis`, without TLS.
+fn has_known_scheme(url: &str) -> bool {
+    let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme);
+    let (server, kind) = scheme.split_once('-').unwrap_or((scheme, "cluster"));
+    matches!(server, "redis" | "rediss" | "valkey" | "valkeys")
+        && matches!(kind, "cluster" | "sentinel")
+}
+
+/// A URL that cannot be used, or authorities of TLS that cannot be read.
+fn unusable(error: Error) -> ConnectError {
+    let unread = || load_native_certs().errors.first().map(ToString::to_string);
+    match error.kind() {
+        ErrorKind::Tls => unread().map_or(ConnectError::Url(error), ConnectError::Authorities),
+        _ => ConnectError::Url(error),
+    }
 }
 
 /// Connects, however long Redis is away. What waiting cannot mend is an error.
@@ -47,8 +69,12 @@ async fn connected<C: ClientLike>(build: impl Fn() -> Result<C, Error>) -> Resul
     loop {
         let client = build().map_err(ConnectError::Url)?;
         let Err(error) = client.init().await else { return Ok(client) };
+        if let Some(why) = distrust(&error) {
+            return Err(ConnectError::Untrusted(why.to_owned()));
+        }
         match error.kind() {
-            ErrorKind::IO | ErrorKind::Timeout | ErrorKind::Canceled | ErrorKind::Sentinel => {}
+            ErrorKind::IO | ErrorKind::Timeout | ErrorKind::Canceled => {}
+            ErrorKind::Sentinel | ErrorKind::Cluster => {}
             _ => return Err(ConnectError::Refused(error)),
         }
         if !std::mem::replace(&mut is_told, true) {
@@ -56,6 +82,13 @@ async fn connected<C: ClientLike>(build: impl Fn() -> Result<C, Error>) -> Resul
         }
         tokio::time::sleep(RETRY_CONNECT).await;
     }
+}
+
+/// Why the server's certificate is not trusted, if it is that. The library passes the reason on in
+/// words alone.
+fn distrust(error: &Error) -> Option<&str> {
+    let (_, why) = error.details().split_once("InvalidCertificate(")?;
+    why.split(|c: char| !c.is_ascii_alphanumeric()).next()
 }
 
 /// Refuses a Redis that is too old, and warns of one that may throw state away.
@@ -76,6 +109,22 @@ async fn check(client: &Client) -> Result<(), ConnectError> {
     Ok(())
 }
 
+/// Waits until Redis has read what it had saved: until then it refuses commands.
+async fn loaded(client: &Client) -> Result<(), ConnectError> {
+    let mut is_told = false;
+    loop {
+        let state: String =
+            client.info(Some(InfoKind::Persistence)).await.map_err(ConnectError::Refused)?;
+        if field(&state, "loading") != Some("1") {
+            return Ok(());
+        }
+        if !std::mem::replace(&mut is_told, true) {
+            warn!("Redis is still loading: this node waits for it and serves nobody yet");
+        }
+        tokio::time::sleep(RETRY_CONNECT).await;
+    }
+}
+
 /// A field of what INFO says.
 fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     info.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':'))
@@ -84,10 +133,19 @@ fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
 /// Why a node cannot join. One sentence.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
+    #[error("its URL must begin with redis:// or rediss://, or these with -cluster or -sentinel")]
+    Scheme,
     #[error("{0}")]
     Url(Error),
     #[error("{0}")]
     Refused(Error),
+    #[error("the authorities that TLS is to trust cannot be read: {0}")]
+    Authorities(String),
+    #[error(
+        "its certificate is not trusted ({0}); SSL_CERT_FILE can name a file with the authority \
+         that signed it"
+    )]
+    Untrusted(String),
     #[error("it is version {0}, and 7 or later is needed")]
     TooOld(String),
 }

@@ -113,6 +113,8 @@ mod tests {
 
     /// What nodes of other versions have written: an answered call whose caller is lost.
     const RECORD: &str = include_str!("../../../tests/golden/record_1.txt");
+    /// The same with steps of each shape, as builds write it that keep a timeline.
+    const WITH_TIMELINE: &str = include_str!("../../../tests/golden/record_1_timeline.txt");
 
     #[test]
     fn the_format_of_records_is_what_other_versions_write_and_read() {
@@ -121,6 +123,10 @@ mod tests {
         assert_eq!(call.status(), crate::call::Status::Answered);
         assert!(call.caller.link.lost_until().is_some());
         assert_eq!(write_record(&call), RECORD.trim_end());
+        assert_eq!(call.timeline, [], "builds before the timeline");
+        let call = read_record(WITH_TIMELINE.trim_end()).unwrap().unwrap();
+        assert_eq!(call.timeline.len(), 3);
+        assert_eq!(write_record(&call), WITH_TIMELINE.trim_end());
     }
 
     #[test]

@@ -25,6 +25,7 @@ const HEARTBEAT: Duration = Duration::from_secs(2);
 const DEAD_AFTER_MS: u64 = 8_000;
 /// The time that an answer brings is not used if it was longer on its way.
 const MAX_TIME_ERROR: Duration = Duration::from_millis(500);
+const DEAD_AFTER: Duration = Duration::from_millis(DEAD_AFTER_MS);
 /// Most users that are taken off a dead node at a time.
 const BURY_USERS: usize = 100;
 
@@ -49,23 +50,35 @@ impl Redis {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut reconnections = self.client.reconnect_rx();
         ticks.tick().await;
+        // The last beat that was heard, and since when none was missed.
+        let (mut heard, mut since) = (Instant::now(), Instant::now());
         loop {
             // A Redis that is back may be empty: better found out now than at the next beat.
             tokio::select! {
                 _ = ticks.tick() => {}
                 _ = reconnections.recv() => {
                     // What failed meanwhile is done again, from what is the case now.
-                    let _ = inbox.send(Inbound::Reset).await;
+                    self.start_over(&inbox).await;
                 }
             }
             if self.leaving.load(Ordering::Relaxed) {
                 return;
             }
-            match self.beat().await {
+            let asked = Instant::now();
+            if asked - heard > 2 * HEARTBEAT {
+                since = asked;
+            }
+            let beat = self.beat().await;
+            if beat.is_ok() {
+                heard = asked;
+            }
+            match beat {
                 Ok(true) => {
                     info!("this node was not known to the cluster any more: it joins again");
-                    let _ = inbox.send(Inbound::Reset).await;
+                    self.start_over(&inbox).await;
                 }
+                // Others may have been away as this node was, and take longer to be back.
+                Ok(false) if asked - since < DEAD_AFTER => {}
                 Ok(false) => {
                     if let Err(error) = self.bury_dead(&inbox).await {
                         warn!(%error, "dead nodes could not be looked for");
@@ -74,6 +87,12 @@ impl Redis {
                 Err(error) => warn!(%error, "Redis does not answer the heartbeat"),
             }
         }
+    }
+
+    /// Lets this node say again who is here, once it can be heard by who finds them.
+    async fn start_over(&self, inbox: &mpsc::Sender<Inbound>) {
+        let _ = tokio::time::timeout(HEARTBEAT, self.bus.heard()).await;
+        let _ = inbox.send(Inbound::Reset).await;
     }
 
     async fn bury_dead(&self, inbox: &mpsc::Sender<Inbound>) -> Result<(), Unavailable> {

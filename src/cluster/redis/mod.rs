@@ -3,8 +3,10 @@
 
 mod bus;
 mod connect;
+mod envelope;
 mod facts;
 mod life;
+mod outgoing;
 
 pub use connect::ConnectError;
 
@@ -77,6 +79,17 @@ struct Local {
     watched: HashSet<UserId>,
 }
 
+impl Local {
+    fn remove(&mut self, user: &UserId, socket: SocketId) {
+        if let Some(sockets) = self.sockets.get_mut(user) {
+            sockets.remove(&socket);
+            if sockets.is_empty() {
+                self.sockets.remove(user);
+            }
+        }
+    }
+}
+
 /// Key names. All state has one hash tag, so that one script can work on it in a Redis Cluster too.
 struct Keys {
     prefix: String,
@@ -123,7 +136,11 @@ impl Redis {
     ) -> Result<(Arc<Self>, mpsc::Receiver<Inbound>), ConnectError> {
         let (client, subscriber) = connect::connect(url).await?;
         let bus = Bus::new(node, namespace, client.clone(), Clock::Shared(clock.clone()));
-        bus.subscribe(&subscriber).await;
+        if let Err(error) = bus.subscribe(&subscriber).await
+            && error.details().starts_with("NOPERM")
+        {
+            return Err(ConnectError::Refused(error));
+        }
         let (sender, inbox) = mpsc::channel(INBOX_MESSAGES);
         tokio::spawn(bus.clone().listen(subscriber.clone(), sender.clone()));
         tokio::spawn(async move {
@@ -286,20 +303,20 @@ impl Cluster for Redis {
     }
 
     async fn attach(&self, user: &UserId, socket: SocketId) -> Result<Option<Edge>, Unavailable> {
-        self.local().sockets.entry(user.clone()).or_default().insert(socket);
-        Ok(self.mark_sockets(user).await?.edge)
+        let is_new = self.local().sockets.entry(user.clone()).or_default().insert(socket);
+        match self.mark_sockets(user).await {
+            Ok(marked) => Ok(marked.edge),
+            Err(error) => {
+                if is_new {
+                    self.local().remove(user, socket);
+                }
+                Err(error)
+            }
+        }
     }
 
     async fn detach(&self, user: &UserId, socket: SocketId) -> Result<Detached, Unavailable> {
-        {
-            let mut local = self.local();
-            if let Some(sockets) = local.sockets.get_mut(user) {
-                sockets.remove(&socket);
-                if sockets.is_empty() {
-                    local.sockets.remove(user);
-                }
-            }
-        }
+        self.local().remove(user, socket);
         self.mark_sockets(user).await
     }
 

@@ -1,0 +1,216 @@
+//! What is on its way to one node. Pure: no I/O and no clock.
+
+use std::collections::VecDeque;
+
+use super::envelope::Content;
+use crate::{
+    cluster::{
+        Message, Relay,
+        link::{Frame, Sender},
+    },
+    ids::CallId,
+    time::Timestamp,
+};
+
+/// Most messages that wait to be sent to one node.
+const QUEUE_MESSAGES: usize = 10_000;
+/// Most messages that travel together.
+const BATCH_MESSAGES: usize = 256;
+
+pub struct Outgoing {
+    queue: VecDeque<Message>,
+    link: Sender,
+    /// The number of the first message that nobody has heard.
+    unheard: u64,
+    /// How many messages found the queue full, since it last had room.
+    dropped: u64,
+    /// The node asked to have the messages from this number on sent again.
+    asked: Option<u64>,
+    /// What to ask the node for likewise.
+    asks: Option<u64>,
+    /// The node was taken for dead since the last message was put in.
+    is_forgotten: bool,
+}
+
+impl Outgoing {
+    pub fn new(now: Timestamp) -> Self {
+        let (queue, link) = (VecDeque::new(), Sender::new(now));
+        Self { queue, link, unheard: 0, dropped: 0, asked: None, asks: None, is_forgotten: false }
+    }
+
+    /// Queues a message, or counts it among the dropped ones. False for the first of these.
+    pub fn put(&mut self, message: Message) -> bool {
+        self.is_forgotten = false;
+        if self.queue.len() < QUEUE_MESSAGES {
+            self.queue.push_back(message);
+            return true;
+        }
+        self.dropped += 1;
+        self.dropped > 1
+    }
+
+    pub fn send_again(&mut self, from: u64) {
+        self.asked = Some(self.asked.map_or(from, |asked| asked.min(from)));
+    }
+
+    pub fn ask(&mut self, from: u64) {
+        self.asks = Some(from);
+    }
+
+    /// The node was taken for dead. What it has not heard stays for now: it may be cut off only.
+    pub fn forget(&mut self) {
+        self.is_forgotten = true;
+    }
+
+    /// Whether nothing is left for a node that was taken for dead.
+    pub fn is_over(&self) -> bool {
+        self.is_forgotten && !self.has_more() && self.link.is_idle()
+    }
+
+    /// Whether something waits that has not been published yet.
+    pub fn has_more(&self) -> bool {
+        !self.queue.is_empty() || self.asked.is_some() || self.asks.is_some()
+    }
+
+    /// What to publish next; how far the link has come if there is nothing. New messages wait until
+    /// somebody has heard those before: else they would push them out of what is kept.
+    pub fn next(&mut self, now: Timestamp) -> Vec<Content> {
+        let mut contents: Vec<_> = self.asks.take().map(Content::Again).into_iter().collect();
+        let asked = self.asked.take().map(|from| self.link.again(from, BATCH_MESSAGES));
+        contents.extend(asked.map(Content::Frame));
+        let unheard = self.link.again(self.unheard, BATCH_MESSAGES);
+        if !unheard.messages.is_empty() {
+            contents.push(Content::Frame(unheard));
+        } else if !self.queue.is_empty() {
+            let batch = self.batch();
+            contents.push(Content::Frame(self.link.send(batch, now)));
+        } else if contents.is_empty() {
+            contents.extend(self.link.progress(now).map(Content::Frame));
+        }
+        contents
+    }
+
+    /// Takes out what travels together. Where messages were dropped, the other end is told.
+    fn batch(&mut self) -> Vec<Message> {
+        let length = self.queue.len().min(BATCH_MESSAGES);
+        let batch = self.queue.drain(..length).collect();
+        let count = std::mem::take(&mut self.dropped);
+        if count > 0 {
+            self.queue.push_back(Message::Dropped { count });
+        }
+        batch
+    }
+
+    /// Somebody has heard the messages before this number.
+    pub fn heard(&mut self, up_to: u64) {
+        self.unheard = self.unheard.max(up_to);
+    }
+
+    /// Takes back what is about a call and nobody has heard, in order.
+    pub fn recall(&mut self, call: CallId) -> Vec<Relay> {
+        let is_its = |message: &Message| matches!(message, Message::Relay(to) if to.call == call);
+        let mut recalled = self.link.recall(self.unheard, is_its);
+        for message in self.queue.iter_mut().filter(|message| is_its(message)) {
+            recalled.push(std::mem::replace(message, Message::Void));
+        }
+        let relay = |message| match message {
+            Message::Relay(relay) => Some(relay),
+            _ => None,
+        };
+        recalled.into_iter().filter_map(relay).collect()
+    }
+}
+
+/// The number after the last message of a frame.
+pub fn end_of(content: &Content) -> u64 {
+    match content {
+        Content::Frame(Frame { first, messages, .. }) => first + messages.len() as u64,
+        Content::Again(_) | Content::Canary => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::link::KEEP;
+
+    const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
+
+    fn rings() -> Message {
+        Message::Rings { call: CallId::generate(NOW), have: 0 }
+    }
+
+    /// Publishes what is next, and somebody hears it.
+    fn publish(outgoing: &mut Outgoing) -> Vec<Message> {
+        let mut published = Vec::new();
+        for content in outgoing.next(NOW) {
+            outgoing.heard(end_of(&content));
+            if let Content::Frame(frame) = content {
+                published.extend(frame.messages);
+            }
+        }
+        published
+    }
+
+    #[test]
+    fn a_full_queue_drops_what_comes_and_says_so_to_both_ends() {
+        let mut outgoing = Outgoing::new(NOW);
+        for _ in 0..QUEUE_MESSAGES {
+            assert!(outgoing.put(rings()));
+        }
+        let told = (0..3).filter(|_| !outgoing.put(rings())).count();
+        assert_eq!(told, 1, "the log is told once");
+        let mut published = publish(&mut outgoing);
+        assert!(outgoing.put(Message::Void), "there is room again");
+        while outgoing.has_more() {
+            published.extend(publish(&mut outgoing));
+        }
+        let where_they_would_stand = [Message::Dropped { count: 3 }, Message::Void];
+        assert_eq!(published[QUEUE_MESSAGES..], where_they_would_stand);
+    }
+
+    #[test]
+    fn what_nobody_heard_is_sent_again_before_anything_new() {
+        let mut outgoing = Outgoing::new(NOW);
+        let messages: Vec<_> = std::iter::repeat_with(rings).take(2 * BATCH_MESSAGES).collect();
+        for message in &messages {
+            outgoing.put(message.clone());
+        }
+        for _ in 0..3 {
+            let unheard = outgoing.next(NOW);
+            assert!(matches!(&unheard[..], [Content::Frame(frame)] if frame.first == 0));
+        }
+        assert_eq!(publish(&mut outgoing), messages[..BATCH_MESSAGES]);
+        assert_eq!(publish(&mut outgoing), messages[BATCH_MESSAGES..]);
+    }
+
+    #[test]
+    fn what_a_node_that_was_taken_for_dead_did_not_hear_waits_for_it() {
+        let mut outgoing = Outgoing::new(NOW);
+        outgoing.put(rings());
+        publish(&mut outgoing);
+        outgoing.forget();
+        assert!(!outgoing.is_over(), "it may ask for it again");
+        outgoing.send_again(0);
+        assert_eq!(publish(&mut outgoing).len(), 1);
+        outgoing.next(NOW + KEEP);
+        assert!(outgoing.is_over());
+        outgoing.put(rings());
+        assert!(!outgoing.is_over(), "it is back");
+    }
+
+    #[test]
+    fn what_was_asked_for_several_times_is_sent_again_once_from_the_lowest_number_on() {
+        let mut outgoing = Outgoing::new(NOW);
+        let messages = [rings(), rings(), rings()];
+        for message in &messages {
+            outgoing.put(message.clone());
+        }
+        publish(&mut outgoing);
+        for number in [2, 1, 2] {
+            outgoing.send_again(number);
+        }
+        assert_eq!(publish(&mut outgoing), messages[1..]);
+        assert!(!outgoing.has_more());
+    }
+}

@@ -1,0 +1,63 @@
+// A TCP proxy in front of a server: a link that a test can cut, freeze and heal.
+
+import { once } from 'node:events';
+import { connect, createServer } from 'node:net';
+
+/** A way to `port`. `rewrite` may change what the server sends, a chunk of bytes at a time. */
+export async function startProxy(port, { rewrite = (bytes) => bytes } = {}) {
+  const proxy = new Proxy(port, rewrite);
+  proxy.server.listen(0, '127.0.0.1');
+  await once(proxy.server, 'listening');
+  proxy.port = proxy.server.address().port;
+  return proxy;
+}
+
+class Proxy {
+  #sockets = new Set();
+  #state = 'whole';
+
+  constructor(port, rewrite) {
+    this.server = createServer((inside) => this.#join(inside, port, rewrite));
+  }
+
+  #join(inside, port, rewrite) {
+    if (this.#state === 'cut') return inside.resetAndDestroy();
+    this.#keep(inside);
+    // Whoever connects to a black hole connects, and hears nothing.
+    if (this.#state === 'frozen') return undefined;
+    const outside = connect(port, '127.0.0.1');
+    this.#keep(outside);
+    const pass = (to, bytes) => this.#state === 'whole' && to.write(bytes);
+    inside.on('data', (bytes) => pass(outside, bytes)).on('close', () => outside.destroy());
+    outside.on('data', (bytes) => pass(inside, rewrite(bytes))).on('close', () => inside.destroy());
+    return undefined;
+  }
+
+  #keep(socket) {
+    this.#sockets.add(socket);
+    socket.on('error', () => {}).on('close', () => this.#sockets.delete(socket));
+  }
+
+  /** Resets every connection, and each that is tried. */
+  cut() {
+    this.#state = 'cut';
+    for (const socket of this.#sockets) socket.resetAndDestroy();
+  }
+
+  /** Swallows all that is sent from now on, without a word. */
+  freeze() {
+    this.#state = 'frozen';
+  }
+
+  /** New connections pass again. Those from before are gone: what they lost cannot be made up for. */
+  heal() {
+    this.#state = 'whole';
+    for (const socket of this.#sockets) socket.resetAndDestroy();
+  }
+
+  async stop() {
+    for (const socket of this.#sockets) socket.destroy();
+    this.server.close();
+    await once(this.server, 'close');
+  }
+}
