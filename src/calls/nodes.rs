@@ -7,9 +7,9 @@ use tracing::{debug, info, warn};
 
 use super::{Calls, Failure, live::Received};
 use crate::{
-    call::{Call, Device, Event, Link, Role},
+    call::{Binding, Call, Device, Event, Link, Role},
     cluster::{Departed, Inbound, Message, Relay, Unavailable},
-    ids::NodeId,
+    ids::{NodeId, UserId},
 };
 
 impl Calls {
@@ -29,23 +29,39 @@ impl Calls {
 
     /// A node is dead: the parties whose devices were on it have lost them.
     async fn see_off(&self, node: NodeId, users: Vec<Departed>) -> Result<(), Unavailable> {
+        let mut seen_off = Vec::with_capacity(users.len());
+        let mut result = Ok(());
         for Departed { edge, call } in users {
             let user = edge.user.clone();
             self.announce([edge]);
-            let Some(call) = call.filter(Call::is_live) else { continue };
-            let Some(role) = call.role_of(&user) else { continue };
-            let Link::Bound(binding) = call.party(role).link.clone() else { continue };
-            if binding.node != node {
-                continue;
-            }
-            let device = Device { user, node, socket: binding.socket, id: binding.device };
-            let gone = Event::Gone { device, may_return: true };
-            match self.transition(call, &gone).await {
-                Ok(_) | Err(Failure::Refused(_)) => {}
-                Err(_) => return Err(Unavailable),
+            match self.lose_device_on(node, &user, call).await {
+                Ok(()) => seen_off.push(user),
+                Err(error) => result = Err(error),
             }
         }
-        Ok(())
+        self.cluster.seen_off(node, &seen_off).await?;
+        result
+    }
+
+    /// If the device of `user` in this call was on that node, it is lost.
+    async fn lose_device_on(
+        &self,
+        node: NodeId,
+        user: &UserId,
+        call: Option<Call>,
+    ) -> Result<(), Unavailable> {
+        let Some(call) = call.filter(Call::is_live) else { return Ok(()) };
+        let Some(role) = call.role_of(user) else { return Ok(()) };
+        let device = match &call.party(role).link {
+            Link::Bound(Binding { node: at, socket, device, .. }) if *at == node => {
+                Device { user: user.clone(), node, socket: *socket, id: device.clone() }
+            }
+            Link::Open | Link::Bound(_) | Link::Lost { .. } => return Ok(()),
+        };
+        match self.transition(call, &Event::Gone { device, may_return: true }).await {
+            Ok(_) | Err(Failure::Refused(_)) => Ok(()),
+            Err(_) => Err(Unavailable),
+        }
     }
 
     /// The cluster has forgotten this node, or news of it were lost: says again who is here, and

@@ -196,6 +196,11 @@ impl Cluster for Memory {
         Ok(())
     }
 
+    async fn seen_off(&self, _: NodeId, _: &[UserId]) -> Result<(), Unavailable> {
+        // A node dies with its process here, and so does the cluster.
+        Ok(())
+    }
+
     fn recall(&self, _: NodeId, _: CallId) -> Vec<Relay> {
         // What was sent is in the other node's inbox already.
         Vec::new()

@@ -77,6 +77,10 @@ pub trait Cluster: Send + Sync + 'static {
     /// Says that history holds these ended records: they may go when their deadline passes.
     async fn settle(&self, calls: &[CallId]) -> Result<(), Unavailable>;
 
+    /// Says that the calls of these users, who were on a node that is dead, have been seen to. Until
+    /// then some node hears of them again and again.
+    async fn seen_off(&self, node: NodeId, users: &[UserId]) -> Result<(), Unavailable>;
+
     /// Takes back what was sent to a node about a call and nobody there has heard, in order: the
     /// device that it was for has moved on, and the node may be dead.
     fn recall(&self, from: NodeId, call: CallId) -> Vec<Relay>;
@@ -142,7 +146,8 @@ pub enum Message {
 pub enum Inbound {
     /// From another node, after all that it sent before.
     Message(NodeId, Message),
-    /// A node is dead, and these users are no longer on it.
+    /// A node is dead, and these users are no longer on it. To be answered with
+    /// [`Cluster::seen_off`].
     Departed(NodeId, Vec<Departed>),
     /// The shared state has forgotten this node, or messages were lost: attach all again, and look
     /// every live call up.

@@ -402,6 +402,36 @@ async fn a_node_whose_clock_is_wrong_goes_by_that_of_redis() {
 }
 
 #[tokio::test]
+async fn users_of_a_dead_node_are_heard_of_until_they_are_seen_off() {
+    let server = RedisServer::standalone();
+    let node = NodeId::generate(Clock::System.now());
+    let (redis, mut inbox) = Redis::join(server.url(), "test", node, shared_clock()).await.unwrap();
+    // A node that has attached a user, and has not been heard of since.
+    let dead = NodeId::generate(START);
+    server.run(&["HSET", "sb:{test}:user:anna", &format!("node:{dead}"), "1", "order", "1"]);
+    server.run(&["SADD", &format!("sb:{{test}}:node:{dead}"), "anna"]);
+    server.run(&["ZADD", "sb:{test}:nodes", "1", &dead.to_string()]);
+    let mut told = async || match inbox.recv().await {
+        Some(Inbound::Departed(from, users)) => {
+            assert_eq!(from, dead);
+            let [departed] = &users[..] else { panic!("{users:?}") };
+            assert_eq!(
+                (departed.edge.user.as_str(), departed.edge.presence),
+                ("anna", Presence::Offline)
+            );
+        }
+        other => panic!("{other:?}"),
+    };
+    told().await;
+    assert_eq!(server.run(&["EXISTS", "sb:{test}:user:anna"]), "0", "she is offline at once");
+    // Nobody says that her calls were seen to, so they are not.
+    told().await;
+    redis.seen_off(dead, &[user("anna")]).await.unwrap();
+    assert_eq!(server.run(&["ZCARD", "sb:{test}:departed"]), "0");
+    assert_eq!(server.run(&["ZSCORE", "sb:{test}:nodes", &dead.to_string()]), "");
+}
+
+#[tokio::test]
 async fn the_lobby_shows_both_users() {
     for Backend { cluster, _server } in backends().await {
         cluster.attach(&user("ben"), socket("1")).await.unwrap();

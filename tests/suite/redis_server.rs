@@ -70,7 +70,7 @@ impl RedisServer {
         );
         fs::write(&settings, text).unwrap();
         let settings = settings.to_str().unwrap();
-        server.run(sentinel, Command::new("redis-server").args([settings, "--sentinel"]));
+        server.launch(sentinel, Command::new("redis-server").args([settings, "--sentinel"]));
         wait_until("the sentinel knows the replica", || {
             says(sentinel, "INFO sentinel", "slaves=1")
         });
@@ -149,6 +149,11 @@ impl RedisServer {
         owner.and_then(|line| line.split(' ').next()).unwrap_or_default().to_owned()
     }
 
+    /// What the first server answers to a command.
+    pub fn run(&self, command: &[&str]) -> String {
+        Self::cli(self.ports[0], command).trim().to_owned()
+    }
+
     fn cli(port: u16, command: &[&str]) -> String {
         let output =
             Command::new("redis-cli").args(["-p", &port.to_string()]).args(command).output();
@@ -172,10 +177,10 @@ impl RedisServer {
         fs::create_dir(&folder).unwrap();
         let mut command = Command::new("redis-server");
         command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]);
-        self.run(port, command.arg("--dir").arg(folder).args(settings));
+        self.launch(port, command.arg("--dir").arg(folder).args(settings));
     }
 
-    fn run(&mut self, port: u16, command: &mut Command) {
+    fn launch(&mut self, port: u16, command: &mut Command) {
         self.ports.push(port);
         let process = command.stdout(Stdio::null()).spawn().expect("redis-server is installed");
         self.processes.push(process);

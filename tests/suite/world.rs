@@ -120,6 +120,7 @@ interleaved! {
     restore(call: &Call) -> ();
     due(now: Timestamp, limit: usize) -> Vec<Call>;
     settle(calls: &[CallId]) -> ();
+    seen_off(node: NodeId, users: &[UserId]) -> ();
 }
 
 /// A history that only remembers. The real one works on threads of its own, and a paused clock runs

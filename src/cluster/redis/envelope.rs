@@ -118,7 +118,8 @@ mod tests {
             assert_eq!(Envelope::read(line).unwrap(), envelope);
             kinds.push(kind(&envelope));
         }
-        let messages = ["call", "rings", "kept", "relay", "presence", "disconnect", "void", "dropped"];
+        let messages =
+            ["call", "rings", "kept", "relay", "presence", "disconnect", "void", "dropped"];
         assert_eq!(kinds, [&messages[..], &["progress", "again", "canary"]].concat());
     }
 

@@ -1,6 +1,7 @@
 //! That this node lives, and which others do not any more.
 
 use std::{
+    collections::HashMap,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -26,6 +27,8 @@ const DEAD_AFTER_MS: u64 = 8_000;
 /// The time that an answer brings is not used if it was longer on its way.
 const MAX_TIME_ERROR: Duration = Duration::from_millis(500);
 const DEAD_AFTER: Duration = Duration::from_millis(DEAD_AFTER_MS);
+/// How long whoever took a dead node's users off it has to see to their calls.
+const SEE_OFF_LEASE: Duration = Duration::from_secs(5);
 /// Most users that are taken off a dead node at a time.
 const BURY_USERS: usize = 100;
 
@@ -96,8 +99,7 @@ impl Redis {
     }
 
     async fn bury_dead(&self, inbox: &mpsc::Sender<Inbound>) -> Result<(), Unavailable> {
-        let now = Clock::Shared(self.clock.clone()).now();
-        let latest = score(now.as_millis().saturating_sub(DEAD_AFTER_MS));
+        let latest = score(self.now().as_millis().saturating_sub(DEAD_AFTER_MS));
         let dead: Vec<String> = self
             .client
             .zrangebyscore(self.keys.nodes(), f64::NEG_INFINITY, latest, false, None)
@@ -108,20 +110,64 @@ impl Redis {
                 self.bury(node, inbox).await?;
             }
         }
+        self.remind_of_unseen(inbox).await
+    }
+
+    /// Passes those on again whom nobody has seen off: whoever was to do it died, or Redis was away.
+    async fn remind_of_unseen(&self, inbox: &mpsc::Sender<Inbound>) -> Result<(), Unavailable> {
+        let now = self.now();
+        let arguments = vec![
+            now.as_millis().to_string(),
+            (now + SEE_OFF_LEASE).as_millis().to_string(),
+            BURY_USERS.to_string(),
+        ];
+        let keys = vec![self.keys.departed()];
+        let unseen = list(self.run(&self.scripts.unseen, keys, arguments).await?);
+        let mut users: HashMap<NodeId, Vec<UserId>> = HashMap::new();
+        for member in unseen {
+            let member = text(member);
+            let Some((node, user)) = member.split_once(':') else { continue };
+            if let (Ok(node), Ok(user)) = (node.parse(), user.parse()) {
+                users.entry(node).or_default().push(user);
+            }
+        }
+        for (node, users) in users {
+            self.pass_on_departed(node, &users, inbox).await?;
+        }
         Ok(())
+    }
+
+    async fn pass_on_departed(
+        &self,
+        node: NodeId,
+        users: &[UserId],
+        inbox: &mpsc::Sender<Inbound>,
+    ) -> Result<(), Unavailable> {
+        let looked = self.look(users).await?;
+        let departed = std::iter::zip(users, looked).map(|(user, (facts, call))| {
+            let is_live = call.as_ref().is_some_and(Call::is_live);
+            Departed { edge: facts.edge(user, is_live), call }
+        });
+        let _ = inbox.send(Inbound::Departed(node, departed.collect())).await;
+        Ok(())
+    }
+
+    fn now(&self) -> Timestamp {
+        Clock::Shared(self.clock.clone()).now()
     }
 
     async fn bury(&self, node: NodeId, inbox: &mpsc::Sender<Inbound>) -> Result<(), Unavailable> {
         warn!(%node, "a node is dead: its users are taken off it");
         self.bus.forget(node);
         loop {
-            let keys = vec![self.keys.node(node), self.keys.nodes()];
+            let keys = vec![self.keys.node(node), self.keys.nodes(), self.keys.departed()];
             let arguments = vec![
                 self.keys.user_prefix(),
                 node.to_string(),
                 sockets_field(node),
                 watch_field(node),
                 BURY_USERS.to_string(),
+                (self.now() + SEE_OFF_LEASE).as_millis().to_string(),
             ];
             let users = list(self.run(&self.scripts.bury, keys, arguments).await?);
             let users: Vec<UserId> =
@@ -129,12 +175,7 @@ impl Redis {
             if users.is_empty() {
                 return Ok(());
             }
-            let looked = self.look(&users).await?;
-            let departed = std::iter::zip(&users, looked).map(|(user, (facts, call))| {
-                let is_live = call.as_ref().is_some_and(Call::is_live);
-                Departed { edge: facts.edge(user, is_live), call }
-            });
-            let _ = inbox.send(Inbound::Departed(node, departed.collect())).await;
+            self.pass_on_departed(node, &users, inbox).await?;
         }
     }
 }

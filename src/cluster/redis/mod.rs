@@ -56,6 +56,7 @@ struct Scripts {
     due: Script,
     settle: Script,
     bury: Script,
+    unseen: Script,
     beat: Script,
 }
 
@@ -120,6 +121,10 @@ impl Keys {
         format!("{}deadlines", self.prefix)
     }
 
+    fn departed(&self) -> String {
+        format!("{}departed", self.prefix)
+    }
+
     fn nodes(&self) -> String {
         format!("{}nodes", self.prefix)
     }
@@ -160,6 +165,7 @@ impl Redis {
                 due: Script::from_lua(include_str!("due.lua")),
                 settle: Script::from_lua(include_str!("settle.lua")),
                 bury: Script::from_lua(include_str!("bury.lua")),
+                unseen: Script::from_lua(include_str!("unseen.lua")),
                 beat: Script::from_lua(include_str!("beat.lua")),
             },
             clock,
@@ -419,6 +425,14 @@ impl Cluster for Redis {
     async fn settle(&self, calls: &[CallId]) -> Result<(), Unavailable> {
         let keys = calls.iter().map(|id| self.keys.call(*id)).collect();
         self.run(&self.scripts.settle, keys, Vec::new()).await.map(|_| ())
+    }
+
+    async fn seen_off(&self, node: NodeId, users: &[UserId]) -> Result<(), Unavailable> {
+        if users.is_empty() {
+            return Ok(());
+        }
+        let members: Vec<String> = users.iter().map(|user| format!("{node}:{user}")).collect();
+        self.client.zrem(self.keys.departed(), members).await.map_err(|_| Unavailable)
     }
 
     fn recall(&self, from: NodeId, call: CallId) -> Vec<Relay> {
