@@ -60,7 +60,7 @@ describe('with TLS', { concurrency: true }, () => {
 });
 
 describe('with a password', { concurrency: true }, () => {
-  const RIGHTS = ['~sb:*', '+@read', '+@write', '+@connection', '+@pubsub', '+@scripting', '+info'];
+  const RIGHTS = ['~sb:*', '+@read', '+@write', '+@connection', '+@pubsub', '+@scripting', '+info', '+time'];
   const user = (password, channels = '&sb:*') => ['--user', 'switchboard', 'on', `>${password}`, ...RIGHTS, channels];
 
   test('the right one serves', async (t) => {
