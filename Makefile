@@ -5,6 +5,7 @@ NODE_TEST = timeout --foreground 600 node --test --test-reporter=spec --test-con
 
 # The client tests that do not care on which node a client is.
 CLUSTER_STORIES = flows devices resume presence acks errors
+CLUSTER_NODES = 2 3 8
 
 .DEFAULT_GOAL := help
 .PHONY: help run build lint test test-setup test-rust test-server test-clients test-cluster test-browser
@@ -44,8 +45,10 @@ test-clients: test-setup test-server ## socket.io-client, raw websockets and pyt
 	$(NODE_TEST) tests/clients/*.test.mjs
 	timeout --foreground 300 tests/.venv/bin/python tests/clients/python_client.py
 
-test-cluster: test-setup test-server ## the same stories on three nodes and a Redis, and faults
-	TEST_NODES=3 $(NODE_TEST) $(addprefix tests/clients/,$(CLUSTER_STORIES:=.test.mjs))
+test-cluster: test-setup test-server ## the same stories on several nodes and a Redis; faults, costs, restarts
+	for nodes in $(CLUSTER_NODES); do \
+		TEST_NODES=$$nodes $(NODE_TEST) $(addprefix tests/clients/,$(CLUSTER_STORIES:=.test.mjs)) || exit 1; \
+	done
 	$(NODE_TEST) tests/cluster/*.test.mjs
 
 test-browser: test-setup test-server ## two pages in headless Chromium call each other
