@@ -100,14 +100,18 @@ class Redis {
   }
 
   async keys() {
-    const answer = await ask(this.port, 'KEYS *', /^\*(\d+)\r\n/);
+    const answer = await ask(this.port, 'KEYS *', (answer) => /^\*(\d+)\r\n/.test(answer));
     return [...answer.matchAll(/\r\n(sb:[^\r]*)\r\n/g)].map(([, key]) => key);
   }
 
-  /** How often each command was run. */
-  async commands() {
-    const stats = await ask(this.port, 'INFO commandstats', /cmdstat_/);
-    return Object.fromEntries([...stats.matchAll(/cmdstat_([a-z|]+):calls=(\d+)/g)].map(([, name, calls]) => [name, Number(calls)]));
+  /** What Redis has counted since it started: how often each command was run, and bytes. */
+  async counted() {
+    const info = await ask(this.port, 'INFO commandstats stats', isWholeText);
+    const number = (name) => Number(new RegExp(`${name}:(\\d+)`).exec(info)[1]);
+    return {
+      commands: Object.fromEntries([...info.matchAll(/cmdstat_([^:]+):calls=(\d+)/g)].map(([, name, calls]) => [name, Number(calls)])),
+      bytes: number('total_net_input_bytes') + number('total_net_output_bytes'),
+    };
   }
 }
 
@@ -121,8 +125,13 @@ export function freePort() {
   });
 }
 
+const isWholeText = (answer) => {
+  const [head, length] = /^\$(\d+)\r\n/.exec(answer) ?? [];
+  return head !== undefined && answer.length >= head.length + Number(length);
+};
+
 /** The answer to one command; false if there is none. */
-function ask(port, command, expected = /^[+-]/) {
+function ask(port, command, isWhole = (answer) => /^[+-]/.test(answer)) {
   return new Promise((resolve) => {
     let answer = '';
     const socket = connect(port, '127.0.0.1', () => socket.write(`${command}\r\n`));
@@ -133,7 +142,7 @@ function ask(port, command, expected = /^[+-]/) {
     socket
       .on('data', (data) => {
         answer += data;
-        if (expected.test(answer)) done(answer);
+        if (isWhole(answer)) done(answer);
       })
       .once('error', () => done(false));
   });
