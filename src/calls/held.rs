@@ -19,6 +19,9 @@ pub const MAX_REPLAY_BYTES: usize = 1024 * 1024;
 pub struct Held {
     pub messages: VecDeque<(Signal, Payload)>,
     pub size_bytes: usize,
+    /// How many at the front came back from elsewhere, where they had been sent before the others
+    /// were.
+    earlier: usize,
 }
 
 /// No room for another message until then.
@@ -59,6 +62,14 @@ impl Held {
         }
         self.push(signal, payload);
         Ok(())
+    }
+
+    /// Puts a message that has come back before those that never left. There is room: it was counted
+    /// where it comes from.
+    pub fn put_before(&mut self, signal: Signal, payload: &Payload) {
+        self.messages.insert(self.earlier, (signal, payload.clone()));
+        self.size_bytes += payload.len_bytes();
+        self.earlier += 1;
     }
 
     pub fn push(&mut self, signal: Signal, payload: &Payload) {

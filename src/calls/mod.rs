@@ -4,6 +4,7 @@
 mod held;
 mod live;
 mod nodes;
+mod view;
 mod watchers;
 
 use std::{
@@ -17,7 +18,8 @@ use tracing::{debug, warn};
 
 use held::Full;
 pub use held::{MAX_REPLAY_BYTES, MAX_REPLAY_MESSAGES, MAX_WAITING_BYTES, MAX_WAITING_MESSAGES};
-use live::{LiveCall, LiveCalls, Reach};
+use live::{LiveCall, LiveCalls};
+use view::Reach;
 use watchers::Watchers;
 
 use crate::{

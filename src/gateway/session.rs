@@ -74,6 +74,8 @@ pub struct Session {
     device: OnceLock<Device>,
     /// Whether the device has been told of its user's call.
     welcomed: AtomicBool,
+    /// Set when its transport is about to be closed.
+    hushed: AtomicBool,
     inbox: Mutex<Inbox<Input>>,
 }
 
@@ -99,6 +101,7 @@ impl Session {
                 device_id,
                 device: OnceLock::new(),
                 welcomed: AtomicBool::new(false),
+                hushed: AtomicBool::new(false),
                 inbox: Mutex::default(),
             })
         })
@@ -106,6 +109,16 @@ impl Session {
 
     pub fn is_identified(&self) -> bool {
         self.device.get().is_some()
+    }
+
+    /// What is passed on to this device from now on waits until it is back: it would be lost with
+    /// its transport.
+    pub fn hush(&self) {
+        self.hushed.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_hushed(&self) -> bool {
+        self.hushed.load(Ordering::Relaxed)
     }
 
     /// The client has been told that it is connected, and the library sends it what it is given.

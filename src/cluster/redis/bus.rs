@@ -76,6 +76,8 @@ struct Outgoing {
     link: Sender,
     /// The number of the first message that nobody has heard.
     unheard: u64,
+    /// The number of the first message that is being published: whether it is heard is not known.
+    flying: Option<u64>,
     /// Set when nobody sends what is put in any more.
     closed: bool,
 }
@@ -144,6 +146,7 @@ impl Bus {
                     queue: VecDeque::new(),
                     link: Sender::new(self.0.clock.now()),
                     unheard: 0,
+                    flying: None,
                     closed: false,
                 };
                 let peer = Arc::new(Peer { outgoing: Mutex::new(outgoing), wake: Notify::new() });
@@ -166,8 +169,8 @@ impl Bus {
         let Some(peer) = self.peers().get(&from).cloned() else { return Vec::new() };
         let is_its = |message: &Message| matches!(message, Message::Relay(to) if to.call == call);
         let mut outgoing = peer.outgoing();
-        let Outgoing { queue, link, unheard, .. } = &mut *outgoing;
-        let mut recalled = link.recall(*unheard, is_its);
+        let Outgoing { queue, link, unheard, flying, .. } = &mut *outgoing;
+        let mut recalled = link.recall(*unheard..flying.unwrap_or(u64::MAX), is_its);
         for order in queue.iter_mut() {
             if let Order::Send(message) = order
                 && is_its(message)
@@ -180,6 +183,15 @@ impl Bus {
             _ => None,
         };
         recalled.into_iter().filter_map(relay).collect()
+    }
+
+    /// Whether all that was given to it has been published.
+    pub fn is_idle(&self) -> bool {
+        let peers = self.peers();
+        peers.values().all(|peer| {
+            let outgoing = peer.outgoing();
+            outgoing.queue.is_empty() && outgoing.flying.is_none()
+        })
     }
 
     /// Forgets a node that is dead.
@@ -206,8 +218,9 @@ impl Bus {
                     if outgoing.closed {
                         return;
                     }
-                    let Outgoing { queue, link, .. } = &mut *outgoing;
+                    let Outgoing { queue, link, flying, .. } = &mut *outgoing;
                     let batch = queue.len().min(BATCH_MESSAGES);
+                    *flying = Some(link.next());
                     let contents = contents(link, queue.drain(..batch), now);
                     (contents, link.next(), queue.is_empty())
                 };
@@ -222,6 +235,7 @@ impl Bus {
                         None => {}
                     }
                 }
+                peer.outgoing().flying = None;
                 if unheard_since.is_some_and(|since| now - since > FORGET_AFTER) {
                     peer.outgoing().closed = true;
                     return debug!(node = %to, "nobody listens for a node: its link is closed");
@@ -359,7 +373,7 @@ mod tests {
             from: Role::Caller,
             signal: Signal::Offer,
             payload,
-            forwarded: false,
+            given_back: false,
         };
         let frame = Sender::new(now).send(vec![Message::Relay(relay.clone())], now);
         let content = Content::Frame(frame);

@@ -40,6 +40,9 @@ use crate::{
 const INBOX_MESSAGES: usize = 10_000;
 /// How long a due call is left to whoever took it.
 const LEASE: Duration = Duration::from_secs(5);
+/// How long a node that leaves tries to send what it still has for others.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+const LAST_WORDS_POLL: Duration = Duration::from_millis(5);
 /// How much longer than its longest life a record is kept if nobody attends to it.
 const RECORD_MARGIN: Duration = Duration::from_hours(24);
 
@@ -375,6 +378,14 @@ impl Cluster for Redis {
 
     async fn leave(&self) {
         self.leaving.store(true, Ordering::Relaxed);
+        let published = async {
+            while !self.bus.is_idle() {
+                tokio::time::sleep(LAST_WORDS_POLL).await;
+            }
+        };
+        if tokio::time::timeout(LAST_WORDS, published).await.is_err() {
+            warn!("not all that was meant for other nodes could be sent");
+        }
         let left: Result<i64, Error> =
             self.client.zrem(self.keys.nodes(), self.node.to_string()).await;
         if let Err(error) = left {
