@@ -76,8 +76,8 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
     tokio::spawn(shutdown::exit_at_second_signal());
     stop_listening.fire();
     serving.close(leaving).await;
-    if let Leaving::HandOver { .. } = leaving {
-        calls.hand_over().await;
+    if let Leaving::HandOver { window } = leaving {
+        calls.hand_over(window).await;
     }
     stop_calls.fire();
     cluster.leave().await;

@@ -12,8 +12,8 @@ use crate::{
     ids::NodeId,
 };
 
-/// How long a node that stops stays for devices that are not back elsewhere yet.
-const HAND_OVER: Duration = Duration::from_secs(5);
+/// How long a node that stops stays at the most for devices that are not back elsewhere yet.
+const MAX_HAND_OVER: Duration = Duration::from_secs(5);
 const HAND_OVER_POLL: Duration = Duration::from_millis(20);
 
 impl Calls {
@@ -32,14 +32,14 @@ impl Calls {
     }
 
     /// Waits until the devices that were lost here are back elsewhere, or too late: until then there
-    /// may be messages for them on the way here.
-    pub async fn hand_over(&self) {
+    /// may be messages for them on the way here. Not longer than the closing of connections took.
+    pub async fn hand_over(&self, window: Duration) {
         let handed_over = async {
             while self.live.all().iter().any(|live| live.awaits_device(self.node())) {
                 tokio::time::sleep(HAND_OVER_POLL).await;
             }
         };
-        if tokio::time::timeout(HAND_OVER, handed_over).await.is_err() {
+        if tokio::time::timeout(window.min(MAX_HAND_OVER), handed_over).await.is_err() {
             info!("some devices are not back yet: this node does not wait for them any longer");
         }
     }

@@ -67,7 +67,11 @@ const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
 /** What was counted between two readings, of the commands that are named; all but INFO if none is. */
 function between(before, after, named = Object.keys(after.commands).filter((name) => name !== 'info')) {
   const commands = named.map((name) => [name, (after.commands[name] ?? 0) - (before.commands[name] ?? 0)]);
-  return { commands: Object.fromEntries(commands), bytes: after.bytes - before.bytes };
+  return {
+    commands: Object.fromEntries(commands),
+    bytes: after.bytes - before.bytes,
+    cpuMs: after.cpuMs - before.cpuMs,
+  };
 }
 
 /** A span of idling, in which the clock alone runs. */
@@ -87,6 +91,7 @@ async function cost(redis, work) {
     commands: total(worked) - total(idled),
     publishes: publishes(worked) - publishes(idled),
     bytes: worked.bytes - idled.bytes,
+    cpuMs: worked.cpuMs - idled.cpuMs,
   };
 }
 
@@ -97,10 +102,10 @@ async function costOfCall(t, count) {
     const two = await pair(t, started.nodes[0], started.nodes[1]);
     // From here on the links are up, and the users have a latest call.
     await wholeCall(two);
-    const { commands, bytes } = await cost(started.redis, async () => {
+    const { commands, bytes, cpuMs } = await cost(started.redis, async () => {
       for (let number = 0; number < CALLS; number += 1) await wholeCall(two);
     });
-    return { commands: commands / CALLS, bytes: bytes / CALLS };
+    return { commands: commands / CALLS, bytes: bytes / CALLS, cpuMs: cpuMs / CALLS };
   } finally {
     await started.stop();
   }
@@ -109,9 +114,11 @@ async function costOfCall(t, count) {
 test('a call across two nodes costs Redis the same with 2, 4 and 8 nodes', async (t) => {
   const costs = [];
   for (const count of [2, 4, 8]) {
-    const { commands, bytes } = await costOfCall(t, count);
+    const { commands, bytes, cpuMs } = await costOfCall(t, count);
     costs.push({ nodes: count, commands, bytes });
-    t.diagnostic(`${count} nodes: ${commands.toFixed(1)} commands and ${Math.round(bytes)} bytes a call`);
+    t.diagnostic(
+      `${count} nodes: ${commands.toFixed(1)} commands, ${Math.round(bytes)} bytes and ${cpuMs.toFixed(2)} ms of Redis' CPU a call`,
+    );
   }
   const spread = (numbers) => Math.max(...numbers) - Math.min(...numbers);
   // A sweep is two commands, and each of 8 nodes can have one more or less in each of the two spans: that
