@@ -120,6 +120,21 @@ test('a burst from one node arrives at the other complete and in order', async (
 });
 
 describe('Redis', { concurrency: true }, () => {
+  test('that cuts the subscriptions off loses, doubles or reorders nothing', async (t) => {
+    const { nodes, redis } = await cluster(t, 2);
+    const { caller, callee } = await callAcross(t, nodes[0], nodes[1]);
+    const sent = candidates(600);
+    for (const [index, one] of sent.entries()) {
+      caller.emit('call:ice-candidate', { toUserId: callee.userId, candidate: one });
+      if (index % 200 === 100) {
+        await caller.fence();
+        await eventually(() => redis.cutSubscriptions(), 'there are subscriptions to cut');
+      }
+    }
+    const received = await callee.nextFew('call:ice-candidate', sent.length);
+    assert.deepEqual(received.map((one) => one.candidate), sent);
+  });
+
   test('frozen for 5 s delays candidates and loses, doubles or reorders none', async (t) => {
     const { nodes, redis } = await cluster(t, 2);
     const { caller, callee } = await callAcross(t, nodes[0], nodes[1]);

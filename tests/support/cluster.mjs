@@ -99,6 +99,12 @@ class Redis {
     await rm(this.dir, { recursive: true, force: true });
   }
 
+  /** Closes the connections on which nodes listen, as it does with one that reads too slowly. False if there is none. */
+  async cutSubscriptions() {
+    const answer = await ask(this.port, 'CLIENT KILL TYPE pubsub', (whole) => whole.endsWith('\r\n'));
+    return /^:[1-9]/.test(answer);
+  }
+
   async keys() {
     const answer = await ask(this.port, 'KEYS *', (answer) => /^\*(\d+)\r\n/.test(answer));
     return [...answer.matchAll(/\r\n(sb:[^\r]*)\r\n/g)].map(([, key]) => key);
