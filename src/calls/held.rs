@@ -77,3 +77,21 @@ impl Held {
         self.size_bytes += payload.len_bytes();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_back_goes_before_what_never_left_in_its_own_order() {
+        let mut held = Held::default();
+        let payload = |text| -> Payload { serde_json::from_str(&format!("{text:?}")).unwrap() };
+        held.push(Signal::Candidate, &payload("late"));
+        held.put_before(Signal::Candidate, &payload("first"));
+        held.put_before(Signal::Candidate, &payload("second"));
+        held.push(Signal::Candidate, &payload("last"));
+        let order: Vec<_> = held.messages.into_iter().map(|(_, payload)| payload).collect();
+        assert_eq!(order, ["first", "second", "late", "last"].map(payload));
+        assert_eq!(held.size_bytes, order.iter().map(Payload::len_bytes).sum::<usize>());
+    }
+}

@@ -196,6 +196,15 @@ mod tests {
     }
 
     #[test]
+    fn what_may_be_heard_yet_is_not_recalled() {
+        let mut sender = Sender::new(at(0));
+        let messages: Vec<_> = (0..4).map(message).collect();
+        sender.send(messages.clone(), at(0));
+        assert_eq!(sender.recall(1..3, |_| true), messages[1..3]);
+        assert_eq!(sender.recall(3..4, |_| true), messages[3..]);
+    }
+
+    #[test]
     fn a_sender_that_begins_anew_is_heard_from_its_first_message() {
         let mut receiver = Receiver::default();
         for start in [0, 100] {
