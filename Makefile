@@ -5,6 +5,7 @@ NODE_TEST = timeout --foreground 600 node --test --test-reporter=spec --test-con
 
 # The client tests that do not care on which node a client is.
 CLUSTER_STORIES = flows devices resume presence acks errors
+CLUSTER_NODES = 2 3 8
 
 # Those about history, told again with Postgres.
 HISTORY_STORIES = history operation
@@ -52,8 +53,11 @@ test-clients: test-setup test-server ## socket.io-client, raw websockets and pyt
 test-api: test-setup test-server ## requests made up from /openapi.json, good and bad, against the server
 	timeout --foreground 300 tests/.venv/bin/python tests/api/run.py
 
-test-cluster: test-setup test-server ## the same stories on three nodes and a Redis, and faults
-	TEST_NODES=3 $(NODE_TEST) $(addprefix tests/clients/,$(CLUSTER_STORIES:=.test.mjs))
+test-cluster: test-setup test-server ## the same stories on several nodes and a Redis; faults, costs, restarts
+	for nodes in $(CLUSTER_NODES); do \
+		TEST_NODES=$$nodes $(NODE_TEST) $(addprefix tests/clients/,$(CLUSTER_STORIES:=.test.mjs)) || exit 1; \
+	done
+	TEST_NODES=3 TEST_POSTGRES=1 $(NODE_TEST) $(addprefix tests/clients/,$(HISTORY_STORIES:=.test.mjs))
 	$(NODE_TEST) tests/cluster/*.test.mjs
 
 test-browser: test-setup test-server ## two pages in headless Chromium call each other

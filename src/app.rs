@@ -82,7 +82,7 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
     let receiving = tokio::spawn(receive(calls.clone(), inbox));
     let writing = tokio::spawn(writer.run(writer_stops.wait()));
     let keeping = tokio::spawn(keeper.run(keeper_stops.wait()));
-    let sweeping = tokio::spawn(sweep(calls, calls_stop));
+    let sweeping = tokio::spawn(sweep(calls.clone(), calls_stop));
     let listening = tokio::spawn(server.run(routes, listening_stops.wait()));
     let signalled = shutdown::signalled();
     ready(bound);
@@ -91,6 +91,9 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
     tokio::spawn(shutdown::exit_at_second_signal());
     stop_listening.fire();
     serving.close(leaving).await;
+    if let Leaving::HandOver { window } = leaving {
+        calls.hand_over(window).await;
+    }
     stop_calls.fire();
     cluster.leave().await;
     receiving.abort();

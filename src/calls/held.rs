@@ -19,6 +19,9 @@ pub const MAX_REPLAY_BYTES: usize = 1024 * 1024;
 pub struct Held {
     pub messages: VecDeque<(Signal, Payload)>,
     pub size_bytes: usize,
+    /// How many at the front came back from elsewhere, where they had been sent before the others
+    /// were.
+    earlier: usize,
 }
 
 /// No room for another message until then.
@@ -61,8 +64,34 @@ impl Held {
         Ok(())
     }
 
+    /// Puts a message that has come back before those that never left. There is room: it was counted
+    /// where it comes from.
+    pub fn put_before(&mut self, signal: Signal, payload: &Payload) {
+        self.messages.insert(self.earlier, (signal, payload.clone()));
+        self.size_bytes += payload.len_bytes();
+        self.earlier += 1;
+    }
+
     pub fn push(&mut self, signal: Signal, payload: &Payload) {
         self.messages.push_back((signal, payload.clone()));
         self.size_bytes += payload.len_bytes();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_back_goes_before_what_never_left_in_its_own_order() {
+        let mut held = Held::default();
+        let payload = |text| -> Payload { serde_json::from_str(&format!("{text:?}")).unwrap() };
+        held.push(Signal::Candidate, &payload("late"));
+        held.put_before(Signal::Candidate, &payload("first"));
+        held.put_before(Signal::Candidate, &payload("second"));
+        held.push(Signal::Candidate, &payload("last"));
+        let order: Vec<_> = held.messages.into_iter().map(|(_, payload)| payload).collect();
+        assert_eq!(order, ["first", "second", "late", "last"].map(payload));
+        assert_eq!(held.size_bytes, order.iter().map(Payload::len_bytes).sum::<usize>());
     }
 }

@@ -7,18 +7,18 @@ use std::{
     time::Duration,
 };
 
-use tracing::{debug, warn};
+use tracing::warn;
 
 use super::{
-    Failure, Outlet,
-    held::{Full, Held, MAX_REPLAY_BYTES, MAX_REPLAY_MESSAGES},
+    Failure,
+    held::Held,
+    view::{Reach, View},
 };
 use crate::{
     call::{Call, Device, News, Refusal, Role, Route, Signal, news},
-    cluster::{Cluster, Message, Relay},
+    cluster::{Message, Relay},
     ids::{CallId, NodeId, SocketId, UserId},
     payload::Payload,
-    protocol::ServerEvent,
     time::Timestamp,
 };
 
@@ -48,29 +48,6 @@ struct Index {
 pub struct LiveCall {
     id: CallId,
     view: Mutex<View>,
-}
-
-struct View {
-    call: Call,
-    /// The local sockets that ring, or rang.
-    rung: Vec<SocketId>,
-    /// What the caller sent so far, for devices that join while it rings.
-    replay: Held,
-    /// On the caller's node: the other nodes where the call rings.
-    ring_nodes: Option<Vec<NodeId>>,
-    /// How much of `replay` the caller sent before this became its node.
-    inherited: usize,
-    /// Candidates of ringing devices, which wait for their answer.
-    early: HashMap<SocketId, Held>,
-    /// What waits for a party that lost its device: caller, callee.
-    waiting: [Held; 2],
-}
-
-/// How a call's news leave this node's view of it.
-pub struct Reach<'a> {
-    pub outlet: &'a dyn Outlet,
-    pub cluster: &'a dyn Cluster,
-    pub now: Timestamp,
 }
 
 /// What to do with a message that came from another node.
@@ -288,7 +265,19 @@ impl LiveCall {
                     view.deliver(relay, reach);
                 }
             }
+            view.give_back(role, reach);
         }
+    }
+
+    /// Whether a device that was lost on this node is not back yet, or something waits here for one.
+    pub fn awaits_device(&self, node: NodeId) -> bool {
+        let view = self.view();
+        let is_lost_here = |role| {
+            let link = &view.call.party(role).link;
+            link.lost_until().is_some() && link.node() == Some(node)
+        };
+        let waits = view.waiting.iter().any(|held| !held.messages.is_empty());
+        view.call.is_live() && (waits || is_lost_here(Role::Caller) || is_lost_here(Role::Callee))
     }
 
     /// Passes a message on, or keeps it for later, as the rules say. A first answer is not passed
@@ -374,114 +363,5 @@ impl LiveCall {
                 }
             }
         }
-    }
-}
-
-impl View {
-    fn waiting_for(&mut self, role: Role) -> &mut Held {
-        match role {
-            Role::Caller => &mut self.waiting[0],
-            Role::Callee => &mut self.waiting[1],
-        }
-    }
-
-    fn relay(&self, signal: Signal, payload: Payload, from: Role) -> Relay {
-        let Call { id, version, .. } = self.call;
-        Relay { call: id, version, from, signal, payload, forwarded: false }
-    }
-
-    /// To the bound device of the party it is for, on whatever node; after one that has moved on,
-    /// once. What a device does not take, because it is lost or is just being lost, waits for it.
-    fn deliver(&mut self, relay: Relay, reach: &Reach) {
-        let to = relay.from.other();
-        match self.call.to_party(to) {
-            Route::Bound(_, node, socket) if node == reach.cluster.node() => {
-                let Relay { from, signal, payload, .. } = relay;
-                if !self.pass_on(signal, payload.clone(), from, socket, reach) {
-                    self.wait(to, signal, &payload);
-                }
-            }
-            Route::Bound(_, node, _) if !relay.forwarded => {
-                reach.cluster.send(node, Message::Relay(relay));
-            }
-            Route::WhenBack(_) if self.call.is_live() => {
-                self.wait(to, relay.signal, &relay.payload);
-            }
-            _ => debug!(call = %relay.call, "a message came too late for its device"),
-        }
-    }
-
-    /// Keeps a message for a device that is lost, if there is room.
-    fn wait(&mut self, to: Role, signal: Signal, payload: &Payload) {
-        let (id, until) = (self.call.id, self.call.deadline());
-        if self.waiting_for(to).keep_for_lost(signal, payload, until).is_err() {
-            warn!(call = %id, "too much waits for a lost device: some is dropped");
-        }
-    }
-
-    /// Keeps a message of a ringing device until it answers. All of them share the room.
-    fn keep_early(
-        &mut self,
-        from: SocketId,
-        signal: Signal,
-        payload: &Payload,
-        until: Timestamp,
-    ) -> Result<(), Full> {
-        let messages: usize = self.early.values().map(|held| held.messages.len()).sum();
-        let bytes: usize = self.early.values().map(|held| held.size_bytes).sum();
-        if messages >= MAX_REPLAY_MESSAGES || bytes + payload.len_bytes() > MAX_REPLAY_BYTES {
-            return Err(Full { until });
-        }
-        self.early.entry(from).or_default().push(signal, payload);
-        Ok(())
-    }
-
-    /// Puts what was sent to the node that held the party's device, and that nobody there has heard,
-    /// before what waits for it: the device has left that node.
-    fn recall(&mut self, before: &Call, role: Role, reach: &Reach) {
-        let Some(node) = before.party(role).link.node() else { return };
-        let stays = self.call.party(role).link.socket().is_some()
-            && self.call.party(role).link.node() == Some(node);
-        if stays || node == reach.cluster.node() || before.is_ringing() {
-            return;
-        }
-        let recalled = reach.cluster.recall(node, self.call.id);
-        let waiting = self.waiting_for(role);
-        for relay in recalled.into_iter().rev() {
-            waiting.size_bytes += relay.payload.len_bytes();
-            waiting.messages.push_front((relay.signal, relay.payload));
-        }
-    }
-
-    /// Gives what the caller sent to the node that the caller has moved to.
-    fn hand_over(&mut self, reach: &Reach) {
-        let Route::Bound(_, node, _) = self.call.to_party(Role::Caller) else { return };
-        if node != reach.cluster.node() && self.ring_nodes.take().is_some() {
-            let messages = self.replay.messages.iter().cloned().collect();
-            reach.cluster.send(node, Message::Kept { call: self.call.id, messages });
-        }
-    }
-
-    fn tell(&self, socket: SocketId, news: News, to: Role, reach: &Reach) {
-        let event = ServerEvent::from_news(news, &self.call, to, reach.now);
-        reach.outlet.emit(socket, &event);
-    }
-
-    fn pass_to_ringing(&self, signal: Signal, payload: &Payload, reach: &Reach) {
-        for socket in &self.rung {
-            self.pass_on(signal, payload.clone(), Role::Caller, *socket, reach);
-        }
-    }
-
-    fn pass_on(
-        &self,
-        signal: Signal,
-        payload: Payload,
-        from: Role,
-        socket: SocketId,
-        reach: &Reach,
-    ) -> bool {
-        let event = ServerEvent::relayed(signal, payload, &self.call, from, reach.now);
-        reach.outlet.emit(socket, &event)
     }
 }

@@ -5,6 +5,7 @@ mod held;
 mod live;
 mod nodes;
 mod operator;
+mod view;
 mod watchers;
 
 use std::{
@@ -18,7 +19,8 @@ use tracing::{debug, warn};
 
 use held::Full;
 pub use held::{MAX_REPLAY_BYTES, MAX_REPLAY_MESSAGES, MAX_WAITING_BYTES, MAX_WAITING_MESSAGES};
-use live::{LiveCall, LiveCalls, Reach};
+use live::{LiveCall, LiveCalls};
+use view::Reach;
 use watchers::Watchers;
 
 use crate::{

@@ -1,6 +1,6 @@
 //! What nodes tell each other about calls.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
@@ -11,6 +11,10 @@ use crate::{
     cluster::{Departed, Inbound, Message, Relay, Unavailable},
     ids::{NodeId, UserId},
 };
+
+/// How long a node that stops stays at the most for devices that are not back elsewhere yet.
+const MAX_HAND_OVER: Duration = Duration::from_secs(5);
+const HAND_OVER_POLL: Duration = Duration::from_millis(20);
 
 impl Calls {
     /// Takes what comes from the cluster, in order, until nothing can come any more.
@@ -24,6 +28,19 @@ impl Calls {
             if let Err(error) = taken {
                 warn!(%error, "news of the cluster could not be carried out");
             }
+        }
+    }
+
+    /// Waits until the devices that were lost here are back elsewhere, or too late: until then there
+    /// may be messages for them on the way here. Not longer than the closing of connections took.
+    pub async fn hand_over(&self, window: Duration) {
+        let handed_over = async {
+            while self.live.all().iter().any(|live| live.awaits_device(self.node())) {
+                tokio::time::sleep(HAND_OVER_POLL).await;
+            }
+        };
+        if tokio::time::timeout(window.min(MAX_HAND_OVER), handed_over).await.is_err() {
+            info!("some devices are not back yet: this node does not wait for them any longer");
         }
     }
 

@@ -7,6 +7,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    ops::Range,
     time::Duration,
 };
 
@@ -75,11 +76,16 @@ impl Sender {
         Frame { link: self.link, first, oldest: self.oldest, messages }
     }
 
-    /// Takes the messages out that are numbered `from` or more and that `takes` says so of.
-    pub fn recall(&mut self, from: u64, takes: impl Fn(&Message) -> bool) -> Vec<Message> {
-        let skip = usize::try_from(from.saturating_sub(self.oldest)).unwrap_or(usize::MAX);
-        let unheard = self.kept.iter_mut().skip(skip).filter(|(_, message)| takes(message));
-        unheard.map(|(_, message)| std::mem::replace(message, Message::Void)).collect()
+    /// Takes the messages out that have these numbers and that `takes` says so of.
+    pub fn recall(
+        &mut self,
+        numbers: Range<u64>,
+        takes: impl Fn(&Message) -> bool,
+    ) -> Vec<Message> {
+        let kept = (self.oldest..).zip(&mut self.kept);
+        let of_these =
+            kept.filter(|(number, (_, message))| numbers.contains(number) && takes(message));
+        of_these.map(|(_, (_, message))| std::mem::replace(message, Message::Void)).collect()
     }
 
     /// How far this end has come; None if there is nothing that could have been missed.
@@ -186,11 +192,20 @@ mod tests {
         let heard = sender.send(messages[..1].to_vec(), at(0));
         receiver.receive(heard);
         sender.send(messages[1..].to_vec(), at(0));
-        let recalled = sender.recall(1, |message| *message != messages[2]);
+        let recalled = sender.recall(1..u64::MAX, |message| *message != messages[2]);
         assert_eq!(recalled, [messages[1].clone(), messages[3].clone()]);
         let delivery = receiver.receive(sender.again(1, 10));
         assert_eq!(delivery.messages, [Message::Void, messages[2].clone(), Message::Void]);
         assert_eq!(delivery.ask_from, None);
+    }
+
+    #[test]
+    fn what_may_be_heard_yet_is_not_recalled() {
+        let mut sender = Sender::new(at(0));
+        let messages: Vec<_> = (0..4).map(message).collect();
+        sender.send(messages.clone(), at(0));
+        assert_eq!(sender.recall(1..3, |_| true), messages[1..3]);
+        assert_eq!(sender.recall(3..4, |_| true), messages[3..]);
     }
 
     #[test]

@@ -171,9 +171,9 @@ pub struct Relay {
     pub from: Role,
     pub signal: Signal,
     pub payload: Payload,
-    /// Whether it has been sent after a device that had moved on.
+    /// Whether it comes back from the node that had it for a device which is lost.
     #[serde(default)]
-    pub forwarded: bool,
+    pub given_back: bool,
 }
 
 /// A record to write.

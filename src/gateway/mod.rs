@@ -10,10 +10,7 @@ mod wire;
 use std::{
     fmt,
     str::FromStr,
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -30,7 +27,7 @@ use tracing::{info, warn};
 use self::{
     outlet::{SocketOutlet, socket_id},
     session::{Context, Receiver, Session},
-    transport::Engine,
+    transport::{Doors, Engine},
     wire::Upgraded,
 };
 use crate::{
@@ -46,6 +43,8 @@ const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long connections may take to end when the service stops.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long what a client was sent has to be written before its transport is closed.
+const LAST_WRITE_TIME: Duration = Duration::from_millis(50);
 const CLOSE_POLL: Duration = Duration::from_millis(20);
 /// How long the goodbye has to reach the clients.
 const GOODBYE_TIME: Duration = Duration::from_millis(100);
@@ -68,7 +67,7 @@ pub struct Serving {
     io: SocketIo,
     upgraded: Upgraded,
     context: Arc<Context>,
-    closing: Arc<AtomicBool>,
+    doors: Arc<Doors>,
 }
 
 /// What a node that stops leaves behind.
@@ -113,7 +112,7 @@ impl Gateway {
 
     /// Takes sockets from now on, at the routes it answers.
     pub fn serve(self, calls: Arc<Calls>, stun_urls: Vec<String>) -> (Serving, Router) {
-        let closing = Arc::new(AtomicBool::new(false));
+        let doors = Arc::new(Doors::default());
         let context = Context::new(calls, self.upgraded.clone(), stun_urls);
         let context = Arc::new(context);
         let gate = {
@@ -125,8 +124,8 @@ impl Gateway {
         };
         self.io.ns("/", greet.with(gate));
         let Self { engine, io, upgraded } = self;
-        let routes = transport::routes(engine, upgraded.clone(), closing.clone());
-        (Serving { io, upgraded, context, closing }, routes)
+        let routes = transport::routes(engine, upgraded.clone(), doors.clone());
+        (Serving { io, upgraded, context, doors }, routes)
     }
 }
 
@@ -134,7 +133,7 @@ impl Serving {
     /// Takes no more connections, says goodbye, and closes all transports. Clients reconnect by
     /// themselves to whatever serves then.
     pub async fn close(&self, leaving: Leaving) {
-        self.closing.store(true, Ordering::Relaxed);
+        self.doors.close_to_new();
         let window = match leaving {
             Leaving::ForGood => {
                 self.context.end_calls();
@@ -143,18 +142,28 @@ impl Serving {
             Leaving::HandOver { window } => window,
         };
         self.say_goodbye(window).await;
-        let sockets = self.io.sockets();
-        let pause = window / u32::try_from(sockets.len()).unwrap_or(u32::MAX).max(1);
-        for socket in sockets {
-            match (self.upgraded.switch_of(&socket), session_of(&socket)) {
-                (Some(kill), _) => kill.kill(),
-                // A client on polling finds the server gone at its next request, and reconnects.
-                (None, Some(session)) => session.disconnected(DisconnectReason::ClosingServer),
-                (None, None) => {}
+        self.doors.close_to_polling();
+        let (websockets, polling): (Vec<_>, Vec<_>) =
+            self.io.sockets().into_iter().partition(|one| self.upgraded.switch_of(one).is_some());
+        // At once: a balancer may have sent their next request to another node already.
+        for session in polling.iter().filter_map(session_of) {
+            session.disconnected(DisconnectReason::ClosingServer);
+        }
+        let pause = window / u32::try_from(websockets.len()).unwrap_or(u32::MAX).max(1);
+        for socket in websockets {
+            let upgraded = self.upgraded.clone();
+            if pause.is_zero() {
+                upgraded.close_transport(socket);
+                continue;
             }
-            if !pause.is_zero() {
-                tokio::time::sleep(pause).await;
+            if let Some(session) = session_of(&socket) {
+                session.hush();
             }
+            tokio::spawn(async move {
+                tokio::time::sleep(LAST_WRITE_TIME).await;
+                upgraded.close_transport(socket);
+            });
+            tokio::time::sleep(pause).await;
         }
         let signed_off = async {
             while self.context.session_count() > 0 {
@@ -177,6 +186,11 @@ impl Serving {
         let reconnect_within_ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
         let draining = ServerEvent::Draining { reconnect_within_ms };
         for socket in sockets {
+            if self.upgraded.switch_of(&socket).is_none()
+                && let Some(session) = session_of(&socket)
+            {
+                session.hush();
+            }
             // One that is gone, or reads too slowly, is closed without a word.
             let _ = socket.emit(draining.name(), &draining);
         }

@@ -46,6 +46,9 @@ impl Outlet for SocketOutlet {
     fn emit(&self, socket: SocketId, event: &ServerEvent) -> bool {
         let sid = sid_of(socket);
         let Some(socket) = self.io.get_socket(sid) else { return false };
+        if event.is_relayed() && session_of(&socket).is_some_and(|session| session.is_hushed()) {
+            return false;
+        }
         let kept_up = self
             .upgraded
             .switch_of(&socket)

@@ -76,6 +76,8 @@ pub struct Session {
     welcomed: AtomicBool,
     /// Whether the socket is being closed for good.
     dismissed: AtomicBool,
+    /// Set when its transport is about to be closed.
+    hushed: AtomicBool,
     inbox: Mutex<Inbox<Input>>,
 }
 
@@ -102,6 +104,7 @@ impl Session {
                 device: OnceLock::new(),
                 welcomed: AtomicBool::new(false),
                 dismissed: AtomicBool::new(false),
+                hushed: AtomicBool::new(false),
                 inbox: Mutex::default(),
             })
         })
@@ -109,6 +112,16 @@ impl Session {
 
     pub fn is_identified(&self) -> bool {
         self.device.get().is_some()
+    }
+
+    /// What is passed on to this device from now on waits until it is back: it would be lost with
+    /// its transport.
+    pub fn hush(&self) {
+        self.hushed.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_hushed(&self) -> bool {
+        self.hushed.load(Ordering::Relaxed)
     }
 
     /// The client has been told that it is connected, and the library sends it what it is given.

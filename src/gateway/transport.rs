@@ -32,22 +32,36 @@ pub type Engine = SocketIoService<NotFoundService, LocalAdapter>;
 struct Transport {
     engine: Engine,
     upgraded: Upgraded,
+    doors: Arc<Doors>,
+}
+
+/// What a node that stops takes no more of.
+#[derive(Debug, Default)]
+pub struct Doors {
     /// Set when no new connection is taken.
-    closing: Arc<AtomicBool>,
+    closed_to_new: AtomicBool,
+    /// Set when polling clients are to go elsewhere, too.
+    closed_to_polling: AtomicBool,
+}
+
+impl Doors {
+    pub fn close_to_new(&self) {
+        self.closed_to_new.store(true, Ordering::Relaxed);
+    }
+
+    pub fn close_to_polling(&self) {
+        self.closed_to_polling.store(true, Ordering::Relaxed);
+    }
 }
 
 /// The route of the transport.
-pub fn routes(engine: Engine, upgraded: Upgraded, closing: Arc<AtomicBool>) -> Router {
-    Router::new().route("/socket.io/", any(serve)).with_state(Transport {
-        engine,
-        upgraded,
-        closing,
-    })
+pub fn routes(engine: Engine, upgraded: Upgraded, doors: Arc<Doors>) -> Router {
+    Router::new().route("/socket.io/", any(serve)).with_state(Transport { engine, upgraded, doors })
 }
 
 async fn serve(State(transport): State<Transport>, request: Request) -> Response {
     let is_new = query_value(request.uri(), "sid").is_none();
-    if is_new && transport.closing.load(Ordering::Relaxed) {
+    if is_new && transport.doors.closed_to_new.load(Ordering::Relaxed) {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     }
     if is_websocket(request.uri()) {
@@ -58,6 +72,9 @@ async fn serve(State(transport): State<Transport>, request: Request) -> Response
     }
     if request.headers().contains_key(header::UPGRADE) {
         // The library would upgrade it past the guards of the wire.
+        return StatusCode::BAD_REQUEST.into_response();
+    }
+    if transport.doors.closed_to_polling.load(Ordering::Relaxed) {
         return StatusCode::BAD_REQUEST.into_response();
     }
     let request = if is_new { detached(&request) } else { request };

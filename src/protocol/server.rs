@@ -241,6 +241,11 @@ impl ServerEvent {
         }
     }
 
+    /// Whether it is what the other party has sent.
+    pub fn is_relayed(&self) -> bool {
+        matches!(self, Self::Offer { .. } | Self::Answer { .. } | Self::IceCandidate { .. })
+    }
+
     /// Roughly how long it is on the wire.
     pub fn size_bytes(&self) -> usize {
         const FIELDS_BYTES: usize = 256;

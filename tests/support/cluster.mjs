@@ -122,15 +122,26 @@ class Redis {
     this.args = [...this.args, '--key-load-delay', '500', '--loading-process-events-interval-bytes', '1024'];
   }
 
+  /** Closes the connections on which nodes listen, as it does with one that reads too slowly. False if there is none. */
+  async cutSubscriptions() {
+    const answer = await ask(this.port, 'CLIENT KILL TYPE pubsub', (whole) => whole.endsWith('\r\n'));
+    return /^:[1-9]/.test(answer);
+  }
+
   async keys() {
-    const answer = await ask(this.port, 'KEYS *', /^\*(\d+)\r\n/);
+    const answer = await ask(this.port, 'KEYS *', (answer) => /^\*(\d+)\r\n/.test(answer));
     return [...answer.matchAll(/\r\n(sb:[^\r]*)\r\n/g)].map(([, key]) => key);
   }
 
-  /** How often each command was run. */
-  async commands() {
-    const stats = await ask(this.port, 'INFO commandstats', /cmdstat_/);
-    return Object.fromEntries([...stats.matchAll(/cmdstat_([a-z|]+):calls=(\d+)/g)].map(([, name, calls]) => [name, Number(calls)]));
+  /** What Redis has counted since it started: how often each command was run, bytes, and its own CPU time. */
+  async counted() {
+    const info = await ask(this.port, 'INFO commandstats stats cpu', isWholeText);
+    const number = (name) => Number(new RegExp(`${name}:([\\d.]+)`).exec(info)[1]);
+    return {
+      commands: Object.fromEntries([...info.matchAll(/cmdstat_([^:]+):calls=(\d+)/g)].map(([, name, calls]) => [name, Number(calls)])),
+      bytes: number('total_net_input_bytes') + number('total_net_output_bytes'),
+      cpuMs: 1_000 * (number('used_cpu_sys') + number('used_cpu_user')),
+    };
   }
 }
 
@@ -144,8 +155,13 @@ export function freePort() {
   });
 }
 
+const isWholeText = (answer) => {
+  const [head, length] = /^\$(\d+)\r\n/.exec(answer) ?? [];
+  return head !== undefined && answer.length >= head.length + Number(length);
+};
+
 /** The answer to one command; false if there is none. */
-function ask(port, command, expected = /^[+-]/) {
+function ask(port, command, isWhole = (answer) => /^[+-]/.test(answer)) {
   return new Promise((resolve) => {
     let answer = '';
     const socket = connect(port, '127.0.0.1', () => socket.write(`${command}\r\n`));
@@ -156,7 +172,7 @@ function ask(port, command, expected = /^[+-]/) {
     socket
       .on('data', (data) => {
         answer += data;
-        if (expected.test(answer)) done(answer);
+        if (isWhole(answer)) done(answer);
       })
       .once('error', () => done(false));
   });

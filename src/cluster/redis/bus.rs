@@ -93,6 +93,11 @@ impl Bus {
         peer.map_or_else(Vec::new, |peer| peer.outgoing().recall(call))
     }
 
+    /// Whether all that was given to it has been published.
+    pub fn is_idle(&self) -> bool {
+        self.peers().values().all(|peer| !peer.outgoing().is_busy())
+    }
+
     /// A node is taken for dead: its link goes when nothing is left that it could ask for.
     pub fn forget(&self, node: NodeId) {
         if let Some(peer) = self.peers().get(&node) {
@@ -129,6 +134,7 @@ impl Bus {
                         None => pause = RETRY,
                     }
                 }
+                peer.outgoing().landed();
                 // With the lock on all peers: what is put in from now on gets a new link.
                 let mut peers = self.peers();
                 if unheard_since.is_some_and(|since| now - since > FORGET_AFTER)

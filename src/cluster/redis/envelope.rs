@@ -140,7 +140,7 @@ mod tests {
     #[test]
     fn what_an_earlier_build_did_not_write_has_its_default() {
         for (field, default) in
-            [(r#","have":3"#, r#","have":0"#), (r#","forwarded":true"#, r#","forwarded":false"#)]
+            [(r#","have":3"#, r#","have":0"#), (r#","given_back":true"#, r#","given_back":false"#)]
         {
             let line = GOLDEN.lines().find(|line| line.contains(field)).unwrap();
             let earlier = Envelope::read(&line.replace(field, "")).unwrap();

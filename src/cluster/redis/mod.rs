@@ -45,6 +45,9 @@ const INBOX_MESSAGES: usize = 10_000;
 const LIVE_LEASE: Duration = Duration::from_secs(5);
 /// The same for one that ended and waits to be stored: history may be away for long.
 const ENDED_LEASE: Duration = Duration::from_secs(30);
+/// How long a node that leaves tries to send what it still has for others.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+const LAST_WORDS_POLL: Duration = Duration::from_millis(5);
 /// How much longer than its longest life a record is kept if nobody attends to it.
 const RECORD_MARGIN: Duration = Duration::from_hours(24);
 
@@ -441,6 +444,14 @@ impl Cluster for Redis {
 
     async fn leave(&self) {
         self.leaving.store(true, Ordering::Relaxed);
+        let published = async {
+            while !self.bus.is_idle() {
+                tokio::time::sleep(LAST_WORDS_POLL).await;
+            }
+        };
+        if tokio::time::timeout(LAST_WORDS, published).await.is_err() {
+            warn!("not all that was meant for other nodes could be sent");
+        }
         let left: Result<i64, Error> =
             self.client.zrem(self.keys.nodes(), self.node.to_string()).await;
         if let Err(error) = left {

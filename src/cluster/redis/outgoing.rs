@@ -1,6 +1,6 @@
 //! What is on its way to one node. Pure: no I/O and no clock.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, ops::Range};
 
 use super::envelope::Content;
 use crate::{
@@ -22,6 +22,8 @@ pub struct Outgoing {
     link: Sender,
     /// The number of the first message that nobody has heard.
     unheard: u64,
+    /// The numbers that are being published: whether anybody hears them is not known yet.
+    flying: Range<u64>,
     /// How many messages found the queue full, since it last had room.
     dropped: u64,
     /// The node asked to have the messages from this number on sent again.
@@ -34,8 +36,16 @@ pub struct Outgoing {
 
 impl Outgoing {
     pub fn new(now: Timestamp) -> Self {
-        let (queue, link) = (VecDeque::new(), Sender::new(now));
-        Self { queue, link, unheard: 0, dropped: 0, asked: None, asks: None, is_forgotten: false }
+        Self {
+            queue: VecDeque::new(),
+            link: Sender::new(now),
+            unheard: 0,
+            flying: 0..0,
+            dropped: 0,
+            asked: None,
+            asks: None,
+            is_forgotten: false,
+        }
     }
 
     /// Queues a message, or counts it among the dropped ones. False for the first of these.
@@ -80,14 +90,30 @@ impl Outgoing {
         contents.extend(asked.map(Content::Frame));
         let unheard = self.link.again(self.unheard, BATCH_MESSAGES);
         if !unheard.messages.is_empty() {
-            contents.push(Content::Frame(unheard));
+            contents.push(self.flies(unheard));
         } else if !self.queue.is_empty() {
             let batch = self.batch();
-            contents.push(Content::Frame(self.link.send(batch, now)));
+            let frame = self.link.send(batch, now);
+            contents.push(self.flies(frame));
         } else if contents.is_empty() {
             contents.extend(self.link.progress(now).map(Content::Frame));
         }
         contents
+    }
+
+    fn flies(&mut self, frame: Frame) -> Content {
+        self.flying = frame.first..frame.first + frame.messages.len() as u64;
+        Content::Frame(frame)
+    }
+
+    /// What [`Outgoing::next`] gave has been published, or could not be.
+    pub fn landed(&mut self) {
+        self.flying = 0..0;
+    }
+
+    /// Whether something is still to be published.
+    pub fn is_busy(&self) -> bool {
+        self.has_more() || !self.flying.is_empty()
     }
 
     /// Takes out what travels together. Where messages were dropped, the other end is told.
@@ -106,10 +132,12 @@ impl Outgoing {
         self.unheard = self.unheard.max(up_to);
     }
 
-    /// Takes back what is about a call and nobody has heard, in order.
+    /// Takes back what is about a call and is known to be unheard, in order.
     pub fn recall(&mut self, call: CallId) -> Vec<Relay> {
         let is_its = |message: &Message| matches!(message, Message::Relay(to) if to.call == call);
-        let mut recalled = self.link.recall(self.unheard, is_its);
+        let after = self.unheard.max(self.flying.end);
+        let mut recalled = self.link.recall(self.unheard..self.flying.start, is_its);
+        recalled.extend(self.link.recall(after..u64::MAX, is_its));
         for message in self.queue.iter_mut().filter(|message| is_its(message)) {
             recalled.push(std::mem::replace(message, Message::Void));
         }
@@ -132,7 +160,10 @@ pub fn end_of(content: &Content) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::link::KEEP;
+    use crate::{
+        call::{Role, Signal},
+        cluster::link::KEEP,
+    };
 
     const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
 
@@ -145,6 +176,7 @@ mod tests {
         let mut published = Vec::new();
         for content in outgoing.next(NOW) {
             outgoing.heard(end_of(&content));
+            outgoing.landed();
             if let Content::Frame(frame) = content {
                 published.extend(frame.messages);
             }
@@ -182,6 +214,31 @@ mod tests {
         }
         assert_eq!(publish(&mut outgoing), messages[..BATCH_MESSAGES]);
         assert_eq!(publish(&mut outgoing), messages[BATCH_MESSAGES..]);
+    }
+
+    #[test]
+    fn what_is_being_published_is_not_taken_back() {
+        let call = CallId::generate(NOW);
+        let relay = |text: &str| Relay {
+            call,
+            version: 2,
+            from: Role::Caller,
+            signal: Signal::Candidate,
+            payload: serde_json::from_str(&format!("{text:?}")).unwrap(),
+            given_back: false,
+        };
+        let mut outgoing = Outgoing::new(NOW);
+        outgoing.put(Message::Relay(relay("flies")));
+        outgoing.next(NOW);
+        outgoing.put(Message::Relay(relay("waits")));
+        assert_eq!(outgoing.recall(call), [relay("waits")]);
+        outgoing.landed();
+        assert_eq!(outgoing.recall(call), [relay("flies")], "nobody has heard it");
+        outgoing.put(Message::Relay(relay("is heard")));
+        while outgoing.has_more() {
+            publish(&mut outgoing);
+        }
+        assert_eq!(outgoing.recall(call), []);
     }
 
     #[test]

@@ -1,0 +1,173 @@
+//! What one node holds of a call: the newest record it has seen, who rings, and messages that wait.
+
+use std::collections::HashMap;
+
+use tracing::{debug, warn};
+
+use super::{
+    Outlet,
+    held::{Full, Held, MAX_REPLAY_BYTES, MAX_REPLAY_MESSAGES},
+};
+use crate::{
+    call::{Call, News, Role, Route, Signal},
+    cluster::{Cluster, Message, Relay},
+    ids::{NodeId, SocketId},
+    payload::Payload,
+    protocol::ServerEvent,
+    time::Timestamp,
+};
+
+/// See [`LiveCall`](super::live::LiveCall), which locks it.
+pub struct View {
+    pub call: Call,
+    /// The local sockets that ring, or rang.
+    pub rung: Vec<SocketId>,
+    /// What the caller sent so far, for devices that join while it rings.
+    pub replay: Held,
+    /// On the caller's node: the other nodes where the call rings.
+    pub ring_nodes: Option<Vec<NodeId>>,
+    /// How much of `replay` the caller sent before this became its node.
+    pub inherited: usize,
+    /// Candidates of ringing devices, which wait for their answer.
+    pub early: HashMap<SocketId, Held>,
+    /// What waits for a party that lost its device: caller, callee.
+    pub waiting: [Held; 2],
+}
+
+/// How a call's news leave this node's view of it.
+pub struct Reach<'a> {
+    pub outlet: &'a dyn Outlet,
+    pub cluster: &'a dyn Cluster,
+    pub now: Timestamp,
+}
+
+impl View {
+    pub fn waiting_for(&mut self, role: Role) -> &mut Held {
+        match role {
+            Role::Caller => &mut self.waiting[0],
+            Role::Callee => &mut self.waiting[1],
+        }
+    }
+
+    pub fn relay(&self, signal: Signal, payload: Payload, from: Role) -> Relay {
+        let Call { id, version, .. } = self.call;
+        Relay { call: id, version, from, signal, payload, given_back: false }
+    }
+
+    /// To the bound device of the party it is for, on whatever node. What a device does not take,
+    /// because it is lost or is just being lost, waits for it.
+    pub fn deliver(&mut self, relay: Relay, reach: &Reach) {
+        let to = relay.from.other();
+        match self.call.to_party(to) {
+            Route::Bound(_, node, socket) if node == reach.cluster.node() => {
+                let Relay { from, signal, payload, .. } = relay;
+                if !self.pass_on(signal, payload.clone(), from, socket, reach) {
+                    self.wait(to, signal, &payload);
+                }
+            }
+            Route::Bound(_, node, _) => {
+                // A node that has not heard of the move looks it up, and does not send it back.
+                let version = relay.version.max(self.call.version);
+                reach.cluster.send(node, Message::Relay(Relay { version, ..relay }));
+            }
+            Route::WhenBack(_) if self.call.is_live() => {
+                let Relay { signal, payload, given_back, .. } = relay;
+                if given_back {
+                    self.waiting_for(to).put_before(signal, &payload);
+                } else {
+                    self.wait(to, signal, &payload);
+                }
+                self.give_back(to, reach);
+            }
+            _ => debug!(call = %relay.call, "a message came too late for its device"),
+        }
+    }
+
+    /// What waits for a lost device waits on the node where its sender is: there it stays in order
+    /// with what is sent after it, and does not go with this node.
+    pub fn give_back(&mut self, to: Role, reach: &Reach) {
+        let Route::WhenBack(_) = self.call.to_party(to) else { return };
+        let Route::Bound(_, node, _) = self.call.to_party(to.other()) else { return };
+        if node == reach.cluster.node() {
+            return;
+        }
+        let waiting = std::mem::take(self.waiting_for(to));
+        for (signal, payload) in waiting.messages {
+            let relay = self.relay(signal, payload, to.other());
+            reach.cluster.send(node, Message::Relay(Relay { given_back: true, ..relay }));
+        }
+    }
+
+    /// Keeps a message for a device that is lost, if there is room.
+    pub fn wait(&mut self, to: Role, signal: Signal, payload: &Payload) {
+        let (id, until) = (self.call.id, self.call.deadline());
+        if self.waiting_for(to).keep_for_lost(signal, payload, until).is_err() {
+            warn!(call = %id, "too much waits for a lost device: some is dropped");
+        }
+    }
+
+    /// Keeps a message of a ringing device until it answers. All of them share the room.
+    pub fn keep_early(
+        &mut self,
+        from: SocketId,
+        signal: Signal,
+        payload: &Payload,
+        until: Timestamp,
+    ) -> Result<(), Full> {
+        let messages: usize = self.early.values().map(|held| held.messages.len()).sum();
+        let bytes: usize = self.early.values().map(|held| held.size_bytes).sum();
+        if messages >= MAX_REPLAY_MESSAGES || bytes + payload.len_bytes() > MAX_REPLAY_BYTES {
+            return Err(Full { until });
+        }
+        self.early.entry(from).or_default().push(signal, payload);
+        Ok(())
+    }
+
+    /// Puts what was sent to the node that held the party's device, and that nobody there has heard,
+    /// before what waits for it: the device has left that node.
+    pub fn recall(&mut self, before: &Call, role: Role, reach: &Reach) {
+        let Some(node) = before.party(role).link.node() else { return };
+        let stays = self.call.party(role).link.socket().is_some()
+            && self.call.party(role).link.node() == Some(node);
+        if stays || node == reach.cluster.node() || before.is_ringing() {
+            return;
+        }
+        let recalled = reach.cluster.recall(node, self.call.id);
+        let waiting = self.waiting_for(role);
+        for relay in recalled {
+            waiting.put_before(relay.signal, &relay.payload);
+        }
+    }
+
+    /// Gives what the caller sent to the node that the caller has moved to.
+    pub fn hand_over(&mut self, reach: &Reach) {
+        let Route::Bound(_, node, _) = self.call.to_party(Role::Caller) else { return };
+        if node != reach.cluster.node() && self.ring_nodes.take().is_some() {
+            let messages = self.replay.messages.iter().cloned().collect();
+            reach.cluster.send(node, Message::Kept { call: self.call.id, messages });
+        }
+    }
+
+    pub fn tell(&self, socket: SocketId, news: News, to: Role, reach: &Reach) {
+        let event = ServerEvent::from_news(news, &self.call, to, reach.now);
+        reach.outlet.emit(socket, &event);
+    }
+
+    pub fn pass_to_ringing(&self, signal: Signal, payload: &Payload, reach: &Reach) {
+        for socket in &self.rung {
+            self.pass_on(signal, payload.clone(), Role::Caller, *socket, reach);
+        }
+    }
+
+    pub fn pass_on(
+        &self,
+        signal: Signal,
+        payload: Payload,
+        from: Role,
+        socket: SocketId,
+        reach: &Reach,
+    ) -> bool {
+        let event = ServerEvent::relayed(signal, payload, &self.call, from, reach.now);
+        reach.outlet.emit(socket, &event)
+    }
+}
