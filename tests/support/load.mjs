@@ -171,10 +171,7 @@ export class Load {
     const callee = this.person('ben');
     await Promise.all([caller.connected(), callee.connected()]);
     const callId = await connectCall(caller, callee);
-    for (const one of [caller, callee]) {
-      one.callId = callId;
-      one.socket.on('call:ended', (event) => this.ended.push(event));
-    }
+    for (const one of [caller, callee]) one.socket.on('call:ended', (event) => this.ended.push(event));
     return [new Speech(caller, callee, callId, this.everyMs), new Speech(callee, caller, callId, this.everyMs)];
   }
 
