@@ -5,13 +5,13 @@ mod held;
 mod live;
 mod nodes;
 mod operator;
+mod sweeper;
 mod view;
 mod watchers;
 
 use std::{
     collections::HashMap,
-    future::Future,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -20,6 +20,7 @@ use tracing::{debug, warn};
 use held::Full;
 pub use held::{MAX_REPLAY_BYTES, MAX_REPLAY_MESSAGES, MAX_WAITING_BYTES, MAX_WAITING_MESSAGES};
 use live::{LiveCall, LiveCalls};
+pub use sweeper::SWEEP_INTERVAL;
 use view::Reach;
 use watchers::Watchers;
 
@@ -38,15 +39,6 @@ use crate::{
 
 /// How often a decision is made again because the record changed meanwhile.
 const MAX_DECISIONS: usize = 4;
-/// Most calls that one sweep takes at a time.
-const SWEEP_BATCH: usize = 256;
-/// Most of these in one sweep.
-const MAX_SWEEP_BATCHES: usize = 16;
-/// How often the deadlines are looked through.
-pub const SWEEP_INTERVAL: Duration = Duration::from_millis(200);
-
-/// How often a node looks up the records of the calls that concern it.
-const LOOK_UP_INTERVAL: Duration = Duration::from_secs(15);
 
 /// The sockets of this node.
 pub trait Outlet: Send + Sync + 'static {
@@ -74,6 +66,14 @@ pub struct Calls {
     devices: Mutex<HashMap<SocketId, Device>>,
     /// Those that left while the shared state could not be reached, and whether they may return.
     departures: Mutex<Vec<(Device, bool)>>,
+    resets: Resets,
+}
+
+/// How often the cluster forgot this node, and how often it was told again who is here.
+#[derive(Default)]
+struct Resets {
+    heard: AtomicU64,
+    done: AtomicU64,
 }
 
 /// `call:initiate`, checked.
@@ -121,8 +121,18 @@ impl Calls {
     ) -> Self {
         let live = LiveCalls::default();
         let watchers = Watchers::default();
-        let (devices, departures) = (Mutex::default(), Mutex::default());
-        Self { cluster, outlet, recorder, rules, clock, live, watchers, devices, departures }
+        Self {
+            cluster,
+            outlet,
+            recorder,
+            rules,
+            clock,
+            live,
+            watchers,
+            devices: Mutex::default(),
+            departures: Mutex::default(),
+            resets: Resets::default(),
+        }
     }
 
     /// The node that this is.
@@ -384,56 +394,6 @@ impl Calls {
         }
         if let Err(error) = result {
             warn!(%error, "presence of users is still sent here for nobody");
-        }
-    }
-
-    /// Attends to the calls whose deadline has passed.
-    pub async fn sweep(&self) -> Result<(), Unavailable> {
-        self.sign_off_late().await?;
-        self.live.forget_retired(self.clock.now());
-        for _ in 0..MAX_SWEEP_BATCHES {
-            let due = self.cluster.due(self.clock.now(), SWEEP_BATCH).await?;
-            let is_last = due.len() < SWEEP_BATCH;
-            for call in due {
-                self.attend(call).await;
-            }
-            if is_last {
-                return Ok(());
-            }
-        }
-        warn!(calls = MAX_SWEEP_BATCHES * SWEEP_BATCH, "more calls are due than one sweep takes");
-        Ok(())
-    }
-
-    async fn attend(&self, call: Call) {
-        if !call.is_live() {
-            // Its row was not stored yet when it was last looked at.
-            return self.recorder.record(&call);
-        }
-        let id = call.id;
-        match self.transition(call, &Event::Due).await {
-            Ok(_) | Err(Failure::Refused(_)) => {}
-            Err(failure) => warn!(%failure, call = %id, "an overdue call could not be ended"),
-        }
-    }
-
-    /// Sweeps, and now and then looks all calls in view up, until `shutdown` completes.
-    pub async fn run_sweeper(&self, shutdown: impl Future<Output = ()>) {
-        let mut shutdown = std::pin::pin!(shutdown);
-        let mut sweeps = tokio::time::interval(SWEEP_INTERVAL);
-        let mut look_ups = tokio::time::interval(LOOK_UP_INTERVAL);
-        for ticks in [&mut sweeps, &mut look_ups] {
-            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        }
-        loop {
-            let attended = tokio::select! {
-                _ = sweeps.tick() => self.sweep().await,
-                _ = look_ups.tick() => self.look_up().await,
-                () = &mut shutdown => return,
-            };
-            if let Err(error) = attended {
-                warn!(%error, "deadlines could not be looked through");
-            }
         }
     }
 

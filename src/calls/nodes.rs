@@ -1,6 +1,6 @@
 //! What nodes tell each other about calls.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::atomic::Ordering, time::Duration};
 
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
@@ -82,8 +82,18 @@ impl Calls {
     }
 
     /// The cluster has forgotten this node, or news of it were lost: says again who is here, and
-    /// looks every call up.
+    /// looks every call up. What fails is done again with the next sweep.
     async fn start_over(&self) -> Result<(), Unavailable> {
+        self.resets.heard.fetch_add(1, Ordering::Relaxed);
+        self.start_over_late().await
+    }
+
+    /// Starts over unless that is done.
+    pub(super) async fn start_over_late(&self) -> Result<(), Unavailable> {
+        let heard = self.resets.heard.load(Ordering::Relaxed);
+        if self.resets.done.load(Ordering::Relaxed) == heard {
+            return Ok(());
+        }
         let devices: Vec<Device> = self.devices().values().cloned().collect();
         info!(devices = devices.len(), "this node tells the cluster again who is here");
         for device in &devices {
@@ -99,6 +109,7 @@ impl Calls {
         for device in &devices {
             self.welcome(device).await?;
         }
+        self.resets.done.fetch_max(heard, Ordering::Relaxed);
         Ok(())
     }
 
