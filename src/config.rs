@@ -11,7 +11,7 @@ use std::{
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Deserializer};
 
-use crate::call::Rules;
+use crate::{bench::Bench, call::Rules};
 
 /// A shorter history is surely a mistake in the unit.
 const MIN_RETENTION: Duration = Duration::from_hours(24);
@@ -33,6 +33,9 @@ enum Command {
     Serve(ServeOptions),
     /// Brings the schema of the call history's database up to date
     Migrate(Options),
+    /// Puts load on a server and measures what it costs
+    #[command(subcommand)]
+    Bench(Bench),
     /// Prints the effective settings as TOML
     Config(Options),
 }
@@ -42,6 +45,7 @@ enum Command {
 pub enum Task {
     Serve(Config),
     Migrate(Config),
+    Bench(Bench),
     PrintConfig(Config),
 }
 
@@ -154,6 +158,7 @@ impl Cli {
             None => self.serve.resolve().map(Task::Serve),
             Some(Command::Serve(options)) => options.resolve().map(Task::Serve),
             Some(Command::Migrate(options)) => options.resolve().map(Task::Migrate),
+            Some(Command::Bench(bench)) => Ok(Task::Bench(bench)),
             Some(Command::Config(options)) => options.resolve().map(Task::PrintConfig),
         }
     }

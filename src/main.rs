@@ -8,7 +8,7 @@ use std::{
 use anyhow::Context;
 use clap::{Parser, error::ErrorKind};
 use switchboard::{
-    app,
+    app, bench,
     config::{Cli, Config, Task},
 };
 use tokio::runtime::Runtime;
@@ -49,6 +49,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Task::PrintConfig(config) => print(&config.to_toml()),
         Task::Serve(config) => serve(config),
         Task::Migrate(config) => migrate(config),
+        Task::Bench(what) => print(&start()?.block_on(bench::run(what))?),
     }
 }
 

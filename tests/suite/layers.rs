@@ -6,9 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const ORDER: [&str; 13] = [
+const ORDER: [&str; 14] = [
     "time", "ids", "payload", "call", "protocol", "cluster", "history", "calls", "gateway", "http",
-    "config", "shutdown", "app",
+    "bench", "config", "shutdown", "app",
 ];
 
 fn rust_files(folder: &Path) -> Vec<PathBuf> {
