@@ -49,8 +49,8 @@ pub trait Outlet: Send + Sync + 'static {
     /// takes it. Never waits. One that is gone takes nothing; one that does not keep up is closed.
     fn emit(&self, socket: SocketId, event: &ServerEvent) -> bool;
 
-    /// Closes a socket for good: its client does not come back by itself.
-    fn disconnect(&self, socket: SocketId);
+    /// Closes all sockets of `user` for good: their clients do not come back by themselves.
+    fn disconnect(&self, user: &UserId);
 }
 
 /// All calls, as seen from this node.
@@ -67,6 +67,8 @@ pub struct Calls {
     /// Those that left while the shared state could not be reached, and whether they may return.
     departures: Mutex<Vec<(Device, bool)>>,
     resets: Resets,
+    /// New calls of which it is not known whether they were written.
+    doubtful: Mutex<Vec<(CallId, Device)>>,
 }
 
 /// How often the cluster forgot this node, and how often it was told again who is here.
@@ -132,6 +134,7 @@ impl Calls {
             devices: Mutex::default(),
             departures: Mutex::default(),
             resets: Resets::default(),
+            doubtful: Mutex::default(),
         }
     }
 
@@ -196,7 +199,10 @@ impl Calls {
     async fn sign_off(&self, device: &Device, may_return: bool) -> Result<(), Unavailable> {
         let detached = self.cluster.detach(&device.user, device.socket).await?;
         self.announce(detached.edge);
-        let Some(call) = detached.call else { return Ok(()) };
+        // The shared state may have forgotten the call that this device is in.
+        let seen = self.live.of_user(&device.user).map(|live| live.snapshot());
+        let own = seen.filter(|call| call.is_live() && call.is_bound_to(device));
+        let Some(call) = own.or(detached.call) else { return Ok(()) };
         if let Some(live) = self.live.get(call.id) {
             live.forget_device(device.socket);
         }
@@ -236,7 +242,10 @@ impl Calls {
             let lobby = self.cluster.lobby(&device.user, &attempt.to).await?;
             let call = match self.rules.place(&attempt, &lobby, self.clock.now())? {
                 Placement::New(call) => call,
-                Placement::Repeated(call) => return placed(call),
+                Placement::Repeated(call) => {
+                    self.tell_again(&call).await?;
+                    return placed(call);
+                }
                 Placement::Supersede(earlier, role) => {
                     match self.transition(earlier, &Event::Superseded(role)).await {
                         Ok(_) | Err(Failure::Refused(_)) => continue,
@@ -254,13 +263,26 @@ impl Calls {
             };
             let claims = call.claimants().iter().map(claim).collect();
             let change = Change { call: call.clone(), claims };
-            let Committed::Stored(stored) = self.cluster.commit(change).await? else { continue };
+            let committed =
+                self.cluster.commit(change).await.inspect_err(|_| self.doubt(&call, device));
+            let Committed::Stored(stored) = committed? else { continue };
             self.recorder.record(&call);
             self.tell_placed(&call, lobby.callee_sockets, &stored.callee_nodes);
             self.announce(stored.edges);
             return placed(call);
         }
         Err(Unavailable.into())
+    }
+
+    /// Rings for an attempt that is repeated: the first time may have failed half-way.
+    async fn tell_again(&self, call: &Call) -> Result<(), Unavailable> {
+        if call.is_ringing() {
+            let callee_nodes = self.cluster.nodes_of(&call.callee.user).await?;
+            self.live.open(call).rings_on(&callee_nodes, &self.reach());
+            self.ring_here(call);
+            self.spread(call, call, &callee_nodes);
+        }
+        Ok(())
     }
 
     /// The caller hears of its call before anybody can answer it.
@@ -447,8 +469,10 @@ impl Calls {
                     }
                     return Ok(next);
                 }
-                Committed::Conflict(Some(newer)) => call = *newer,
-                Committed::Conflict(None) => return Err(Refusal::NotInCall.into()),
+                Committed::Conflict(found) => {
+                    let found = self.recovered(call.id, found.map(|found| *found)).await?;
+                    call = found.ok_or(Refusal::NotInCall)?;
+                }
             }
         }
         Err(Unavailable.into())

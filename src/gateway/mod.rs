@@ -117,9 +117,9 @@ impl Gateway {
         let context = Arc::new(context);
         let gate = {
             let (context, io) = (context.clone(), self.io.clone());
-            let upgraded = self.upgraded.clone();
+            let (upgraded, doors) = (self.upgraded.clone(), doors.clone());
             move |socket: SocketRef, auth: TryData<Map<String, Value>>| {
-                admit(context, io, upgraded, socket, auth)
+                admit(context, io, upgraded, doors, socket, auth)
             }
         };
         self.io.ns("/", greet.with(gate));
@@ -167,6 +167,10 @@ impl Serving {
         }
         let signed_off = async {
             while self.context.session_count() > 0 {
+                // Whoever was let in at the last moment.
+                for socket in self.io.sockets() {
+                    self.upgraded.close_transport(socket);
+                }
                 tokio::time::sleep(CLOSE_POLL).await;
             }
         };
@@ -204,9 +208,14 @@ async fn admit(
     context: Arc<Context>,
     io: SocketIo,
     upgraded: Upgraded,
+    doors: Arc<Doors>,
     socket: SocketRef,
     TryData(auth): TryData<Map<String, Value>>,
 ) -> Result<(), Refused> {
+    if doors.are_closed() {
+        upgraded.close_transport(socket);
+        return Err(Refused::again());
+    }
     let auth = auth.map_err(|_| Refused::invalid("auth", "expected an object"))?;
     let user: Option<UserId> = parse("userId", &auth)?;
     let device = parse("deviceId", &auth)?;

@@ -74,13 +74,15 @@ impl Outlet for SocketOutlet {
         false
     }
 
-    fn disconnect(&self, socket: SocketId) {
-        let Some(socket) = self.io.get_socket(sid_of(socket)) else { return };
-        if let Some(session) = session_of(&socket) {
-            session.dismiss();
-        }
-        if socket.clone().disconnect().is_err() {
-            self.upgraded.close_transport(socket);
+    fn disconnect(&self, user: &UserId) {
+        // Those too that are not connected yet.
+        for socket in self.io.within(room_of(user)).sockets() {
+            if let Some(session) = session_of(&socket) {
+                session.dismiss();
+            }
+            if socket.clone().disconnect().is_err() {
+                self.upgraded.close_transport(socket);
+            }
         }
     }
 }

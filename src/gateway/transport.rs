@@ -49,6 +49,11 @@ impl Doors {
         self.closed_to_new.store(true, Ordering::Relaxed);
     }
 
+    /// Whether no new connection is taken.
+    pub fn are_closed(&self) -> bool {
+        self.closed_to_new.load(Ordering::Relaxed)
+    }
+
     pub fn close_to_polling(&self) {
         self.closed_to_polling.store(true, Ordering::Relaxed);
     }
@@ -61,7 +66,7 @@ pub fn routes(engine: Engine, upgraded: Upgraded, doors: Arc<Doors>) -> Router {
 
 async fn serve(State(transport): State<Transport>, request: Request) -> Response {
     let is_new = query_value(request.uri(), "sid").is_none();
-    if is_new && transport.doors.closed_to_new.load(Ordering::Relaxed) {
+    if is_new && transport.doors.are_closed() {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     }
     if is_websocket(request.uri()) {

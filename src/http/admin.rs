@@ -79,15 +79,19 @@ impl FromQuery for Wanted {
     }
 }
 
+/// The longest cursor: a call id, or a number.
+const MAX_CURSOR_BYTES: usize = 36;
+
 /// Where to go on in the list of live calls.
-pub struct Cursor(u64);
+pub struct Cursor(String);
 
 impl FromStr for Cursor {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, &'static str> {
-        let cursor = text.parse().map(Self).ok().filter(|cursor| cursor.0.to_string() == text);
-        cursor.ok_or("expected the nextCursor of an earlier part")
+        let fits = (1..=MAX_CURSOR_BYTES).contains(&text.len());
+        let is_one = fits && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f' | b'-'));
+        is_one.then(|| Self(text.to_owned())).ok_or("expected the nextCursor of an earlier part")
     }
 }
 
@@ -97,7 +101,7 @@ impl PartialSchema for Cursor {
     fn schema() -> RefOr<Schema> {
         text()
             .description(Some("The `nextCursor` of an earlier part."))
-            .pattern(Some("^(0|[1-9][0-9]{0,18})$"))
+            .pattern(Some("^[0-9a-f-]{1,36}$"))
             .into()
     }
 }
@@ -123,13 +127,13 @@ pub async fn list(
             (call.into_iter().collect(), None)
         }
         None => {
-            let from = wanted.cursor.map_or(0, |cursor| cursor.0);
+            let from = wanted.cursor.map(|cursor| cursor.0);
             let limit = wanted.limit.unwrap_or_default().0 as usize;
             calls.live_calls(from, limit).await.map_err(|_| unavailable())?
         }
     };
-    let next_cursor = next.map(|next| next.to_string());
-    Ok(Json(LiveCalls { calls: live.iter().map(LiveCall::from).collect(), next_cursor }))
+    let calls = live.iter().map(LiveCall::from).collect();
+    Ok(Json(LiveCalls { calls, next_cursor: next }))
 }
 
 /// End a call

@@ -55,8 +55,8 @@ impl Outlet for Ears {
         is_connected
     }
 
-    fn disconnect(&self, socket: SocketId) {
-        self.sockets.lock().unwrap().remove(&socket);
+    fn disconnect(&self, user: &UserId) {
+        self.sockets.lock().unwrap().retain(|_, owner| owner != user);
     }
 }
 
@@ -119,11 +119,11 @@ interleaved! {
     presence(users: &[UserId]) -> Vec<Presence>;
     lobby(caller: &UserId, callee: &UserId) -> Lobby;
     load(id: CallId) -> Option<Call>;
-    live(from: u64, limit: usize) -> (Vec<Call>, Option<u64>);
+    live(from: Option<&str>, limit: usize) -> (Vec<Call>, Option<String>);
     nodes_of(user: &UserId) -> Vec<NodeId>;
     latest(user: &UserId) -> Option<Call>;
     commit(change: Change) -> Committed;
-    restore(call: &Call) -> ();
+    restore(call: &Call, over: Option<u64>) -> ();
     due(now: Timestamp, limit: usize) -> Vec<Call>;
     settle(calls: &[CallId]) -> ();
     seen_off(node: NodeId, users: &[UserId]) -> ();
