@@ -220,11 +220,11 @@ impl Calls {
     /// Signs off who could not be signed off when they left.
     async fn sign_off_late(&self) -> Result<(), Unavailable> {
         loop {
-            let Some((device, may_return)) = self.departures().pop() else { return Ok(()) };
-            if let Err(error) = self.sign_off(&device, may_return).await {
-                self.departures().push((device, may_return));
-                return Err(error);
-            }
+            let Some((device, may_return)) = self.departures().last().cloned() else {
+                return Ok(());
+            };
+            self.sign_off(&device, may_return).await?;
+            self.departures().retain(|(other, _)| other.socket != device.socket);
         }
     }
 

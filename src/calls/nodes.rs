@@ -186,9 +186,12 @@ impl Calls {
     }
 
     async fn put_back(&self, seen: &Call, over: Option<u64>) -> Result<(), Unavailable> {
+        // One that has left, and is not signed off yet, ends its part on the record too.
+        let is_leaving =
+            |socket| self.departures().iter().any(|(device, _)| device.socket == socket);
         let is_bound_here = |role: Role| {
             let socket = seen.party(role).link.socket();
-            socket.is_some_and(|socket| self.devices().contains_key(&socket))
+            socket.is_some_and(|it| self.devices().contains_key(&it) || is_leaving(it))
         };
         if is_bound_here(Role::Caller) || is_bound_here(Role::Callee) {
             warn!(call = %seen.id, ?over, "the record of a live call was gone: it is put back");
