@@ -23,6 +23,7 @@ python_has_venv || missing+=(python3 python3-venv)
 have chromium || missing+=(chromium)
 have redis-server || missing+=(redis-server)
 have haproxy || missing+=(haproxy)
+have openssl || missing+=(openssl)
 have_postgres || missing+=(postgresql)
 
 if [ "${#missing[@]}" -gt 0 ]; then
