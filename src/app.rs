@@ -8,7 +8,7 @@ use tracing::warn;
 use crate::{
     calls::Calls,
     cluster::{Cluster, ConnectError, Hub, Inbound, Redis},
-    config::{Config, is_postgres, without_password as shown},
+    config::{Config, is_postgres},
     gateway::{Gateway, Leaving},
     history::{self, Keeper, OpenError, Postgres, Sqlite, Store, StoreError},
     http::{self, Server},
@@ -51,7 +51,7 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
     let (cluster, inbox, leaving, clock): (Arc<dyn Cluster>, _, _, _) = match &config.redis_url {
         Some(url) => {
             let clock = SharedClock::starting_at(Clock::System.now());
-            let joined = Redis::join(url, &config.namespace, node, clock.clone()).await;
+            let joined = Redis::join(url.expose(), &config.namespace, node, clock.clone()).await;
             let (redis, inbox) = joined.map_err(StartError::Redis)?;
             let leaving = Leaving::HandOver { window: config.drain_window };
             (redis, inbox, leaving, Clock::Shared(clock))
@@ -108,8 +108,8 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
 /// Brings the schema of the history up to date.
 pub async fn migrate(config: &Config) -> Result<(), StartError> {
     if is_postgres(&config.database_url) {
-        let refuse = |source| StartError::Postgres { url: shown(&config.database_url), source };
-        Postgres::migrate(&config.database_url).await.map_err(refuse)
+        let refuse = |source| StartError::Postgres { url: config.database_url.to_string(), source };
+        Postgres::migrate(config.database_url.expose()).await.map_err(refuse)
     } else {
         open_store(config).await?.close().await;
         Ok(())
@@ -119,11 +119,11 @@ pub async fn migrate(config: &Config) -> Result<(), StartError> {
 async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
     let url = &config.database_url;
     if is_postgres(url) {
-        let refuse = |source| StartError::Postgres { url: shown(url), source };
-        return Ok(Arc::new(Postgres::open(url).await.map_err(refuse)?));
+        let refuse = |source| StartError::Postgres { url: url.to_string(), source };
+        return Ok(Arc::new(Postgres::open(url.expose()).await.map_err(refuse)?));
     }
-    let refuse = |source| StartError::Database { url: shown(url), source };
-    let store = Sqlite::open(url).await.map_err(refuse)?;
+    let refuse = |source| StartError::Database { url: url.to_string(), source };
+    let store = Sqlite::open(url.expose()).await.map_err(refuse)?;
     if config.redis_url.is_none() {
         // Nobody else can hold the calls that an earlier run left open: the file is ours alone.
         history::close_orphans(&store, Clock::System.now() + ORPHAN_MARGIN)
