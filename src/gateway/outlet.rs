@@ -31,7 +31,7 @@ pub fn socket_id(sid: Sid) -> SocketId {
     sid.as_str().parse().expect("a socket id has 16 bytes")
 }
 
-fn sid_of(socket: SocketId) -> Sid {
+pub fn sid_of(socket: SocketId) -> Sid {
     socket.as_str().parse().expect("it was a socket id of the library before")
 }
 
