@@ -24,6 +24,7 @@ have chromium || missing+=(chromium)
 have redis-server || missing+=(redis-server)
 have redis-cli || missing+=(redis-tools)
 have haproxy || missing+=(haproxy)
+have openssl || missing+=(openssl)
 have_postgres || missing+=(postgresql)
 have openssl || missing+=(openssl)
 

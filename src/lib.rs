@@ -52,6 +52,7 @@
 //! `/asyncapi.json` follows from 1 and 3; `make types` writes `web/protocol.d.ts` from it.
 
 pub mod app;
+pub mod auth;
 pub mod bench;
 pub mod call;
 pub mod calls;
@@ -63,5 +64,6 @@ pub mod http;
 pub mod ids;
 pub mod payload;
 pub mod protocol;
+pub mod secret;
 pub mod shutdown;
 pub mod time;

@@ -8,8 +8,11 @@ use std::{
 use anyhow::Context;
 use clap::{Parser, error::ErrorKind};
 use switchboard::{
-    app, bench,
+    app,
+    auth::mint,
+    bench,
     config::{Cli, Config, Task},
+    time::Clock,
 };
 use tokio::runtime::Runtime;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
@@ -50,6 +53,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Task::Serve(config) => serve(config),
         Task::Migrate(config) => migrate(config),
         Task::Bench(what) => print(&start()?.block_on(bench::run(what))?),
+        Task::MintToken(trust, wish) => {
+            let token = mint(&trust, &wish, Clock::System.now())?;
+            print(&format!("{token}\n"))
+        }
     }
 }
 
@@ -71,7 +78,9 @@ fn start() -> anyhow::Result<Runtime> {
     let filter = EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
         .from_env()
-        .context("RUST_LOG cannot be read")?;
+        .context("RUST_LOG cannot be read")?
+        // It logs whole messages, and tokens are in them.
+        .add_directive("tungstenite=info".parse().expect("it is a directive"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)

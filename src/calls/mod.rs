@@ -5,6 +5,7 @@ mod held;
 mod live;
 mod nodes;
 mod operator;
+mod presence;
 mod sweeper;
 mod view;
 mod watchers;
@@ -33,7 +34,7 @@ use crate::{
     history::Recorder,
     ids::{CallId, NodeId, SocketId, UserId},
     payload::Payload,
-    protocol::{CallRef, CallView, Presence, ServerEvent},
+    protocol::{CallRef, CallView, ServerEvent},
     time::{Clock, Timestamp},
 };
 
@@ -48,6 +49,9 @@ pub trait Outlet: Send + Sync + 'static {
     /// Sends `event` to a socket, after all that was sent to it before, and says whether the socket
     /// takes it. Never waits. One that is gone takes nothing; one that does not keep up is closed.
     fn emit(&self, socket: SocketId, event: &ServerEvent) -> bool;
+
+    /// Closes a socket for good: its client does not come back by itself.
+    fn close(&self, socket: SocketId);
 
     /// Closes all sockets of `user` for good: their clients do not come back by themselves.
     fn disconnect(&self, user: &UserId);
@@ -189,7 +193,7 @@ impl Calls {
     /// noted later.
     pub async fn leave(&self, device: &Device, may_return: bool) {
         self.devices().remove(&device.socket);
-        self.unwatch(self.watchers.forget(device.socket)).await;
+        self.unsubscribe_all(device.socket).await;
         if let Err(error) = self.sign_off(device, may_return).await {
             warn!(%error, user = %device.user, "a closed socket is signed off later");
             self.departures().push((device.clone(), may_return));
@@ -389,34 +393,13 @@ impl Calls {
         self.confirm(&live, device).await
     }
 
-    /// Watches `users` for this socket and answers their presence now.
-    pub async fn subscribe(
-        &self,
-        socket: SocketId,
-        users: &[UserId],
-    ) -> Result<Vec<(UserId, Presence)>, Failure> {
-        self.watchers.add(socket, users).map_err(|_| Failure::TooManyWatched)?;
-        let edges = self.cluster.watch(users).await?;
-        Ok(self.watchers.settle(socket, edges, &*self.outlet, self.clock.now()))
-    }
-
-    pub async fn unsubscribe(&self, socket: SocketId, users: &[UserId]) {
-        self.unwatch(self.watchers.remove(socket, users)).await;
-    }
-
-    /// Tells the cluster that nobody here watches `users`, unless somebody does again.
-    async fn unwatch(&self, users: Vec<UserId>) {
-        if users.is_empty() {
-            return;
-        }
-        let mut result = self.cluster.unwatch(&users).await;
-        let again = self.watchers.watched(users);
-        if !again.is_empty() {
-            result = self.cluster.watch(&again).await.map(|_| ());
-        }
-        if let Err(error) = result {
-            warn!(%error, "presence of users is still sent here for nobody");
-        }
+    /// The live call that this device is in, or that rings for it, as far as this node knows.
+    pub fn call_of(&self, device: &Device) -> Option<CallId> {
+        let live = self.live.of_user(&device.user)?;
+        let concerns = |call: &Call| {
+            call.is_live() && (call.is_bound_to(device) || call.rings_for(&device.user))
+        };
+        live.is(concerns).then(|| live.id())
     }
 
     /// The call that `target` means: the one with its id, else the latest one of the device's user,

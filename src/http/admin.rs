@@ -12,7 +12,7 @@ use utoipa::{
 
 use super::{
     parameters::{Asked, FromQuery, Given, InPath, Limit},
-    problem::{BadRequest, NotFound, Problem, Unavailable},
+    problem::{BadRequest, Forbidden, NotFound, Problem, Unavailable, Unknown},
 };
 use crate::{
     call::{Call, Refusal},
@@ -115,7 +115,7 @@ impl PartialSchema for Cursor {
     operation_id = "listLiveCalls",
     tag = "operation",
     params(Wanted),
-    responses((status = 200, description = "A part of the live calls", body = LiveCalls), BadRequest, Unavailable),
+    responses((status = 200, description = "A part of the live calls", body = LiveCalls), BadRequest, Unknown, Forbidden, Unavailable),
 )]
 pub async fn list(
     State(calls): State<Arc<Calls>>,
@@ -146,7 +146,7 @@ pub async fn list(
     operation_id = "endCall",
     tag = "operation",
     params(("id" = CallId, Path, description = "The call's id")),
-    responses((status = 200, description = "The call as it ended", body = Row), BadRequest, NotFound, Unavailable),
+    responses((status = 200, description = "The call as it ended", body = Row), BadRequest, Unknown, Forbidden, NotFound, Unavailable),
 )]
 pub async fn end(
     State(calls): State<Arc<Calls>>,
@@ -179,7 +179,7 @@ pub struct Ordered {
     operation_id = "disconnectUser",
     tag = "operation",
     params(("id" = UserId, Path, description = "The user's id")),
-    responses((status = 202, description = "It is being done", body = Ordered), BadRequest, Unavailable),
+    responses((status = 202, description = "It is being done", body = Ordered), BadRequest, Unknown, Forbidden, Unavailable),
 )]
 pub async fn disconnect(
     State(calls): State<Arc<Calls>>,

@@ -6,9 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const ORDER: [&str; 14] = [
-    "time", "ids", "payload", "call", "protocol", "cluster", "history", "calls", "gateway", "http",
-    "bench", "config", "shutdown", "app",
+const ORDER: [&str; 16] = [
+    "time", "ids", "secret", "auth", "payload", "call", "protocol", "cluster", "history", "calls",
+    "gateway", "http", "bench", "config", "shutdown", "app",
 ];
 
 fn rust_files(folder: &Path) -> Vec<PathBuf> {

@@ -55,6 +55,10 @@ impl Outlet for Ears {
         is_connected
     }
 
+    fn close(&self, socket: SocketId) {
+        self.sockets.lock().unwrap().remove(&socket);
+    }
+
     fn disconnect(&self, user: &UserId) {
         self.sockets.lock().unwrap().retain(|_, owner| owner != user);
     }

@@ -1,71 +1,26 @@
 //! Settings: from flags, the environment, or a TOML file, in that order of precedence.
 
+mod commands;
+
 use std::{
-    collections::BTreeSet,
     fmt::Write as _,
     net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
     time::Duration,
 };
 
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, ValueEnum};
 use serde::{Deserialize, Deserializer};
 
-use crate::{bench::Bench, call::Rules};
+pub use commands::{Cli, Task};
+
+use crate::{
+    auth::{KeySource, MIN_SECRET_BYTES, Trust},
+    call::Rules,
+    secret::{Secret, ServiceUrl},
+};
 
 /// A shorter history is surely a mistake in the unit.
 const MIN_RETENTION: Duration = Duration::from_hours(24);
-const ENV_PREFIX: &str = "SWITCHBOARD_";
-
-/// Signaling for 1:1 WebRTC calls, spoken over Socket.IO.
-#[derive(Debug, Parser)]
-#[command(version, args_conflicts_with_subcommands = true)]
-pub struct Cli {
-    #[command(subcommand)]
-    command: Option<Command>,
-    #[command(flatten)]
-    serve: ServeOptions,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Serves (the default)
-    Serve(ServeOptions),
-    /// Brings the schema of the call history's database up to date
-    Migrate(Options),
-    /// Puts load on a server and measures what it costs
-    #[command(subcommand)]
-    Bench(Bench),
-    /// Prints the effective settings as TOML
-    Config(Options),
-}
-
-/// What to do.
-#[derive(Debug)]
-pub enum Task {
-    Serve(Config),
-    Migrate(Config),
-    Bench(Bench),
-    PrintConfig(Config),
-}
-
-#[derive(Debug, Args)]
-struct ServeOptions {
-    /// Brings the database's schema up to date before serving
-    #[arg(long)]
-    migrate: bool,
-    #[command(flatten)]
-    options: Options,
-}
-
-#[derive(Debug, Args)]
-struct Options {
-    /// A TOML file of settings, named as the flags with `_` for `-`
-    #[arg(long, env = "SWITCHBOARD_CONFIG", value_name = "FILE")]
-    config: Option<PathBuf>,
-    #[command(flatten)]
-    settings: Settings,
-}
 
 /// Settings as one source gives them. What it leaves out, the next one gives.
 #[derive(Debug, Default, Args, Deserialize)]
@@ -77,14 +32,14 @@ struct Settings {
     /// The Redis that nodes share: `redis[s]://`, `redis[s]-cluster://`, `redis[s]-sentinel://`
     /// [default: none, a cluster of one]
     #[arg(long, env = "SWITCHBOARD_REDIS_URL", value_name = "URL", hide_env_values = true)]
-    redis_url: Option<String>,
+    redis_url: Option<ServiceUrl>,
     /// Which cluster on that Redis this node belongs to [default: default]
     #[arg(long, env = "SWITCHBOARD_NAMESPACE", value_name = "NAME")]
     namespace: Option<String>,
     /// Where call history is kept: `sqlite://PATH` or `postgres://…`
     /// [default: `sqlite://switchboard.db`]
     #[arg(long, env = "SWITCHBOARD_DATABASE_URL", value_name = "URL", hide_env_values = true)]
-    database_url: Option<String>,
+    database_url: Option<ServiceUrl>,
     /// How long call history is kept: in Postgres whole months are dropped when they are older
     /// [default: for ever]
     #[arg(long, env = "SWITCHBOARD_HISTORY_RETENTION", value_name = "DURATION", value_parser = duration)]
@@ -93,6 +48,21 @@ struct Settings {
     /// Who may connect; must be said to listen beyond loopback [default there: open]
     #[arg(long, env = "SWITCHBOARD_AUTH", value_enum, value_name = "MODE")]
     auth: Option<AuthMode>,
+    /// For `jwt`, one of three: the secret that tokens are signed with (HS256), 32 bytes or more
+    #[arg(long, env = "SWITCHBOARD_JWT_SECRET", value_name = "SECRET", hide_env_values = true)]
+    jwt_secret: Option<Secret>,
+    /// Or the public key of whoever signs tokens: PEM, or the path of a file with it
+    #[arg(long, env = "SWITCHBOARD_JWT_PUBLIC_KEY", value_name = "PEM", hide_env_values = true)]
+    jwt_public_key: Option<String>,
+    /// Or where their public keys are (JWKS): `https://…`
+    #[arg(long, env = "SWITCHBOARD_JWKS_URL", value_name = "URL", hide_env_values = true)]
+    jwks_url: Option<ServiceUrl>,
+    /// What `iss` in tokens must be [default: anything]
+    #[arg(long, env = "SWITCHBOARD_JWT_ISSUER", value_name = "TEXT")]
+    jwt_issuer: Option<String>,
+    /// What `aud` in tokens must be or hold [default: there must be none]
+    #[arg(long, env = "SWITCHBOARD_JWT_AUDIENCE", value_name = "TEXT")]
+    jwt_audience: Option<String>,
     /// How long a call rings [default: 30s]
     #[arg(long, env = "SWITCHBOARD_RING_TIMEOUT", value_name = "DURATION", value_parser = duration)]
     #[serde(deserialize_with = "optional_duration")]
@@ -121,6 +91,15 @@ struct Settings {
 pub enum AuthMode {
     /// They are who they say they are. For development only.
     Open,
+    /// They show a token, signed by whoever signs them in.
+    Jwt,
+}
+
+/// How clients show who they are, with all that it takes.
+#[derive(Debug, Clone)]
+pub enum Auth {
+    Open,
+    Jwt(Trust),
 }
 
 /// The effective settings.
@@ -128,14 +107,14 @@ pub enum AuthMode {
 pub struct Config {
     pub listen: SocketAddr,
     /// None: a cluster of one node, inside this process.
-    pub redis_url: Option<String>,
+    pub redis_url: Option<ServiceUrl>,
     pub namespace: String,
-    pub database_url: String,
+    pub database_url: ServiceUrl,
     /// Whether to bring the database's schema up to date before serving.
     pub migrate: bool,
     /// None: for ever.
     pub history_retention: Option<Duration>,
-    pub auth: AuthMode,
+    pub auth: Auth,
     pub rules: Rules,
     pub drain_window: Duration,
     pub stun_urls: Vec<String>,
@@ -146,46 +125,6 @@ pub struct Config {
 #[error("{0}")]
 pub struct ConfigError(String);
 
-impl Cli {
-    /// Reads the settings that the command line leaves open from the environment and the file.
-    ///
-    /// # Errors
-    /// One sentence for a setting that is unknown, has a wrong value, or would be unsafe.
-    pub fn task(self) -> Result<Task, ConfigError> {
-        let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-        refuse_unknown_variables(names)?;
-        match self.command {
-            None => self.serve.resolve().map(Task::Serve),
-            Some(Command::Serve(options)) => options.resolve().map(Task::Serve),
-            Some(Command::Migrate(options)) => options.resolve().map(Task::Migrate),
-            Some(Command::Bench(bench)) => Ok(Task::Bench(bench)),
-            Some(Command::Config(options)) => options.resolve().map(Task::PrintConfig),
-        }
-    }
-}
-
-impl ServeOptions {
-    fn resolve(self) -> Result<Config, ConfigError> {
-        Ok(Config { migrate: self.migrate, ..self.options.resolve()? })
-    }
-}
-
-impl Options {
-    fn resolve(self) -> Result<Config, ConfigError> {
-        let file = match &self.config {
-            None => Settings::default(),
-            Some(path) => {
-                let shown = path.display();
-                let text = std::fs::read_to_string(path)
-                    .map_err(|error| ConfigError(format!("cannot read {shown}: {error}")))?;
-                toml::from_str(&text)
-                    .map_err(|error| ConfigError(format!("{shown}, {}", place_in(&text, &error))))?
-            }
-        };
-        self.settings.or(file).resolve()
-    }
-}
-
 impl Settings {
     fn or(self, next: Self) -> Self {
         Self {
@@ -195,6 +134,11 @@ impl Settings {
             database_url: self.database_url.or(next.database_url),
             history_retention: self.history_retention.or(next.history_retention),
             auth: self.auth.or(next.auth),
+            jwt_secret: self.jwt_secret.or(next.jwt_secret),
+            jwt_public_key: self.jwt_public_key.or(next.jwt_public_key),
+            jwks_url: self.jwks_url.or(next.jwks_url),
+            jwt_issuer: self.jwt_issuer.or(next.jwt_issuer),
+            jwt_audience: self.jwt_audience.or(next.jwt_audience),
             ring_timeout: self.ring_timeout.or(next.ring_timeout),
             reconnect_grace: self.reconnect_grace.or(next.reconnect_grace),
             max_call_duration: self.max_call_duration.or(next.max_call_duration),
@@ -203,20 +147,59 @@ impl Settings {
         }
     }
 
-    fn resolve(self) -> Result<Config, ConfigError> {
-        let listen = self.listen.unwrap_or((Ipv4Addr::LOCALHOST, 3000).into());
-        let auth = match self.auth {
-            Some(auth) => auth,
-            None if listen.ip().is_loopback() => AuthMode::Open,
+    /// How clients show who they are, of what these settings say about it.
+    fn take_auth(&mut self, listen: SocketAddr) -> Result<Auth, ConfigError> {
+        const KEYS: &str =
+            "SWITCHBOARD_JWT_SECRET, SWITCHBOARD_JWT_PUBLIC_KEY and SWITCHBOARD_JWKS_URL";
+        let mut keys = Vec::new();
+        keys.extend(self.jwt_secret.take().map(KeySource::Secret));
+        keys.extend(self.jwt_public_key.take().map(KeySource::PublicKey));
+        if let Some(url) = self.jwks_url.take() {
+            let refuse = |expected| ConfigError(format!("jwks_url: {expected}"));
+            keys.push(KeySource::KeySet(url.expose().parse().map_err(refuse)?));
+        }
+        let (issuer, audience) = (self.jwt_issuer.take(), self.jwt_audience.take());
+        let is_about_tokens = !keys.is_empty() || issuer.is_some() || audience.is_some();
+        match self.auth {
+            Some(AuthMode::Jwt) => {}
+            // Whoever gives a key believes that it is used.
+            Some(AuthMode::Open) | None if is_about_tokens => {
+                let message = "settings for tokens are given, but SWITCHBOARD_AUTH is not `jwt`";
+                return Err(ConfigError(message.to_owned()));
+            }
+            Some(AuthMode::Open) => return Ok(Auth::Open),
+            None if listen.ip().is_loopback() => return Ok(Auth::Open),
             None => {
                 return Err(ConfigError(format!(
                     "listening on {listen}, beyond this machine, needs SWITCHBOARD_AUTH to be set: \
-                     `open` lets everybody connect as anybody"
+                     `jwt` checks tokens, `open` lets everybody connect as anybody"
                 )));
             }
+        }
+        if keys.len() > 1 {
+            return Err(ConfigError(format!("of {KEYS} only one may be set")));
+        }
+        let Some(keys) = keys.pop() else {
+            return Err(ConfigError(format!(
+                "with SWITCHBOARD_AUTH=jwt one of {KEYS} must be set"
+            )));
         };
-        let database_url = self.database_url.unwrap_or("sqlite://switchboard.db".to_owned());
-        let is_file = database_url.starts_with("sqlite://") && !database_url.contains(":memory:");
+        if let KeySource::Secret(secret) = &keys
+            && secret.expose().len() < MIN_SECRET_BYTES
+        {
+            let message = format!("jwt_secret: expected {MIN_SECRET_BYTES} bytes or more");
+            return Err(ConfigError(message));
+        }
+        Ok(Auth::Jwt(Trust { keys, issuer, audience }))
+    }
+
+    fn resolve(mut self) -> Result<Config, ConfigError> {
+        let listen = self.listen.unwrap_or((Ipv4Addr::LOCALHOST, 3000).into());
+        let auth = self.take_auth(listen)?;
+        let Ok(default_database) = "sqlite://switchboard.db".parse();
+        let database_url = self.database_url.unwrap_or(default_database);
+        let url = database_url.expose();
+        let is_file = url.starts_with("sqlite://") && !url.contains(":memory:");
         if !is_file && !is_postgres(&database_url) {
             let expected = "database_url: expected sqlite://PATH of a file, or postgres://…";
             return Err(ConfigError(expected.to_owned()));
@@ -270,23 +253,35 @@ impl Config {
             drain_window,
             stun_urls,
         } = self;
-        let auth = match auth {
-            AuthMode::Open => "open",
-        };
         let mut toml = String::new();
         let mut line = |name: &str, value: toml::Value| {
             writeln!(toml, "{name} = {value}").expect("a string takes all");
         };
         line("listen", listen.to_string().into());
         if let Some(url) = redis_url {
-            line("redis_url", without_password(url).into());
+            line("redis_url", url.to_string().into());
         }
         line("namespace", namespace.as_str().into());
-        line("database_url", without_password(database_url).into());
+        line("database_url", database_url.to_string().into());
         if let Some(retention) = history_retention {
             line("history_retention", humantime::format_duration(*retention).to_string().into());
         }
-        line("auth", auth.into());
+        match auth {
+            Auth::Open => line("auth", "open".into()),
+            Auth::Jwt(Trust { keys, issuer, audience }) => {
+                line("auth", "jwt".into());
+                match keys {
+                    KeySource::Secret(secret) => line("jwt_secret", secret.to_string().into()),
+                    KeySource::PublicKey(key) => line("jwt_public_key", key.as_str().into()),
+                    KeySource::KeySet(url) => line("jwks_url", url.to_string().into()),
+                }
+                for (name, value) in [("jwt_issuer", issuer), ("jwt_audience", audience)] {
+                    if let Some(value) = value {
+                        line(name, value.as_str().into());
+                    }
+                }
+            }
+        }
         for (name, period) in [
             ("ring_timeout", rules.ring_timeout),
             ("reconnect_grace", rules.reconnect_grace),
@@ -305,53 +300,10 @@ fn is_stun(url: &str) -> bool {
     host.is_some_and(|host| !host.is_empty())
 }
 
-/// Where in the file the error is, and what it is, in one line.
-fn place_in(text: &str, error: &toml::de::Error) -> String {
-    let start = error.span().map_or(0, |span| span.start.min(text.len()));
-    let number = text.get(..start).map_or(0, |before| before.matches('\n').count());
-    let line = text.lines().nth(number).unwrap_or_default().trim();
-    let message = error.message().lines().collect::<Vec<_>>().join(" ");
-    format!("line {}: `{line}`: {message}", number + 1)
-}
-
 /// Whether this is the address of a Postgres.
-pub fn is_postgres(url: &str) -> bool {
+pub fn is_postgres(url: &ServiceUrl) -> bool {
+    let url = url.expose();
     url.starts_with("postgres://") || url.starts_with("postgresql://")
-}
-
-/// `url` with `***` for its password, wherever it stands.
-pub fn without_password(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return "***".to_owned() };
-    // A password that should have been escaped may hold any sign: all before the last `@` is hidden.
-    let (user, rest) = match rest.rsplit_once('@') {
-        Some((user, rest)) => {
-            (format!("{}:***@", user.split(':').next().unwrap_or_default()), rest)
-        }
-        None => (String::new(), rest),
-    };
-    let (place, query) = rest.split_once('?').map_or((rest, None), |(a, b)| (a, Some(b)));
-    let redacted = |parameter: &str| match parameter.split_once('=') {
-        Some((name, _)) if name.to_ascii_lowercase().contains("password") => format!("{name}=***"),
-        _ => parameter.to_owned(),
-    };
-    let query = query.map(|query| query.split('&').map(redacted).collect::<Vec<_>>().join("&"));
-    let query = query.map_or(String::new(), |query| format!("?{query}"));
-    format!("{scheme}://{user}{place}{query}")
-}
-
-/// A misspelt variable would otherwise be a setting that silently does nothing.
-fn refuse_unknown_variables(names: impl Iterator<Item = String>) -> Result<(), ConfigError> {
-    let command = Cli::command();
-    let known: BTreeSet<_> =
-        command.get_arguments().filter_map(|argument| argument.get_env()?.to_str()).collect();
-    for name in names.filter(|name| name.starts_with(ENV_PREFIX)) {
-        if !known.contains(name.as_str()) {
-            return Err(ConfigError(format!(
-                "{name} is not a setting; `switchboard --help` names all there are"
-            )));
-        }
-    }
-    Ok(())
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -377,7 +329,7 @@ mod tests {
     fn the_default_serves_this_machine_alone() {
         let config = Settings::default().resolve().unwrap();
         assert!(config.listen.ip().is_loopback());
-        assert_eq!(config.database_url, "sqlite://switchboard.db");
+        assert_eq!(config.database_url.expose(), "sqlite://switchboard.db");
         assert_eq!(config.rules.ring_timeout, Duration::from_secs(30));
     }
 
@@ -398,28 +350,27 @@ mod tests {
     }
 
     #[test]
-    fn unknown_names_are_errors() {
-        assert!(toml::from_str::<Settings>("ring_timout = '5s'").is_err());
-        let vars = |name: &str| refuse_unknown_variables(std::iter::once(name.to_owned()));
-        assert!(vars("SWITCHBOARD_RING_TIMOUT").is_err());
-        assert!(vars("SWITCHBOARD_RING_TIMEOUT").is_ok());
-        assert!(vars("HOME").is_ok());
-    }
-
-    #[test]
-    fn no_password_is_printed() {
-        for url in [
-            "postgres://anna:secret@db:5432/calls?sslmode=require",
-            "postgres://anna:se?cr@secret@db/calls",
-            "postgres://db/calls?user=anna&password=secret&sslmode=require",
-            "redis-sentinel://s:26379?sentinelServiceName=m&sentinelPassword=secret",
+    fn tokens_need_one_key_and_the_mode_said() {
+        let secret = "x".repeat(32);
+        for (settings, mentions) in [
+            ("auth = 'jwt'".to_owned(), "must be set"),
+            (format!("jwt_secret = '{secret}'"), "SWITCHBOARD_AUTH"),
+            (format!("auth = 'open'\njwt_secret = '{secret}'"), "SWITCHBOARD_AUTH"),
+            ("jwt_audience = 'calls'".to_owned(), "SWITCHBOARD_AUTH"),
+            (format!("auth = 'jwt'\njwt_secret = '{}'", &secret[1..]), "32 bytes"),
+            (format!("auth = 'jwt'\njwt_secret = '{secret}'\njwt_public_key = 'a'"), "only one"),
+            (
+                "auth = 'jwt'\njwt_public_key = 'a'\njwks_url = 'https://a.example.org'".to_owned(),
+                "only one",
+            ),
         ] {
-            let shown = without_password(url);
-            assert!(!shown.contains("secret") && !shown.contains("se?cr"), "{shown}");
-            assert!(shown.contains("***"), "{shown}");
+            let error = resolve(&settings).unwrap_err().to_string();
+            assert!(error.contains(mentions) && !error.contains("xxx"), "{settings}: {error}");
         }
-        let plain = "postgres://db/calls?sslmode=require";
-        assert_eq!(without_password(plain), plain);
+        let config = resolve(&format!("auth = 'jwt'\njwt_secret = '{secret}'")).unwrap();
+        for shown in [config.to_toml(), format!("{config:?}")] {
+            assert!(shown.contains("***") && !shown.contains("xxx"), "{shown}");
+        }
     }
 
     #[test]

@@ -1,0 +1,127 @@
+//! Values that must not be seen in logs, errors or printed settings. They hide themselves.
+
+use std::{convert::Infallible, fmt, str::FromStr};
+
+use serde::Deserialize;
+
+const HIDDEN: &str = "***";
+
+/// A text that shows itself as `***`: a key, a token.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+/// The address of a service. It shows itself with `***` for its password, wherever that stands.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct ServiceUrl(String);
+
+impl Secret {
+    /// The text itself, for the one who needs it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl FromStr for Secret {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(HIDDEN)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(HIDDEN)
+    }
+}
+
+impl ServiceUrl {
+    /// The whole address, for the one who connects.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ServiceUrl {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for ServiceUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&without_password(&self.0))
+    }
+}
+
+impl fmt::Debug for ServiceUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+fn without_password(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return HIDDEN.to_owned() };
+    // A password that should have been escaped may hold any sign: all before the last `@` is hidden.
+    let (user, rest) = match rest.rsplit_once('@') {
+        Some((user, rest)) => {
+            (format!("{}:{HIDDEN}@", user.split(':').next().unwrap_or_default()), rest)
+        }
+        None => (String::new(), rest),
+    };
+    let (place, query) = rest.split_once('?').map_or((rest, None), |(a, b)| (a, Some(b)));
+    let redacted = |parameter: &str| match parameter.split_once('=') {
+        Some((name, _)) if name.to_ascii_lowercase().contains("password") => {
+            format!("{name}={HIDDEN}")
+        }
+        _ => parameter.to_owned(),
+    };
+    let query = query.map(|query| query.split('&').map(redacted).collect::<Vec<_>>().join("&"));
+    let query = query.map_or(String::new(), |query| format!("?{query}"));
+    format!("{scheme}://{user}{place}{query}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_shows_nothing_of_itself() {
+        let secret = Secret::from("hunter2".to_owned());
+        assert_eq!(format!("{secret} {secret:?} {:?}", Some(&secret)), "*** *** Some(***)");
+        assert_eq!(secret.expose(), "hunter2");
+    }
+
+    #[test]
+    fn an_address_shows_no_password() {
+        for url in [
+            "postgres://anna:secret@db:5432/calls?sslmode=require",
+            "postgres://anna:se?cr@secret@db/calls",
+            "postgres://db/calls?user=anna&password=secret&sslmode=require",
+            "redis-sentinel://s:26379?sentinelServiceName=m&sentinelPassword=secret",
+        ] {
+            let url: ServiceUrl = url.parse().unwrap();
+            let shown = format!("{url} {url:?}");
+            assert!(!shown.contains("secret") && !shown.contains("se?cr"), "{shown}");
+            assert!(shown.contains("***"), "{shown}");
+        }
+        let plain = "postgres://db/calls?sslmode=require";
+        assert_eq!(plain.parse::<ServiceUrl>().unwrap().to_string(), plain);
+    }
+}
