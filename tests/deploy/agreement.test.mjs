@@ -8,10 +8,6 @@ import { runToExit } from '../support/server.mjs';
 /** Settings that the files name and the binary is still to learn. A test fails as soon as it knows one of them. */
 const TO_COME = [
   'SWITCHBOARD_ADMIN_LISTEN',
-  'SWITCHBOARD_JWKS_URL',
-  'SWITCHBOARD_JWT_AUDIENCE',
-  'SWITCHBOARD_JWT_ISSUER',
-  'SWITCHBOARD_JWT_SECRET',
   'SWITCHBOARD_LOG_FORMAT',
   'SWITCHBOARD_TURN_SECRET',
   'SWITCHBOARD_TURN_URLS',
