@@ -8,6 +8,7 @@ import { join } from '../support/client.mjs';
 import { startCluster } from '../support/cluster.mjs';
 import { calls, get } from '../support/http.mjs';
 import { startPostgres } from '../support/postgres.mjs';
+import { startProxy } from '../support/proxy.mjs';
 import { Server, runToExit } from '../support/server.mjs';
 
 async function postgresFor(t, options) {
@@ -27,6 +28,15 @@ async function nodesOn(t, postgres, count) {
   const server = await Server.create(args, {});
   t.after(() => server.stop());
   return [server];
+}
+
+/** Waits until the call is in the history with its end. */
+function isWritten(node, userId, callId, deadline) {
+  const written = async () => {
+    const response = await get(node, '/v1/calls', { userId });
+    return response.ok && (await response.json()).calls.find((one) => one.id === callId)?.endedAt;
+  };
+  return eventually(written, 'the row is there', deadline);
 }
 
 /** Pairs of users who call each other again and again; each call that has ended is in `ledger` with its true end. */
@@ -165,7 +175,35 @@ describe('Postgres', { concurrency: true }, () => {
     const caller = await join(t, node, { userId: someone('alice') });
     const callee = await join(t, node, { userId: someone('bob') });
     const { callId } = await call(caller, callee, 2);
-    await eventually(async () => (await calls(node, caller.userId)).find((one) => one.id === callId)?.endedAt, 'the row', 1_000);
+    await isWritten(node, caller.userId, callId, 1_000);
+  });
+
+  test('is used again when its connections fall silent, idle or in use', async (t) => {
+    const postgres = await postgresFor(t);
+    const proxy = await startProxy(postgres.port);
+    t.after(() => proxy.stop());
+    const url = postgres.url.replace(`:${postgres.port}/`, `:${proxy.port}/`);
+    const [node] = await nodesOn(t, { url }, 1);
+    const caller = await join(t, node, { userId: someone('alice') });
+    const callee = await join(t, node, { userId: someone('bob') });
+    const read = async () => (await get(node, '/v1/calls', { userId: caller.userId })).status;
+    const first = await call(caller, callee, 0);
+    await isWritten(node, caller.userId, first.callId);
+
+    proxy.silence();
+    assert.equal(await read(), 200, 'an idle connection is looked at before it is used');
+    const second = await call(caller, callee, 0);
+    await isWritten(node, caller.userId, second.callId);
+
+    const release = await postgres.hold('LOCK TABLE calls');
+    const third = await call(caller, callee, 0);
+    const reads = Array.from({ length: 6 }, read);
+    await eventually(async () => (await postgres.waiting()) >= 7, 'all readers and the writer wait');
+    proxy.silence();
+    await release();
+    assert.deepEqual(await Promise.all(reads), [503, 503, 503, 503, 503, 503]);
+    assert.equal(await read(), 200, 'those are given up, and others are made');
+    await isWritten(node, caller.userId, third.callId, 20_000);
   });
 });
 

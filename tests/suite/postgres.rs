@@ -1,14 +1,17 @@
 //! What only a Postgres can do, or do wrong.
 
-use std::{path::Path, process::Command, time::Duration};
+use std::{path::Path, process::Command, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
+use sqlx::{Connection, Executor, PgConnection};
 use switchboard::{
     call::{CallType, EndReason, Status},
     history::{OpenError, Postgres, Query, Row, Store},
     ids::{CallId, UserId},
     time::Timestamp,
 };
+
+use tokio::time::timeout;
 
 use crate::postgres_server::{Database, PostgresServer};
 
@@ -141,6 +144,46 @@ async fn many_nodes_may_make_partitions_at_once() {
         saved.unwrap();
     }
     assert_eq!(database.ask("SELECT count(*) FROM calls"), "1");
+}
+
+/// Somebody else in the database, who has done this.
+async fn somebody(database: &Database, did: &'static str) -> PgConnection {
+    let mut session = PgConnection::connect(&database.url).await.unwrap();
+    session.execute(did).await.unwrap();
+    session
+}
+
+#[tokio::test]
+async fn readers_that_wait_hold_up_no_writer_and_do_not_go_on_when_nobody_waits_for_them() {
+    let (postgres, database) = migrated().await;
+    let postgres = Arc::new(postgres);
+    postgres.save(&[cancelled_at(END_OF_JANUARY)]).await.unwrap();
+    let _locked = somebody(&database, "BEGIN; LOCK TABLE calls_2027_01").await;
+    let readers: Vec<_> = (0..10)
+        .map(|_| {
+            let postgres = postgres.clone();
+            tokio::spawn(async move { postgres.list(&all_of("anna")).await })
+        })
+        .collect();
+    let waiting = async || -> usize {
+        // The question blocks: meanwhile the readers could not ask theirs.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let count = "SELECT count(*) FROM pg_stat_activity \
+                     WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        database.ask(count).parse().unwrap()
+    };
+    let waits = timeout(Duration::from_secs(5), async { while waiting().await < 6 {} }).await;
+    waits.expect("all connections for readers wait");
+
+    let march = cancelled_at(END_OF_JANUARY + Duration::from_hours(24 * 35));
+    let saved = timeout(Duration::from_secs(3), postgres.save(&[march])).await;
+    saved.expect("a writer waits for no reader").unwrap();
+
+    for reader in &readers {
+        reader.abort();
+    }
+    let ended = timeout(Duration::from_secs(15), async { while waiting().await > 0 {} }).await;
+    ended.expect("Postgres ends what they asked");
 }
 
 #[tokio::test]
