@@ -22,6 +22,7 @@ use tracing::{info, warn};
 use super::{
     Period, Query, Row, Stats, Store, StoreError,
     decode::{self, millis, number},
+    is_without_partition,
 };
 use crate::{
     call::{CallType, EndReason, Status},
@@ -123,7 +124,7 @@ impl Postgres {
         let applied = sqlx::query("SELECT version FROM _sqlx_migrations WHERE success");
         let applied = match self.readers.ask(STATEMENT_TIMEOUT, applied).await {
             Ok(applied) => applied,
-            Err(error) if has_code(&error, UNDEFINED_TABLE) => Vec::new(),
+            Err(error) if is_undefined_table(&error) => Vec::new(),
             Err(error) => return Err(refusal(error)),
         };
         let applied: Result<HashSet<i64>, _> =
@@ -191,14 +192,17 @@ impl Postgres {
         Ok(())
     }
 
+    /// Drops the months that were over before `keep_from`, each by itself: readers wait for none
+    /// longer than for one.
     async fn drop_before(&self, keep_from: Timestamp) -> Result<(), sqlx::Error> {
-        let sql = "SELECT calls_drop_partitions(calls_from_ms($1)) AS dropped";
-        let drop = sqlx::query(sql).bind(millis(keep_from));
-        for row in self.writers.ask(KEEPER_TIMEOUT, drop).await? {
-            let partition: String = row.try_get("dropped")?;
+        loop {
+            let sql = "SELECT calls_drop_partition(calls_from_ms($1)) AS dropped";
+            let dropped =
+                self.writers.ask(KEEPER_TIMEOUT, sqlx::query(sql).bind(millis(keep_from))).await?;
+            let dropped = dropped.first().map(|row| row.try_get("dropped")).transpose()?;
+            let Some(partition): Option<String> = dropped.flatten() else { return Ok(()) };
             info!(partition, "calls that were kept long enough are dropped");
         }
-        Ok(())
     }
 }
 
@@ -216,7 +220,7 @@ impl Store for Postgres {
         let rows: Vec<&Row> = newest.into_values().collect();
         let inserted = match self.insert(&rows).await {
             // A partition that was there has been dropped or detached since.
-            Err(error) if has_code(&error, CHECK_VIOLATION) => {
+            Err(error) if is_without_partition(&error) => {
                 self.days.lock().unwrap_or_else(PoisonError::into_inner).clear();
                 self.insert(&rows).await
             }
@@ -303,12 +307,9 @@ impl Store for Postgres {
     }
 }
 
-const UNDEFINED_TABLE: &str = "42P01";
-const CHECK_VIOLATION: &str = "23514";
-
-fn has_code(error: &sqlx::Error, code: &str) -> bool {
+fn is_undefined_table(error: &sqlx::Error) -> bool {
     let sqlx::Error::Database(error) = error else { return false };
-    error.code().is_some_and(|found| found == code)
+    error.code().is_some_and(|code| code == "42P01")
 }
 
 /// Tells what waiting can mend from what it cannot.

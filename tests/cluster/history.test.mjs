@@ -205,6 +205,23 @@ describe('Postgres', { concurrency: true }, () => {
     assert.equal(await read(), 200, 'those are given up, and others are made');
     await isWritten(node, caller.userId, third.callId, 20_000);
   });
+
+  test('gets the rows of a month that was detached when it is attached again', async (t) => {
+    const postgres = await postgresFor(t);
+    const [node] = await nodesOn(t, postgres, 1);
+    const caller = await join(t, node, { userId: someone('alice') });
+    const callee = await join(t, node, { userId: someone('bob') });
+    const first = await call(caller, callee, 0);
+    await isWritten(node, caller.userId, first.callId);
+    const month = await postgres.ask('SELECT tableoid::regclass FROM calls LIMIT 1');
+    const bounds = await postgres.ask(`SELECT pg_get_expr(relpartbound, oid) FROM pg_class WHERE oid = '${month}'::regclass`);
+    await postgres.ask(`ALTER TABLE calls DETACH PARTITION ${month}`);
+    const second = await call(caller, callee, 1);
+    const told = /ERROR .*history cannot be written.*the table calls_\d{4}_\d{2} is there, but is not a partition/;
+    await eventually(() => told.test(node.logs()), 'it is said');
+    await postgres.ask(`ALTER TABLE calls ATTACH PARTITION ${month} ${bounds}`);
+    for (const { callId } of [first, second]) await isWritten(node, caller.userId, callId);
+  });
 });
 
 describe('a node refuses', { concurrency: true }, () => {

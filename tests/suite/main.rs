@@ -5,6 +5,7 @@ mod calls;
 mod catalogue;
 mod cluster;
 mod history;
+mod keeper;
 mod layers;
 mod moves;
 mod postgres;
