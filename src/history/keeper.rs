@@ -22,8 +22,9 @@ pub struct Keeper {
     pub clock: Clock,
     /// How long calls are kept; None: for ever.
     pub retention: Option<Duration>,
-    /// When a call that has no end in history cannot be live any more.
-    pub longest_call: Duration,
+    /// When a call that has no end in history cannot be live any more; None: its end may be written
+    /// elsewhere.
+    pub longest_call: Option<Duration>,
 }
 
 impl Keeper {
@@ -56,7 +57,10 @@ impl Keeper {
     }
 
     async fn end_calls(&self) -> Result<(), StoreError> {
-        close_orphans(&*self.store, self.clock.now() - self.longest_call).await
+        match self.longest_call {
+            Some(longest) => close_orphans(&*self.store, self.clock.now() - longest).await,
+            None => Ok(()),
+        }
     }
 
     async fn tidy(&self) -> Result<(), StoreError> {

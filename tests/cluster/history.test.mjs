@@ -1,7 +1,9 @@
 // History in Postgres when Postgres is in trouble: calls go on, and in the end every call has its one true row.
 
 import assert from 'node:assert/strict';
+import { execFile } from 'node:child_process';
 import { describe, test } from 'node:test';
+import { promisify } from 'node:util';
 import { answer } from '../support/calls.mjs';
 import { eventually, someone } from '../support/check.mjs';
 import { join } from '../support/client.mjs';
@@ -243,6 +245,7 @@ describe('a node refuses', { concurrency: true }, () => {
     t.after(() => cluster.stop());
     await Promise.all([cluster.addNode({ args: ['--migrate', '--database-url', postgres.url] }), cluster.addNode({ args: ['--migrate', '--database-url', postgres.url] })]);
     for (const node of cluster.nodes) assert.equal((await get(node, '/v1/calls', { userId: 'x' })).status, 200);
+    assert.doesNotMatch(cluster.logs(), /SQLite/);
   });
 
   test('a wrong password in one sentence without it', async (t) => {
@@ -259,4 +262,30 @@ describe('a node refuses', { concurrency: true }, () => {
     assert.doesNotMatch(refused.stderr, /sesame/);
     assert.equal(refused.stderr.trim().split('\n').length, 1, refused.stderr);
   });
+});
+
+test('SQLite on a node of several holds its part of the history: it says so, and assumes no ends', async (t) => {
+  const cluster = await startCluster(1, { args: ['--history-retention', '90days'] });
+  t.after(() => cluster.stop());
+  const [node] = cluster.nodes;
+  assert.match(node.logs(), /WARN .*history is kept in SQLite, so each node has a part of it only/);
+  await node.kill();
+  const hour = 3_600_000;
+  const now = Date.now();
+  const insert = `
+import sqlite3
+rows = [('0190a000-0000-7000-8000-000000000001', 'answered', ${now - 14 * hour}), ('0190a000-0000-7000-8000-000000000002', 'pending', ${now - 100 * 24 * hour})]
+with sqlite3.connect('${node.db}') as db:
+    for id, status, at in rows:
+        started = at if status == 'answered' else None
+        db.execute("INSERT INTO calls VALUES (?, 'anna', 'ben', 'audio', ?, NULL, NULL, ?, NULL, ?, ?, 2, '[]')", (id, status, started, at, at))
+`;
+  await promisify(execFile)('python3', ['-c', insert]);
+  await node.start();
+  // The keeper ends calls before it deletes old ones.
+  const left = await eventually(async () => {
+    const found = await calls(node, 'anna');
+    return found.length === 1 && found;
+  }, 'what is kept long enough goes, with or without an end');
+  assert.equal(left[0].status, 'answered', 'another node knows its end');
 });
