@@ -3,16 +3,18 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::sync::mpsc::Receiver;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::{
     calls::Calls,
     cluster::{Cluster, ConnectError, Hub, Inbound, Redis},
     config::{Config, is_postgres, without_password as shown},
     gateway::{Gateway, Leaving},
+    health::{Health, Phase},
     history::{self, Keeper, OpenError, Postgres, Sqlite, Store, StoreError},
     http::{self, Server},
     ids::NodeId,
+    logs,
     shutdown::{self, Shutdown},
     time::{Clock, SharedClock},
 };
@@ -22,6 +24,10 @@ use crate::{
 pub enum StartError {
     #[error("cannot listen on {address}")]
     Listen { address: SocketAddr, source: io::Error },
+    #[error(
+        "cannot listen on {address} for health and metrics: SWITCHBOARD_ADMIN_LISTEN sets where"
+    )]
+    AdminListen { address: SocketAddr, source: io::Error },
     #[error("cannot use the database {url}")]
     Database { url: String, source: StoreError },
     #[error("cannot use the database {url}")]
@@ -36,7 +42,18 @@ pub enum StartError {
 const ORPHAN_MARGIN: Duration = Duration::from_hours(1);
 
 /// Serves until it is told to stop. `ready` is called with the address in use.
-pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(), StartError> {
+pub async fn serve(
+    config: Config,
+    filter: logs::Filter,
+    ready: impl FnOnce(SocketAddr),
+) -> Result<(), StartError> {
+    let health = Health::default();
+    // Before anything that may take its time: whoever looks after this node sees what it waits for.
+    let (stop_admin, admin_stops) = shutdown::shutdown();
+    let admin = listen_for_admins(config.admin_listen).await?;
+    let admin_routes = http::ops::routes(health.clone(), filter);
+    let admin = tokio::spawn(admin.run(admin_routes, admin_stops.wait()));
+
     let address = config.listen;
     let in_use = |source| StartError::Listen { address, source };
     let server = Server::bind(address).await.map_err(in_use)?;
@@ -51,7 +68,8 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
     let (cluster, inbox, leaving, clock): (Arc<dyn Cluster>, _, _, _) = match &config.redis_url {
         Some(url) => {
             let clock = SharedClock::starting_at(Clock::System.now());
-            let joined = Redis::join(url, &config.namespace, node, clock.clone()).await;
+            let joined =
+                Redis::join(url, &config.namespace, node, clock.clone(), health.clone()).await;
             let (redis, inbox) = joined.map_err(StartError::Redis)?;
             let leaving = Leaving::HandOver { window: config.drain_window };
             (redis, inbox, leaving, Clock::Shared(clock))
@@ -61,13 +79,14 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
             (Arc::new(memory), inbox, Leaving::ForGood, Clock::System)
         }
     };
-    let (recorder, writer) = history::recorder(store.clone(), cluster.clone());
+    let (recorder, writer) = history::recorder(store.clone(), cluster.clone(), health.clone());
     let longest_call = config.rules.max_call_duration + ORPHAN_MARGIN;
     let keeper = Keeper {
         store: store.clone(),
         clock: clock.clone(),
         retention: config.history_retention,
         longest_call,
+        health: health.clone(),
     };
     let gateway = Gateway::default();
     let calls = Calls::new(cluster.clone(), gateway.outlet(), recorder, config.rules, clock);
@@ -85,9 +104,11 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
     let sweeping = tokio::spawn(sweep(calls.clone(), calls_stop));
     let listening = tokio::spawn(server.run(routes, listening_stops.wait()));
     let signalled = shutdown::signalled();
+    health.enter(Phase::Serving);
     ready(bound);
     signalled.await.map_err(StartError::Signals)?;
 
+    health.enter(Phase::Draining);
     tokio::spawn(shutdown::exit_at_second_signal());
     stop_listening.fire();
     serving.close(leaving).await;
@@ -105,7 +126,19 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
         }
     }
     store.close().await;
+    stop_admin.fire();
+    if let Err(error) = admin.await {
+        warn!(%error, "the admin listener had failed");
+    }
     Ok(())
+}
+
+async fn listen_for_admins(address: SocketAddr) -> Result<Server, StartError> {
+    let in_use = |source| StartError::AdminListen { address, source };
+    let server = Server::bind(address).await.map_err(in_use)?;
+    let bound = server.address().map_err(in_use)?;
+    info!("health and metrics are at http://{bound}/");
+    Ok(server)
 }
 
 /// Brings the schema of the history up to date.

@@ -70,6 +70,10 @@ struct Settings {
     /// Where to serve Socket.IO, the HTTP API and the web page [default: 127.0.0.1:3000]
     #[arg(long, env = "SWITCHBOARD_LISTEN", value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
+    /// Where to serve health and metrics, for those who look after the service
+    /// [default: 127.0.0.1:9300]
+    #[arg(long, env = "SWITCHBOARD_ADMIN_LISTEN", value_name = "ADDRESS")]
+    admin_listen: Option<SocketAddr>,
     /// The Redis that nodes share: `redis[s]://`, `redis[s]-cluster://`, `redis[s]-sentinel://`
     /// [default: none, a cluster of one]
     #[arg(long, env = "SWITCHBOARD_REDIS_URL", value_name = "URL", hide_env_values = true)]
@@ -123,6 +127,7 @@ pub enum AuthMode {
 #[derive(Debug, Clone)]
 pub struct Config {
     pub listen: SocketAddr,
+    pub admin_listen: SocketAddr,
     /// None: a cluster of one node, inside this process.
     pub redis_url: Option<String>,
     pub namespace: String,
@@ -185,6 +190,7 @@ impl Settings {
     fn or(self, next: Self) -> Self {
         Self {
             listen: self.listen.or(next.listen),
+            admin_listen: self.admin_listen.or(next.admin_listen),
             redis_url: self.redis_url.or(next.redis_url),
             namespace: self.namespace.or(next.namespace),
             database_url: self.database_url.or(next.database_url),
@@ -233,6 +239,7 @@ impl Settings {
         }
         Ok(Config {
             listen,
+            admin_listen: self.admin_listen.unwrap_or((Ipv4Addr::LOCALHOST, 9300).into()),
             redis_url: self.redis_url,
             namespace,
             database_url,
@@ -255,6 +262,7 @@ impl Config {
     pub fn to_toml(&self) -> String {
         let Self {
             listen,
+            admin_listen,
             redis_url,
             namespace,
             database_url,
@@ -273,6 +281,7 @@ impl Config {
             writeln!(toml, "{name} = {value}").expect("a string takes all");
         };
         line("listen", listen.to_string().into());
+        line("admin_listen", admin_listen.to_string().into());
         if let Some(url) = redis_url {
             line("redis_url", without_password(url).into());
         }

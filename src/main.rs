@@ -1,7 +1,7 @@
 //! The `switchboard` command.
 
 use std::{
-    io::{self, IsTerminal, Write},
+    io::{self, Write},
     process::ExitCode,
 };
 
@@ -10,9 +10,9 @@ use clap::{Parser, error::ErrorKind};
 use switchboard::{
     app,
     config::{Cli, Config, Task},
+    logs,
 };
 use tokio::runtime::Runtime;
-use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -53,33 +53,27 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 }
 
 fn serve(config: Config) -> anyhow::Result<()> {
-    let runtime = start()?;
+    let (runtime, filter) = start()?;
     let ready = |address| {
         // Whoever started the service may have closed its output: it serves all the same.
         let _ = print(&format!("switchboard is ready: open http://{address}/\n"));
     };
-    Ok(runtime.block_on(app::serve(config, ready))?)
+    Ok(runtime.block_on(app::serve(config, filter, ready))?)
 }
 
 fn migrate(config: Config) -> anyhow::Result<()> {
-    Ok(start()?.block_on(app::migrate(&config))?)
+    let (runtime, _) = start()?;
+    Ok(runtime.block_on(app::migrate(&config))?)
 }
 
 /// Begins to log, and answers what tasks run on.
-fn start() -> anyhow::Result<Runtime> {
-    let filter = EnvFilter::builder()
-        .with_default_directive(LevelFilter::INFO.into())
-        .from_env()
-        .context("RUST_LOG cannot be read")?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .init();
-    tokio::runtime::Builder::new_multi_thread()
+fn start() -> anyhow::Result<(Runtime, logs::Filter)> {
+    let filter = logs::start().context("RUST_LOG cannot be read")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .context("cannot start worker threads")
+        .context("cannot start worker threads")?;
+    Ok((runtime, filter))
 }
 
 fn print(text: &str) -> anyhow::Result<()> {

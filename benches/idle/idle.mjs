@@ -21,7 +21,7 @@ const SETTLE_MS = 3_000;
 const servers = {
   switchboard: (folder) => [
     join(here, '../../target/release/switchboard'),
-    ['--listen', '127.0.0.1:0', '--database-url', `sqlite://${join(folder, 'idle.db')}`],
+    ['--listen', '127.0.0.1:0', '--admin-listen', '127.0.0.1:0', '--database-url', `sqlite://${join(folder, 'idle.db')}`],
   ],
   node: () => [process.execPath, [join(here, 'node-server.mjs')]],
 };

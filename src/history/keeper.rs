@@ -6,7 +6,10 @@ use std::{sync::Arc, time::Duration};
 use tracing::{info, warn};
 
 use super::{Store, StoreError};
-use crate::time::{Clock, Timestamp};
+use crate::{
+    health::{Health, Part},
+    time::{Clock, Timestamp},
+};
 
 /// How often it looks.
 const INTERVAL: Duration = Duration::from_hours(1);
@@ -23,6 +26,7 @@ pub struct Keeper {
     pub retention: Option<Duration>,
     /// When a call that has no end in history cannot be live any more.
     pub longest_call: Duration,
+    pub health: Health,
 }
 
 impl Keeper {
@@ -39,10 +43,12 @@ impl Keeper {
         loop {
             let pause = match self.look().await {
                 Ok(()) => {
+                    self.health.well(Part::Upkeep);
                     is_told = false;
                     INTERVAL
                 }
                 Err(error) => {
+                    self.health.trouble(Part::Upkeep, &error);
                     if !std::mem::replace(&mut is_told, true) {
                         warn!(%error, "the history could not be put in order: it is tried again");
                     }

@@ -14,7 +14,12 @@ use super::{
     Row, Store, StoreError,
     backlog::{Backlog, Refused},
 };
-use crate::{call::Call, cluster::Cluster, ids::CallId};
+use crate::{
+    call::Call,
+    cluster::Cluster,
+    health::{Health, Part},
+    ids::CallId,
+};
 
 /// Most rows that are written at once.
 const BATCH_ROWS: usize = 256;
@@ -36,13 +41,18 @@ pub struct Writer {
     backlog: Arc<Backlog>,
     store: Arc<dyn Store>,
     cluster: Arc<dyn Cluster>,
+    health: Health,
 }
 
 /// A recorder, and the writer that must run for it.
-pub fn recorder(store: Arc<dyn Store>, cluster: Arc<dyn Cluster>) -> (Recorder, Writer) {
+pub fn recorder(
+    store: Arc<dyn Store>,
+    cluster: Arc<dyn Cluster>,
+    health: Health,
+) -> (Recorder, Writer) {
     let backlog = Arc::new(Backlog::default());
     let recorder = Recorder { backlog: backlog.clone(), is_full: Arc::default() };
-    (recorder, Writer { backlog, store, cluster })
+    (recorder, Writer { backlog, store, cluster, health })
 }
 
 impl Recorder {
@@ -98,12 +108,14 @@ impl Writer {
             if error.is_refusal() {
                 return self.write_singly(batch).await;
             }
+            self.health.trouble(Part::History, &error);
             if !std::mem::replace(&mut is_told, true) {
                 error!(%error, "history cannot be written: it waits, and calls go on");
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LAST_RETRY);
         }
+        self.health.well(Part::History);
         if is_told {
             info!(waiting = self.backlog.len(), "history is written again");
         }
@@ -124,8 +136,14 @@ impl Writer {
     async fn save_one(&self, row: &[Row]) -> Result<(), StoreError> {
         loop {
             match self.store.save(row).await {
-                Err(error) if !error.is_refusal() => tokio::time::sleep(LAST_RETRY).await,
-                saved => return saved,
+                Err(error) if !error.is_refusal() => {
+                    self.health.trouble(Part::History, &error);
+                    tokio::time::sleep(LAST_RETRY).await;
+                }
+                saved => {
+                    self.health.well(Part::History);
+                    return saved;
+                }
             }
         }
     }

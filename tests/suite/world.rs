@@ -18,6 +18,7 @@ use switchboard::{
     cluster::{
         Change, Cluster, Committed, Detached, Edge, Hub, Memory, Message, Relay, Unavailable,
     },
+    health::Health,
     history::{self, Period, Query, Row, Stats, Store, StoreError},
     ids::{CallId, NodeId, SocketId, UserId},
     payload::Payload,
@@ -215,7 +216,8 @@ impl World {
             let id = NodeId::generate(clock.now());
             let (cluster, inbox) = hub.node(id);
             let cluster = Arc::new(Interleaved { cluster, operations: AtomicUsize::default() });
-            let (recorder, writer) = history::recorder(ledger.clone(), cluster.clone());
+            let (recorder, writer) =
+                history::recorder(ledger.clone(), cluster.clone(), Health::default());
             tokio::spawn(writer.run(std::future::pending()));
             let ears = Arc::new(Ears { heard: heard.clone(), ..Ears::default() });
             let calls = Calls::new(cluster, ears.clone(), recorder, RULES, clock.clone());

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     cluster::{Inbound, Message, Relay, link::Receiver},
+    health::{Health, Part},
     ids::{CallId, NodeId},
     time::Clock,
 };
@@ -185,12 +186,17 @@ impl Bus {
     /// their order. The library does not restore sharded subscriptions, and one can end silently
     /// when a slot moves: so it is renewed after each reconnection, and whenever the canary that the
     /// node sends itself does not come back.
-    pub async fn listen(self, subscriber: SubscriberClient, inbox: mpsc::Sender<Inbound>) {
+    pub async fn listen(
+        self,
+        subscriber: SubscriberClient,
+        inbox: mpsc::Sender<Inbound>,
+        health: Health,
+    ) {
         let mut messages = subscriber.message_rx();
         let mut reconnections = subscriber.reconnect_rx();
         let mut canary = tokio::time::interval(CANARY);
         let mut links: HashMap<NodeId, Receiver> = HashMap::new();
-        let mut alive = false;
+        let (mut alive, mut is_canary_out) = (false, false);
         loop {
             tokio::select! {
                 message = messages.recv() => match message {
@@ -210,10 +216,15 @@ impl Bus {
                     let _ = self.subscribe(&subscriber).await;
                 }
                 _ = canary.tick() => {
-                    if !std::mem::take(&mut alive) {
+                    if std::mem::take(&mut alive) {
+                        health.well(Part::Channel);
+                    } else {
+                        if is_canary_out {
+                            health.trouble(Part::Channel, "what other nodes send does not come in");
+                        }
                         let _ = self.subscribe(&subscriber).await;
                     }
-                    self.publish(self.0.node, Content::Canary).await;
+                    is_canary_out = self.publish(self.0.node, Content::Canary).await.is_some();
                 }
             }
         }

@@ -17,6 +17,7 @@ use super::{
 use crate::{
     call::Call,
     cluster::{Departed, Inbound, Unavailable},
+    health::Part,
     ids::{NodeId, UserId},
     time::{Clock, Timestamp},
 };
@@ -72,8 +73,12 @@ impl Redis {
                 since = asked;
             }
             let beat = self.beat().await;
-            if beat.is_ok() {
-                heard = asked;
+            match &beat {
+                Ok(_) => {
+                    heard = asked;
+                    self.health.well(Part::Redis);
+                }
+                Err(error) => self.health.trouble(Part::Redis, error),
             }
             match beat {
                 Ok(true) => {

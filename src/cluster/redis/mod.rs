@@ -34,6 +34,7 @@ use super::{
 };
 use crate::{
     call::{Call, Lobby, Role},
+    health::Health,
     ids::{CallId, NodeId, SocketId, UserId},
     protocol::Presence,
     time::{Clock, SharedClock, Timestamp},
@@ -74,6 +75,7 @@ pub struct Redis {
     local: Mutex<Local>,
     /// Set when the node has signed off: no more heartbeats.
     leaving: AtomicBool,
+    health: Health,
 }
 
 /// What this node has to do with each user.
@@ -141,8 +143,9 @@ impl Redis {
         namespace: &str,
         node: NodeId,
         clock: Arc<SharedClock>,
+        health: Health,
     ) -> Result<(Arc<Self>, mpsc::Receiver<Inbound>), ConnectError> {
-        let (client, subscriber) = connect::connect(url).await?;
+        let (client, subscriber) = connect::connect(url, &health).await?;
         let bus = Bus::new(node, namespace, client.clone(), Clock::Shared(clock.clone()));
         if let Err(error) = bus.subscribe(&subscriber).await
             && error.details().starts_with("NOPERM")
@@ -150,7 +153,7 @@ impl Redis {
             return Err(ConnectError::Refused(error));
         }
         let (sender, inbox) = mpsc::channel(INBOX_MESSAGES);
-        tokio::spawn(bus.clone().listen(subscriber.clone(), sender.clone()));
+        tokio::spawn(bus.clone().listen(subscriber.clone(), sender.clone(), health.clone()));
         tokio::spawn(async move {
             // Finds a connection that is frozen: time-outs of commands do not cover this one.
             let _ = subscriber.enable_heartbeat(Duration::from_millis(500), false).await;
@@ -174,6 +177,7 @@ impl Redis {
             clock,
             local: Mutex::default(),
             leaving: AtomicBool::new(false),
+            health,
         });
         redis.beat().await.map_err(ConnectError::Refused)?;
         tokio::spawn(redis.clone().live(sender));
