@@ -25,6 +25,7 @@ have redis-server || missing+=(redis-server)
 have redis-cli || missing+=(redis-tools)
 have haproxy || missing+=(haproxy)
 have_postgres || missing+=(postgresql)
+have promtool || missing+=(prometheus)
 have openssl || missing+=(openssl)
 
 if [ "${#missing[@]}" -gt 0 ]; then

@@ -6,18 +6,25 @@ use tokio::sync::mpsc::Receiver;
 use tracing::{info, warn};
 
 use crate::{
-    calls::Calls,
+    calls::{Calls, as_gauge},
     cluster::{Cluster, ConnectError, Hub, Inbound, Redis},
     config::{Config, is_postgres, without_password as shown},
-    gateway::{Gateway, Leaving},
-    health::{Health, Phase},
-    history::{self, Keeper, OpenError, Postgres, Sqlite, Store, StoreError},
+    gateway::{Gateway, Leaving, Serving},
+    health::{Health, Part, Phase},
+    history::{self, Keeper, Measured, OpenError, Postgres, Recorder, Sqlite, Store, StoreError},
     http::{self, Server},
     ids::NodeId,
     logs,
+    metrics::{self, Exposition},
     shutdown::{self, Shutdown},
     time::{Clock, SharedClock},
 };
+
+/// What belongs to the whole process, and begins before the service.
+pub struct Process {
+    pub filter: logs::Filter,
+    pub metrics: Exposition,
+}
 
 /// Why the service could not start. Each is one sentence for the operator.
 #[derive(Debug, thiserror::Error)]
@@ -44,14 +51,14 @@ const ORPHAN_MARGIN: Duration = Duration::from_hours(1);
 /// Serves until it is told to stop. `ready` is called with the address in use.
 pub async fn serve(
     config: Config,
-    filter: logs::Filter,
+    process: Process,
     ready: impl FnOnce(SocketAddr),
 ) -> Result<(), StartError> {
     let health = Health::default();
     // Before anything that may take its time: whoever looks after this node sees what it waits for.
     let (stop_admin, admin_stops) = shutdown::shutdown();
     let admin = listen_for_admins(config.admin_listen).await?;
-    let admin_routes = http::ops::routes(health.clone(), filter);
+    let admin_routes = http::ops::routes(health.clone(), process.filter, process.metrics.clone());
     let admin = tokio::spawn(admin.run(admin_routes, admin_stops.wait()));
 
     let address = config.listen;
@@ -62,7 +69,7 @@ pub async fn serve(
     if config.migrate {
         migrate(&config).await?;
     }
-    let store = open_store(&config).await?;
+    let store: Arc<dyn Store> = Arc::new(Measured(open_store(&config).await?));
 
     let node = NodeId::generate(Clock::System.now());
     let (cluster, inbox, leaving, clock): (Arc<dyn Cluster>, _, _, _) = match &config.redis_url {
@@ -79,6 +86,7 @@ pub async fn serve(
             (Arc::new(memory), inbox, Leaving::ForGood, Clock::System)
         }
     };
+    let keeping_up = tokio::spawn(process.metrics.clone().keep_up());
     let (recorder, writer) = history::recorder(store.clone(), cluster.clone(), health.clone());
     let longest_call = config.rules.max_call_duration + ORPHAN_MARGIN;
     let keeper = Keeper {
@@ -89,9 +97,12 @@ pub async fn serve(
         health: health.clone(),
     };
     let gateway = Gateway::default();
-    let calls = Calls::new(cluster.clone(), gateway.outlet(), recorder, config.rules, clock);
+    let calls =
+        Calls::new(cluster.clone(), gateway.outlet(), recorder.clone(), config.rules, clock);
     let calls = Arc::new(calls);
     let (serving, socket_routes) = gateway.serve(calls.clone(), config.stun_urls);
+    let serving = Arc::new(serving);
+    process.metrics.sample_with(sampler(health.clone(), serving.clone(), calls.clone(), recorder));
     let routes = http::routes(store.clone(), cluster.clone(), calls.clone()).merge(socket_routes);
 
     let (stop_listening, listening_stops) = shutdown::shutdown();
@@ -126,11 +137,31 @@ pub async fn serve(
         }
     }
     store.close().await;
+    keeping_up.abort();
     stop_admin.fire();
     if let Err(error) = admin.await {
         warn!(%error, "the admin listener had failed");
     }
     Ok(())
+}
+
+/// Sets all gauges that are not kept up to date as things happen.
+fn sampler(
+    health: Health,
+    serving: Arc<Serving>,
+    calls: Arc<Calls>,
+    recorder: Recorder,
+) -> impl Fn() + Send + Sync {
+    move || {
+        metrics::READY.set(f64::from(u8::from(health.is_ready())));
+        for part in Part::ALL {
+            metrics::TROUBLES.of(part).set(f64::from(u8::from(health.is_troubled(part))));
+        }
+        serving.sample();
+        calls.sample();
+        metrics::BACKLOG_ROWS.set(as_gauge(recorder.backlog().len()));
+        metrics::BACKLOG_AGE.set(recorder.backlog().age());
+    }
 }
 
 async fn listen_for_admins(address: SocketAddr) -> Result<Server, StartError> {

@@ -62,6 +62,7 @@ pub mod history;
 pub mod http;
 pub mod ids;
 pub mod logs;
+pub mod metrics;
 pub mod payload;
 pub mod protocol;
 pub mod shutdown;

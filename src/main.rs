@@ -8,9 +8,9 @@ use std::{
 use anyhow::Context;
 use clap::{Parser, error::ErrorKind};
 use switchboard::{
-    app,
+    app::{self, Process},
     config::{Cli, Config, Task},
-    logs,
+    logs, metrics,
 };
 use tokio::runtime::Runtime;
 
@@ -54,11 +54,13 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 
 fn serve(config: Config) -> anyhow::Result<()> {
     let (runtime, filter) = start()?;
+    let metrics = metrics::install().context("nothing can be counted")?;
+    let process = Process { filter, metrics };
     let ready = |address| {
         // Whoever started the service may have closed its output: it serves all the same.
         let _ = print(&format!("switchboard is ready: open http://{address}/\n"));
     };
-    Ok(runtime.block_on(app::serve(config, filter, ready))?)
+    Ok(runtime.block_on(app::serve(config, process, ready))?)
 }
 
 fn migrate(config: Config) -> anyhow::Result<()> {

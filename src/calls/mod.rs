@@ -5,12 +5,13 @@ mod held;
 mod live;
 mod nodes;
 mod operator;
+mod sweeper;
+mod tally;
 mod view;
 mod watchers;
 
 use std::{
     collections::HashMap,
-    future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -20,7 +21,9 @@ use tracing::{debug, warn};
 use held::Full;
 pub use held::{MAX_REPLAY_BYTES, MAX_REPLAY_MESSAGES, MAX_WAITING_BYTES, MAX_WAITING_MESSAGES};
 use live::{LiveCall, LiveCalls};
-use view::Reach;
+pub use sweeper::SWEEP_INTERVAL;
+pub use tally::{as_gauge, reported};
+use view::{Origin, Reach};
 use watchers::Watchers;
 
 use crate::{
@@ -31,31 +34,23 @@ use crate::{
     cluster::{Change, Claim, Cluster, Committed, Edge, Message, Unavailable},
     history::Recorder,
     ids::{CallId, NodeId, SocketId, UserId},
+    metrics::{self, Invariant, Limit, Outcome, Path},
     payload::Payload,
-    protocol::{CallRef, CallView, Presence, ServerEvent},
+    protocol::{CallRef, CallView, ServerEvent},
     time::{Clock, Timestamp},
 };
 
 /// How often a decision is made again because the record changed meanwhile.
 const MAX_DECISIONS: usize = 4;
-/// Most calls that one sweep takes at a time.
-const SWEEP_BATCH: usize = 256;
-/// Most of these in one sweep.
-const MAX_SWEEP_BATCHES: usize = 16;
-/// How often the deadlines are looked through.
-pub const SWEEP_INTERVAL: Duration = Duration::from_millis(200);
-
-/// How often a node looks up the records of the calls that concern it.
-const LOOK_UP_INTERVAL: Duration = Duration::from_secs(15);
-
 /// The sockets of this node.
 pub trait Outlet: Send + Sync + 'static {
     /// The sockets of `user` on this node.
     fn sockets_of(&self, user: &UserId) -> Vec<SocketId>;
 
     /// Sends `event` to a socket, after all that was sent to it before, and says whether the socket
-    /// takes it. Never waits. One that is gone takes nothing; one that does not keep up is closed.
-    fn emit(&self, socket: SocketId, event: &ServerEvent) -> bool;
+    /// takes it. Never waits. One that is gone takes nothing; one that does not keep up is closed. What
+    /// is meant `for_user` goes to nobody else.
+    fn emit(&self, socket: SocketId, event: &ServerEvent, for_user: Option<&UserId>) -> bool;
 
     /// Closes a socket for good: its client does not come back by itself.
     fn disconnect(&self, socket: SocketId);
@@ -123,6 +118,11 @@ impl Calls {
         let watchers = Watchers::default();
         let (devices, departures) = (Mutex::default(), Mutex::default());
         Self { cluster, outlet, recorder, rules, clock, live, watchers, devices, departures }
+    }
+
+    /// What time it is, in microseconds.
+    pub fn now_us(&self) -> u64 {
+        self.clock.now_us()
     }
 
     /// The node that this is.
@@ -214,6 +214,15 @@ impl Calls {
 
     /// Places a call. Answers the call as it was placed: it rings, or ended at once.
     pub async fn initiate(&self, device: &Device, initiate: Initiate) -> Result<Call, Failure> {
+        let call_type = initiate.call_type;
+        let placed = self.place(device, initiate).await;
+        if let Err(failure) = &placed {
+            tally::not_placed(call_type, failure);
+        }
+        placed
+    }
+
+    async fn place(&self, device: &Device, initiate: Initiate) -> Result<Call, Failure> {
         let attempt = Attempt {
             id: CallId::generate(self.clock.now()),
             from: device.clone(),
@@ -226,7 +235,10 @@ impl Calls {
             let lobby = self.cluster.lobby(&device.user, &attempt.to).await?;
             let call = match self.rules.place(&attempt, &lobby, self.clock.now())? {
                 Placement::New(call) => call,
-                Placement::Repeated(call) => return placed(call),
+                Placement::Repeated(call) => {
+                    tally::attempted(call.call_type, Outcome::Repeated);
+                    return placed(call);
+                }
                 Placement::Supersede(earlier, role) => {
                     match self.transition(earlier, &Event::Superseded(role)).await {
                         Ok(_) | Err(Failure::Refused(_)) => continue,
@@ -244,12 +256,17 @@ impl Calls {
             };
             let claims = call.claimants().iter().map(claim).collect();
             let change = Change { call: call.clone(), claims };
-            let Committed::Stored(stored) = self.cluster.commit(change).await? else { continue };
+            let Committed::Stored(stored) = self.cluster.commit(change).await? else {
+                metrics::CONFLICTS.increment(1);
+                continue;
+            };
+            tally::placed(&call);
             self.recorder.record(&call);
             self.tell_placed(&call, lobby.callee_sockets, &stored.callee_nodes);
             self.announce(stored.edges);
             return placed(call);
         }
+        metrics::LIMITS.of(Limit::Decisions).increment(1);
         Err(Unavailable.into())
     }
 
@@ -258,7 +275,7 @@ impl Calls {
         debug!(call = %call.id, status = call.status().as_str(), "call placed");
         if let (Some(news), Some(socket)) = (first_news(call, devices), call.caller.link.socket()) {
             let event = ServerEvent::from_news(news, call, Role::Caller, self.clock.now());
-            self.outlet.emit(socket, &event);
+            self.outlet.emit(socket, &event, Some(&call.caller.user));
         }
         if call.is_live() {
             self.live.open(call).rings_on(callee_nodes, &self.reach());
@@ -267,17 +284,27 @@ impl Calls {
         }
     }
 
-    /// Passes an offer, an answer or a candidate on. The first answer wins the call.
+    /// Passes an offer, an answer or a candidate on, which came in on its socket at `received_us`. The
+    /// first answer wins the call.
     pub async fn signal(
         &self,
         device: &Device,
         target: &CallRef,
         signal: Signal,
         payload: Payload,
+        received_us: u64,
     ) -> Result<CallId, Failure> {
         let live = self.find(device, target).await?;
         self.confirm(&live, device).await?;
-        let relay = |live: &LiveCall| live.relay(device, signal, &payload, &self.reach());
+        let origin = Origin { received_us, path: Path::Local };
+        let relay = |live: &LiveCall| {
+            let reach = Reach { origin: Some(origin), ..self.reach() };
+            live.relay(device, signal, &payload, &reach).inspect_err(|failure| {
+                if let Failure::Full { .. } = failure {
+                    metrics::LIMITS.of(Limit::Waiting).increment(1);
+                }
+            })
+        };
         let id = live.id();
         match relay(&live)? {
             Route::Answers(_) => {
@@ -357,86 +384,6 @@ impl Calls {
         self.confirm(&live, device).await
     }
 
-    /// Watches `users` for this socket and answers their presence now.
-    pub async fn subscribe(
-        &self,
-        socket: SocketId,
-        users: &[UserId],
-    ) -> Result<Vec<(UserId, Presence)>, Failure> {
-        self.watchers.add(socket, users).map_err(|_| Failure::TooManyWatched)?;
-        let edges = self.cluster.watch(users).await?;
-        Ok(self.watchers.settle(socket, edges, &*self.outlet, self.clock.now()))
-    }
-
-    pub async fn unsubscribe(&self, socket: SocketId, users: &[UserId]) {
-        self.unwatch(self.watchers.remove(socket, users)).await;
-    }
-
-    /// Tells the cluster that nobody here watches `users`, unless somebody does again.
-    async fn unwatch(&self, users: Vec<UserId>) {
-        if users.is_empty() {
-            return;
-        }
-        let mut result = self.cluster.unwatch(&users).await;
-        let again = self.watchers.watched(users);
-        if !again.is_empty() {
-            result = self.cluster.watch(&again).await.map(|_| ());
-        }
-        if let Err(error) = result {
-            warn!(%error, "presence of users is still sent here for nobody");
-        }
-    }
-
-    /// Attends to the calls whose deadline has passed.
-    pub async fn sweep(&self) -> Result<(), Unavailable> {
-        self.sign_off_late().await?;
-        self.live.forget_retired(self.clock.now());
-        for _ in 0..MAX_SWEEP_BATCHES {
-            let due = self.cluster.due(self.clock.now(), SWEEP_BATCH).await?;
-            let is_last = due.len() < SWEEP_BATCH;
-            for call in due {
-                self.attend(call).await;
-            }
-            if is_last {
-                return Ok(());
-            }
-        }
-        warn!(calls = MAX_SWEEP_BATCHES * SWEEP_BATCH, "more calls are due than one sweep takes");
-        Ok(())
-    }
-
-    async fn attend(&self, call: Call) {
-        if !call.is_live() {
-            // Its row was not stored yet when it was last looked at.
-            return self.recorder.record(&call);
-        }
-        let id = call.id;
-        match self.transition(call, &Event::Due).await {
-            Ok(_) | Err(Failure::Refused(_)) => {}
-            Err(failure) => warn!(%failure, call = %id, "an overdue call could not be ended"),
-        }
-    }
-
-    /// Sweeps, and now and then looks all calls in view up, until `shutdown` completes.
-    pub async fn run_sweeper(&self, shutdown: impl Future<Output = ()>) {
-        let mut shutdown = std::pin::pin!(shutdown);
-        let mut sweeps = tokio::time::interval(SWEEP_INTERVAL);
-        let mut look_ups = tokio::time::interval(LOOK_UP_INTERVAL);
-        for ticks in [&mut sweeps, &mut look_ups] {
-            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        }
-        loop {
-            let attended = tokio::select! {
-                _ = sweeps.tick() => self.sweep().await,
-                _ = look_ups.tick() => self.look_up().await,
-                () = &mut shutdown => return,
-            };
-            if let Err(error) = attended {
-                warn!(%error, "deadlines could not be looked through");
-            }
-        }
-    }
-
     /// The call that `target` means: the one with its id, else the latest one of the device's user,
     /// if it is with the user named. It may have ended.
     async fn find(&self, device: &Device, target: &CallRef) -> Result<Arc<LiveCall>, Failure> {
@@ -475,6 +422,7 @@ impl Calls {
             let change = Change { call: next.clone(), claims: Vec::new() };
             match self.cluster.commit(change).await? {
                 Committed::Stored(stored) => {
+                    tally::changed(&call, &next);
                     self.recorder.record(&next);
                     self.observe(&call, &next);
                     if next.is_ringing() && next.caller.link.node() == Some(self.node()) {
@@ -487,10 +435,17 @@ impl Calls {
                     }
                     return Ok(next);
                 }
-                Committed::Conflict(Some(newer)) => call = *newer,
+                Committed::Conflict(Some(newer)) => {
+                    metrics::CONFLICTS.increment(1);
+                    if newer.version < call.version {
+                        metrics::violated(Invariant::VersionBack);
+                    }
+                    call = *newer;
+                }
                 Committed::Conflict(None) => return Err(Refusal::NotInCall.into()),
             }
         }
+        metrics::LIMITS.of(Limit::Decisions).increment(1);
         Err(Unavailable.into())
     }
 
@@ -505,7 +460,9 @@ impl Calls {
     }
 
     fn reach(&self) -> Reach<'_> {
-        Reach { outlet: &*self.outlet, cluster: &*self.cluster, now: self.clock.now() }
+        let now = self.clock.now();
+        let (outlet, cluster) = (&*self.outlet, &*self.cluster);
+        Reach { outlet, cluster, now, clock: &self.clock, origin: None }
     }
 }
 

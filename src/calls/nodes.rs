@@ -3,13 +3,18 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use tokio::sync::mpsc;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
-use super::{Calls, Failure, live::Received};
+use super::{
+    Calls, Failure,
+    live::Received,
+    view::{Origin, Reach},
+};
 use crate::{
     call::{Binding, Call, Device, Event, Link, Role},
     cluster::{Departed, Inbound, Message, Relay, Unavailable},
     ids::{NodeId, UserId},
+    metrics::{self, Invariant, Path},
 };
 
 /// How long a node that stops stays at the most for devices that are not back elsewhere yet.
@@ -84,6 +89,7 @@ impl Calls {
     /// The cluster has forgotten this node, or news of it were lost: says again who is here, and
     /// looks every call up.
     async fn start_over(&self) -> Result<(), Unavailable> {
+        metrics::RESETS.increment(1);
         let devices: Vec<Device> = self.devices().values().cloned().collect();
         info!(devices = devices.len(), "this node tells the cluster again who is here");
         for device in &devices {
@@ -114,6 +120,10 @@ impl Calls {
                 Some(call) if call.version > seen.version => {
                     self.observe(&seen, &call);
                     self.ring_here(&call);
+                }
+                Some(call) if call.version < seen.version => {
+                    metrics::violated(Invariant::VersionBack);
+                    error!(call = %call.id, "the record of a call is older than it was");
                 }
                 Some(_) => {}
                 None => self.put_back(seen).await?,
@@ -165,8 +175,11 @@ impl Calls {
     /// Passes a message on that came from another node. If it is ahead of what is known here of its
     /// call, the record is looked up first.
     async fn pass_on(&self, relay: Relay) -> Result<(), Unavailable> {
+        let received_us = relay.received_us;
+        let origin = received_us.map(|received_us| Origin { received_us, path: Path::Remote });
+        let reach = || Reach { origin, ..self.reach() };
         if let Some(live) = self.live.get(relay.call)
-            && let Received::Done = live.receive(relay.clone(), &self.reach())
+            && let Received::Done = live.receive(relay.clone(), &reach())
         {
             return Ok(());
         }
@@ -177,7 +190,7 @@ impl Calls {
         self.observe(&call, &call);
         self.ring_here(&call);
         if let Some(live) = self.live.get(relay.call) {
-            live.receive(relay, &self.reach());
+            live.receive(relay, &reach());
         }
         Ok(())
     }

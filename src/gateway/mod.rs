@@ -31,9 +31,10 @@ use self::{
     wire::Upgraded,
 };
 use crate::{
-    calls::{Calls, Outlet},
+    calls::{Calls, Outlet, as_gauge},
     cluster::Unavailable,
     ids::UserId,
+    metrics::{self, Sent, Transport},
     protocol::{ErrorType, MAX_MESSAGE_BYTES, ServerEvent},
 };
 
@@ -119,7 +120,7 @@ impl Gateway {
             let (context, io) = (context.clone(), self.io.clone());
             let upgraded = self.upgraded.clone();
             move |socket: SocketRef, auth: TryData<Map<String, Value>>| {
-                admit(context, io, upgraded, socket, auth)
+                count_refused(admit(context, io, upgraded, socket, auth))
             }
         };
         self.io.ns("/", greet.with(gate));
@@ -176,6 +177,15 @@ impl Serving {
         }
     }
 
+    /// Sets the gauges of what is connected now.
+    pub fn sample(&self) {
+        let sockets = self.io.sockets();
+        let is_websocket = |socket: &&SocketRef| self.upgraded.switch_of(socket).is_some();
+        let websockets = sockets.iter().filter(is_websocket).count();
+        metrics::SOCKETS.of(Transport::Websocket).set(as_gauge(websockets));
+        metrics::SOCKETS.of(Transport::Polling).set(as_gauge(sockets.len() - websockets));
+    }
+
     async fn say_goodbye(&self, window: Duration) {
         let sockets = self.io.sockets();
         if sockets.is_empty() {
@@ -192,10 +202,20 @@ impl Serving {
                 session.hush();
             }
             // One that is gone, or reads too slowly, is closed without a word.
-            let _ = socket.emit(draining.name(), &draining);
+            if socket.emit(draining.name(), &draining).is_ok() {
+                metrics::SENT.of(Sent::Draining).increment(1);
+                metrics::SENT_BYTES.of(Sent::Draining).increment(draining.size_bytes() as u64);
+            }
         }
         tokio::time::sleep(GOODBYE_TIME).await;
     }
+}
+
+async fn count_refused(admitted: impl Future<Output = Result<(), Refused>>) -> Result<(), Refused> {
+    let refused = |refused: &Refused| {
+        metrics::CONNECTIONS_REFUSED.of(refused.error_type).increment(1);
+    };
+    admitted.await.inspect_err(refused)
 }
 
 /// Runs before the client is told that it is connected: whatever it sends then finds a receiver,

@@ -19,6 +19,7 @@ use crate::{
     cluster::Cluster,
     health::{Health, Part},
     ids::CallId,
+    metrics::{self, Limit},
 };
 
 /// Most rows that are written at once.
@@ -61,6 +62,7 @@ impl Recorder {
         match self.backlog.push(Row::from(call)) {
             Ok(()) => self.is_full.store(false, Ordering::Relaxed),
             Err(Refused::Full) => {
+                metrics::LIMITS.of(Limit::Backlog).increment(1);
                 if !self.is_full.swap(true, Ordering::Relaxed) {
                     warn!("the history backlog is full: ended calls wait in the cluster");
                 }
@@ -128,7 +130,10 @@ impl Writer {
             let row = std::slice::from_ref(&row);
             match self.save_one(row).await {
                 Ok(()) => self.settle(row).await,
-                Err(error) => error!(%error, ?row, "a history row is refused: it is lost"),
+                Err(error) => {
+                    metrics::ROWS_REFUSED.increment(1);
+                    error!(%error, ?row, "a history row is refused: it is lost");
+                }
             }
         }
     }

@@ -7,6 +7,7 @@ import { dial, pair, ringing } from '../support/calls.mjs';
 import { eventually } from '../support/check.mjs';
 import { freePort, startCluster, startRedis } from '../support/cluster.mjs';
 import { row } from '../support/http.mjs';
+import { scrape } from '../support/metrics.mjs';
 import { startPostgres } from '../support/postgres.mjs';
 import { adminUrlOf, launch, privateFolder } from '../support/server.mjs';
 
@@ -86,9 +87,47 @@ describe('the health page', { concurrency: true }, () => {
     }, 'it says that history cannot be written', 20_000);
     assert.deepEqual([away.code, away.status], [200, 'degraded']);
     assert.ok(trouble(away, 'history').since <= Date.now());
+    const waiting = await scrape(node);
+    assert.equal(waiting.value('switchboard_trouble', { part: 'history' }), 1);
+    assert.equal(waiting.value('switchboard_history_backlog_rows'), 1);
+    assert.ok(waiting.value('switchboard_history_backlog_age_seconds') > 0);
+    assert.ok(waiting.value('switchboard_history_errors_total', { operation: 'save' }) > 0);
     await postgres.start();
     await says(node.adminUrl, 'ok', 30_000);
+    const written = await scrape(node);
+    assert.equal(written.value('switchboard_trouble'), 0);
+    assert.equal(written.value('switchboard_history_backlog_rows'), 0);
+    assert.equal(written.value('switchboard_history_backlog_age_seconds'), 0);
     await row(node, caller.userId, callId);
+  });
+
+  test('counts what a Redis that was away cost, and a dead node once', async (t) => {
+    const cluster = await startCluster(3);
+    t.after(() => cluster.stop());
+    const before = await scrape(cluster);
+    process.kill(cluster.redis.pid, 'SIGSTOP');
+    await says(cluster.nodes[0].adminUrl, 'degraded');
+    process.kill(cluster.redis.pid, 'SIGCONT');
+    await eventually(async () => {
+      const now = await scrape(cluster);
+      const more = (name, labels) => now.value(name, labels) > before.value(name, labels);
+      return more('switchboard_redis_errors_total', { command: 'beat' })
+        && more('switchboard_redis_reconnects_total') && more('switchboard_cluster_resets_total');
+    }, 'it is counted');
+    for (const node of cluster.nodes) await says(node.adminUrl, 'ok', 20_000);
+
+    const [dead, ...rest] = cluster.nodes;
+    await dead.kill();
+    const living = { nodes: rest };
+    const buried = async () => (await scrape(living)).value('switchboard_dead_nodes_total');
+    await eventually(async () => (await buried()) > 0, 'the dead node is buried', 30_000);
+    // Each of the others looks every 2 s: both have, when both have beaten twice more.
+    const beats = async (node) => (await scrape(node)).value('switchboard_redis_command_seconds_count', { command: 'beat' });
+    for (const node of rest) {
+      const now = await beats(node);
+      await eventually(async () => (await beats(node)) > now + 1, 'its heart beats');
+    }
+    assert.equal(await buried(), 1);
   });
 
   test('of a node that stops: draining, while its clients go', async (t) => {

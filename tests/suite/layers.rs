@@ -6,12 +6,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const ORDER: [&str; 15] = [
-    "time", "health", "ids", "payload", "call", "protocol", "cluster", "history", "calls",
-    "gateway", "logs", "http", "config", "shutdown", "app",
+const ORDER: [&str; 16] = [
+    "time", "health", "ids", "payload", "call", "protocol", "metrics", "cluster", "history",
+    "calls", "gateway", "logs", "http", "config", "shutdown", "app",
 ];
 
-fn rust_files(folder: &Path) -> Vec<PathBuf> {
+pub fn rust_files(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();

@@ -6,6 +6,7 @@ mod catalogue;
 mod cluster;
 mod history;
 mod layers;
+mod metrics;
 mod moves;
 mod postgres;
 mod postgres_server;

@@ -8,7 +8,7 @@
 -- ARGV[4]  the node's field for its watchers
 -- ARGV[5]  how many users at the most
 -- ARGV[6]  when somebody hears of them again, in ms
--- Answers the ids of the users. When there are none left, the node is forgotten.
+-- Answers the ids of the users, and 1 if there were none left and this forgot the node, else 0.
 local users = redis.call('SPOP', KEYS[1], ARGV[5])
 for _, id in ipairs(users) do
     local user = ARGV[1] .. id
@@ -20,6 +20,6 @@ for _, id in ipairs(users) do
     end
 end
 if #users == 0 then
-    redis.call('ZREM', KEYS[2], ARGV[2])
+    return { users, redis.call('ZREM', KEYS[2], ARGV[2]) }
 end
-return users
+return { users, 0 }

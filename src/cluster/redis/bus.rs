@@ -11,6 +11,7 @@ use tokio::sync::{Notify, broadcast::error::RecvError, mpsc};
 use tracing::{debug, info, warn};
 
 use super::{
+    asked::timed,
     envelope::{Content, Envelope},
     outgoing::{Outgoing, end_of},
 };
@@ -18,6 +19,7 @@ use crate::{
     cluster::{Inbound, Message, Relay, link::Receiver},
     health::{Health, Part},
     ids::{CallId, NodeId},
+    metrics::{self, Command, Connection, Limit},
     time::Clock,
 };
 
@@ -64,8 +66,13 @@ impl Bus {
     }
 
     pub fn send(&self, to: NodeId, message: Message) {
+        metrics::NODE_SENT.of(message.said()).increment(1);
         self.outgoing(to, |outgoing| {
+            if outgoing.is_full() {
+                metrics::NODE_DROPPED.increment(1);
+            }
             if !outgoing.put(message) {
+                metrics::LIMITS.of(Limit::NodeQueue).increment(1);
                 warn!(node = %to, "the queue to a node is full: messages are dropped for now");
             }
         });
@@ -86,6 +93,11 @@ impl Bus {
         });
         change(&mut peer.outgoing());
         peer.wake.notify_one();
+    }
+
+    /// How many messages wait to be published.
+    pub fn queued(&self) -> usize {
+        self.peers().values().map(|peer| peer.outgoing().queued()).sum()
     }
 
     /// Takes back what is on its way to a node about a call and that nobody has heard, in order.
@@ -122,8 +134,10 @@ impl Bus {
                 let contents = peer.outgoing().next(now);
                 for content in contents {
                     let up_to = end_of(&content);
+                    metrics::NODE_RESENT.increment(peer.outgoing().repeated(&content));
                     match self.publish(to, content).await {
                         Some(0) => {
+                            metrics::PUBLISHES_UNHEARD.increment(1);
                             unheard_since.get_or_insert(now);
                             pause = RETRY;
                         }
@@ -154,8 +168,10 @@ impl Bus {
 
     /// How many heard it; None if Redis did not say.
     async fn publish(&self, to: NodeId, content: Content) -> Option<i64> {
+        metrics::PUBLISHES.of(content.kind()).increment(1);
         let text = Envelope::new(self.0.node, content).write();
-        match self.0.client.spublish(self.channel(to), text).await {
+        let published = self.0.client.spublish(self.channel(to), text);
+        match timed(Command::Publish, published).await {
             Ok(receivers) => Some(receivers),
             Err(error) => {
                 debug!(%error, node = %to, "a publish failed; the link will notice");
@@ -169,7 +185,8 @@ impl Bus {
         let mut reachable = Vec::with_capacity(nodes.len());
         for node in nodes {
             let counts: HashMap<String, i64> =
-                self.0.client.pubsub_shardnumsub(self.channel(*node)).await?;
+                timed(Command::Other, self.0.client.pubsub_shardnumsub(self.channel(*node)))
+                    .await?;
             reachable.push(counts.values().any(|count| *count > 0));
         }
         Ok(reachable)
@@ -207,12 +224,14 @@ impl Bus {
                     // The links ask for what is missing, unless it is too old by now and no more
                     // comes from that node.
                     Err(RecvError::Lagged(count)) => {
+                        metrics::LIMITS.of(Limit::NodeInbox).increment(1);
                         warn!(count, "more came in than this node takes: all calls are looked up");
                         let _ = inbox.send(Inbound::Reset).await;
                     }
                     Err(RecvError::Closed) => return,
                 },
                 _ = reconnections.recv() => {
+                    metrics::REDIS_RECONNECTS.of(Connection::Messages).increment(1);
                     let _ = self.subscribe(&subscriber).await;
                 }
                 _ = canary.tick() => {
@@ -263,12 +282,14 @@ impl Bus {
             Content::Again(number) => self.outgoing(from, |outgoing| outgoing.send_again(number)),
             Content::Frame(frame) => {
                 let delivery = links.entry(from).or_default().receive(frame);
+                metrics::NODE_LOST.increment(delivery.lost);
                 if delivery.lost > 0 {
                     warn!(node = %from, count = delivery.lost, "messages of a node are lost");
                     // Its records say what they would have said of calls.
                     let _ = inbox.send(Inbound::Reset).await;
                 }
                 for message in delivery.messages {
+                    metrics::NODE_RECEIVED.of(message.said()).increment(1);
                     let inbound = match message {
                         Message::Dropped { count } => {
                             warn!(node = %from, count, "a node could not send all of its messages");
@@ -280,6 +301,7 @@ impl Bus {
                     let _ = inbox.send(inbound).await;
                 }
                 if let Some(number) = delivery.ask_from {
+                    metrics::NODE_GAPS.increment(1);
                     self.outgoing(from, |outgoing| outgoing.ask(number));
                 }
             }

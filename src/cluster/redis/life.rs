@@ -12,6 +12,7 @@ use tracing::{info, warn};
 
 use super::{
     Redis,
+    asked::timed,
     facts::{list, sockets_field, text, watch_field},
 };
 use crate::{
@@ -19,6 +20,7 @@ use crate::{
     cluster::{Departed, Inbound, Unavailable},
     health::Part,
     ids::{NodeId, UserId},
+    metrics::{self, Command, Connection},
     time::{Clock, Timestamp},
 };
 
@@ -40,7 +42,7 @@ impl Redis {
         let keys = vec![self.keys.nodes()];
         let arguments = vec![self.node.to_string()];
         let (added, now_ms): (u64, u64) =
-            self.scripts.beat.evalsha_with_reload(&self.client, keys, arguments).await?;
+            self.scripts.beat.run(&self.client, keys, arguments).await?;
         let took = asked.elapsed();
         if took < MAX_TIME_ERROR {
             self.clock.set(Timestamp::from_millis(now_ms) + took / 2);
@@ -61,6 +63,7 @@ impl Redis {
             tokio::select! {
                 _ = ticks.tick() => {}
                 _ = reconnections.recv() => {
+                    metrics::REDIS_RECONNECTS.of(Connection::Commands).increment(1);
                     // What failed meanwhile is done again, from what is the case now.
                     self.start_over(&inbox).await;
                 }
@@ -105,11 +108,9 @@ impl Redis {
 
     async fn bury_dead(&self, inbox: &mpsc::Sender<Inbound>) -> Result<(), Unavailable> {
         let latest = score(self.now().as_millis().saturating_sub(DEAD_AFTER_MS));
-        let dead: Vec<String> = self
-            .client
-            .zrangebyscore(self.keys.nodes(), f64::NEG_INFINITY, latest, false, None)
-            .await
-            .map_err(|_| Unavailable)?;
+        let silent =
+            self.client.zrangebyscore(self.keys.nodes(), f64::NEG_INFINITY, latest, false, None);
+        let dead: Vec<String> = timed(Command::Other, silent).await.map_err(|_| Unavailable)?;
         for node in dead.iter().filter_map(|node| node.parse::<NodeId>().ok()) {
             if node != self.node {
                 self.bury(node, inbox).await?;
@@ -174,10 +175,14 @@ impl Redis {
                 BURY_USERS.to_string(),
                 (self.now() + SEE_OFF_LEASE).as_millis().to_string(),
             ];
-            let users = list(self.run(&self.scripts.bury, keys, arguments).await?);
-            let users: Vec<UserId> =
-                users.into_iter().filter_map(|user| text(user).parse().ok()).collect();
+            let mut answer = list(self.run(&self.scripts.bury, keys, arguments).await?).into_iter();
+            let mut next = || answer.next().unwrap_or(Value::Null);
+            let users = list(next()).into_iter();
+            let users: Vec<UserId> = users.filter_map(|user| text(user).parse().ok()).collect();
             if users.is_empty() {
+                if text(next()) == "1" {
+                    metrics::DEAD_NODES.increment(1);
+                }
                 return Ok(());
             }
             self.pass_on_departed(node, &users, inbox).await?;

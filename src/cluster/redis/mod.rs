@@ -1,6 +1,7 @@
 //! The cluster on Redis: records, claims, presence and deadlines in keys of one hash tag, messages
 //! on one sharded channel a node.
 
+mod asked;
 mod bus;
 mod connect;
 mod envelope;
@@ -20,12 +21,13 @@ use std::{
 };
 
 use async_trait::async_trait;
-use fred::{prelude::*, types::scripts::Script};
+use fred::prelude::*;
 use futures_util::future::try_join_all;
 use tokio::sync::mpsc;
 use tracing::warn;
 
 use self::{
+    asked::{Named, Scripts, timed},
     bus::Bus,
     facts::{Facts, list, read_record, sockets_field, text, watch_field, write_record},
 };
@@ -36,6 +38,7 @@ use crate::{
     call::{Call, Lobby, Role},
     health::Health,
     ids::{CallId, NodeId, SocketId, UserId},
+    metrics::Command,
     protocol::Presence,
     time::{Clock, SharedClock, Timestamp},
 };
@@ -51,18 +54,6 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 const LAST_WORDS_POLL: Duration = Duration::from_millis(5);
 /// How much longer than its longest life a record is kept if nobody attends to it.
 const RECORD_MARGIN: Duration = Duration::from_hours(24);
-
-struct Scripts {
-    look: Script,
-    mark: Script,
-    commit: Script,
-    live: Script,
-    due: Script,
-    settle: Script,
-    bury: Script,
-    unseen: Script,
-    beat: Script,
-}
 
 /// One node of a cluster on Redis.
 pub struct Redis {
@@ -163,17 +154,7 @@ impl Redis {
             keys: Keys { prefix: format!("sb:{{{namespace}}}:") },
             client,
             bus,
-            scripts: Scripts {
-                look: Script::from_lua(include_str!("look.lua")),
-                mark: Script::from_lua(include_str!("mark.lua")),
-                commit: Script::from_lua(include_str!("commit.lua")),
-                live: Script::from_lua(include_str!("live.lua")),
-                due: Script::from_lua(include_str!("due.lua")),
-                settle: Script::from_lua(include_str!("settle.lua")),
-                bury: Script::from_lua(include_str!("bury.lua")),
-                unseen: Script::from_lua(include_str!("unseen.lua")),
-                beat: Script::from_lua(include_str!("beat.lua")),
-            },
+            scripts: Scripts::default(),
             clock,
             local: Mutex::default(),
             leaving: AtomicBool::new(false),
@@ -190,11 +171,11 @@ impl Redis {
 
     async fn run(
         &self,
-        script: &Script,
+        script: &Named,
         keys: Vec<String>,
         arguments: Vec<String>,
     ) -> Result<Value, Unavailable> {
-        script.evalsha_with_reload(&self.client, keys, arguments).await.map_err(|error| {
+        script.run(&self.client, keys, arguments).await.map_err(|error| {
             warn!(%error, "Redis did not carry a script out");
             Unavailable
         })
@@ -372,7 +353,9 @@ impl Cluster for Redis {
 
     async fn load(&self, id: CallId) -> Result<Option<Call>, Unavailable> {
         let record: Option<String> =
-            self.client.hget(self.keys.call(id), "r").await.map_err(|_| Unavailable)?;
+            timed(Command::Load, self.client.hget(self.keys.call(id), "r"))
+                .await
+                .map_err(|_| Unavailable)?;
         read_record(&record.unwrap_or_default())
     }
 
@@ -439,7 +422,8 @@ impl Cluster for Redis {
             return Ok(());
         }
         let members: Vec<String> = users.iter().map(|user| format!("{node}:{user}")).collect();
-        self.client.zrem(self.keys.departed(), members).await.map_err(|_| Unavailable)
+        let removed = self.client.zrem(self.keys.departed(), members);
+        timed(Command::Other, removed).await.map_err(|_| Unavailable)
     }
 
     fn recall(&self, from: NodeId, call: CallId) -> Vec<Relay> {
@@ -457,7 +441,7 @@ impl Cluster for Redis {
             warn!("not all that was meant for other nodes could be sent");
         }
         let left: Result<i64, Error> =
-            self.client.zrem(self.keys.nodes(), self.node.to_string()).await;
+            timed(Command::Other, self.client.zrem(self.keys.nodes(), self.node.to_string())).await;
         if let Err(error) = left {
             warn!(%error, "this node could not sign off: the others will bury it");
         }
@@ -465,5 +449,9 @@ impl Cluster for Redis {
 
     fn send(&self, to: NodeId, message: Message) {
         self.bus.send(to, message);
+    }
+
+    fn queued(&self) -> usize {
+        self.bus.queued()
     }
 }
