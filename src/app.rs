@@ -22,6 +22,7 @@ use crate::{
 
 /// What belongs to the whole process, and begins before the service.
 pub struct Process {
+    pub node: NodeId,
     pub filter: logs::Filter,
     pub metrics: Exposition,
 }
@@ -71,7 +72,7 @@ pub async fn serve(
     }
     let store: Arc<dyn Store> = Arc::new(Measured(open_store(&config).await?));
 
-    let node = NodeId::generate(Clock::System.now());
+    let node = process.node;
     let (cluster, inbox, leaving, clock): (Arc<dyn Cluster>, _, _, _) = match &config.redis_url {
         Some(url) => {
             let clock = SharedClock::starting_at(Clock::System.now());

@@ -11,7 +11,7 @@ use std::{
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Deserializer};
 
-use crate::call::Rules;
+use crate::{call::Rules, logs};
 
 /// A shorter history is surely a mistake in the unit.
 const MIN_RETENTION: Duration = Duration::from_hours(24);
@@ -81,6 +81,15 @@ struct Settings {
     /// Which cluster on that Redis this node belongs to [default: default]
     #[arg(long, env = "SWITCHBOARD_NAMESPACE", value_name = "NAME")]
     namespace: Option<String>,
+    /// The shape of the log [default: pretty]
+    #[arg(long, env = "SWITCHBOARD_LOG_FORMAT", value_enum, value_name = "FORMAT")]
+    log_format: Option<logs::Format>,
+    /// How users appear in the log [default: plain]
+    #[arg(long, env = "SWITCHBOARD_LOG_USERS", value_enum, value_name = "HOW")]
+    log_users: Option<logs::Users>,
+    /// What users are hashed with, so that nodes and restarts agree [default: random]
+    #[arg(long, env = "SWITCHBOARD_LOG_USERS_KEY", value_name = "KEY", hide_env_values = true)]
+    log_users_key: Option<String>,
     /// Where call history is kept: `sqlite://PATH` or `postgres://…`
     /// [default: `sqlite://switchboard.db`]
     #[arg(long, env = "SWITCHBOARD_DATABASE_URL", value_name = "URL", hide_env_values = true)]
@@ -128,6 +137,7 @@ pub enum AuthMode {
 pub struct Config {
     pub listen: SocketAddr,
     pub admin_listen: SocketAddr,
+    pub logs: logs::Settings,
     /// None: a cluster of one node, inside this process.
     pub redis_url: Option<String>,
     pub namespace: String,
@@ -191,6 +201,9 @@ impl Settings {
         Self {
             listen: self.listen.or(next.listen),
             admin_listen: self.admin_listen.or(next.admin_listen),
+            log_format: self.log_format.or(next.log_format),
+            log_users: self.log_users.or(next.log_users),
+            log_users_key: self.log_users_key.or(next.log_users_key),
             redis_url: self.redis_url.or(next.redis_url),
             namespace: self.namespace.or(next.namespace),
             database_url: self.database_url.or(next.database_url),
@@ -240,6 +253,11 @@ impl Settings {
         Ok(Config {
             listen,
             admin_listen: self.admin_listen.unwrap_or((Ipv4Addr::LOCALHOST, 9300).into()),
+            logs: logs::Settings {
+                format: self.log_format.unwrap_or_default(),
+                users: self.log_users.unwrap_or_default(),
+                users_key: self.log_users_key,
+            },
             redis_url: self.redis_url,
             namespace,
             database_url,
@@ -263,6 +281,7 @@ impl Config {
         let Self {
             listen,
             admin_listen,
+            logs,
             redis_url,
             namespace,
             database_url,
@@ -282,6 +301,11 @@ impl Config {
         };
         line("listen", listen.to_string().into());
         line("admin_listen", admin_listen.to_string().into());
+        line("log_format", logs.format.as_str().into());
+        line("log_users", logs.users.as_str().into());
+        if logs.users_key.is_some() {
+            line("log_users_key", "***".into());
+        }
         if let Some(url) = redis_url {
             line("redis_url", without_password(url).into());
         }
@@ -422,6 +446,8 @@ mod tests {
             assert!(!shown.contains("secret") && !shown.contains("se?cr"), "{shown}");
             assert!(shown.contains("***"), "{shown}");
         }
+        let printed = resolve("log_users_key = 'sesame'").unwrap().to_toml();
+        assert!(!printed.contains("sesame"), "{printed}");
         let plain = "postgres://db/calls?sslmode=require";
         assert_eq!(without_password(plain), plain);
     }

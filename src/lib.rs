@@ -65,5 +65,6 @@ pub mod logs;
 pub mod metrics;
 pub mod payload;
 pub mod protocol;
+pub mod redact;
 pub mod shutdown;
 pub mod time;

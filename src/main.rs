@@ -10,7 +10,9 @@ use clap::{Parser, error::ErrorKind};
 use switchboard::{
     app::{self, Process},
     config::{Cli, Config, Task},
+    ids::NodeId,
     logs, metrics,
+    time::Clock,
 };
 use tokio::runtime::Runtime;
 
@@ -53,9 +55,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 }
 
 fn serve(config: Config) -> anyhow::Result<()> {
-    let (runtime, filter) = start()?;
+    let node = NodeId::generate(Clock::System.now());
+    let (runtime, filter) = start(&config.logs, node)?;
     let metrics = metrics::install().context("nothing can be counted")?;
-    let process = Process { filter, metrics };
+    let process = Process { node, filter, metrics };
     let ready = |address| {
         // Whoever started the service may have closed its output: it serves all the same.
         let _ = print(&format!("switchboard is ready: open http://{address}/\n"));
@@ -64,13 +67,14 @@ fn serve(config: Config) -> anyhow::Result<()> {
 }
 
 fn migrate(config: Config) -> anyhow::Result<()> {
-    let (runtime, _) = start()?;
+    let node = NodeId::generate(Clock::System.now());
+    let (runtime, _) = start(&config.logs, node)?;
     Ok(runtime.block_on(app::migrate(&config))?)
 }
 
 /// Begins to log, and answers what tasks run on.
-fn start() -> anyhow::Result<(Runtime, logs::Filter)> {
-    let filter = logs::start().context("RUST_LOG cannot be read")?;
+fn start(settings: &logs::Settings, node: NodeId) -> anyhow::Result<(Runtime, logs::Filter)> {
+    let filter = logs::start(settings, node).context("RUST_LOG cannot be read")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -178,7 +178,7 @@ impl Calls {
         self.devices().remove(&device.socket);
         self.unwatch(self.watchers.forget(device.socket)).await;
         if let Err(error) = self.sign_off(device, may_return).await {
-            warn!(%error, user = %device.user, "a closed socket is signed off later");
+            warn!(%error, user = %device.user.logged(), "a closed socket is signed off later");
             self.departures().push((device.clone(), may_return));
         }
     }

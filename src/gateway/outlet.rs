@@ -25,7 +25,7 @@ impl SocketOutlet {
 
 /// The room of a user's sockets.
 pub fn room_of(user: &UserId) -> String {
-    format!("user:{user}")
+    format!("user:{}", user.as_str())
 }
 
 pub fn socket_id(sid: Sid) -> SocketId {

@@ -209,7 +209,7 @@ impl Session {
             socket.leave(room);
             return Err(error);
         }
-        debug!(user = %device.user, socket = %self.socket, "joined");
+        debug!(user = %device.user.logged(), socket = %self.socket, "joined");
         metrics::SOCKETS_JOINED.increment(1);
         self.device.set(device).expect("a socket joins once, by its middleware or its inbox");
         Ok(())
@@ -221,7 +221,7 @@ impl Session {
         if !self.welcomed.swap(true, Ordering::Relaxed)
             && let Err(error) = self.context.calls.welcome(device).await
         {
-            warn!(%error, user = %device.user, "a device could not be told of its call");
+            warn!(%error, user = %device.user.logged(), "a device could not be told of its call");
         }
     }
 

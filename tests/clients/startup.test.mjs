@@ -118,6 +118,11 @@ describe('a start that cannot be', { concurrency: true }, () => {
     await assertRefusesToStart([...FREE, '--auth', 'magic'], { mentions: ['auth', 'magic'] });
   });
 
+  test('with a log in a shape that there is not', async () => {
+    await assertRefusesToStart([...FREE, '--log-format', 'xml'], { mentions: ['log-format', 'xml'] });
+    await assertRefusesToStart(FREE, { env: { SWITCHBOARD_LOG_USERS: 'secret' }, mentions: ['log-users', 'secret'] });
+  });
+
   test('open to the network without having been told so', async () => {
     await assertRefusesToStart(['--listen', '0.0.0.0:0'], { mentions: ['0.0.0.0', 'auth'] });
     await assertRefusesToStart(['--listen', '[::]:0'], { mentions: ['auth'] });
@@ -193,6 +198,8 @@ describe('a start', { concurrency: true }, () => {
     });
     assert.equal(code, 0);
     assert.match(stdout, /^listen = "127\.0\.0\.1:3000"$/m);
+    assert.match(stdout, /^log_format = "pretty"$/m);
+    assert.match(stdout, /^log_users = "plain"$/m);
     assert.match(stdout, /^admin_listen = "127\.0\.0\.1:9300"$/m);
     assert.match(stdout, /^database_url = "sqlite:\/\/switchboard\.db"$/m);
     assert.match(stdout, /^auth = "open"$/m);

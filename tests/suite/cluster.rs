@@ -70,9 +70,11 @@ fn update(call: &Call) -> Change {
 
 async fn stored(cluster: &dyn Cluster, change: Change) -> Vec<(String, Presence)> {
     match cluster.commit(change).await.unwrap() {
-        Committed::Stored(stored) => {
-            stored.edges.into_iter().map(|edge| (edge.user.to_string(), edge.presence)).collect()
-        }
+        Committed::Stored(stored) => stored
+            .edges
+            .into_iter()
+            .map(|edge| (edge.user.as_str().to_owned(), edge.presence))
+            .collect(),
         Committed::Conflict(current) => panic!("conflict with {current:?}"),
     }
 }

@@ -6,9 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const ORDER: [&str; 16] = [
-    "time", "health", "ids", "payload", "call", "protocol", "metrics", "cluster", "history",
-    "calls", "gateway", "logs", "http", "config", "shutdown", "app",
+const ORDER: [&str; 17] = [
+    "time", "health", "redact", "ids", "payload", "call", "protocol", "metrics", "cluster",
+    "history", "calls", "gateway", "logs", "http", "config", "shutdown", "app",
 ];
 
 pub fn rust_files(folder: &Path) -> Vec<PathBuf> {

@@ -73,7 +73,7 @@ impl Bus {
             }
             if !outgoing.put(message) {
                 metrics::LIMITS.of(Limit::NodeQueue).increment(1);
-                warn!(node = %to, "the queue to a node is full: messages are dropped for now");
+                warn!(peer = %to, "the queue to a node is full: messages are dropped for now");
             }
         });
     }
@@ -156,7 +156,7 @@ impl Bus {
                     || peer.outgoing().is_over()
                 {
                     peers.remove(&to);
-                    return debug!(node = %to, "nobody listens for a node: its link is closed");
+                    return debug!(peer = %to, "nobody listens for a node: its link is closed");
                 }
                 drop(peers);
                 if pause == RETRY || !peer.outgoing().has_more() {
@@ -174,7 +174,7 @@ impl Bus {
         match timed(Command::Publish, published).await {
             Ok(receivers) => Some(receivers),
             Err(error) => {
-                debug!(%error, node = %to, "a publish failed; the link will notice");
+                debug!(%error, peer = %to, "a publish failed; the link will notice");
                 None
             }
         }
@@ -284,7 +284,7 @@ impl Bus {
                 let delivery = links.entry(from).or_default().receive(frame);
                 metrics::NODE_LOST.increment(delivery.lost);
                 if delivery.lost > 0 {
-                    warn!(node = %from, count = delivery.lost, "messages of a node are lost");
+                    warn!(peer = %from, count = delivery.lost, "messages of a node are lost");
                     // Its records say what they would have said of calls.
                     let _ = inbox.send(Inbound::Reset).await;
                 }
@@ -292,7 +292,7 @@ impl Bus {
                     metrics::NODE_RECEIVED.of(message.said()).increment(1);
                     let inbound = match message {
                         Message::Dropped { count } => {
-                            warn!(node = %from, count, "a node could not send all of its messages");
+                            warn!(peer = %from, count, "a node could not send all of its messages");
                             Inbound::Reset
                         }
                         message => Inbound::Message(from, message),

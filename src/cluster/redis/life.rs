@@ -163,7 +163,7 @@ impl Redis {
     }
 
     async fn bury(&self, node: NodeId, inbox: &mpsc::Sender<Inbound>) -> Result<(), Unavailable> {
-        warn!(%node, "a node is dead: its users are taken off it");
+        warn!(peer = %node, "a node is dead: its users are taken off it");
         self.bus.forget(node);
         loop {
             let keys = vec![self.keys.node(node), self.keys.nodes(), self.keys.departed()];

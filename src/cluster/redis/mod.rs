@@ -106,7 +106,7 @@ impl Keys {
     }
 
     fn user(&self, user: &UserId) -> String {
-        format!("{}user:{user}", self.prefix)
+        format!("{}user:{}", self.prefix, user.as_str())
     }
 
     fn node(&self, node: NodeId) -> String {
@@ -209,7 +209,7 @@ impl Redis {
             let keys = vec![self.keys.user(user), self.keys.node(self.node)];
             let arguments = vec![
                 self.keys.call_prefix(),
-                user.to_string(),
+                user.as_str().to_owned(),
                 sockets_field(self.node),
                 watch_field(self.node),
                 field.clone(),
@@ -264,8 +264,8 @@ impl Redis {
             u8::from(call.is_live()).to_string(),
             call.deadline().as_millis().to_string(),
             life.as_millis().to_string(),
-            caller.to_string(),
-            callee.to_string(),
+            caller.as_str().to_owned(),
+            callee.as_str().to_owned(),
             caller_claim,
             callee_claim,
         ];
@@ -421,7 +421,8 @@ impl Cluster for Redis {
         if users.is_empty() {
             return Ok(());
         }
-        let members: Vec<String> = users.iter().map(|user| format!("{node}:{user}")).collect();
+        let members: Vec<String> =
+            users.iter().map(|user| format!("{node}:{}", user.as_str())).collect();
         let removed = self.client.zrem(self.keys.departed(), members);
         timed(Command::Other, removed).await.map_err(|_| Unavailable)
     }
