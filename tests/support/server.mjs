@@ -199,7 +199,7 @@ export async function adminUrlOf(run) {
 }
 
 // The caller's own switchboard settings must not leak into the server under test.
-function withoutSettings(env) {
+export function withoutSettings(env) {
   return Object.fromEntries(Object.entries(env).filter(([name]) => !name.startsWith('SWITCHBOARD_')));
 }
 
