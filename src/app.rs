@@ -3,26 +3,40 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::sync::mpsc::Receiver;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::{
     auth::{Access, Checker, KeyError},
-    calls::Calls,
+    calls::{Calls, as_gauge},
     cluster::{Cluster, ConnectError, Hub, Inbound, Redis},
     config::{Auth, Config, is_postgres},
-    gateway::{Gateway, Leaving},
-    history::{self, Keeper, OpenError, Postgres, Sqlite, Store, StoreError},
+    gateway::{Gateway, Leaving, Serving},
+    health::{Health, Part, Phase},
+    history::{self, Keeper, Measured, OpenError, Postgres, Recorder, Sqlite, Store, StoreError},
     http::{self, Server},
     ids::NodeId,
+    logs,
+    metrics::{self, Exposition},
     shutdown::{self, Shutdown},
     time::{Clock, SharedClock},
 };
+
+/// What belongs to the whole process, and begins before the service.
+pub struct Process {
+    pub node: NodeId,
+    pub filter: logs::Filter,
+    pub metrics: Exposition,
+}
 
 /// Why the service could not start. Each is one sentence for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("cannot listen on {address}")]
     Listen { address: SocketAddr, source: io::Error },
+    #[error(
+        "cannot listen on {address} for health and metrics: SWITCHBOARD_ADMIN_LISTEN sets where"
+    )]
+    AdminListen { address: SocketAddr, source: io::Error },
     #[error("cannot use the database {url}")]
     Database { url: String, source: StoreError },
     #[error("cannot use the database {url}")]
@@ -39,7 +53,18 @@ pub enum StartError {
 const ORPHAN_MARGIN: Duration = Duration::from_hours(1);
 
 /// Serves until it is told to stop. `ready` is called with the address in use.
-pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(), StartError> {
+pub async fn serve(
+    config: Config,
+    process: Process,
+    ready: impl FnOnce(SocketAddr),
+) -> Result<(), StartError> {
+    let health = Health::default();
+    // Before anything that may take its time: whoever looks after this node sees what it waits for.
+    let (stop_admin, admin_stops) = shutdown::shutdown();
+    let admin = listen_for_admins(config.admin_listen).await?;
+    let admin_routes = http::ops::routes(health.clone(), process.filter, process.metrics.clone());
+    let admin = tokio::spawn(admin.run(admin_routes, admin_stops.wait()));
+
     let checker = match config.auth {
         Auth::Open => None,
         Auth::Jwt(ref trust) => Some(Checker::new(trust.clone())?),
@@ -52,13 +77,15 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
     if config.migrate {
         migrate(&config).await?;
     }
-    let store = open_store(&config).await?;
+    let store: Arc<dyn Store> = Arc::new(Measured(open_store(&config).await?));
 
-    let node = NodeId::generate(Clock::System.now());
+    let node = process.node;
     let (cluster, inbox, leaving, clock): (Arc<dyn Cluster>, _, _, _) = match &config.redis_url {
         Some(url) => {
             let clock = SharedClock::starting_at(Clock::System.now());
-            let joined = Redis::join(url.expose(), &config.namespace, node, clock.clone()).await;
+            let url = url.expose();
+            let joined =
+                Redis::join(url, &config.namespace, node, clock.clone(), health.clone()).await;
             let (redis, inbox) = joined.map_err(StartError::Redis)?;
             let leaving = Leaving::HandOver { window: config.drain_window };
             (redis, inbox, leaving, Clock::Shared(clock))
@@ -68,7 +95,8 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
             (Arc::new(memory), inbox, Leaving::ForGood, Clock::System)
         }
     };
-    let (recorder, writer) = history::recorder(store.clone(), cluster.clone());
+    let keeping_up = tokio::spawn(process.metrics.clone().keep_up());
+    let (recorder, writer) = history::recorder(store.clone(), cluster.clone(), health.clone());
     // In a file that holds one node's part, the end of a call is often missing, and not because all
     // that knew of the call died.
     let longest_call =
@@ -78,13 +106,17 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
         clock: clock.clone(),
         retention: config.history_retention,
         longest_call,
+        health: health.clone(),
     };
     let access = Arc::new(Access::new(checker, clock.clone()));
     access.prepare().await;
     let gateway = Gateway::default();
-    let calls = Calls::new(cluster.clone(), gateway.outlet(), recorder, config.rules, clock);
+    let calls =
+        Calls::new(cluster.clone(), gateway.outlet(), recorder.clone(), config.rules, clock);
     let calls = Arc::new(calls);
     let (serving, socket_routes) = gateway.serve(calls.clone(), access.clone(), config.stun_urls);
+    let serving = Arc::new(serving);
+    process.metrics.sample_with(sampler(health.clone(), serving.clone(), calls.clone(), recorder));
     let routes = http::routes(store.clone(), cluster.clone(), calls.clone(), access.clone());
     let routes = routes.merge(socket_routes);
 
@@ -101,9 +133,11 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
     let fetching = tokio::spawn(async move { access.keep_fresh(keys_stop.wait()).await });
     let listening = tokio::spawn(server.run(routes, listening_stops.wait()));
     let signalled = shutdown::signalled().map_err(StartError::Signals)?;
+    health.enter(Phase::Serving);
     ready(bound);
     signalled.await;
 
+    health.enter(Phase::Draining);
     tokio::spawn(shutdown::exit_at_second_signal());
     stop_listening.fire();
     leasing.abort();
@@ -123,7 +157,39 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
         }
     }
     store.close().await;
+    keeping_up.abort();
+    stop_admin.fire();
+    if let Err(error) = admin.await {
+        warn!(%error, "the admin listener had failed");
+    }
     Ok(())
+}
+
+/// Sets all gauges that are not kept up to date as things happen.
+fn sampler(
+    health: Health,
+    serving: Arc<Serving>,
+    calls: Arc<Calls>,
+    recorder: Recorder,
+) -> impl Fn() + Send + Sync {
+    move || {
+        metrics::READY.set(f64::from(u8::from(health.is_ready())));
+        for part in Part::ALL {
+            metrics::TROUBLES.of(part).set(f64::from(u8::from(health.is_troubled(part))));
+        }
+        serving.sample();
+        calls.sample();
+        metrics::BACKLOG_ROWS.set(as_gauge(recorder.backlog().len()));
+        metrics::BACKLOG_AGE.set(recorder.backlog().age());
+    }
+}
+
+async fn listen_for_admins(address: SocketAddr) -> Result<Server, StartError> {
+    let in_use = |source| StartError::AdminListen { address, source };
+    let server = Server::bind(address).await.map_err(in_use)?;
+    let bound = server.address().map_err(in_use)?;
+    info!("health and metrics are at http://{bound}/");
+    Ok(server)
 }
 
 /// Brings the schema of the history up to date.

@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr, sync::Arc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::time::Timestamp;
+use crate::{redact::Logged, time::Timestamp};
 
 /// A person, as the platform names them: 1 to 128 bytes of UTF-8 without control characters.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -48,6 +48,11 @@ impl UserId {
 
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The user as the log may name them.
+    pub fn logged(&self) -> Logged<'_> {
+        Logged(&self.0)
     }
 }
 
@@ -176,12 +181,6 @@ impl From<SocketId> for String {
     }
 }
 
-impl fmt::Display for UserId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
 impl fmt::Display for DeviceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -206,9 +205,11 @@ impl fmt::Display for SocketId {
     }
 }
 
+/// There is no `Display`: what goes to clients and to stores asks for [`UserId::as_str`], and the log cannot
+/// name a user in any other way than this and [`UserId::logged`].
 impl fmt::Debug for UserId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        fmt::Debug::fmt(&self.logged(), f)
     }
 }
 

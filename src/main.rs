@@ -1,21 +1,22 @@
 //! The `switchboard` command.
 
 use std::{
-    io::{self, IsTerminal, Write},
+    io::{self, Write},
     process::ExitCode,
 };
 
 use anyhow::Context;
 use clap::{Parser, error::ErrorKind};
 use switchboard::{
-    app,
+    app::{self, Process},
     auth::mint,
     bench,
     config::{Cli, Config, Task},
+    ids::NodeId,
+    logs, metrics,
     time::Clock,
 };
 use tokio::runtime::Runtime;
-use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -52,7 +53,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Task::PrintConfig(config) => print(&config.to_toml()),
         Task::Serve(config) => serve(config),
         Task::Migrate(config) => migrate(config),
-        Task::Bench(what) => print(&start()?.block_on(bench::run(what))?),
+        Task::Bench(what) => print(&runtime()?.block_on(bench::run(what))?),
         Task::MintToken(trust, wish) => {
             let token = mint(&trust, &wish, Clock::System.now())?;
             print(&format!("{token}\n"))
@@ -61,31 +62,30 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 }
 
 fn serve(config: Config) -> anyhow::Result<()> {
-    let runtime = start()?;
+    let node = NodeId::generate(Clock::System.now());
+    let (runtime, filter) = start(&config.logs, node)?;
+    let metrics = metrics::install().context("nothing can be counted")?;
+    let process = Process { node, filter, metrics };
     let ready = |address| {
         // Whoever started the service may have closed its output: it serves all the same.
         let _ = print(&format!("switchboard is ready: open http://{address}/\n"));
     };
-    Ok(runtime.block_on(app::serve(config, ready))?)
+    Ok(runtime.block_on(app::serve(config, process, ready))?)
 }
 
 fn migrate(config: Config) -> anyhow::Result<()> {
-    Ok(start()?.block_on(app::migrate(&config))?)
+    let node = NodeId::generate(Clock::System.now());
+    let (runtime, _) = start(&config.logs, node)?;
+    Ok(runtime.block_on(app::migrate(&config))?)
 }
 
 /// Begins to log, and answers what tasks run on.
-fn start() -> anyhow::Result<Runtime> {
-    let filter = EnvFilter::builder()
-        .with_default_directive(LevelFilter::INFO.into())
-        .from_env()
-        .context("RUST_LOG cannot be read")?
-        // It logs whole messages, and tokens are in them.
-        .add_directive("tungstenite=info".parse().expect("it is a directive"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .init();
+fn start(settings: &logs::Settings, node: NodeId) -> anyhow::Result<(Runtime, logs::Filter)> {
+    let filter = logs::start(settings, node).context("RUST_LOG cannot be read")?;
+    Ok((runtime()?, filter))
+}
+
+fn runtime() -> anyhow::Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

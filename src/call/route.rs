@@ -14,6 +14,18 @@ pub enum Signal {
     Candidate,
 }
 
+impl Signal {
+    pub const ALL: [Self; 3] = [Self::Offer, Self::Answer, Self::Candidate];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Offer => "offer",
+            Self::Answer => "answer",
+            Self::Candidate => "candidate",
+        }
+    }
+}
+
 /// Where a message goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route {

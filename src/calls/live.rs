@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use tracing::warn;
+use tracing::{error, warn};
 
 use super::{
     Failure,
@@ -18,6 +18,7 @@ use crate::{
     call::{Call, Device, News, Refusal, Role, Route, Signal, news},
     cluster::{Message, Relay},
     ids::{CallId, NodeId, SocketId, UserId},
+    metrics::{self, Invariant, Limit},
     payload::Payload,
     time::Timestamp,
 };
@@ -132,6 +133,7 @@ impl LiveCall {
         Self {
             id: call.id,
             view: Mutex::new(View {
+                awaits_answer: call.is_ringing(),
                 call,
                 rung: Vec::new(),
                 replay: Held::default(),
@@ -157,7 +159,12 @@ impl LiveCall {
 
     /// Whether this is so of the newest version seen here.
     pub fn is(&self, so: impl FnOnce(&Call) -> bool) -> bool {
-        so(&self.view().call)
+        self.peek(so)
+    }
+
+    /// What this says of the newest version seen here.
+    pub fn peek<T>(&self, say: impl FnOnce(&Call) -> T) -> T {
+        say(&self.view().call)
     }
 
     /// A socket is gone: nothing is kept for it.
@@ -228,6 +235,7 @@ impl LiveCall {
         view.inherited = messages.len();
         for (signal, payload) in messages.into_iter().chain(sent_here) {
             if view.replay.keep_for_replay(signal, &payload, until).is_err() {
+                metrics::LIMITS.of(Limit::Waiting).increment(1);
                 return warn!(call = %self.id, "what a caller sent does not fit: some is dropped");
             }
         }
@@ -240,6 +248,10 @@ impl LiveCall {
             return;
         }
         let before = std::mem::replace(&mut view.call, newer.clone());
+        if !before.is_live() {
+            metrics::violated(Invariant::EndChanged);
+            error!(call = %self.id, "a call that had ended has changed");
+        }
         for (socket, news) in news(&before, newer, &view.rung) {
             let is_callers = [&before, newer].iter().any(|call| call.caller.link.is_on(socket));
             let role = if is_callers { Role::Caller } else { Role::Callee };
@@ -302,6 +314,7 @@ impl LiveCall {
                 view.pass_to_ringing(signal, payload, reach);
                 for node in view.ring_nodes.iter().flatten() {
                     let relay = view.relay_to_ringing(signal, payload.clone());
+                    let relay = Relay { received_us: reach.received_us(), ..relay };
                     reach.cluster.send(*node, Message::Relay(relay));
                 }
             }
@@ -310,6 +323,7 @@ impl LiveCall {
             }
             Route::Bound(to, ..) => {
                 let relay = view.relay(signal, payload.clone(), to.other());
+                let relay = Relay { received_us: reach.received_us(), ..relay };
                 view.deliver(relay, reach);
             }
             Route::WhenBack(to) => {
@@ -336,6 +350,7 @@ impl LiveCall {
         let until = view.call.deadline();
         let Relay { signal, payload, .. } = relay;
         if view.replay.keep_for_replay(signal, &payload, until).is_err() {
+            metrics::LIMITS.of(Limit::Waiting).increment(1);
             warn!(call = %self.id, "what a caller sent does not fit: not kept for late devices");
         } else if view.ring_nodes.is_some() {
             // It was on its way while the caller moved here.

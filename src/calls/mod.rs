@@ -5,8 +5,8 @@ mod held;
 mod live;
 mod nodes;
 mod operator;
-mod presence;
 mod sweeper;
+mod tally;
 mod view;
 mod watchers;
 
@@ -22,7 +22,8 @@ use held::Full;
 pub use held::{MAX_REPLAY_BYTES, MAX_REPLAY_MESSAGES, MAX_WAITING_BYTES, MAX_WAITING_MESSAGES};
 use live::{LiveCall, LiveCalls};
 pub use sweeper::SWEEP_INTERVAL;
-use view::Reach;
+pub use tally::{as_gauge, reported};
+use view::{Origin, Reach};
 use watchers::Watchers;
 
 use crate::{
@@ -33,6 +34,7 @@ use crate::{
     cluster::{Change, Claim, Cluster, Committed, Edge, Message, Unavailable},
     history::Recorder,
     ids::{CallId, NodeId, SocketId, UserId},
+    metrics::{self, Limit, Outcome, Path},
     payload::Payload,
     protocol::{CallRef, CallView, ServerEvent},
     time::{Clock, Timestamp},
@@ -47,8 +49,9 @@ pub trait Outlet: Send + Sync + 'static {
     fn sockets_of(&self, user: &UserId) -> Vec<SocketId>;
 
     /// Sends `event` to a socket, after all that was sent to it before, and says whether the socket
-    /// takes it. Never waits. One that is gone takes nothing; one that does not keep up is closed.
-    fn emit(&self, socket: SocketId, event: &ServerEvent) -> bool;
+    /// takes it. Never waits. One that is gone takes nothing; one that does not keep up is closed. What
+    /// is meant `for_user` goes to nobody else.
+    fn emit(&self, socket: SocketId, event: &ServerEvent, for_user: Option<&UserId>) -> bool;
 
     /// Closes a socket for good: its client does not come back by itself.
     fn close(&self, socket: SocketId);
@@ -142,6 +145,11 @@ impl Calls {
         }
     }
 
+    /// What time it is, in microseconds.
+    pub fn now_us(&self) -> u64 {
+        self.clock.now_us()
+    }
+
     /// The node that this is.
     pub fn node(&self) -> NodeId {
         self.cluster.node()
@@ -195,7 +203,7 @@ impl Calls {
         self.devices().remove(&device.socket);
         self.unsubscribe_all(device.socket).await;
         if let Err(error) = self.sign_off(device, may_return).await {
-            warn!(%error, user = %device.user, "a closed socket is signed off later");
+            warn!(%error, user = %device.user.logged(), "a closed socket is signed off later");
             self.departures().push((device.clone(), may_return));
         }
     }
@@ -234,6 +242,15 @@ impl Calls {
 
     /// Places a call. Answers the call as it was placed: it rings, or ended at once.
     pub async fn initiate(&self, device: &Device, initiate: Initiate) -> Result<Call, Failure> {
+        let call_type = initiate.call_type;
+        let placed = self.place(device, initiate).await;
+        if let Err(failure) = &placed {
+            tally::not_placed(call_type, failure);
+        }
+        placed
+    }
+
+    async fn place(&self, device: &Device, initiate: Initiate) -> Result<Call, Failure> {
         let attempt = Attempt {
             id: CallId::generate(self.clock.now()),
             from: device.clone(),
@@ -247,6 +264,7 @@ impl Calls {
             let call = match self.rules.place(&attempt, &lobby, self.clock.now())? {
                 Placement::New(call) => call,
                 Placement::Repeated(call) => {
+                    tally::attempted(call.call_type, Outcome::Repeated);
                     self.tell_again(&call).await?;
                     return placed(call);
                 }
@@ -269,12 +287,17 @@ impl Calls {
             let change = Change { call: call.clone(), claims };
             let committed =
                 self.cluster.commit(change).await.inspect_err(|_| self.doubt(&call, device));
-            let Committed::Stored(stored) = committed? else { continue };
+            let Committed::Stored(stored) = committed? else {
+                metrics::CONFLICTS.increment(1);
+                continue;
+            };
+            tally::placed(&call);
             self.recorder.record(&call);
             self.tell_placed(&call, lobby.callee_sockets, &stored.callee_nodes);
             self.announce(stored.edges);
             return placed(call);
         }
+        metrics::LIMITS.of(Limit::Decisions).increment(1);
         Err(Unavailable.into())
     }
 
@@ -294,7 +317,7 @@ impl Calls {
         debug!(call = %call.id, status = call.status().as_str(), "call placed");
         if let (Some(news), Some(socket)) = (first_news(call, devices), call.caller.link.socket()) {
             let event = ServerEvent::from_news(news, call, Role::Caller, self.clock.now());
-            self.outlet.emit(socket, &event);
+            self.outlet.emit(socket, &event, Some(&call.caller.user));
         }
         if call.is_live() {
             self.live.open(call).rings_on(callee_nodes, &self.reach());
@@ -303,17 +326,27 @@ impl Calls {
         }
     }
 
-    /// Passes an offer, an answer or a candidate on. The first answer wins the call.
+    /// Passes an offer, an answer or a candidate on, which came in on its socket at `received_us`. The
+    /// first answer wins the call.
     pub async fn signal(
         &self,
         device: &Device,
         target: &CallRef,
         signal: Signal,
         payload: Payload,
+        received_us: u64,
     ) -> Result<CallId, Failure> {
         let live = self.find(device, target).await?;
         self.confirm(&live, device).await?;
-        let relay = |live: &LiveCall| live.relay(device, signal, &payload, &self.reach());
+        let origin = Origin { received_us, path: Path::Local };
+        let relay = |live: &LiveCall| {
+            let reach = Reach { origin: Some(origin), ..self.reach() };
+            live.relay(device, signal, &payload, &reach).inspect_err(|failure| {
+                if let Failure::Full { .. } = failure {
+                    metrics::LIMITS.of(Limit::Waiting).increment(1);
+                }
+            })
+        };
         let id = live.id();
         match relay(&live)? {
             Route::Answers(_) => {
@@ -440,6 +473,7 @@ impl Calls {
             let change = Change { call: next.clone(), claims: Vec::new() };
             match self.cluster.commit(change).await? {
                 Committed::Stored(stored) => {
+                    tally::changed(&call, &next);
                     self.recorder.record(&next);
                     self.observe(&call, &next);
                     if next.is_ringing() && next.caller.link.node() == Some(self.node()) {
@@ -453,11 +487,13 @@ impl Calls {
                     return Ok(next);
                 }
                 Committed::Conflict(found) => {
+                    metrics::CONFLICTS.increment(1);
                     let found = self.recovered(call.id, found.map(|found| *found)).await?;
                     call = found.ok_or(Refusal::NotInCall)?;
                 }
             }
         }
+        metrics::LIMITS.of(Limit::Decisions).increment(1);
         Err(Unavailable.into())
     }
 
@@ -472,7 +508,9 @@ impl Calls {
     }
 
     fn reach(&self) -> Reach<'_> {
-        Reach { outlet: &*self.outlet, cluster: &*self.cluster, now: self.clock.now() }
+        let now = self.clock.now();
+        let (outlet, cluster) = (&*self.outlet, &*self.cluster);
+        Reach { outlet, cluster, now, clock: &self.clock, origin: None }
     }
 }
 

@@ -6,11 +6,16 @@ use futures_util::future::try_join_all;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
-use super::{Calls, Failure, live::Received};
+use super::{
+    Calls, Failure,
+    live::Received,
+    view::{Origin, Reach},
+};
 use crate::{
     call::{Binding, Call, Device, Event, Link, Role},
     cluster::{Departed, Inbound, Message, Relay, Unavailable},
     ids::{CallId, NodeId, UserId},
+    metrics::{self, Invariant, Path},
 };
 
 /// How long a node that stops stays at the most for devices that are not back elsewhere yet.
@@ -100,6 +105,7 @@ impl Calls {
         if self.resets.done.load(Ordering::Relaxed) == heard {
             return Ok(());
         }
+        metrics::RESETS.increment(1);
         let devices: Vec<Device> = self.devices().values().cloned().collect();
         info!(devices = devices.len(), "this node tells the cluster again who is here");
         for some in devices.chunks(AT_ONCE) {
@@ -194,6 +200,9 @@ impl Calls {
             socket.is_some_and(|it| self.devices().contains_key(&it) || is_leaving(it))
         };
         if is_bound_here(Role::Caller) || is_bound_here(Role::Callee) {
+            if over.is_some() {
+                metrics::violated(Invariant::VersionBack);
+            }
             warn!(call = %seen.id, ?over, "the record of a live call was gone: it is put back");
             self.cluster.restore(seen, over).await?;
         } else if over.is_none() {
@@ -213,6 +222,9 @@ impl Calls {
         let is_newer = found.as_ref().is_none_or(|found| seen.succeeds(found));
         if !seen.is_live() || !is_newer {
             return Ok(found);
+        }
+        if found.is_some() {
+            metrics::violated(Invariant::VersionBack);
         }
         warn!(call = %id, "the record of a live call was gone: it is put back");
         self.cluster.restore(&seen, found.map(|found| found.version)).await?;
@@ -245,8 +257,11 @@ impl Calls {
     /// Passes a message on that came from another node. If it is ahead of what is known here of its
     /// call, the record is looked up first.
     async fn pass_on(&self, relay: Relay) -> Result<(), Unavailable> {
+        let received_us = relay.received_us;
+        let origin = received_us.map(|received_us| Origin { received_us, path: Path::Remote });
+        let reach = || Reach { origin, ..self.reach() };
         if let Some(live) = self.live.get(relay.call)
-            && let Received::Done = live.receive(relay.clone(), &self.reach())
+            && let Received::Done = live.receive(relay.clone(), &reach())
         {
             return Ok(());
         }
@@ -256,7 +271,7 @@ impl Calls {
         };
         self.take_in(&call).await?;
         if let Some(live) = self.live.get(relay.call) {
-            live.receive(relay, &self.reach());
+            live.receive(relay, &reach());
         }
         Ok(())
     }

@@ -54,7 +54,7 @@ impl Calls {
     /// Has the sockets of `user` closed on all nodes. Answers on how many nodes there are any.
     pub async fn disconnect(&self, user: &UserId) -> Result<usize, Unavailable> {
         let nodes = self.cluster.nodes_of(user).await?;
-        info!(%user, nodes = nodes.len(), "an operator disconnects a user");
+        info!(user = %user.logged(), nodes = nodes.len(), "an operator disconnects a user");
         for node in &nodes {
             if *node == self.node() {
                 self.outlet.disconnect(user);

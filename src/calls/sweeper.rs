@@ -12,6 +12,7 @@ use crate::{
     call::{Call, Device, Event},
     cluster::Unavailable,
     ids::CallId,
+    metrics::{self, Found, Limit},
 };
 
 /// Most calls that one sweep takes at a time.
@@ -29,6 +30,7 @@ const LOOK_UP_INTERVAL: Duration = Duration::from_secs(15);
 impl Calls {
     /// Attends to the calls whose deadline has passed.
     pub async fn sweep(&self) -> Result<(), Unavailable> {
+        metrics::SWEEPS.increment(1);
         self.live.forget_retired(self.clock.now());
         // What is late must not keep other calls from their end.
         let late =
@@ -48,6 +50,7 @@ impl Calls {
                 return Ok(());
             }
         }
+        metrics::LIMITS.of(Limit::Sweep).increment(1);
         warn!(calls = MAX_SWEEP_BATCHES * SWEEP_BATCH, "more calls are due than one sweep takes");
         Ok(())
     }
@@ -83,12 +86,15 @@ impl Calls {
 
     async fn attend(&self, call: Call) {
         if !call.is_live() {
+            metrics::SWEPT.of(Found::Unstored).increment(1);
             // Its row was not stored yet when it was last looked at.
             return self.recorder.record(&call);
         }
+        metrics::LATENESS.record(self.clock.now() - call.deadline());
         let id = call.id;
         match self.transition(call, &Event::Due).await {
-            Ok(_) | Err(Failure::Refused(_)) => {}
+            Ok(_) => metrics::SWEPT.of(Found::Overdue).increment(1),
+            Err(Failure::Refused(_)) => metrics::SWEPT.of(Found::Nothing).increment(1),
             Err(failure) => warn!(%failure, call = %id, "an overdue call could not be ended"),
         }
     }

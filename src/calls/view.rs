@@ -1,6 +1,6 @@
 //! What one node holds of a call: the newest record it has seen, who rings, and messages that wait.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use tracing::{debug, warn};
 
@@ -12,9 +12,10 @@ use crate::{
     call::{Call, News, Role, Route, Signal},
     cluster::{Cluster, Message, Relay},
     ids::{NodeId, SocketId},
+    metrics::{self, Limit, Path},
     payload::Payload,
     protocol::ServerEvent,
-    time::Timestamp,
+    time::{Clock, Timestamp},
 };
 
 /// See [`LiveCall`](super::live::LiveCall), which locks it.
@@ -32,6 +33,8 @@ pub struct View {
     pub early: HashMap<SocketId, Held>,
     /// What waits for a party that lost its device: caller, callee.
     pub waiting: [Held; 2],
+    /// Whether the first answer has not been passed on here yet, of a call that rang here.
+    pub awaits_answer: bool,
 }
 
 /// How a call's news leave this node's view of it.
@@ -39,6 +42,29 @@ pub struct Reach<'a> {
     pub outlet: &'a dyn Outlet,
     pub cluster: &'a dyn Cluster,
     pub now: Timestamp,
+    pub clock: &'a Clock,
+    /// Where the message comes from that is being passed on at once; none for what has waited.
+    pub origin: Option<Origin>,
+}
+
+/// Where and when a message came in from its sender's socket.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin {
+    pub received_us: u64,
+    pub path: Path,
+}
+
+impl Reach<'_> {
+    pub fn received_us(&self) -> Option<u64> {
+        self.origin.map(|origin| origin.received_us)
+    }
+
+    fn count_relayed(&self, signal: Signal) {
+        if let Some(Origin { received_us, path }) = self.origin {
+            let took = Duration::from_micros(self.clock.now_us().saturating_sub(received_us));
+            metrics::RELAY.of((signal, path)).record(took);
+        }
+    }
 }
 
 impl View {
@@ -51,8 +77,16 @@ impl View {
 
     pub fn relay(&self, signal: Signal, payload: Payload, from: Role) -> Relay {
         let Call { id, version, .. } = self.call;
-        let (given_back, to_ringing) = (false, false);
-        Relay { call: id, version, from, signal, payload, given_back, to_ringing }
+        Relay {
+            call: id,
+            version,
+            from,
+            signal,
+            payload,
+            given_back: false,
+            to_ringing: false,
+            received_us: None,
+        }
     }
 
     /// A message of the caller for every node where it rings.
@@ -69,6 +103,10 @@ impl View {
                 let Relay { from, signal, payload, .. } = relay;
                 if !self.pass_on(signal, payload.clone(), from, socket, reach) {
                     self.wait(to, signal, &payload);
+                } else if (signal, from) == (Signal::Answer, Role::Callee)
+                    && std::mem::take(&mut self.awaits_answer)
+                {
+                    metrics::SETUP.record(reach.clock.now() - self.call.created_at);
                 }
             }
             Route::Bound(_, node, _) => {
@@ -109,6 +147,7 @@ impl View {
     pub fn wait(&mut self, to: Role, signal: Signal, payload: &Payload) {
         let (id, until) = (self.call.id, self.call.deadline());
         if self.waiting_for(to).keep_for_lost(signal, payload, until).is_err() {
+            metrics::LIMITS.of(Limit::Waiting).increment(1);
             warn!(call = %id, "too much waits for a lost device: some is dropped");
         }
     }
@@ -157,7 +196,7 @@ impl View {
 
     pub fn tell(&self, socket: SocketId, news: News, to: Role, reach: &Reach) {
         let event = ServerEvent::from_news(news, &self.call, to, reach.now);
-        reach.outlet.emit(socket, &event);
+        reach.outlet.emit(socket, &event, Some(&self.call.party(to).user));
     }
 
     pub fn pass_to_ringing(&self, signal: Signal, payload: &Payload, reach: &Reach) {
@@ -175,6 +214,10 @@ impl View {
         reach: &Reach,
     ) -> bool {
         let event = ServerEvent::relayed(signal, payload, &self.call, from, reach.now);
-        reach.outlet.emit(socket, &event)
+        let taken = reach.outlet.emit(socket, &event, Some(&self.call.party(from.other()).user));
+        if taken {
+            reach.count_relayed(signal);
+        }
+        taken
     }
 }

@@ -228,7 +228,7 @@ impl Cluster for Memory {
         if let Some(inbox) = inboxes.get(&to)
             && inbox.try_send(Inbound::Message(self.node, message)).is_err()
         {
-            warn!(node = %to, "a message is dropped: the node is gone or does not keep up");
+            warn!(peer = %to, "a message is dropped: the node is gone or does not keep up");
         }
     }
 }

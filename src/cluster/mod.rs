@@ -15,6 +15,7 @@ pub use redis::{ConnectError, Redis};
 use crate::{
     call::{Call, Lobby, Role, Signal},
     ids::{CallId, NodeId, SocketId, UserId},
+    metrics::Said,
     payload::Payload,
     protocol::Presence,
     time::Timestamp,
@@ -95,6 +96,11 @@ pub trait Cluster: Send + Sync + 'static {
     /// Sends a message to another node, after all that was sent to it before. Never waits. A message
     /// to a node that is gone is dropped.
     fn send(&self, to: NodeId, message: Message);
+
+    /// How many messages wait to be sent to other nodes.
+    fn queued(&self) -> usize {
+        0
+    }
 }
 
 /// What `detach` answers.
@@ -145,6 +151,21 @@ pub enum Message {
     Dropped { count: u64 },
 }
 
+impl Message {
+    fn said(&self) -> Said {
+        match self {
+            Self::Call(_) => Said::Call,
+            Self::Rings { .. } => Said::Rings,
+            Self::Kept { .. } => Said::Kept,
+            Self::Relay(_) => Said::Relay,
+            Self::Presence(_) => Said::Presence,
+            Self::Disconnect(_) => Said::Disconnect,
+            Self::Void => Said::Void,
+            Self::Dropped { .. } => Said::Dropped,
+        }
+    }
+}
+
 /// What comes to a node from the cluster.
 #[derive(Debug, Clone)]
 pub enum Inbound {
@@ -181,6 +202,9 @@ pub struct Relay {
     /// Whether it was sent to every node where the call rings.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub to_ringing: bool,
+    /// When it came in on its sender's socket, on the clock that nodes share; none if it has waited since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub received_us: Option<u64>,
 }
 
 /// A record to write.

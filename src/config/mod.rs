@@ -16,6 +16,7 @@ pub use commands::{Cli, Task};
 use crate::{
     auth::{KeySource, MIN_SECRET_BYTES, Trust},
     call::Rules,
+    logs,
     secret::{Secret, ServiceUrl},
 };
 
@@ -29,6 +30,10 @@ struct Settings {
     /// Where to serve Socket.IO, the HTTP API and the web page [default: 127.0.0.1:3000]
     #[arg(long, env = "SWITCHBOARD_LISTEN", value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
+    /// Where to serve health and metrics, for those who look after the service
+    /// [default: 127.0.0.1:9300]
+    #[arg(long, env = "SWITCHBOARD_ADMIN_LISTEN", value_name = "ADDRESS")]
+    admin_listen: Option<SocketAddr>,
     /// The Redis that nodes share: `redis[s]://`, `redis[s]-cluster://`, `redis[s]-sentinel://`
     /// [default: none, a cluster of one]
     #[arg(long, env = "SWITCHBOARD_REDIS_URL", value_name = "URL", hide_env_values = true)]
@@ -36,6 +41,15 @@ struct Settings {
     /// Which cluster on that Redis this node belongs to [default: default]
     #[arg(long, env = "SWITCHBOARD_NAMESPACE", value_name = "NAME")]
     namespace: Option<String>,
+    /// The shape of the log [default: pretty]
+    #[arg(long, env = "SWITCHBOARD_LOG_FORMAT", value_enum, value_name = "FORMAT")]
+    log_format: Option<logs::Format>,
+    /// How users appear in the log [default: plain]
+    #[arg(long, env = "SWITCHBOARD_LOG_USERS", value_enum, value_name = "HOW")]
+    log_users: Option<logs::Users>,
+    /// What users are hashed with, so that nodes and restarts agree [default: random]
+    #[arg(long, env = "SWITCHBOARD_LOG_USERS_KEY", value_name = "KEY", hide_env_values = true)]
+    log_users_key: Option<String>,
     /// Where call history is kept: `sqlite://PATH` or `postgres://…`
     /// [default: `sqlite://switchboard.db`]
     #[arg(long, env = "SWITCHBOARD_DATABASE_URL", value_name = "URL", hide_env_values = true)]
@@ -106,6 +120,8 @@ pub enum Auth {
 #[derive(Debug, Clone)]
 pub struct Config {
     pub listen: SocketAddr,
+    pub admin_listen: SocketAddr,
+    pub logs: logs::Settings,
     /// None: a cluster of one node, inside this process.
     pub redis_url: Option<ServiceUrl>,
     pub namespace: String,
@@ -129,6 +145,10 @@ impl Settings {
     fn or(self, next: Self) -> Self {
         Self {
             listen: self.listen.or(next.listen),
+            admin_listen: self.admin_listen.or(next.admin_listen),
+            log_format: self.log_format.or(next.log_format),
+            log_users: self.log_users.or(next.log_users),
+            log_users_key: self.log_users_key.or(next.log_users_key),
             redis_url: self.redis_url.or(next.redis_url),
             namespace: self.namespace.or(next.namespace),
             database_url: self.database_url.or(next.database_url),
@@ -221,6 +241,12 @@ impl Settings {
         }
         Ok(Config {
             listen,
+            admin_listen: self.admin_listen.unwrap_or((Ipv4Addr::LOCALHOST, 9300).into()),
+            logs: logs::Settings {
+                format: self.log_format.unwrap_or_default(),
+                users: self.log_users.unwrap_or_default(),
+                users_key: self.log_users_key,
+            },
             redis_url: self.redis_url,
             namespace,
             database_url,
@@ -243,6 +269,8 @@ impl Config {
     pub fn to_toml(&self) -> String {
         let Self {
             listen,
+            admin_listen,
+            logs,
             redis_url,
             namespace,
             database_url,
@@ -258,6 +286,12 @@ impl Config {
             writeln!(toml, "{name} = {value}").expect("a string takes all");
         };
         line("listen", listen.to_string().into());
+        line("admin_listen", admin_listen.to_string().into());
+        line("log_format", logs.format.as_str().into());
+        line("log_users", logs.users.as_str().into());
+        if logs.users_key.is_some() {
+            line("log_users_key", "***".into());
+        }
         if let Some(url) = redis_url {
             line("redis_url", url.to_string().into());
         }
@@ -371,6 +405,8 @@ mod tests {
         for shown in [config.to_toml(), format!("{config:?}")] {
             assert!(shown.contains("***") && !shown.contains("xxx"), "{shown}");
         }
+        let printed = resolve("log_users_key = 'sesame'").unwrap().to_toml();
+        assert!(!printed.contains("sesame"), "{printed}");
     }
 
     #[test]

@@ -37,8 +37,9 @@ use self::{
 };
 use crate::{
     auth::{Access, CheckError, Identity},
-    calls::{Calls, Outlet},
+    calls::{Calls, Outlet, as_gauge},
     ids::UserId,
+    metrics::{self, Sent, Transport},
     protocol::{ErrorType, MAX_MESSAGE_BYTES, ServerEvent},
     secret::Secret,
 };
@@ -135,7 +136,7 @@ impl Gateway {
             let (context, io) = (context.clone(), self.io.clone());
             let (upgraded, doors) = (self.upgraded.clone(), doors.clone());
             move |socket: SocketRef, auth: TryData<Map<String, Value>>| {
-                admit(context, io, upgraded, doors, socket, auth)
+                count_refused(admit(context, io, upgraded, doors, socket, auth))
             }
         };
         self.io.ns("/", greet.with(gate));
@@ -201,6 +202,15 @@ impl Serving {
         }
     }
 
+    /// Sets the gauges of what is connected now.
+    pub fn sample(&self) {
+        let sockets = self.io.sockets();
+        let is_websocket = |socket: &&SocketRef| self.upgraded.switch_of(socket).is_some();
+        let websockets = sockets.iter().filter(is_websocket).count();
+        metrics::SOCKETS.of(Transport::Websocket).set(as_gauge(websockets));
+        metrics::SOCKETS.of(Transport::Polling).set(as_gauge(sockets.len() - websockets));
+    }
+
     async fn say_goodbye(&self, window: Duration) {
         let sockets = self.io.sockets();
         if sockets.is_empty() {
@@ -217,10 +227,20 @@ impl Serving {
                 session.hush();
             }
             // One that is gone, or reads too slowly, is closed without a word.
-            let _ = socket.emit(draining.name(), &draining);
+            if socket.emit(draining.name(), &draining).is_ok() {
+                metrics::SENT.of(Sent::Draining).increment(1);
+                metrics::SENT_BYTES.of(Sent::Draining).increment(draining.size_bytes() as u64);
+            }
         }
         tokio::time::sleep(GOODBYE_TIME).await;
     }
+}
+
+async fn count_refused(admitted: impl Future<Output = Result<(), Refused>>) -> Result<(), Refused> {
+    let refused = |refused: &Refused| {
+        metrics::CONNECTIONS_REFUSED.of(refused.error_type).increment(1);
+    };
+    admitted.await.inspect_err(refused)
 }
 
 /// Runs before the client is told that it is connected: whatever it sends then finds a receiver,
@@ -327,7 +347,8 @@ async fn run_leases(io: SocketIo, context: Arc<Context>) {
                 match (session, due) {
                     (None, _) => context.leases.forget(socket),
                     (Some(_), Due::Warn(expires_at)) => {
-                        context.outlet.emit(socket, &ServerEvent::Expiring { expires_at });
+                        let expiring = ServerEvent::Expiring { expires_at };
+                        context.outlet.emit(socket, &expiring, None);
                     }
                     (Some(session), Due::Expired) => session.expired(),
                 }

@@ -7,6 +7,7 @@ use super::{session_of, wire::Upgraded};
 use crate::{
     calls::Outlet,
     ids::{SocketId, UserId},
+    metrics::{self, Invariant, Limit, Sent, Slow, label},
     protocol::ServerEvent,
 };
 
@@ -33,7 +34,7 @@ impl SocketOutlet {
 
 /// The room of a user's sockets.
 pub fn room_of(user: &UserId) -> String {
-    format!("user:{user}")
+    format!("user:{}", user.as_str())
 }
 
 pub fn socket_id(sid: Sid) -> SocketId {
@@ -52,24 +53,35 @@ impl Outlet for SocketOutlet {
         connected.map(|socket| socket_id(socket.id)).collect()
     }
 
-    fn emit(&self, socket: SocketId, event: &ServerEvent) -> bool {
+    fn emit(&self, socket: SocketId, event: &ServerEvent, for_user: Option<&UserId>) -> bool {
         let sid = sid_of(socket);
         let Some(socket) = self.io.get_socket(sid) else { return false };
-        if event.is_relayed() && session_of(&socket).is_some_and(|session| session.is_hushed()) {
-            return false;
+        if let Some(session) = session_of(&socket) {
+            if event.is_relayed() && session.is_hushed() {
+                return false;
+            }
+            if for_user.is_some_and(|user| session.is_of_another(user)) {
+                metrics::violated(Invariant::NotAParty);
+                error!(socket = %sid, event = event.name(), "an event is not for this socket: kept back");
+                return false;
+            }
         }
-        let kept_up = self
-            .upgraded
-            .switch_of(&socket)
-            .is_none_or(|switch| switch.note_sent(event.size_bytes()));
+        let (label, bytes) = (label(event.name(), Sent::Other), event.size_bytes());
+        let kept_up = self.upgraded.switch_of(&socket).is_none_or(|switch| switch.note_sent(bytes));
         let sent = if kept_up {
             socket.emit(event.name(), event)
         } else {
             Err(SendError::Socket(SocketError::InternalChannelFull))
         };
         match sent {
-            Ok(()) => return true,
+            Ok(()) => {
+                metrics::SENT.of(label).increment(1);
+                metrics::SENT_BYTES.of(label).increment(bytes as u64);
+                return true;
+            }
             Err(SendError::Socket(SocketError::InternalChannelFull)) => {
+                metrics::SLOW_CLIENTS.of(Slow::Queue).increment(1);
+                metrics::LIMITS.of(Limit::ClientQueue).increment(1);
                 warn!(socket = %sid, event = event.name(), "a client reads too slowly: cut off");
                 self.upgraded.close_transport(socket);
             }

@@ -26,9 +26,10 @@ use super::{
 use crate::{
     auth::Access,
     call::Device,
-    calls::{Calls, Failure, Initiate, Outlet},
+    calls::{Calls, Failure, Initiate, Outlet, reported},
     cluster::Unavailable,
     ids::{DeviceId, SocketId, UserId},
+    metrics::{self, Closed, Limit, Received, Sent, Slow, label},
     protocol::{Answer, ClientEvent, IceServer, Malformed, ServerEvent, USER_CONNECTED},
     time::Timestamp,
 };
@@ -100,8 +101,8 @@ pub struct Session {
 
 /// What happens to a socket.
 enum Input {
-    Event { socket: Arc<Socket>, value: Value, ack: Option<i64> },
-    Gone { may_return: bool },
+    Event { socket: Arc<Socket>, value: Value, ack: Option<i64>, received_us: u64 },
+    Gone { may_return: bool, cause: Closed },
 }
 
 impl Session {
@@ -137,6 +138,11 @@ impl Session {
         self.device.get().is_some()
     }
 
+    /// Whether the socket is known to speak for somebody else than `user`.
+    pub fn is_of_another(&self, user: &UserId) -> bool {
+        self.device.get().is_some_and(|device| device.user != *user)
+    }
+
     /// What is passed on to this device from now on waits until it is back: it would be lost with
     /// its transport.
     pub fn hush(&self) {
@@ -160,7 +166,7 @@ impl Session {
         let on_purpose = reason == DisconnectReason::ClientNSDisconnect
             || self.dismissed.load(Ordering::Relaxed);
         let may_return = !on_purpose && !self.context.ends_calls.load(Ordering::Relaxed);
-        let pushed = self.inbox().push_end(Input::Gone { may_return });
+        let pushed = self.inbox().push_end(Input::Gone { may_return, cause: cause(reason) });
         self.after(pushed, None);
     }
 
@@ -180,6 +186,7 @@ impl Session {
                 tokio::spawn(self.clone().drain());
             }
             Pushed::Overflow => {
+                metrics::LIMITS.of(Limit::Inbox).increment(1);
                 warn!(socket = %self.socket, "a client sends faster than it can be served: closed");
                 if let Some(socket) = socket
                     && socket.clone().disconnect().is_err()
@@ -197,8 +204,11 @@ impl Session {
             // Where nothing has to be waited for, a full inbox must not hold the thread.
             tokio::task::consume_budget().await;
             match input {
-                Input::Event { socket, value, ack } => self.handle(&socket, value, ack).await,
-                Input::Gone { may_return } => {
+                Input::Event { socket, value, ack, received_us } => {
+                    self.handle(&socket, value, ack, received_us).await;
+                }
+                Input::Gone { may_return, cause } => {
+                    metrics::SOCKETS_CLOSED.of(cause).increment(1);
                     self.leave(may_return).await;
                     self.context.sessions().remove(&self.socket);
                     self.context.leases.forget(self.socket);
@@ -224,7 +234,8 @@ impl Session {
             socket.leave(room);
             return Err(error);
         }
-        debug!(user = %device.user, socket = %self.socket, "joined");
+        debug!(user = %device.user.logged(), socket = %self.socket, "joined");
+        metrics::SOCKETS_JOINED.increment(1);
         self.device.set(device).expect("a socket joins once, by its middleware or its inbox");
         Ok(())
     }
@@ -235,25 +246,40 @@ impl Session {
         if !self.welcomed.swap(true, Ordering::Relaxed)
             && let Err(error) = self.context.calls.welcome(device).await
         {
-            warn!(%error, user = %device.user, "a device could not be told of its call");
+            warn!(%error, user = %device.user.logged(), "a device could not be told of its call");
         }
     }
 
-    async fn handle(self: &Arc<Self>, socket: &Arc<Socket>, mut value: Value, ack: Option<i64>) {
+    async fn handle(
+        self: &Arc<Self>,
+        socket: &Arc<Socket>,
+        mut value: Value,
+        ack: Option<i64>,
+        received_us: u64,
+    ) {
         let Ok(sender) = AckSender::<LocalAdapter>::from_message_parts(socket, &mut value, &ack);
-        let (name, result) = self.carry_out(socket, &value).await;
+        let (name, result) = self.carry_out(socket, &value, received_us).await;
         let result = result.map_err(|(rejected, about)| rejected.into_body(&name, about));
         if let Err(body) = &result {
+            metrics::ERRORS.of(body.error_type).increment(1);
             debug!(socket = %self.socket, event = %body.event, error = ?body.error_type, "refused");
         }
         let sent = match result {
             Err(body) if ack.is_none() => {
                 let error = ServerEvent::Error(body);
+                metrics::SENT.of(Sent::Error).increment(1);
+                metrics::SENT_BYTES.of(Sent::Error).increment(error.size_bytes() as u64);
                 socket.emit(error.name(), &error)
             }
-            result => sender.send(&Ack::from(result)),
+            result => {
+                if ack.is_some() {
+                    metrics::SENT.of(Sent::Ack).increment(1);
+                }
+                sender.send(&Ack::from(result))
+            }
         };
         if sent.is_err() && socket.connected() {
+            metrics::SLOW_CLIENTS.of(Slow::Queue).increment(1);
             warn!(socket = %self.socket, "a client does not read its answers and is cut off");
             self.context.upgraded.close_transport(socket.clone().into());
         }
@@ -264,8 +290,12 @@ impl Session {
         self: &Arc<Self>,
         socket: &Socket,
         value: &Value,
+        received_us: u64,
     ) -> (String, Result<Answer, (Rejected, About)>) {
         let (name, event) = decode(value);
+        let received = label(&name, Received::Unknown);
+        metrics::RECEIVED.of(received).increment(1);
+        metrics::RECEIVED_BYTES.of(received).increment(size_of(value) as u64);
         if !self.is_identified() && name != USER_CONNECTED {
             return (name, Err((Rejected::Unauthenticated, About::default())));
         }
@@ -275,14 +305,21 @@ impl Session {
                 if self.has_expired() && !self.serves_expired(&event) {
                     return (name, Err((Rejected::Expired, about)));
                 }
-                self.dispatch(socket, event).await.map_err(|rejected| (rejected, about))
+                self.dispatch(socket, event, received_us)
+                    .await
+                    .map_err(|rejected| (rejected, about))
             }
             Err(rejected) => Err((rejected, About::default())),
         };
         (name, result)
     }
 
-    async fn dispatch(&self, socket: &Socket, event: ClientEvent) -> Result<Answer, Rejected> {
+    async fn dispatch(
+        &self,
+        socket: &Socket,
+        event: ClientEvent,
+        received_us: u64,
+    ) -> Result<Answer, Rejected> {
         let calls = &self.context.calls;
         let device = || self.device.get().ok_or(Rejected::Unauthenticated);
         Ok(match event {
@@ -292,7 +329,7 @@ impl Session {
                 Answer::from(&calls.initiate(device()?, initiate).await?)
             }
             ClientEvent::Signal { call, signal, payload } => {
-                let call_id = calls.signal(device()?, &call, signal, payload).await?;
+                let call_id = calls.signal(device()?, &call, signal, payload, received_us).await?;
                 Answer::Relayed { call_id }
             }
             ClientEvent::Reject { call, reason } => {
@@ -305,8 +342,9 @@ impl Session {
             ClientEvent::Sync { call_id } => {
                 Answer::Sync { call: calls.sync(device()?, call_id).await? }
             }
-            ClientEvent::Stats { call_id, .. } => {
+            ClientEvent::Stats { call_id, stats } => {
                 calls.report(device()?, call_id).await?;
+                reported(&stats);
                 Answer::Relayed { call_id }
             }
             ClientEvent::Subscribe { users } => {
@@ -351,7 +389,8 @@ pub struct Receiver(pub Arc<Session>);
 impl MessageHandler<LocalAdapter, Receiver> for Receiver {
     fn call(&self, socket: Arc<Socket>, value: Value, ack: Option<i64>) {
         let size_bytes = size_of(&value);
-        let input = Input::Event { socket: socket.clone(), value, ack };
+        let received_us = self.0.context.calls.now_us();
+        let input = Input::Event { socket: socket.clone(), value, ack, received_us };
         let pushed = self.0.inbox().push(input, size_bytes);
         self.0.after(pushed, Some(socket));
     }
@@ -365,6 +404,18 @@ impl Drop for Receiver {
         } else {
             info!("a socket outlived its runtime");
         }
+    }
+}
+
+fn cause(reason: DisconnectReason) -> Closed {
+    match reason {
+        DisconnectReason::ClientNSDisconnect => Closed::Client,
+        DisconnectReason::HeartbeatTimeout => Closed::Heartbeat,
+        DisconnectReason::ServerNSDisconnect | DisconnectReason::ClosingServer => Closed::Server,
+        DisconnectReason::TransportClose
+        | DisconnectReason::MultipleHttpPollingError
+        | DisconnectReason::PacketParsingError
+        | DisconnectReason::TransportError => Closed::Transport,
     }
 }
 

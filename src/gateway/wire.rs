@@ -21,6 +21,8 @@ use tokio::{
 };
 use tracing::info;
 
+use crate::metrics::{self, Slow};
+
 /// Most bytes that wait for a client to read them.
 const MAX_WAITING_BYTES: usize = 8 * 1024 * 1024;
 /// How long a client may take nothing of what is sent to it.
@@ -162,6 +164,7 @@ impl<S> Wire<S> {
         if stall.as_mut().poll(cx).is_pending() {
             return Poll::Pending;
         }
+        metrics::SLOW_CLIENTS.of(Slow::Stalled).increment(1);
         info!(stalled_s = WRITE_STALL.as_secs(), "a client that does not read is cut off");
         self.kill.kill();
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))

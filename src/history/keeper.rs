@@ -6,7 +6,10 @@ use std::{sync::Arc, time::Duration};
 use tracing::{info, warn};
 
 use super::{Store, StoreError};
-use crate::time::{Clock, Timestamp};
+use crate::{
+    health::{Health, Part},
+    time::{Clock, Timestamp},
+};
 
 /// How often it looks.
 const INTERVAL: Duration = Duration::from_hours(1);
@@ -25,6 +28,7 @@ pub struct Keeper {
     /// When a call that has no end in history cannot be live any more; None: its end may be written
     /// elsewhere.
     pub longest_call: Option<Duration>,
+    pub health: Health,
 }
 
 impl Keeper {
@@ -42,10 +46,12 @@ impl Keeper {
             // Neither duty waits until the other succeeds.
             let pause = match self.end_calls().await.and(self.tidy().await) {
                 Ok(()) => {
+                    self.health.well(Part::Upkeep);
                     is_told = false;
                     INTERVAL
                 }
                 Err(error) => {
+                    self.health.trouble(Part::Upkeep, &error);
                     if !std::mem::replace(&mut is_told, true) {
                         warn!(%error, "the history could not be put in order: it is tried again");
                     }

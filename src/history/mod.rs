@@ -3,6 +3,7 @@
 mod backlog;
 mod decode;
 mod keeper;
+mod measured;
 mod postgres;
 mod recorder;
 mod sqlite;
@@ -15,6 +16,7 @@ use utoipa::ToSchema;
 
 pub use backlog::{Backlog, MAX_BACKLOG_ROWS, Refused};
 pub use keeper::{Keeper, close_orphans};
+pub use measured::Measured;
 pub use postgres::{OpenError, Postgres};
 pub use recorder::{Recorder, Writer, recorder};
 pub use sqlite::Sqlite;

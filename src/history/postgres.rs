@@ -168,8 +168,8 @@ impl Postgres {
             rows.iter().map(|row| row.end_reason.map(EndReason::as_str)).collect();
         let save = sqlx::query(include_str!("postgres/save.sql"))
             .bind(texts(|row| row.id.to_string()))
-            .bind(texts(|row| row.caller.to_string()))
-            .bind(texts(|row| row.receiver.to_string()))
+            .bind(texts(|row| row.caller.as_str().to_owned()))
+            .bind(texts(|row| row.receiver.as_str().to_owned()))
             .bind(texts(|row| row.call_type.as_str().to_owned()))
             .bind(texts(|row| row.status.as_str().to_owned()))
             .bind(reasons)

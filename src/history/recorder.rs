@@ -14,7 +14,13 @@ use super::{
     Row, Store, StoreError,
     backlog::{Backlog, Refused},
 };
-use crate::{call::Call, cluster::Cluster, ids::CallId};
+use crate::{
+    call::Call,
+    cluster::Cluster,
+    health::{Health, Part},
+    ids::CallId,
+    metrics::{self, Limit},
+};
 
 /// Most rows that are written at once.
 const BATCH_ROWS: usize = 256;
@@ -36,13 +42,18 @@ pub struct Writer {
     backlog: Arc<Backlog>,
     store: Arc<dyn Store>,
     cluster: Arc<dyn Cluster>,
+    health: Health,
 }
 
 /// A recorder, and the writer that must run for it.
-pub fn recorder(store: Arc<dyn Store>, cluster: Arc<dyn Cluster>) -> (Recorder, Writer) {
+pub fn recorder(
+    store: Arc<dyn Store>,
+    cluster: Arc<dyn Cluster>,
+    health: Health,
+) -> (Recorder, Writer) {
     let backlog = Arc::new(Backlog::default());
     let recorder = Recorder { backlog: backlog.clone(), is_full: Arc::default() };
-    (recorder, Writer { backlog, store, cluster })
+    (recorder, Writer { backlog, store, cluster, health })
 }
 
 impl Recorder {
@@ -51,6 +62,7 @@ impl Recorder {
         match self.backlog.push(Row::from(call)) {
             Ok(()) => self.is_full.store(false, Ordering::Relaxed),
             Err(Refused::Full) => {
+                metrics::LIMITS.of(Limit::Backlog).increment(1);
                 if !self.is_full.swap(true, Ordering::Relaxed) {
                     warn!("the history backlog is full: ended calls wait in the cluster");
                 }
@@ -99,7 +111,10 @@ impl Writer {
                     let row = std::slice::from_ref(&row);
                     match self.save(row).await {
                         Ok(()) => self.settle(row).await,
-                        Err(error) => error!(%error, ?row, "a history row is refused: it is lost"),
+                        Err(error) => {
+                            metrics::ROWS_REFUSED.increment(1);
+                            error!(%error, ?row, "a history row is refused: it is lost");
+                        }
                     }
                 }
             }
@@ -113,11 +128,13 @@ impl Writer {
         loop {
             match self.store.save(rows).await {
                 Err(error) if !error.is_refusal() => {
+                    self.health.trouble(Part::History, &error);
                     if !std::mem::replace(&mut is_told, true) {
                         error!(%error, "history cannot be written: it waits, and calls go on");
                     }
                 }
                 saved => {
+                    self.health.well(Part::History);
                     if is_told {
                         info!(waiting = self.backlog.len(), "history can be written again");
                     }

@@ -1,5 +1,5 @@
-//! HTTP: the API for history and presence, its description, the web page, and the listener below all
-//! routes.
+//! HTTP: the API for history and presence, its description, the web page, the admin listener, and the
+//! listener below all routes.
 //!
 //! To add an endpoint, write its handler with a `utoipa::path` annotation and name it in [`endpoints`].
 //! What it takes from the query is a type that implements [`parameters::FromQuery`].
@@ -9,6 +9,7 @@ mod admin;
 mod asyncapi;
 mod calls;
 mod document;
+pub mod ops;
 mod page;
 mod parameters;
 mod presence;

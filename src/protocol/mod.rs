@@ -59,9 +59,43 @@ pub enum ErrorType {
     TemporarilyUnavailable,
 }
 
-impl fmt::Display for ErrorType {
+impl ErrorType {
+    pub const ALL: [Self; 12] = [
+        Self::RecipientOffline,
+        Self::Unauthenticated,
+        Self::Forbidden,
+        Self::InvalidPayload,
+        Self::PayloadTooLarge,
+        Self::NoActiveCall,
+        Self::AlreadyAnswered,
+        Self::CallInProgress,
+        Self::Glare,
+        Self::SelfCall,
+        Self::RateLimited,
+        Self::TemporarilyUnavailable,
+    ];
+
     /// The name on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::RecipientOffline => "RECIPIENT_OFFLINE",
+            Self::Unauthenticated => "UNAUTHENTICATED",
+            Self::Forbidden => "FORBIDDEN",
+            Self::InvalidPayload => "INVALID_PAYLOAD",
+            Self::PayloadTooLarge => "PAYLOAD_TOO_LARGE",
+            Self::NoActiveCall => "NO_ACTIVE_CALL",
+            Self::AlreadyAnswered => "ALREADY_ANSWERED",
+            Self::CallInProgress => "CALL_IN_PROGRESS",
+            Self::Glare => "GLARE",
+            Self::SelfCall => "SELF_CALL",
+            Self::RateLimited => "RATE_LIMITED",
+            Self::TemporarilyUnavailable => "TEMPORARILY_UNAVAILABLE",
+        }
+    }
+}
+
+impl fmt::Display for ErrorType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.serialize(f)
+        f.write_str(self.as_str())
     }
 }

@@ -3,6 +3,7 @@
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { eventually, someone } from '../support/check.mjs';
+import { scrape } from '../support/metrics.mjs';
 import { PATIENCE_MS, talking, world } from './support.mjs';
 
 let here;
@@ -296,4 +297,13 @@ test('the quality of a call is reported to the server', async (t) => {
     assert.equal(typeof report.payload[name], 'number', name);
   assert.equal(report.payload.candidateType, 'host');
   assert.equal(report.payload.iceState, 'connected');
+
+  const counted = await scrape(here.server);
+  const value = (name, labels) => counted.value(`switchboard_media_${name}`, labels);
+  assert.ok(value('reports_total', { candidate: 'host' }) > 0);
+  assert.ok(value('ice_states_total', { state: 'connected' }) > 0);
+  for (const name of ['round_trip_seconds', 'loss_ratio', 'jitter_seconds']) {
+    assert.ok(value(`${name}_count`, { media: 'direct' }) > 0, name);
+  }
+  assert.equal(value('round_trip_seconds_count', { media: 'relayed' }), 0);
 });

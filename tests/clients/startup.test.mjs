@@ -41,6 +41,13 @@ describe('a start that cannot be', { concurrency: true }, () => {
     await assertRefusesToStart(['--listen', address], { mentions: address });
   });
 
+  test('with a taken port for health and metrics, as a second node on a machine would: the setting is named', async (t) => {
+    const other = await startServer();
+    t.after(() => other.stop());
+    const address = new URL((other.nodes?.[0] ?? other).adminUrl).host;
+    await assertRefusesToStart([...FREE, '--admin-listen', address], { mentions: [address, 'SWITCHBOARD_ADMIN_LISTEN'] });
+  });
+
   test('on an address that makes no sense or is not this machine’s', async () => {
     for (const address of ['nonsense', '127.0.0.1', '127.0.0.1:99999', '']) {
       await assertRefusesToStart(['--listen', address], { mentions: 'listen' });
@@ -62,7 +69,7 @@ describe('a start that cannot be', { concurrency: true }, () => {
     const path = joinPath(dir, 'text.db');
     await writeFile(path, 'This is no database. '.repeat(1_000));
     await assertRefusesToStart([...FREE, '--database-url', `sqlite://${path}`], { mentions: path });
-    for (const url of ['nonsense', 'mysql://localhost/x', 'mysql://localhost/x', '']) {
+    for (const url of ['nonsense', 'mysql://localhost/x', '']) {
       await assertRefusesToStart([...FREE, '--database-url', url], { mentions: 'database' });
     }
   });
@@ -135,6 +142,11 @@ describe('a start that cannot be', { concurrency: true }, () => {
       const { stderr } = await runToExit(args, { env });
       assert.ok(!stderr.includes('hunter2'), stderr);
     }
+  });
+
+  test('with a log in a shape that there is not', async () => {
+    await assertRefusesToStart([...FREE, '--log-format', 'xml'], { mentions: ['log-format', 'xml'] });
+    await assertRefusesToStart(FREE, { env: { SWITCHBOARD_LOG_USERS: 'secret' }, mentions: ['log-users', 'secret'] });
   });
 
   test('open to the network without having been told so', async () => {
@@ -221,9 +233,15 @@ describe('a start', { concurrency: true }, () => {
   });
 
   test('`config` without any setting prints the defaults', async (t) => {
-    const { code, stdout } = await runToExit(['config'], { dir: await folder(t) });
+    const { code, stdout } = await runToExit(['config'], {
+      dir: await folder(t),
+      env: { SWITCHBOARD_ADMIN_LISTEN: undefined },
+    });
     assert.equal(code, 0);
     assert.match(stdout, /^listen = "127\.0\.0\.1:3000"$/m);
+    assert.match(stdout, /^log_format = "pretty"$/m);
+    assert.match(stdout, /^log_users = "plain"$/m);
+    assert.match(stdout, /^admin_listen = "127\.0\.0\.1:9300"$/m);
     assert.match(stdout, /^database_url = "sqlite:\/\/switchboard\.db"$/m);
     assert.match(stdout, /^auth = "open"$/m);
     assert.match(stdout, /^ring_timeout = "30s"$/m);

@@ -412,7 +412,7 @@ async fn strangers_cannot_reach_a_call() {
         let ended = world.calls("c1").end(&stranger, &aimed, None).await;
         assert_eq!(ended, Err(Failure::Refused(Refusal::NotInCall)));
         let offered =
-            world.calls("c1").signal(&stranger, &aimed, Signal::Offer, payload("x")).await;
+            world.calls("c1").signal(&stranger, &aimed, Signal::Offer, payload("x"), 0).await;
         assert_eq!(offered, Err(Failure::Refused(Refusal::NotInCall)));
         assert_eq!(world.calls("c1").sync(&stranger, Some(id)).await, Ok(None));
         assert_eq!(world.calls("c1").report(&stranger, id).await, refused(Refusal::NotInCall));

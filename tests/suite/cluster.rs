@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use switchboard::{
     call::{Attempt, Call, CallType, Device, ENDED_RETENTION, Event, Lobby, Placement, Rules},
     cluster::{Change, Claim, Cluster, Committed, Hub, Inbound, Message, Redis, Unavailable},
+    health::Health,
     ids::{CallId, NodeId, SocketId, UserId},
     protocol::Presence,
     time::{Clock, SharedClock, Timestamp},
@@ -69,9 +70,11 @@ fn update(call: &Call) -> Change {
 
 async fn stored(cluster: &dyn Cluster, change: Change) -> Vec<(String, Presence)> {
     match cluster.commit(change).await.unwrap() {
-        Committed::Stored(stored) => {
-            stored.edges.into_iter().map(|edge| (edge.user.to_string(), edge.presence)).collect()
-        }
+        Committed::Stored(stored) => stored
+            .edges
+            .into_iter()
+            .map(|edge| (edge.user.as_str().to_owned(), edge.presence))
+            .collect(),
         Committed::Conflict(current) => panic!("conflict with {current:?}"),
     }
 }
@@ -87,7 +90,10 @@ async fn backends() -> Vec<Backend> {
     let mut backends = vec![Backend { cluster: Arc::new(memory), _server: None }];
     for server in [RedisServer::standalone(), RedisServer::cluster(), RedisServer::sentinel()] {
         let node = NodeId::generate(Clock::System.now());
-        let (cluster, _) = Redis::join(server.url(), "test", node, shared_clock()).await.unwrap();
+        let (cluster, _) =
+            Redis::join(server.url(), "test", node, shared_clock(), Health::default())
+                .await
+                .unwrap();
         backends.push(Backend { cluster, _server: Some(server) });
     }
     backends
@@ -99,7 +105,8 @@ async fn messages_reach_the_node_they_are_for_in_order() {
         let mut nodes = Vec::new();
         for _ in 0..3 {
             let node = NodeId::generate(Clock::System.now());
-            let joined = Redis::join(server.url(), "test", node, shared_clock()).await;
+            let joined =
+                Redis::join(server.url(), "test", node, shared_clock(), Health::default()).await;
             nodes.push((node, joined.unwrap()));
         }
         let sent: Vec<_> =
@@ -127,7 +134,12 @@ async fn messages_reach_the_node_they_are_for_in_order() {
 async fn sender_and_inbox(server: &RedisServer) -> (Arc<Redis>, NodeId, mpsc::Receiver<Inbound>) {
     let join = async || {
         let node = NodeId::generate(Clock::System.now());
-        (node, Redis::join(server.url(), "test", node, shared_clock()).await.unwrap())
+        (
+            node,
+            Redis::join(server.url(), "test", node, shared_clock(), Health::default())
+                .await
+                .unwrap(),
+        )
     };
     let (_, (sender, _)) = join().await;
     let (node, (_receiver, inbox)) = join().await;
@@ -340,7 +352,8 @@ async fn presence_can_be_asked_for_without_watching() {
 async fn presence_is_not_made_up_when_redis_is_away() {
     let mut server = RedisServer::standalone();
     let node = NodeId::generate(Clock::System.now());
-    let (cluster, _inbox) = Redis::join(server.url(), "test", node, shared_clock()).await.unwrap();
+    let (cluster, _inbox) =
+        Redis::join(server.url(), "test", node, shared_clock(), Health::default()).await.unwrap();
     server.kill_first();
     assert_eq!(cluster.presence(&[user("anna")]).await, Err(Unavailable));
 }
@@ -432,7 +445,9 @@ async fn a_node_whose_clock_is_wrong_goes_by_that_of_redis() {
     for wrong in [Timestamp::from_millis(0), START + Duration::from_hours(100_000)] {
         let clock = SharedClock::starting_at(wrong);
         let node = NodeId::generate(START);
-        let _joined = Redis::join(server.url(), "test", node, clock.clone()).await.unwrap();
+        let _joined = Redis::join(server.url(), "test", node, clock.clone(), Health::default())
+            .await
+            .unwrap();
         let (shared, right) = (Clock::Shared(clock).now(), Clock::System.now());
         let off = (shared - right).max(right - shared);
         assert!(off < Duration::from_secs(5), "it is {off:?} off");
@@ -443,7 +458,8 @@ async fn a_node_whose_clock_is_wrong_goes_by_that_of_redis() {
 async fn users_of_a_dead_node_are_heard_of_until_they_are_seen_off() {
     let server = RedisServer::standalone();
     let node = NodeId::generate(Clock::System.now());
-    let (redis, mut inbox) = Redis::join(server.url(), "test", node, shared_clock()).await.unwrap();
+    let (redis, mut inbox) =
+        Redis::join(server.url(), "test", node, shared_clock(), Health::default()).await.unwrap();
     // A node that has attached a user, and has not been heard of since.
     let dead = NodeId::generate(START);
     server.run(&["HSET", "sb:{test}:user:anna", &format!("node:{dead}"), "1", "order", "1"]);

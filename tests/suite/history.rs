@@ -7,6 +7,7 @@ use switchboard::{
         Attempt, Call, CallType, Device, EndReason, Lobby, Placement, Role, Status, Step, What,
     },
     cluster::Hub,
+    health::Health,
     history::{
         self, Backlog, MAX_BACKLOG_ROWS, Percentiles, Period, Place, Postgres, Query, Refused, Row,
         Sqlite, Stats, Store, Tally, close_orphans,
@@ -389,7 +390,8 @@ async fn what_is_kept_long_enough_goes_and_the_rest_stays() {
 async fn a_row_that_the_database_refuses_holds_up_no_other() {
     for opened in stores().await {
         let (cluster, _inbox) = Hub::default().node(NodeId::generate(START));
-        let (recorder, writer) = history::recorder(opened.store.clone(), Arc::new(cluster));
+        let (recorder, writer) =
+            history::recorder(opened.store.clone(), Arc::new(cluster), Health::default());
         let mut calls: Vec<Call> = (0..3).map(|n| ringing("anna", "ben", n)).collect();
         calls[1].callee.user = user("anna");
         for call in &calls {

@@ -10,6 +10,7 @@ use std::{
 
 use async_trait::async_trait;
 use switchboard::{
+    health::Health,
     history::{Keeper, Period, Query, Row, Stats, Store, StoreError},
     ids::{CallId, UserId},
     time::{Clock, Timestamp},
@@ -62,8 +63,13 @@ impl Store for Counting {
 /// How often a keeper tidies and looks for calls without an end in 59 minutes.
 async fn in_an_hour(store: Counting, longest_call: Option<Duration>) -> (usize, usize) {
     let store = Arc::new(store);
-    let keeper =
-        Keeper { store: store.clone(), clock: Clock::System, retention: None, longest_call };
+    let keeper = Keeper {
+        store: store.clone(),
+        clock: Clock::System,
+        retention: None,
+        longest_call,
+        health: Health::default(),
+    };
     keeper.run(tokio::time::sleep(Duration::from_mins(59))).await;
     (store.tidied.load(Ordering::Relaxed), store.opened.load(Ordering::Relaxed))
 }

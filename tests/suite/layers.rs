@@ -6,12 +6,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const ORDER: [&str; 16] = [
-    "time", "ids", "secret", "auth", "payload", "call", "protocol", "cluster", "history", "calls",
-    "gateway", "http", "bench", "config", "shutdown", "app",
+const ORDER: [&str; 20] = [
+    "time", "health", "redact", "ids", "secret", "auth", "payload", "call", "protocol", "metrics",
+    "cluster", "history", "calls", "gateway", "logs", "http", "bench", "config", "shutdown", "app",
 ];
 
-fn rust_files(folder: &Path) -> Vec<PathBuf> {
+pub fn rust_files(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();

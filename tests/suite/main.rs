@@ -9,6 +9,7 @@ mod history;
 mod keeper;
 mod key_set;
 mod layers;
+mod metrics;
 mod moves;
 mod postgres;
 mod postgres_server;

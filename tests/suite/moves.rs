@@ -101,6 +101,7 @@ async fn what_a_callers_former_node_still_sends_is_heard_once() {
                 payload,
                 given_back: false,
                 to_ringing: true,
+                received_us: None,
             };
             elsewhere.send(here, Message::Relay(relay));
         };

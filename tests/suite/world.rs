@@ -18,6 +18,7 @@ use switchboard::{
     cluster::{
         Change, Cluster, Committed, Detached, Edge, Hub, Memory, Message, Relay, Unavailable,
     },
+    health::Health,
     history::{self, Period, Query, Row, Stats, Store, StoreError},
     ids::{CallId, NodeId, SocketId, UserId},
     payload::Payload,
@@ -47,8 +48,12 @@ impl Outlet for Ears {
         sockets.iter().filter(|(_, owner)| *owner == user).map(|(socket, _)| *socket).collect()
     }
 
-    fn emit(&self, socket: SocketId, event: &ServerEvent) -> bool {
-        let is_connected = self.sockets.lock().unwrap().contains_key(&socket);
+    fn emit(&self, socket: SocketId, event: &ServerEvent, for_user: Option<&UserId>) -> bool {
+        let owner = self.sockets.lock().unwrap().get(&socket).cloned();
+        if let (Some(owner), Some(user)) = (&owner, for_user) {
+            assert_eq!(owner, user, "{event:?} is not for {socket}");
+        }
+        let is_connected = owner.is_some();
         if is_connected {
             self.heard.lock().unwrap().push((socket, event.clone()));
         }
@@ -234,7 +239,8 @@ impl World {
             let (cluster, inbox) = hub.node(id);
             let (operations, failing) = (AtomicUsize::default(), AtomicUsize::default());
             let cluster = Arc::new(Interleaved { cluster, operations, failing });
-            let (recorder, writer) = history::recorder(ledger.clone(), cluster.clone());
+            let (recorder, writer) =
+                history::recorder(ledger.clone(), cluster.clone(), Health::default());
             tokio::spawn(writer.run(std::future::pending()));
             let ears = Arc::new(Ears { heard: heard.clone(), ..Ears::default() });
             let calls = Calls::new(cluster.clone(), ears.clone(), recorder, RULES, clock.clone());
@@ -321,7 +327,8 @@ impl World {
         text: &str,
     ) -> Result<(), Failure> {
         let device = self.device(from);
-        let sent = self.calls(from).signal(&device, &to(user), signal, payload(text)).await;
+        let calls = self.calls(from);
+        let sent = calls.signal(&device, &to(user), signal, payload(text), calls.now_us()).await;
         self.settle().await;
         sent.map(|_| ())
     }

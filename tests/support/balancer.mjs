@@ -11,7 +11,10 @@ const SETTINGS = fileURLToPath(new URL('../../deploy/haproxy/haproxy.cfg', impor
 /** A balancer that clients can be pointed at as if it were a server. */
 export async function startBalancer(nodes) {
   const port = await freePort();
-  const addresses = nodes.map((node, index) => [`NODE_${index + 1}`, `127.0.0.1:${node.port}`]);
+  const addresses = nodes.flatMap((node, index) => [
+    [`NODE_${index + 1}`, `127.0.0.1:${node.port}`],
+    [`NODE_${index + 1}_ADMIN`, new URL(node.adminUrl).port],
+  ]);
   const env = { ...process.env, BALANCER_LISTEN: `127.0.0.1:${port}`, ...Object.fromEntries(addresses) };
   const child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', 'haproxy', '-db', '-f', SETTINGS], { env, stdio: 'ignore' });
   const gone = once(child, 'close');

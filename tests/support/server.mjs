@@ -7,11 +7,14 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { eventually } from './check.mjs';
+import { assertNoViolations } from './metrics.mjs';
 
 export const BINARY =
   process.env.SWITCHBOARD_BIN ?? fileURLToPath(new URL('../../target/debug/switchboard', import.meta.url));
 
 const READY_LINE = /^switchboard is ready: open (http:\/\/[^ ]+:(\d+)\/)$/;
+const ADMIN_LINE = /health and metrics are at (http:\/\/[^ ]+:(\d+))\//;
 const START_DEADLINE_MS = 20_000;
 const STOP_DEADLINE_MS = 20_000;
 
@@ -78,12 +81,13 @@ export class Server {
     this.args = args;
     this.env = env;
     this.listen = '127.0.0.1:0';
+    this.adminListen = '127.0.0.1:0';
     this.earlierLogs = '';
   }
 
   async start() {
     const history = this.args.includes('--database-url') ? [] : ['--database-url', `sqlite://${this.db}`];
-    const args = ['--listen', this.listen, ...history, ...this.args];
+    const args = ['--listen', this.listen, '--admin-listen', this.adminListen, ...history, ...this.args];
     this.process = launch(args, { env: this.env, dir: this.dir });
     const line = await firstLine(this.process);
     const [, address, port] = READY_LINE.exec(line) ?? assert.fail(`not the ready line: ${line}`);
@@ -91,8 +95,10 @@ export class Server {
     this.url = address.slice(0, -1);
     this.port = Number(port);
     this.pid = this.process.child.pid;
-    // A restart takes the same port, so that clients find the server again by themselves.
+    this.adminUrl = await adminUrlOf(this.process);
+    // A restart takes the same ports, so that clients find the server again by themselves.
     this.listen = `127.0.0.1:${port}`;
+    this.adminListen = new URL(this.adminUrl).host;
   }
 
   get isRunning() {
@@ -127,6 +133,7 @@ export class Server {
   }
 
   async leave() {
+    if (this.isRunning) await assertNoViolations(this.adminUrl);
     const { code, signal } = await this.kill('SIGTERM');
     const logs = this.logs();
     assert.ok(!/panicked at|RUST_BACKTRACE/.test(logs), `the server panicked:\n${logs}`);
@@ -140,7 +147,9 @@ export async function runToExit(args, { env = {}, dir } = {}) {
   try {
     const run = launch(args, { env, dir: folder });
     const { code, signal } = await run.exit();
-    return { code, signal, stdout: run.stdout, stderr: run.stderr };
+    // It says where its admin listener is before it can know what is wrong.
+    const stderr = run.stderr.replace(/^.*health and metrics are at .*\n/m, '');
+    return { code, signal, stdout: run.stdout, stderr };
   } finally {
     if (!dir) await rm(folder, { recursive: true, force: true });
   }
@@ -157,7 +166,7 @@ export function privateFolder() {
 export function launch(args, { env = {}, dir }) {
   const child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', BINARY, ...args], {
     cwd: dir,
-    env: { ...withoutSettings(process.env), ...env },
+    env: { ...withoutSettings(process.env), SWITCHBOARD_ADMIN_LISTEN: '127.0.0.1:0', ...env },
     stdio: ['ignore', 'pipe', 'pipe'],
   });
   const run = { child, stdout: '', stderr: '' };
@@ -183,8 +192,14 @@ export function launch(args, { env = {}, dir }) {
   return run;
 }
 
+/** Where the admin listener of a process is that `launch` started, also while it is not ready yet. */
+export async function adminUrlOf(run) {
+  const [, url] = await eventually(() => ADMIN_LINE.exec(run.stderr), 'the log tells where health and metrics are');
+  return url;
+}
+
 // The caller's own switchboard settings must not leak into the server under test.
-function withoutSettings(env) {
+export function withoutSettings(env) {
   return Object.fromEntries(Object.entries(env).filter(([name]) => !name.startsWith('SWITCHBOARD_')));
 }
 

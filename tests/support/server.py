@@ -15,7 +15,7 @@ class Server:
     def __init__(self, *args):
         self.folder = tempfile.TemporaryDirectory(prefix="switchboard-test-")
         self.log_path = Path(self.folder.name) / "stderr.log"
-        settings = ["--listen", "127.0.0.1:0", "--database-url", f"sqlite://{self.folder.name}/switchboard.db"]
+        settings = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--database-url", f"sqlite://{self.folder.name}/switchboard.db"]
         env = {name: value for name, value in os.environ.items() if not name.startswith("SWITCHBOARD_")}
         with open(self.log_path, "w") as log:
             # setpriv: the kernel ends the server if this test process dies without having stopped it.

@@ -9,10 +9,10 @@
 -- ARGV[5]  how many users at the most
 -- ARGV[6]  when somebody hears of them again, in ms
 -- ARGV[7]  its last heartbeat if it is dead: if it has been heard of since, nothing happens
--- Answers the ids of the users. When there are none left, the node is forgotten.
+-- Answers the ids of the users, and 1 if there were none left and this forgot the node, else 0.
 local beat = redis.call('ZSCORE', KEYS[2], ARGV[2])
 if not beat or tonumber(beat) > tonumber(ARGV[7]) then
-    return {}
+    return { {}, 0 }
 end
 local users = redis.call('SPOP', KEYS[1], ARGV[5])
 for _, id in ipairs(users) do
@@ -25,6 +25,6 @@ for _, id in ipairs(users) do
     end
 end
 if #users == 0 then
-    redis.call('ZREM', KEYS[2], ARGV[2])
+    return { users, redis.call('ZREM', KEYS[2], ARGV[2]) }
 end
-return users
+return { users, 0 }

@@ -11,12 +11,15 @@ use tokio::sync::{Notify, broadcast::error::RecvError, mpsc};
 use tracing::{debug, info, warn};
 
 use super::{
+    asked::timed,
     envelope::{Content, Envelope},
     outgoing::{Outgoing, end_of},
 };
 use crate::{
     cluster::{Inbound, Message, Relay, link::Receiver},
+    health::{Health, Part},
     ids::{CallId, NodeId},
+    metrics::{self, Command, Connection, Limit},
     time::Clock,
 };
 
@@ -63,9 +66,14 @@ impl Bus {
     }
 
     pub fn send(&self, to: NodeId, message: Message) {
+        metrics::NODE_SENT.of(message.said()).increment(1);
         self.outgoing(to, |outgoing| {
+            if outgoing.is_full() {
+                metrics::NODE_DROPPED.increment(1);
+            }
             if !outgoing.put(message) {
-                warn!(node = %to, "the queue to a node is full: messages are dropped for now");
+                metrics::LIMITS.of(Limit::NodeQueue).increment(1);
+                warn!(peer = %to, "the queue to a node is full: messages are dropped for now");
             }
         });
     }
@@ -85,6 +93,11 @@ impl Bus {
         });
         change(&mut peer.outgoing());
         peer.wake.notify_one();
+    }
+
+    /// How many messages wait to be published.
+    pub fn queued(&self) -> usize {
+        self.peers().values().map(|peer| peer.outgoing().queued()).sum()
     }
 
     /// Takes back what is on its way to a node about a call and that nobody has heard, in order.
@@ -122,8 +135,10 @@ impl Bus {
                 let mut is_known = true;
                 for content in contents {
                     let up_to = end_of(&content);
+                    metrics::NODE_RESENT.increment(peer.outgoing().repeated(&content));
                     match self.publish(to, content).await {
                         Some(0) => {
+                            metrics::PUBLISHES_UNHEARD.increment(1);
                             unheard_since.get_or_insert(now);
                             pause = RETRY;
                         }
@@ -147,7 +162,7 @@ impl Bus {
                     || peer.outgoing().is_over()
                 {
                     peers.remove(&to);
-                    return debug!(node = %to, "nobody listens for a node: its link is closed");
+                    return debug!(peer = %to, "nobody listens for a node: its link is closed");
                 }
                 drop(peers);
                 if pause == RETRY || !peer.outgoing().has_more() {
@@ -159,11 +174,13 @@ impl Bus {
 
     /// How many heard it; None if Redis did not say.
     async fn publish(&self, to: NodeId, content: Content) -> Option<i64> {
+        metrics::PUBLISHES.of(content.kind()).increment(1);
         let text = Envelope::new(self.0.node, content).write();
-        match self.0.client.spublish(self.channel(to), text).await {
+        let published = self.0.client.spublish(self.channel(to), text);
+        match timed(Command::Publish, published).await {
             Ok(receivers) => Some(receivers),
             Err(error) => {
-                debug!(%error, node = %to, "a publish failed; the link will notice");
+                debug!(%error, peer = %to, "a publish failed; the link will notice");
                 None
             }
         }
@@ -174,7 +191,8 @@ impl Bus {
         let mut reachable = Vec::with_capacity(nodes.len());
         for node in nodes {
             let counts: HashMap<String, i64> =
-                self.0.client.pubsub_shardnumsub(self.channel(*node)).await?;
+                timed(Command::Other, self.0.client.pubsub_shardnumsub(self.channel(*node)))
+                    .await?;
             reachable.push(counts.values().any(|count| *count > 0));
         }
         Ok(reachable)
@@ -191,12 +209,17 @@ impl Bus {
     /// their order. The library does not restore sharded subscriptions, and one can end silently
     /// when a slot moves: so it is renewed after each reconnection, and whenever the canary that the
     /// node sends itself does not come back.
-    pub async fn listen(self, subscriber: SubscriberClient, inbox: mpsc::Sender<Inbound>) {
+    pub async fn listen(
+        self,
+        subscriber: SubscriberClient,
+        inbox: mpsc::Sender<Inbound>,
+        health: Health,
+    ) {
         let mut messages = subscriber.message_rx();
         let mut reconnections = subscriber.reconnect_rx();
         let mut canary = tokio::time::interval(CANARY);
         let mut links: HashMap<NodeId, Receiver> = HashMap::new();
-        let mut alive = false;
+        let (mut alive, mut is_canary_out) = (false, false);
         loop {
             tokio::select! {
                 message = messages.recv() => match message {
@@ -207,19 +230,26 @@ impl Bus {
                     // The links ask for what is missing, unless it is too old by now and no more
                     // comes from that node.
                     Err(RecvError::Lagged(count)) => {
+                        metrics::LIMITS.of(Limit::NodeInbox).increment(1);
                         warn!(count, "more came in than this node takes: all calls are looked up");
                         let _ = inbox.send(Inbound::Reset).await;
                     }
                     Err(RecvError::Closed) => return,
                 },
                 _ = reconnections.recv() => {
+                    metrics::REDIS_RECONNECTS.of(Connection::Messages).increment(1);
                     let _ = self.subscribe(&subscriber).await;
                 }
                 _ = canary.tick() => {
-                    if !std::mem::take(&mut alive) {
+                    if std::mem::take(&mut alive) {
+                        health.well(Part::Channel);
+                    } else {
+                        if is_canary_out {
+                            health.trouble(Part::Channel, "what other nodes send does not come in");
+                        }
                         let _ = self.subscribe(&subscriber).await;
                     }
-                    self.publish(self.0.node, Content::Canary).await;
+                    is_canary_out = self.publish(self.0.node, Content::Canary).await.is_some();
                 }
             }
         }
@@ -258,15 +288,17 @@ impl Bus {
             Content::Again(number) => self.outgoing(from, |outgoing| outgoing.send_again(number)),
             Content::Frame(frame) => {
                 let delivery = links.entry(from).or_default().receive(frame);
+                metrics::NODE_LOST.increment(delivery.lost);
                 if delivery.lost > 0 {
-                    warn!(node = %from, count = delivery.lost, "messages of a node are lost");
+                    warn!(peer = %from, count = delivery.lost, "messages of a node are lost");
                     // Its records say what they would have said of calls.
                     let _ = inbox.send(Inbound::Reset).await;
                 }
                 for message in delivery.messages {
+                    metrics::NODE_RECEIVED.of(message.said()).increment(1);
                     let inbound = match message {
                         Message::Dropped { count } => {
-                            warn!(node = %from, count, "a node could not send all of its messages");
+                            warn!(peer = %from, count, "a node could not send all of its messages");
                             Inbound::Reset
                         }
                         message => Inbound::Message(from, message),
@@ -275,6 +307,7 @@ impl Bus {
                     let _ = inbox.send(inbound).await;
                 }
                 if let Some(number) = delivery.ask_from {
+                    metrics::NODE_GAPS.increment(1);
                     self.outgoing(from, |outgoing| outgoing.ask(number));
                 }
             }

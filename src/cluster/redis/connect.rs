@@ -10,6 +10,8 @@ use fred::{
 };
 use tracing::warn;
 
+use crate::health::{Health, Part};
+
 /// A bound to how often a command is tried on a connection that breaks.
 const COMMAND_ATTEMPTS: u32 = 2;
 /// How long a command may take.
@@ -19,7 +21,10 @@ const MIN_MAJOR: u32 = 7;
 const RETRY_CONNECT: Duration = Duration::from_millis(500);
 
 /// Connects a client for commands and one for messages.
-pub async fn connect(url: &str) -> Result<(Client, SubscriberClient), ConnectError> {
+pub async fn connect(
+    url: &str,
+    health: &Health,
+) -> Result<(Client, SubscriberClient), ConnectError> {
     if !has_known_scheme(url) {
         return Err(ConnectError::Scheme);
     }
@@ -39,10 +44,11 @@ pub async fn connect(url: &str) -> Result<(Client, SubscriberClient), ConnectErr
             performance.broadcast_channel_capacity = 65_536;
         })
         .set_policy(ReconnectPolicy::new_exponential(0, 50, 500, 2));
-    let client = connected(|| builder.build()).await?;
-    let subscriber = connected(|| builder.build_subscriber_client()).await?;
+    let client = connected(|| builder.build(), health).await?;
+    let subscriber = connected(|| builder.build_subscriber_client(), health).await?;
     check(&client).await?;
-    loaded(&client).await?;
+    loaded(&client, health).await?;
+    health.well(Part::Redis);
     Ok((client, subscriber))
 }
 
@@ -64,7 +70,10 @@ fn unusable(error: Error) -> ConnectError {
 }
 
 /// Connects, however long Redis is away. What waiting cannot mend is an error.
-async fn connected<C: ClientLike>(build: impl Fn() -> Result<C, Error>) -> Result<C, ConnectError> {
+async fn connected<C: ClientLike>(
+    build: impl Fn() -> Result<C, Error>,
+    health: &Health,
+) -> Result<C, ConnectError> {
     let mut is_told = false;
     loop {
         let client = build().map_err(ConnectError::Url)?;
@@ -77,6 +86,7 @@ async fn connected<C: ClientLike>(build: impl Fn() -> Result<C, Error>) -> Resul
             ErrorKind::Sentinel | ErrorKind::Cluster => {}
             _ => return Err(ConnectError::Refused(error)),
         }
+        health.trouble(Part::Redis, &error);
         if !std::mem::replace(&mut is_told, true) {
             warn!(%error, "Redis is not reachable: this node waits for it and serves nobody yet");
         }
@@ -110,7 +120,7 @@ async fn check(client: &Client) -> Result<(), ConnectError> {
 }
 
 /// Waits until Redis has read what it had saved: until then it refuses commands.
-async fn loaded(client: &Client) -> Result<(), ConnectError> {
+async fn loaded(client: &Client, health: &Health) -> Result<(), ConnectError> {
     let mut is_told = false;
     loop {
         let state: String =
@@ -118,6 +128,7 @@ async fn loaded(client: &Client) -> Result<(), ConnectError> {
         if field(&state, "loading") != Some("1") {
             return Ok(());
         }
+        health.trouble(Part::Redis, "it is still loading");
         if !std::mem::replace(&mut is_told, true) {
             warn!("Redis is still loading: this node waits for it and serves nobody yet");
         }

@@ -10,6 +10,7 @@ use tracing::warn;
 use crate::{
     cluster::{Message, link::Frame},
     ids::NodeId,
+    metrics::Publish,
 };
 
 /// The version of this format. A later one is what this build must not try to read.
@@ -41,6 +42,18 @@ pub enum Unreadable {
     Malformed(#[from] serde_json::Error),
 }
 
+impl Content {
+    /// What it is counted as.
+    pub fn kind(&self) -> Publish {
+        match self {
+            Self::Frame(frame) if frame.messages.is_empty() => Publish::Progress,
+            Self::Frame(_) => Publish::Messages,
+            Self::Again(_) => Publish::Ask,
+            Self::Canary => Publish::Canary,
+        }
+    }
+}
+
 impl Envelope {
     pub fn new(from: NodeId, content: Content) -> Self {
         Self { v: FORMAT, from, content }
@@ -66,7 +79,7 @@ impl Envelope<Box<RawValue>> {
         let Self { v, from, content } = self;
         let known = |raw: Box<RawValue>| {
             serde_json::from_str(raw.get()).unwrap_or_else(|error| {
-                warn!(node = %from, %error, "a message of a later build is passed over");
+                warn!(peer = %from, %error, "a message of a later build is passed over");
                 Message::Void
             })
         };
@@ -146,6 +159,22 @@ mod tests {
             let earlier = Envelope::read(&line.replace(field, "")).unwrap();
             assert_eq!(earlier.write(), line.replace(field, default));
         }
+    }
+
+    #[test]
+    fn when_a_message_came_in_travels_with_it_and_need_not() {
+        let line = GOLDEN.lines().find(|line| line.contains("given_back")).unwrap();
+        let later = line.replace("\"given_back\":true", "\"given_back\":true,\"received_us\":7");
+        let envelope: Envelope = serde_json::from_str(&later).unwrap();
+        assert_eq!(envelope.write(), later);
+        let received = |line: &str| match Envelope::read(line).unwrap().content {
+            Content::Frame(frame) => match &frame.messages[..] {
+                [Message::Relay(relay)] => relay.received_us,
+                other => panic!("{other:?}"),
+            },
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((received(line), received(&later)), (None, Some(7)));
     }
 
     #[test]

@@ -12,12 +12,15 @@ use tracing::{info, warn};
 
 use super::{
     Redis,
+    asked::timed,
     facts::{list, sockets_field, text, watch_field},
 };
 use crate::{
     call::Call,
     cluster::{Cluster, Departed, Inbound, Unavailable},
+    health::Part,
     ids::{NodeId, UserId},
+    metrics::{self, Command, Connection},
     time::{Clock, Timestamp},
 };
 
@@ -46,7 +49,7 @@ impl Redis {
         let keys = vec![self.keys.nodes()];
         let arguments = vec![self.node.to_string()];
         let (added, now_ms): (u64, u64) =
-            self.scripts.beat.evalsha_with_reload(&self.client, keys, arguments).await?;
+            self.scripts.beat.run(&self.client, keys, arguments).await?;
         let took = asked.elapsed();
         let has_jumped =
             took < MAX_TIME_ERROR && self.clock.set(Timestamp::from_millis(now_ms) + took / 2);
@@ -66,6 +69,7 @@ impl Redis {
             tokio::select! {
                 _ = ticks.tick() => {}
                 _ = reconnections.recv() => {
+                    metrics::REDIS_RECONNECTS.of(Connection::Commands).increment(1);
                     // What failed meanwhile is done again, from what is the case now.
                     self.start_over(&inbox).await;
                 }
@@ -78,8 +82,12 @@ impl Redis {
                 since = asked;
             }
             let beat = self.beat().await;
-            if beat.is_ok() {
-                heard = asked;
+            match &beat {
+                Ok(_) => {
+                    heard = asked;
+                    self.health.well(Part::Redis);
+                }
+                Err(error) => self.health.trouble(Part::Redis, error),
             }
             if beat.as_ref().is_ok_and(|heard| heard.has_jumped) {
                 warn!("Redis has another time of day: deadlines follow slowly");
@@ -111,11 +119,14 @@ impl Redis {
 
     async fn bury_dead(&self, inbox: &mpsc::Sender<Inbound>) -> Result<(), Unavailable> {
         let latest = (self.now() - DEAD_AFTER).as_millis();
-        let dead: Vec<String> = self
-            .client
-            .zrangebyscore(self.keys.nodes(), f64::NEG_INFINITY, score(latest), false, None)
-            .await
-            .map_err(|_| Unavailable)?;
+        let silent = self.client.zrangebyscore(
+            self.keys.nodes(),
+            f64::NEG_INFINITY,
+            score(latest),
+            false,
+            None,
+        );
+        let dead: Vec<String> = timed(Command::Other, silent).await.map_err(|_| Unavailable)?;
         for node in dead.iter().filter_map(|node| node.parse::<NodeId>().ok()) {
             if node != self.node {
                 self.bury(node, latest, inbox).await?;
@@ -181,7 +192,7 @@ impl Redis {
         latest: u64,
         inbox: &mpsc::Sender<Inbound>,
     ) -> Result<(), Unavailable> {
-        warn!(%node, "a node is dead: its users are taken off it");
+        warn!(peer = %node, "a node is dead: its users are taken off it");
         self.bus.forget(node);
         loop {
             let keys = vec![self.keys.node(node), self.keys.nodes(), self.keys.departed()];
@@ -194,10 +205,14 @@ impl Redis {
                 (self.now() + SEE_OFF_LEASE).as_millis().to_string(),
                 latest.to_string(),
             ];
-            let users = list(self.run(&self.scripts.bury, keys, arguments).await?);
-            let users: Vec<UserId> =
-                users.into_iter().filter_map(|user| text(user).parse().ok()).collect();
+            let mut answer = list(self.run(&self.scripts.bury, keys, arguments).await?).into_iter();
+            let mut next = || answer.next().unwrap_or(Value::Null);
+            let users = list(next()).into_iter();
+            let users: Vec<UserId> = users.filter_map(|user| text(user).parse().ok()).collect();
             if users.is_empty() {
+                if text(next()) == "1" {
+                    metrics::DEAD_NODES.increment(1);
+                }
                 return Ok(());
             }
             self.pass_on_departed(node, &users, inbox).await?;

@@ -1,6 +1,7 @@
 //! The cluster on Redis: records, claims, presence and deadlines in keys of one hash tag, messages
 //! on one sharded channel a node.
 
+mod asked;
 mod bus;
 mod connect;
 mod envelope;
@@ -20,12 +21,13 @@ use std::{
 };
 
 use async_trait::async_trait;
-use fred::{prelude::*, types::scripts::Script};
+use fred::prelude::*;
 use futures_util::future::try_join_all;
 use tokio::sync::mpsc;
 use tracing::warn;
 
 use self::{
+    asked::{Named, Scripts, timed},
     bus::Bus,
     facts::{Facts, list, read_record, readable, sockets_field, text, watch_field, write_record},
 };
@@ -34,7 +36,9 @@ use super::{
 };
 use crate::{
     call::{Call, Lobby, Role},
+    health::Health,
     ids::{CallId, NodeId, SocketId, UserId},
+    metrics::Command,
     protocol::Presence,
     time::{Clock, SharedClock, Timestamp},
 };
@@ -51,19 +55,6 @@ const LAST_WORDS_POLL: Duration = Duration::from_millis(5);
 /// How much longer than its longest life a record is kept if nobody attends to it.
 const RECORD_MARGIN: Duration = Duration::from_hours(24);
 
-struct Scripts {
-    look: Script,
-    mark: Script,
-    commit: Script,
-    live: Script,
-    due: Script,
-    settle: Script,
-    bury: Script,
-    unseen: Script,
-    leave: Script,
-    beat: Script,
-}
-
 /// One node of a cluster on Redis.
 pub struct Redis {
     node: NodeId,
@@ -75,6 +66,7 @@ pub struct Redis {
     local: Mutex<Local>,
     /// Set when the node has signed off: no more heartbeats.
     leaving: AtomicBool,
+    health: Health,
 }
 
 /// What this node has to do with each user.
@@ -114,7 +106,7 @@ impl Keys {
     }
 
     fn user(&self, user: &UserId) -> String {
-        format!("{}user:{user}", self.prefix)
+        format!("{}user:{}", self.prefix, user.as_str())
     }
 
     fn node(&self, node: NodeId) -> String {
@@ -142,8 +134,9 @@ impl Redis {
         namespace: &str,
         node: NodeId,
         clock: Arc<SharedClock>,
+        health: Health,
     ) -> Result<(Arc<Self>, mpsc::Receiver<Inbound>), ConnectError> {
-        let (client, subscriber) = connect::connect(url).await?;
+        let (client, subscriber) = connect::connect(url, &health).await?;
         let bus = Bus::new(node, namespace, client.clone(), Clock::Shared(clock.clone()));
         if let Err(error) = bus.subscribe(&subscriber).await
             && error.details().starts_with("NOPERM")
@@ -151,7 +144,7 @@ impl Redis {
             return Err(ConnectError::Refused(error));
         }
         let (sender, inbox) = mpsc::channel(INBOX_MESSAGES);
-        tokio::spawn(bus.clone().listen(subscriber.clone(), sender.clone()));
+        tokio::spawn(bus.clone().listen(subscriber.clone(), sender.clone(), health.clone()));
         tokio::spawn(async move {
             // Finds a connection that is frozen: time-outs of commands do not cover this one.
             let _ = subscriber.enable_heartbeat(Duration::from_millis(500), false).await;
@@ -161,21 +154,11 @@ impl Redis {
             keys: Keys { prefix: format!("sb:{{{namespace}}}:") },
             client,
             bus,
-            scripts: Scripts {
-                look: Script::from_lua(include_str!("look.lua")),
-                mark: Script::from_lua(include_str!("mark.lua")),
-                commit: Script::from_lua(include_str!("commit.lua")),
-                live: Script::from_lua(include_str!("live.lua")),
-                due: Script::from_lua(include_str!("due.lua")),
-                settle: Script::from_lua(include_str!("settle.lua")),
-                bury: Script::from_lua(include_str!("bury.lua")),
-                unseen: Script::from_lua(include_str!("unseen.lua")),
-                leave: Script::from_lua(include_str!("leave.lua")),
-                beat: Script::from_lua(include_str!("beat.lua")),
-            },
+            scripts: Scripts::default(),
             clock,
             local: Mutex::default(),
             leaving: AtomicBool::new(false),
+            health,
         });
         redis.beat().await.map_err(ConnectError::Refused)?;
         tokio::spawn(redis.clone().live(sender));
@@ -188,11 +171,11 @@ impl Redis {
 
     async fn run(
         &self,
-        script: &Script,
+        script: &Named,
         keys: Vec<String>,
         arguments: Vec<String>,
     ) -> Result<Value, Unavailable> {
-        script.evalsha_with_reload(&self.client, keys, arguments).await.map_err(|error| {
+        script.run(&self.client, keys, arguments).await.map_err(|error| {
             warn!(%error, "Redis did not carry a script out");
             Unavailable
         })
@@ -227,7 +210,7 @@ impl Redis {
             let keys = vec![self.keys.user(user), self.keys.node(self.node)];
             let arguments = vec![
                 self.keys.call_prefix(),
-                user.to_string(),
+                user.as_str().to_owned(),
                 sockets_field(self.node),
                 watch_field(self.node),
                 field.clone(),
@@ -284,8 +267,8 @@ impl Redis {
             u8::from(call.is_live()).to_string(),
             call.deadline().as_millis().to_string(),
             life.as_millis().to_string(),
-            caller.to_string(),
-            callee.to_string(),
+            caller.as_str().to_owned(),
+            callee.as_str().to_owned(),
             caller_claim,
             callee_claim,
         ];
@@ -374,7 +357,9 @@ impl Cluster for Redis {
 
     async fn load(&self, id: CallId) -> Result<Option<Call>, Unavailable> {
         let record: Option<String> =
-            self.client.hget(self.keys.call(id), "r").await.map_err(|_| Unavailable)?;
+            timed(Command::Load, self.client.hget(self.keys.call(id), "r"))
+                .await
+                .map_err(|_| Unavailable)?;
         read_record(&record.unwrap_or_default())
     }
 
@@ -446,8 +431,10 @@ impl Cluster for Redis {
         if users.is_empty() {
             return Ok(());
         }
-        let members: Vec<String> = users.iter().map(|user| format!("{node}:{user}")).collect();
-        self.client.zrem(self.keys.departed(), members).await.map_err(|_| Unavailable)
+        let members: Vec<String> =
+            users.iter().map(|user| format!("{node}:{}", user.as_str())).collect();
+        let removed = self.client.zrem(self.keys.departed(), members);
+        timed(Command::Other, removed).await.map_err(|_| Unavailable)
     }
 
     fn recall(&self, from: NodeId, call: CallId) -> Vec<Relay> {
@@ -476,5 +463,9 @@ impl Cluster for Redis {
 
     fn send(&self, to: NodeId, message: Message) {
         self.bus.send(to, message);
+    }
+
+    fn queued(&self) -> usize {
+        self.bus.queued()
     }
 }

@@ -27,6 +27,8 @@ pub struct Outgoing {
     unheard: u64,
     /// The numbers that are being published: whether anybody hears them is not known yet.
     flying: Range<u64>,
+    /// The number after the last message that has been published, heard or not.
+    published: u64,
     /// How many messages found the queue full, since it last had room.
     dropped: u64,
     /// The node asked to have the messages from this number on sent again.
@@ -44,6 +46,7 @@ impl Outgoing {
             link: Sender::new(now),
             unheard: 0,
             flying: 0..0,
+            published: 0,
             dropped: 0,
             asked: None,
             asks: None,
@@ -54,12 +57,17 @@ impl Outgoing {
     /// Queues a message, or counts it among the dropped ones. False for the first of these.
     pub fn put(&mut self, message: Message) -> bool {
         self.is_forgotten = false;
-        if self.queue.len() < QUEUE_MESSAGES {
+        if !self.is_full() {
             self.queue.push_back(message);
             return true;
         }
         self.dropped += 1;
         self.dropped > 1
+    }
+
+    /// Whether there is no room for a message.
+    pub fn is_full(&self) -> bool {
+        self.queue.len() >= QUEUE_MESSAGES
     }
 
     pub fn send_again(&mut self, from: u64) {
@@ -112,6 +120,20 @@ impl Outgoing {
     /// It is known of what [`Outgoing::next`] gave whether anybody heard it.
     pub fn landed(&mut self) {
         self.flying = 0..0;
+    }
+
+    /// How many of these messages have been published before. To be asked once of each content.
+    pub fn repeated(&mut self, content: &Content) -> u64 {
+        let Content::Frame(frame) = content else { return 0 };
+        let end = end_of(content);
+        let repeated = self.published.min(end).saturating_sub(frame.first);
+        self.published = self.published.max(end);
+        repeated
+    }
+
+    /// How many messages wait that have never been published.
+    pub fn queued(&self) -> usize {
+        self.queue.len()
     }
 
     /// Whether something is still to be published.
@@ -238,6 +260,7 @@ mod tests {
             payload: serde_json::from_str(&format!("{text:?}")).unwrap(),
             given_back: false,
             to_ringing: false,
+            received_us: None,
         };
         let mut outgoing = Outgoing::new(NOW);
         outgoing.put(Message::Relay(relay("flies")));
@@ -275,10 +298,16 @@ mod tests {
         for message in &messages {
             outgoing.put(message.clone());
         }
-        publish(&mut outgoing);
+        for content in outgoing.next(NOW) {
+            assert_eq!(outgoing.repeated(&content), 0, "it is new");
+            outgoing.heard(end_of(&content));
+        }
         for number in [2, 1, 2] {
             outgoing.send_again(number);
         }
+        let again = outgoing.next(NOW);
+        assert_eq!(again.iter().map(|content| outgoing.repeated(content)).sum::<u64>(), 2);
+        outgoing.send_again(1);
         assert_eq!(publish(&mut outgoing), messages[1..]);
         assert!(!outgoing.has_more());
     }

@@ -1,0 +1,133 @@
+//! What of calls is counted. Each transition is committed by one node, which counts it.
+
+use std::collections::HashSet;
+
+use super::{Calls, Failure};
+use crate::{
+    call::{Call, CallType, EndReason, Refusal, Role, State},
+    metrics::{self, Candidate, Invariant, Label, Live, Media, Outcome, Ring, label},
+    protocol::MediaStats,
+};
+
+/// A call was placed: it rings, or ended at once.
+pub fn placed(call: &Call) {
+    let outcome = match call.end_reason() {
+        None => Outcome::Ringing,
+        Some(EndReason::Offline) => Outcome::Offline,
+        Some(_) => Outcome::Busy,
+    };
+    attempted(call.call_type, outcome);
+    if let Some(reason) = call.end_reason() {
+        metrics::ENDED.of((reason, call.call_type)).increment(1);
+    }
+}
+
+pub fn attempted(call_type: CallType, outcome: Outcome) {
+    metrics::ATTEMPTS.of((call_type, outcome)).increment(1);
+}
+
+/// No call was placed.
+pub fn not_placed(call_type: CallType, failure: &Failure) {
+    let outcome = match failure {
+        // It was counted when it was placed.
+        Failure::Offline(_) => return,
+        Failure::Refused(Refusal::SelfCall) => Outcome::SelfCall,
+        Failure::Refused(Refusal::CallInProgress(_)) => Outcome::InCall,
+        Failure::Refused(Refusal::Glare(_)) => Outcome::Glare,
+        Failure::Unavailable(_) => Outcome::Unavailable,
+        Failure::Refused(_) | Failure::Full { .. } | Failure::TooManyWatched => Outcome::Refused,
+    };
+    attempted(call_type, outcome);
+}
+
+/// A transition was committed.
+pub fn changed(before: &Call, after: &Call) {
+    if !before.is_live() {
+        metrics::violated(Invariant::EndChanged);
+    }
+    let rang = |outcome, until| metrics::RING.of(outcome).record(until - after.created_at);
+    match (&before.state, &after.state) {
+        (State::Ringing { .. }, State::Active { since }) => rang(Ring::Answered, *since),
+        (State::Ringing { .. }, State::Ended { at, .. }) => rang(Ring::Unanswered, *at),
+        _ => {}
+    }
+    if let (Some(reason), Some(ended_at)) = (after.end_reason(), after.ended_at()) {
+        metrics::ENDED.of((reason, after.call_type)).increment(1);
+        if let Some(answered_at) = after.answered_at() {
+            metrics::DURATION.of(after.call_type).record(ended_at - answered_at);
+        }
+        return;
+    }
+    for role in [Role::Caller, Role::Callee] {
+        let (was, is) = (&before.party(role).link, &after.party(role).link);
+        match (was.lost_until(), is.lost_until()) {
+            (None, Some(_)) => metrics::DEVICES_LOST.increment(1),
+            (Some(_), None) => metrics::DEVICES_RETURNED.increment(1),
+            _ => {}
+        }
+    }
+}
+
+/// A device has told how its media does.
+pub fn reported(stats: &MediaStats) {
+    let candidate = label(stats.candidate_type.as_deref().unwrap_or_default(), Candidate::Unknown);
+    let media = match candidate {
+        Candidate::Relay => Media::Relayed,
+        Candidate::Host | Candidate::Srflx | Candidate::Prflx => Media::Direct,
+        Candidate::Unknown => Media::Unknown,
+    };
+    metrics::MEDIA_REPORTS.of(candidate).increment(1);
+    if let Some(state) = stats.ice_state.as_deref() {
+        metrics::MEDIA_ICE.of(label(state, metrics::Ice::Unknown)).increment(1);
+    }
+    // What a client says is not to be trusted: one absurd number would spoil the sums for ever.
+    let measured = |histogram: &metrics::Histogram, value: Option<f64>, unit: f64, most: f64| {
+        if let Some(value) = value {
+            histogram.record((value / unit).min(most));
+        }
+    };
+    measured(metrics::MEDIA_ROUND_TRIP.of(media), stats.round_trip_ms, 1_000.0, 60.0);
+    measured(metrics::MEDIA_LOSS.of(media), stats.loss_percent, 100.0, 1.0);
+    measured(metrics::MEDIA_JITTER.of(media), stats.jitter_ms, 1_000.0, 60.0);
+}
+
+impl Calls {
+    /// Sets the gauges of what is here now.
+    pub fn sample(&self) {
+        let devices = self.devices();
+        let users: HashSet<_> = devices.values().map(|device| &device.user).collect();
+        metrics::USERS.set(as_gauge(users.len()));
+        drop(users);
+        drop(devices);
+        let mut live = [0; Live::ALL.len()];
+        for call in self.live.all() {
+            if let Some(state) = call.peek(|call| self.counts_here(call)) {
+                live[state.index()] += 1;
+            }
+        }
+        for state in Live::ALL {
+            metrics::CALLS.of(*state).set(as_gauge(live[state.index()]));
+        }
+        metrics::NODE_QUEUE.set(as_gauge(self.cluster.queued()));
+    }
+
+    /// A call is counted where the caller's device is, or was when it was lost.
+    fn counts_here(&self, call: &Call) -> Option<Live> {
+        if !call.is_live() || call.caller.link.node() != Some(self.node()) {
+            return None;
+        }
+        let is_lost = |role| call.party(role).link.lost_until().is_some();
+        Some(if call.is_ringing() {
+            Live::Ringing
+        } else if is_lost(Role::Caller) || is_lost(Role::Callee) {
+            Live::Reconnecting
+        } else {
+            Live::Active
+        })
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a gauge needs no more")]
+pub fn as_gauge(count: usize) -> f64 {
+    count as f64
+}

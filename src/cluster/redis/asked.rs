@@ -1,0 +1,70 @@
+//! What Redis is asked, and how long it takes to answer.
+
+use std::time::Instant;
+
+use fred::{prelude::*, types::scripts::Script};
+
+use crate::metrics::{self, Command};
+
+/// A script, and what its runs are counted as.
+pub struct Named {
+    script: Script,
+    command: Command,
+}
+
+/// One file each, beside this one.
+pub struct Scripts {
+    pub look: Named,
+    pub mark: Named,
+    pub commit: Named,
+    pub live: Named,
+    pub due: Named,
+    pub settle: Named,
+    pub bury: Named,
+    pub unseen: Named,
+    pub leave: Named,
+    pub beat: Named,
+}
+
+impl Default for Scripts {
+    fn default() -> Self {
+        let named = |command, lua: &str| Named { script: Script::from_lua(lua), command };
+        Self {
+            look: named(Command::Look, include_str!("look.lua")),
+            mark: named(Command::Mark, include_str!("mark.lua")),
+            commit: named(Command::Commit, include_str!("commit.lua")),
+            live: named(Command::Live, include_str!("live.lua")),
+            due: named(Command::Due, include_str!("due.lua")),
+            settle: named(Command::Settle, include_str!("settle.lua")),
+            bury: named(Command::Bury, include_str!("bury.lua")),
+            unseen: named(Command::Unseen, include_str!("unseen.lua")),
+            leave: named(Command::Other, include_str!("leave.lua")),
+            beat: named(Command::Beat, include_str!("beat.lua")),
+        }
+    }
+}
+
+impl Named {
+    pub async fn run<T: FromValue>(
+        &self,
+        client: &Client,
+        keys: Vec<String>,
+        arguments: Vec<String>,
+    ) -> Result<T, Error> {
+        timed(self.command, self.script.evalsha_with_reload(client, keys, arguments)).await
+    }
+}
+
+/// Counts how long Redis takes, and whether it answers.
+pub async fn timed<T>(
+    command: Command,
+    asked: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let began = Instant::now();
+    let answer = asked.await;
+    metrics::REDIS.of(command).record(began.elapsed());
+    if answer.is_err() {
+        metrics::REDIS_ERRORS.of(command).increment(1);
+    }
+    answer
+}

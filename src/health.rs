@@ -1,0 +1,150 @@
+//! Whether this node can be sent calls, and what it does without at the moment.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Display,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use serde::Serialize;
+
+use crate::time::{Clock, Timestamp};
+
+/// What the node knows of itself. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Health(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    phase: Phase,
+    troubles: BTreeMap<Part, (Timestamp, String)>,
+}
+
+/// Where the process stands.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Phase {
+    #[default]
+    Starting,
+    Serving,
+    Draining,
+}
+
+/// Something that the node rests on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Part {
+    /// The state that nodes share.
+    Redis,
+    /// What other nodes send this one.
+    Channel,
+    /// The writing of call history.
+    History,
+    /// The tidying of call history.
+    Upkeep,
+}
+
+impl Part {
+    pub const ALL: [Self; 4] = [Self::Redis, Self::Channel, Self::History, Self::Upkeep];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Redis => "redis",
+            Self::Channel => "channel",
+            Self::History => "history",
+            Self::Upkeep => "upkeep",
+        }
+    }
+}
+
+/// The health page.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// `starting`, `ok`, `degraded` or `draining`.
+    pub status: &'static str,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub troubles: Vec<Trouble>,
+}
+
+/// A part that does not work, and since when.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct Trouble {
+    pub part: Part,
+    pub since: Timestamp,
+    pub what: String,
+}
+
+impl Health {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn enter(&self, phase: Phase) {
+        self.state().phase = phase;
+    }
+
+    /// `part` does not work. The first time counts, and the latest words.
+    pub fn trouble(&self, part: Part, what: impl Display) {
+        let mut state = self.state();
+        let trouble = state.troubles.entry(part);
+        trouble.or_insert_with(|| (Clock::System.now(), String::new())).1 = what.to_string();
+    }
+
+    /// `part` works, or works again.
+    pub fn well(&self, part: Part) {
+        self.state().troubles.remove(&part);
+    }
+
+    pub fn is_troubled(&self, part: Part) -> bool {
+        self.state().troubles.contains_key(&part)
+    }
+
+    /// Whether the node is to be sent new clients. One that lost Redis or its database stays: all
+    /// nodes would leave the load balancer together.
+    pub fn is_ready(&self) -> bool {
+        self.state().phase == Phase::Serving
+    }
+
+    pub fn report(&self) -> Report {
+        let state = self.state();
+        let status = match state.phase {
+            Phase::Starting => "starting",
+            Phase::Serving if state.troubles.is_empty() => "ok",
+            Phase::Serving => "degraded",
+            Phase::Draining => "draining",
+        };
+        let trouble = |(part, (since, what)): (&Part, &(Timestamp, String))| Trouble {
+            part: *part,
+            since: *since,
+            what: what.clone(),
+        };
+        Report { status, troubles: state.troubles.iter().map(trouble).collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_lost_something_stays_ready_and_says_since_when() {
+        let health = Health::default();
+        health.trouble(Part::Redis, "it is not there yet");
+        assert!(!health.is_ready());
+        assert_eq!(health.report().status, "starting");
+
+        health.enter(Phase::Serving);
+        let first = health.report();
+        assert_eq!(first.status, "degraded");
+        health.trouble(Part::Redis, "it is still away");
+        let later = health.report();
+        assert_eq!(later.troubles[0].since, first.troubles[0].since);
+        assert_eq!(later.troubles[0].what, "it is still away");
+        assert!(health.is_ready());
+
+        health.well(Part::Redis);
+        assert_eq!(health.report(), Report { status: "ok", troubles: Vec::new() });
+        health.enter(Phase::Draining);
+        assert!(!health.is_ready());
+        assert_eq!(health.report().status, "draining");
+    }
+}

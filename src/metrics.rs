@@ -1,0 +1,430 @@
+//! Every metric: its name, its help, its unit, its buckets, and the values that its labels can have.
+//! docs/METRICS.md lists them, which a test checks.
+
+mod family;
+mod process;
+
+use std::{
+    fmt::Write as _,
+    sync::{Arc, LazyLock, OnceLock},
+    time::Duration,
+};
+
+pub use metrics::{Counter, Gauge, Histogram};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+pub use self::family::Label;
+use self::family::{Family, Kind};
+use crate::{
+    call::{CallType, EndReason, Signal},
+    health::Part,
+    protocol::ErrorType,
+    time::Clock,
+};
+
+macro_rules! labels {
+    ($($(#[$meta:meta])* $name:ident { $($variant:ident = $text:expr),+ $(,)? })*) => {$(
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $name { $($variant),+ }
+
+        impl Label for $name {
+            const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+
+            fn index(self) -> usize {
+                self as usize
+            }
+        }
+    )*};
+}
+
+labels! {
+    Transport { Websocket = "websocket", Polling = "polling" }
+    /// Why a socket is gone.
+    Closed { Client = "client", Transport = "transport", Heartbeat = "heartbeat", Server = "server" }
+    /// What a client that does not read did to be cut off.
+    Slow { Queue = "queue", Stalled = "stalled" }
+    Live { Ringing = "ringing", Active = "active", Reconnecting = "reconnecting" }
+    /// What came of an attempt to call.
+    Outcome {
+        Ringing = "ringing", Busy = "busy", Offline = "offline", Repeated = "repeated",
+        SelfCall = "self_call", InCall = "call_in_progress", Glare = "glare",
+        Unavailable = "unavailable", Refused = "refused",
+    }
+    Ring { Answered = "answered", Unanswered = "unanswered" }
+    /// Whether both devices are on one node.
+    Path { Local = "local", Remote = "remote" }
+    /// What clients send; see `protocol/catalogue.rs`.
+    Received {
+        UserConnected = "user-connected", Initiate = "call:initiate", Offer = "call:offer",
+        Answer = "call:answer", Candidate = "call:ice-candidate", Reject = "call:reject",
+        Busy = "call:busy", End = "call:end", Sync = "call:sync", Stats = "call:stats",
+        Subscribe = "presence:subscribe", Unsubscribe = "presence:unsubscribe",
+        IceServers = "ice:servers", Refresh = "auth:refresh", Unknown = "unknown",
+    }
+    /// What clients are sent; see `ServerEvent::name`.
+    Sent {
+        Incoming = "call:incoming", Ringing = "call:ringing", Offer = "call:offer",
+        Answer = "call:answer", Candidate = "call:ice-candidate", Rejected = "call:rejected",
+        Busy = "call:busy", Ended = "call:ended", Resumed = "call:resumed",
+        PeerReconnecting = "call:peer-reconnecting", PeerReconnected = "call:peer-reconnected",
+        Presence = "presence:update", Error = "call:error", Draining = "server:draining",
+        Ack = "ack", Other = "other",
+    }
+    Limit {
+        Inbox = "inbox", ClientQueue = "client_queue", Waiting = "waiting", Watched = "watched",
+        Decisions = "decisions", Sweep = "sweep", NodeQueue = "node_queue",
+        NodeInbox = "node_inbox", Backlog = "history_backlog",
+    }
+    Found { Overdue = "overdue", Unstored = "unstored", Nothing = "nothing" }
+    Invariant { VersionBack = "version_back", EndChanged = "end_changed", NotAParty = "not_a_party" }
+    Command {
+        Look = "look", Mark = "mark", Commit = "commit", Load = "load", Live = "live", Due = "due",
+        Settle = "settle", Bury = "bury", Unseen = "unseen", Beat = "beat", Publish = "publish",
+        Other = "other",
+    }
+    Connection { Commands = "commands", Messages = "messages" }
+    /// What is published on a node's channel.
+    Publish { Messages = "messages", Progress = "progress", Ask = "ask", Canary = "canary" }
+    /// What nodes say to each other.
+    Said {
+        Call = "call", Rings = "rings", Kept = "kept", Relay = "relay", Presence = "presence",
+        Disconnect = "disconnect", Void = "void", Dropped = "dropped",
+    }
+    Operation {
+        Save = "save", List = "list", Get = "get", Open = "open", Stats = "stats", Tidy = "tidy",
+    }
+    /// Whether media goes from device to device or through a TURN server.
+    Media { Direct = "direct", Relayed = "relayed", Unknown = "unknown" }
+    Candidate { Host = "host", Srflx = "srflx", Prflx = "prflx", Relay = "relay", Unknown = "unknown" }
+    Ice {
+        New = "new", Checking = "checking", Connected = "connected", Completed = "completed",
+        Disconnected = "disconnected", Failed = "failed", Closed = "closed", Unknown = "unknown",
+    }
+    Version { This = env!("CARGO_PKG_VERSION") }
+}
+
+/// The label with this text; `or` if there is none.
+pub fn label<L: Label>(text: &str, or: L) -> L {
+    L::ALL.iter().copied().find(|label| label.as_str() == text).unwrap_or(or)
+}
+
+macro_rules! label_of {
+    ($($kind:ty: $all:expr, $text:expr;)*) => {$(
+        impl Label for $kind {
+            const ALL: &'static [Self] = &$all;
+
+            fn as_str(self) -> &'static str {
+                #[allow(clippy::redundant_closure_call)]
+                ($text)(self)
+            }
+
+            fn index(self) -> usize {
+                self as usize
+            }
+        }
+    )*};
+}
+
+label_of! {
+    CallType: CallType::ALL, CallType::as_str;
+    EndReason: EndReason::ALL, EndReason::as_str;
+    ErrorType: ErrorType::ALL, ErrorType::as_str;
+    Part: Part::ALL, Part::as_str;
+    Signal: Signal::ALL, Signal::as_str;
+}
+
+/// What a metric is, as the table below says.
+struct Definition {
+    kind: &'static str,
+    name: &'static str,
+    buckets: &'static [f64],
+    /// Makes it appear, with 0, before anything happens.
+    begin: fn(),
+}
+
+macro_rules! metrics {
+    ($($kind:ident $metric:ident [$($label:literal: $of:ty),*] $name:literal $help:literal
+        $(in $buckets:ident)?;)*) => {
+        $(
+            #[doc = $help]
+            pub static $metric: LazyLock<Family<metrics!(@labels $($of),*), $kind>> =
+                LazyLock::new(|| Family::new($name, &[$($label),*]));
+        )*
+
+        const DEFINITIONS: &[Definition] = &[$(Definition {
+            kind: <$kind as Kind>::NAME,
+            name: $name,
+            buckets: metrics!(@buckets $($buckets)?),
+            begin: || {
+                <$kind as Kind>::describe($name, $help);
+                LazyLock::force(&$metric);
+            },
+        }),*];
+    };
+    (@labels) => { () };
+    (@labels $one:ty) => { $one };
+    (@labels $one:ty, $other:ty) => { ($one, $other) };
+    (@buckets) => { &[] };
+    (@buckets $buckets:ident) => { $buckets };
+}
+
+/// Seconds that a person waits.
+const WAITS: &[f64] =
+    &[0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 20.0, 30.0, 60.0, 120.0];
+/// Seconds that a call lasts.
+const TALKS: &[f64] = &[
+    1.0, 5.0, 15.0, 30.0, 60.0, 180.0, 300.0, 600.0, 1_800.0, 3_600.0, 7_200.0, 14_400.0, 43_200.0,
+];
+/// Seconds within this service.
+const RELAYS: &[f64] = &[
+    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0,
+    5.0,
+];
+/// Seconds that a server beside it takes.
+const ANSWERS: &[f64] = &[
+    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0,
+];
+/// Seconds between two devices.
+const TRIPS: &[f64] =
+    &[0.001, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 1.0, 2.0];
+/// Shares of packets.
+const SHARES: &[f64] = &[0.0, 0.001, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5];
+
+metrics! {
+    Gauge BUILD["version": Version] "switchboard_build_info" "The version that runs; always 1.";
+    Gauge READY[] "switchboard_ready" "1 while the node is to be sent new clients, as /readyz says.";
+    Gauge TROUBLES["part": Part] "switchboard_trouble" "1 while this part does not work, as /readyz says.";
+
+    Gauge SOCKETS["transport": Transport] "switchboard_sockets" "Connected sockets on this node.";
+    Gauge USERS[] "switchboard_users" "Users with a socket on this node.";
+    Counter SOCKETS_JOINED[] "switchboard_sockets_joined_total" "Sockets that said who they are.";
+    Counter SOCKETS_CLOSED["cause": Closed] "switchboard_sockets_closed_total"
+        "Sockets that are gone, by who ended them: the client on purpose, its transport, a missed heartbeat, this node.";
+    Counter CONNECTIONS_REFUSED["type": ErrorType] "switchboard_connections_refused_total"
+        "Sockets that were not let in, by error.";
+    Counter SLOW_CLIENTS["why": Slow] "switchboard_slow_clients_closed_total"
+        "Clients cut off because they do not read: too much waited for them, or they took nothing for 10 s.";
+    Counter RECEIVED["event": Received] "switchboard_client_messages_received_total" "Events from clients.";
+    Counter RECEIVED_BYTES["event": Received] "switchboard_client_received_bytes_total"
+        "Bytes of events from clients, as JSON.";
+    Counter SENT["event": Sent] "switchboard_client_messages_sent_total" "Events and acks to clients.";
+    Counter SENT_BYTES["event": Sent] "switchboard_client_sent_bytes_total"
+        "Bytes of events to clients: the payload passed on, and 256 for the fields around it. Acks are not in it.";
+    Counter ERRORS["type": ErrorType] "switchboard_errors_total" "Events that were refused, by error.";
+    Counter LIMITS["limit": Limit] "switchboard_limits_hit_total" "How often a bound was reached, by which.";
+
+    Gauge CALLS["state": Live] "switchboard_calls"
+        "Live calls, each on the node that has the caller's device.";
+    Counter ATTEMPTS["type": CallType, "outcome": Outcome] "switchboard_call_attempts_total"
+        "Attempts to call, by what came of them at once.";
+    Counter ENDED["reason": EndReason, "type": CallType] "switchboard_calls_ended_total"
+        "Calls that ended, each on the node that ended it.";
+    Histogram RING["outcome": Ring] "switchboard_call_ring_seconds"
+        "From the attempt to the answer, or to the end without one." in WAITS;
+    Histogram SETUP[] "switchboard_call_setup_seconds"
+        "From the attempt until the first answer is on its way to the caller." in WAITS;
+    Histogram DURATION["type": CallType] "switchboard_call_duration_seconds"
+        "From the answer to the end, of answered calls." in TALKS;
+    Counter DEVICES_LOST[] "switchboard_call_devices_lost_total"
+        "Devices that lost their connection during a call and may return.";
+    Counter DEVICES_RETURNED[] "switchboard_call_devices_returned_total"
+        "Devices that came back to their call.";
+    Histogram RELAY["event": Signal, "path": Path] "switchboard_relay_seconds"
+        "From one socket to the other, of what is passed on at once; remote has an error of 1 to 2 ms." in RELAYS;
+    Counter CONFLICTS[] "switchboard_decisions_repeated_total"
+        "Decisions made again because somebody else changed the call meanwhile.";
+    Counter SWEEPS[] "switchboard_sweeps_total" "Looks for calls whose deadline has passed.";
+    Counter SWEPT["found": Found] "switchboard_sweep_calls_total"
+        "Calls that a sweep took: ended or changed, not stored yet, seen to by others meanwhile.";
+    Histogram LATENESS[] "switchboard_sweep_lateness_seconds"
+        "How long after its deadline a call was taken by a sweep." in WAITS;
+    Counter INVARIANTS["invariant": Invariant] "switchboard_invariant_violations_total"
+        "What must never happen, and did. Anything but 0 is a fault of this service, or of a Redis that lost writes.";
+
+    Histogram MEDIA_ROUND_TRIP["media": Media] "switchboard_media_round_trip_seconds"
+        "Round trip between two devices, as clients report it." in TRIPS;
+    Histogram MEDIA_LOSS["media": Media] "switchboard_media_loss_ratio"
+        "Share of packets lost on the way to the reporting device, 0 to 1." in SHARES;
+    Histogram MEDIA_JITTER["media": Media] "switchboard_media_jitter_seconds"
+        "Jitter of sound, as clients report it." in TRIPS;
+    Counter MEDIA_REPORTS["candidate": Candidate] "switchboard_media_reports_total"
+        "Reports of clients, by the kind of their own candidate in use; relay means through TURN.";
+    Counter MEDIA_ICE["state": Ice] "switchboard_media_ice_states_total"
+        "Reports of clients, by the state of their connection.";
+
+    Histogram REDIS["command": Command] "switchboard_redis_command_seconds"
+        "How long Redis took to answer, by script or command." in ANSWERS;
+    Counter REDIS_ERRORS["command": Command] "switchboard_redis_errors_total"
+        "Commands that Redis refused or did not answer in time.";
+    Counter REDIS_RECONNECTS["connection": Connection] "switchboard_redis_reconnects_total"
+        "Connections to Redis made again after a loss.";
+    Counter PUBLISHES["content": Publish] "switchboard_node_publishes_total"
+        "What was published for other nodes; many messages travel in one.";
+    Counter PUBLISHES_UNHEARD[] "switchboard_node_publishes_unheard_total"
+        "Publishes that nobody listened for.";
+    Counter NODE_SENT["message": Said] "switchboard_node_messages_sent_total"
+        "Messages given out for other nodes.";
+    Counter NODE_RECEIVED["message": Said] "switchboard_node_messages_received_total"
+        "Messages from other nodes, each once.";
+    Counter NODE_RESENT[] "switchboard_node_messages_resent_total"
+        "Messages published again, because nobody had heard them or because they were asked for.";
+    Counter NODE_DROPPED[] "switchboard_node_messages_dropped_total"
+        "Messages for other nodes that found the queue full.";
+    Counter NODE_LOST[] "switchboard_node_messages_lost_total"
+        "Messages of other nodes that never came and can not be asked for any more.";
+    Counter NODE_GAPS[] "switchboard_node_gaps_total"
+        "How often messages of another node were missing and asked for.";
+    Gauge NODE_QUEUE[] "switchboard_node_queue_messages" "Messages that wait to be sent to other nodes.";
+    Counter DEAD_NODES[] "switchboard_dead_nodes_total"
+        "Nodes that were found dead, each on the node that took the last of their users off them.";
+    Counter RESETS[] "switchboard_cluster_resets_total"
+        "How often this node told the cluster anew who is here and looked all its calls up.";
+
+    Histogram STORE["operation": Operation] "switchboard_history_seconds"
+        "How long the database took, by operation." in ANSWERS;
+    Counter STORE_ERRORS["operation": Operation] "switchboard_history_errors_total"
+        "Operations that the database refused or did not answer in time.";
+    Counter ROWS_WRITTEN[] "switchboard_history_rows_written_total" "Rows of call history written.";
+    Counter ROWS_REFUSED[] "switchboard_history_rows_refused_total"
+        "Rows that the database refused, and that are lost.";
+    Gauge BACKLOG_ROWS[] "switchboard_history_backlog_rows" "Rows that wait to be written.";
+    Gauge BACKLOG_AGE[] "switchboard_history_backlog_age_seconds"
+        "How long the oldest row that waits has waited; 0 if none does.";
+}
+
+/// Those of the process, which have other names than ours: kind, name, help.
+const PROCESS: [(&str, &str, &str); 5] = [
+    ("gauge", "process_resident_memory_bytes", "Resident memory."),
+    ("gauge", "process_open_fds", "Open files and connections."),
+    ("gauge", "process_max_fds", "How many of them there may be."),
+    ("counter", "process_cpu_seconds_total", "CPU time used, user and system."),
+    ("gauge", "process_start_time_seconds", "When the process started, in Unix time."),
+];
+
+/// All metrics, as kind and name.
+pub fn all() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let own = DEFINITIONS.iter().map(|definition| (definition.kind, definition.name));
+    own.chain(PROCESS.iter().map(|(kind, name, _)| (*kind, *name)))
+}
+
+/// Notes that something happened that must never happen.
+pub fn violated(invariant: Invariant) {
+    INVARIANTS.of(invariant).increment(1);
+}
+
+/// The way to read all metrics. Cheap to clone.
+#[derive(Clone)]
+pub struct Exposition {
+    handle: PrometheusHandle,
+    started_ms: u64,
+    sample: Arc<OnceLock<Box<dyn Fn() + Send + Sync>>>,
+}
+
+/// Begins to count, for the whole process. To be called before anything is counted.
+pub fn install() -> Result<Exposition, BuildError> {
+    let mut builder = PrometheusBuilder::new();
+    for Definition { name, buckets, .. } in DEFINITIONS {
+        if !buckets.is_empty() {
+            builder = builder.set_buckets_for_metric(Matcher::Full((*name).to_owned()), buckets)?;
+        }
+    }
+    let handle = builder.install_recorder()?;
+    for definition in DEFINITIONS {
+        (definition.begin)();
+    }
+    BUILD.of(Version::This).set(1.0);
+    let started_ms = Clock::System.now().as_millis();
+    Ok(Exposition { handle, started_ms, sample: Arc::default() })
+}
+
+impl Exposition {
+    /// Has gauges set by this each time that the metrics are read.
+    pub fn sample_with(&self, sample: impl Fn() + Send + Sync + 'static) {
+        // There is one service in a process, which says so once.
+        let _ = self.sample.set(Box::new(sample));
+    }
+
+    /// Takes in what histograms have been given, for ever: it would pile up if nobody reads.
+    pub async fn keep_up(self) {
+        const PAUSE: Duration = Duration::from_secs(5);
+        loop {
+            tokio::time::sleep(PAUSE).await;
+            self.handle.run_upkeep();
+        }
+    }
+
+    /// All metrics in Prometheus' text format.
+    pub fn render(&self) -> String {
+        if let Some(sample) = self.sample.get() {
+            sample();
+        }
+        let mut text = self.handle.render();
+        let Some(process) = process::figures() else { return text };
+        let seconds = |ms: u64| format!("{}.{:03}", ms / 1_000, ms % 1_000);
+        let values = [
+            Some(process.resident_bytes.to_string()),
+            Some(process.open_fds.to_string()),
+            process.max_fds.map(|fds| fds.to_string()),
+            Some(seconds(u64::try_from(process.cpu.as_millis()).unwrap_or(u64::MAX))),
+            Some(seconds(self.started_ms)),
+        ];
+        for ((kind, name, help), value) in PROCESS.iter().zip(values) {
+            if let Some(value) = value {
+                let lines = format!("# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n");
+                text.write_str(&lines).expect("a string takes all");
+            }
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::catalogue::CLIENT_MESSAGES;
+
+    fn in_order<L: Label>() {
+        for (place, label) in L::ALL.iter().enumerate() {
+            assert_eq!(label.index(), place, "{}", label.as_str());
+        }
+    }
+
+    #[test]
+    fn labels_of_other_modules_are_counted_where_they_stand() {
+        in_order::<CallType>();
+        in_order::<EndReason>();
+        in_order::<ErrorType>();
+        in_order::<Part>();
+        in_order::<Signal>();
+    }
+
+    #[test]
+    fn every_event_of_clients_is_counted_by_its_name() {
+        for message in &CLIENT_MESSAGES {
+            let found = label(message.name, Received::Unknown);
+            assert_ne!(found, Received::Unknown, "{}", message.name);
+        }
+        assert_eq!(CLIENT_MESSAGES.len() + 1, Received::ALL.len());
+        assert_eq!(label("nonsense", Received::Unknown), Received::Unknown);
+    }
+
+    #[test]
+    fn names_are_unique_and_say_what_they_are() {
+        let mut names: Vec<_> = all().map(|(_, name)| name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), DEFINITIONS.len() + PROCESS.len());
+        for (kind, name) in all() {
+            assert_eq!(kind == "counter", name.ends_with("_total"), "{name}");
+        }
+        for Definition { name, buckets, kind, .. } in DEFINITIONS {
+            assert_eq!(*kind == "histogram", !buckets.is_empty(), "{name}");
+            assert!(buckets.is_sorted(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,81 @@
+// What is in the log, in what shape, and whose names are not.
+
+import assert from 'node:assert/strict';
+import { describe, test } from 'node:test';
+import { activeCall } from '../support/calls.mjs';
+import { assertRefused, eventually, someone } from '../support/check.mjs';
+import { join } from '../support/client.mjs';
+import { ONE_NODE, startServer } from '../support/server.mjs';
+
+const DEBUG = { RUST_LOG: 'info,switchboard=debug' };
+
+/** A server with these settings, which has seen two users call each other. */
+async function afterCall(t, settings = {}, rust = DEBUG) {
+  const server = await startServer({ env: { ...rust, ...settings } });
+  t.after(() => server.stop());
+  const { caller, callee, callId } = await activeCall(t, server);
+  assertRefused(await caller.ack('call:initiate', { toUserId: callee.userId, callType: 'audio' }), 'CALL_IN_PROGRESS');
+  await caller.ok('call:end', { toUserId: callee.userId });
+  await callee.next('call:ended');
+  if (rust === DEBUG) await eventually(() => /call ended/.test(server.logs()), 'the log tells of the end');
+  return { server, caller, callee, callId, lines: server.logs().trimEnd().split('\n') };
+}
+
+/** The users named by lines about joining, in order. */
+const joinedIn = (lines) => lines.map((line) => JSON.parse(line)).filter(({ message }) => message === 'joined').map(({ user }) => user);
+
+describe('the log', { ...ONE_NODE, concurrency: true }, () => {
+  test('is for people unless told otherwise, and each line names its node', async (t) => {
+    const { lines, caller } = await afterCall(t);
+    const nodes = lines.map((line) => / node=([0-9a-f]{32})$/.exec(line)?.[1]);
+    assert.ok(nodes.every((node) => node && node === nodes[0]), lines.join('\n'));
+    assert.ok(lines.some((line) => line.includes(`user=${caller.userId} `)), lines.join('\n'));
+  });
+
+  test('says what RUST_LOG asks for', async (t) => {
+    const { lines } = await afterCall(t, {}, {});
+    assert.ok(lines.every((line) => !/ DEBUG /.test(line)), lines.join('\n'));
+  });
+
+  test('in JSON has one object a line, with the fields of each', async (t) => {
+    const { lines, caller, callee, callId } = await afterCall(t, { SWITCHBOARD_LOG_FORMAT: 'json' });
+    const parsed = lines.map((line) => JSON.parse(line));
+    for (const line of parsed) {
+      for (const field of ['timestamp', 'level', 'target', 'message', 'node']) {
+        assert.equal(typeof line[field], 'string', JSON.stringify(line));
+      }
+      assert.ok(Math.abs(Date.parse(line.timestamp) - Date.now()) < 60_000, line.timestamp);
+      assert.match(line.level, /^(DEBUG|INFO|WARN|ERROR)$/);
+      assert.equal(line.node, parsed[0].node);
+    }
+    assert.deepEqual(joinedIn(lines), [caller.userId, callee.userId]);
+    const ended = parsed.find(({ message }) => message === 'call ended');
+    assert.deepEqual([ended.call, ended.reason, ended.target], [callId, 'completed', 'switchboard::calls']);
+  });
+
+  test('names users as hashes if told so: the lines of one user can still be found', async (t) => {
+    const settings = { SWITCHBOARD_LOG_FORMAT: 'json', SWITCHBOARD_LOG_USERS: 'hashed' };
+    const one = await afterCall(t, settings);
+    for (const { userId } of [one.caller, one.callee]) assert.ok(!one.lines.join().includes(userId), userId);
+    const [caller, callee] = joinedIn(one.lines);
+    assert.match(caller, /^[0-9a-f]{16}$/);
+    assert.notEqual(caller, callee);
+    await join(t, one.server, { userId: one.caller.userId });
+    await eventually(() => joinedIn(one.server.logs().trimEnd().split('\n'))[2] === caller, 'the same hash again');
+  });
+
+  test('hashes with a key of each process, or with a common one', async (t) => {
+    const userId = someone('anna');
+    const hash = async (key) => {
+      const env = { ...DEBUG, SWITCHBOARD_LOG_FORMAT: 'json', SWITCHBOARD_LOG_USERS: 'hashed', ...key };
+      const server = await startServer({ env });
+      t.after(() => server.stop());
+      await join(t, server, { userId });
+      return eventually(() => joinedIn(server.logs().trimEnd().split('\n'))[0], 'it joined');
+    };
+    const common = { SWITCHBOARD_LOG_USERS_KEY: 'sesame' };
+    const [one, other, again, random, another] = await Promise.all([common, common, { SWITCHBOARD_LOG_USERS_KEY: 'x' }, {}, {}].map(hash));
+    assert.equal(one, other);
+    assert.equal(new Set([one, again, random, another]).size, 4);
+  });
+});
