@@ -26,6 +26,7 @@ have redis-cli || missing+=(redis-tools)
 have haproxy || missing+=(haproxy)
 have_postgres || missing+=(postgresql)
 have openssl || missing+=(openssl)
+{ have turnserver && have turnutils_uclient; } || missing+=(coturn)
 
 if [ "${#missing[@]}" -gt 0 ]; then
     as_root=()

@@ -12,6 +12,7 @@ use crate::{
     gateway::{Gateway, Leaving},
     history::{self, Keeper, OpenError, Postgres, Sqlite, Store, StoreError},
     http::{self, Server},
+    ice::Ice,
     ids::NodeId,
     shutdown::{self, Shutdown},
     time::{Clock, SharedClock},
@@ -70,10 +71,13 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
         longest_call,
     };
     let gateway = Gateway::default();
-    let calls = Calls::new(cluster.clone(), gateway.outlet(), recorder, config.rules, clock);
+    let calls =
+        Calls::new(cluster.clone(), gateway.outlet(), recorder, config.rules, clock.clone());
     let calls = Arc::new(calls);
-    let (serving, socket_routes) = gateway.serve(calls.clone(), config.stun_urls);
-    let routes = http::routes(store.clone(), cluster.clone(), calls.clone()).merge(socket_routes);
+    let ice = Arc::new(Ice::new(config.ice, clock));
+    let (serving, socket_routes) = gateway.serve(calls.clone(), ice.clone());
+    let routes = http::routes(store.clone(), cluster.clone(), calls.clone(), ice);
+    let routes = routes.merge(socket_routes);
 
     let (stop_listening, listening_stops) = shutdown::shutdown();
     let (stop_calls, calls_stop) = shutdown::shutdown();

@@ -1,5 +1,7 @@
 //! Settings: from flags, the environment, or a TOML file, in that order of precedence.
 
+mod shown;
+
 use std::{
     collections::BTreeSet,
     fmt::Write as _,
@@ -11,7 +13,13 @@ use std::{
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Deserializer};
 
-use crate::call::Rules;
+use self::shown::place_in;
+pub use self::shown::without_password;
+use crate::{
+    call::Rules,
+    ice::{self, DEFAULT_TURN_TTL, TURN_TTL, Turn, is_stun_url, is_turn_url},
+    secret::{self, REDACTED, Secret},
+};
 
 /// A shorter history is surely a mistake in the unit.
 const MIN_RETENTION: Duration = Duration::from_hours(24);
@@ -109,6 +117,20 @@ struct Settings {
     /// STUN servers that clients are told, separated by commas [default: none]
     #[arg(long, env = "SWITCHBOARD_STUN_URLS", value_name = "URLS", value_delimiter = ',')]
     stun_urls: Option<Vec<String>>,
+    /// TURN servers that clients are told, separated by commas: `turn:HOST:PORT?transport=udp`,
+    /// `turns:HOST:PORT` [default: none]
+    #[arg(long, env = "SWITCHBOARD_TURN_URLS", value_name = "URLS", value_delimiter = ',')]
+    turn_urls: Option<Vec<String>>,
+    /// What the TURN servers share with this service (coturn's `static-auth-secret`). Of several,
+    /// separated by commas, the first signs
+    #[arg(long, env = "SWITCHBOARD_TURN_SECRET", value_name = "SECRETS", value_delimiter = ',')]
+    #[arg(hide_env_values = true)]
+    #[serde(deserialize_with = "secret::optional_list")]
+    turn_secret: Option<Vec<Secret>>,
+    /// For how long credentials for the TURN servers are valid [default: 1h]
+    #[arg(long, env = "SWITCHBOARD_TURN_TTL", value_name = "DURATION", value_parser = duration)]
+    #[serde(deserialize_with = "optional_duration")]
+    turn_ttl: Option<Duration>,
 }
 
 /// How clients show who they are.
@@ -134,7 +156,7 @@ pub struct Config {
     pub auth: AuthMode,
     pub rules: Rules,
     pub drain_window: Duration,
-    pub stun_urls: Vec<String>,
+    pub ice: ice::Settings,
 }
 
 /// A setting that cannot be used. Displays which, and what it may be.
@@ -195,6 +217,9 @@ impl Settings {
             max_call_duration: self.max_call_duration.or(next.max_call_duration),
             drain_window: self.drain_window.or(next.drain_window),
             stun_urls: self.stun_urls.or(next.stun_urls),
+            turn_urls: self.turn_urls.or(next.turn_urls),
+            turn_secret: self.turn_secret.or(next.turn_secret),
+            turn_ttl: self.turn_ttl.or(next.turn_ttl),
         }
     }
 
@@ -227,10 +252,7 @@ impl Settings {
             let expected = "namespace: expected letters, digits and hyphens";
             return Err(ConfigError(expected.to_owned()));
         }
-        let stun_urls = self.stun_urls.unwrap_or_default();
-        if let Some(url) = stun_urls.iter().find(|url| !is_stun(url)) {
-            return Err(ConfigError(format!("stun_urls: expected stun:HOST[:PORT], not {url:?}")));
-        }
+        let ice = ice(self.stun_urls, self.turn_urls, self.turn_secret, self.turn_ttl)?;
         Ok(Config {
             listen,
             redis_url: self.redis_url,
@@ -245,7 +267,7 @@ impl Settings {
                 max_call_duration: self.max_call_duration.unwrap_or(Duration::from_hours(12)),
             },
             drain_window: self.drain_window.unwrap_or(Duration::from_secs(20)),
-            stun_urls,
+            ice,
         })
     }
 }
@@ -263,7 +285,7 @@ impl Config {
             auth,
             rules,
             drain_window,
-            stun_urls,
+            ice,
         } = self;
         let auth = match auth {
             AuthMode::Open => "open",
@@ -290,48 +312,61 @@ impl Config {
         ] {
             line(name, humantime::format_duration(period).to_string().into());
         }
-        line("stun_urls", stun_urls.clone().into());
+        line("stun_urls", ice.stun_urls.clone().into());
+        if let Some(turn) = &ice.turn {
+            line("turn_urls", turn.urls.clone().into());
+            line("turn_secret", vec![REDACTED; 1 + turn.other_secrets.len()].into());
+            line("turn_ttl", humantime::format_duration(turn.ttl).to_string().into());
+        }
         toml
     }
 }
 
-fn is_stun(url: &str) -> bool {
-    let host = url.strip_prefix("stun:").or_else(|| url.strip_prefix("stuns:"));
-    host.is_some_and(|host| !host.is_empty())
-}
-
-/// Where in the file the error is, and what it is, in one line.
-fn place_in(text: &str, error: &toml::de::Error) -> String {
-    let start = error.span().map_or(0, |span| span.start.min(text.len()));
-    let number = text.get(..start).map_or(0, |before| before.matches('\n').count());
-    let line = text.lines().nth(number).unwrap_or_default().trim();
-    let message = error.message().lines().collect::<Vec<_>>().join(" ");
-    format!("line {}: `{line}`: {message}", number + 1)
+fn ice(
+    stun_urls: Option<Vec<String>>,
+    turn_urls: Option<Vec<String>>,
+    secrets: Option<Vec<Secret>>,
+    ttl: Option<Duration>,
+) -> Result<ice::Settings, ConfigError> {
+    let stun_urls = stun_urls.unwrap_or_default();
+    if let Some(url) = stun_urls.iter().find(|url| !is_stun_url(url)) {
+        return Err(ConfigError(format!("stun_urls: expected stun:HOST[:PORT], not {url:?}")));
+    }
+    let urls = turn_urls.unwrap_or_default();
+    if let Some(url) = urls.iter().find(|url| !is_turn_url(url)) {
+        let expected = "turn:HOST[:PORT] or turns:HOST[:PORT], and after it ?transport=udp or \
+                        ?transport=tcp or nothing";
+        return Err(ConfigError(format!("turn_urls: expected {expected}, not {url:?}")));
+    }
+    let ttl = ttl.unwrap_or(DEFAULT_TURN_TTL);
+    if !TURN_TTL.contains(&ttl) {
+        return Err(ConfigError("turn_ttl: expected 1m to 24h".to_owned()));
+    }
+    let mut secrets = secrets.unwrap_or_default();
+    if secrets.iter().any(|secret| secret.expose().is_empty()) {
+        return Err(ConfigError("turn_secret: expected no empty one".to_owned()));
+    }
+    let turn = match (urls.is_empty(), secrets.is_empty()) {
+        (true, true) => None,
+        (false, false) => {
+            let secret = secrets.remove(0);
+            Some(Turn { urls, secret, other_secrets: secrets, ttl })
+        }
+        (false, true) => {
+            let missing = "turn_urls: needs turn_secret beside it, which the TURN servers know too";
+            return Err(ConfigError(missing.to_owned()));
+        }
+        (true, false) => {
+            let missing = "turn_secret: needs turn_urls beside it, the servers that know it";
+            return Err(ConfigError(missing.to_owned()));
+        }
+    };
+    Ok(ice::Settings { stun_urls, turn })
 }
 
 /// Whether this is the address of a Postgres.
 pub fn is_postgres(url: &str) -> bool {
     url.starts_with("postgres://") || url.starts_with("postgresql://")
-}
-
-/// `url` with `***` for its password, wherever it stands.
-pub fn without_password(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return "***".to_owned() };
-    // A password that should have been escaped may hold any sign: all before the last `@` is hidden.
-    let (user, rest) = match rest.rsplit_once('@') {
-        Some((user, rest)) => {
-            (format!("{}:***@", user.split(':').next().unwrap_or_default()), rest)
-        }
-        None => (String::new(), rest),
-    };
-    let (place, query) = rest.split_once('?').map_or((rest, None), |(a, b)| (a, Some(b)));
-    let redacted = |parameter: &str| match parameter.split_once('=') {
-        Some((name, _)) if name.to_ascii_lowercase().contains("password") => format!("{name}=***"),
-        _ => parameter.to_owned(),
-    };
-    let query = query.map(|query| query.split('&').map(redacted).collect::<Vec<_>>().join("&"));
-    let query = query.map_or(String::new(), |query| format!("?{query}"));
-    format!("{scheme}://{user}{place}{query}")
 }
 
 /// A misspelt variable would otherwise be a setting that silently does nothing.
@@ -402,27 +437,28 @@ mod tests {
     }
 
     #[test]
-    fn no_password_is_printed() {
-        for url in [
-            "postgres://anna:secret@db:5432/calls?sslmode=require",
-            "postgres://anna:se?cr@secret@db/calls",
-            "postgres://db/calls?user=anna&password=secret&sslmode=require",
-            "redis-sentinel://s:26379?sentinelServiceName=m&sentinelPassword=secret",
-        ] {
-            let shown = without_password(url);
-            assert!(!shown.contains("secret") && !shown.contains("se?cr"), "{shown}");
-            assert!(shown.contains("***"), "{shown}");
-        }
-        let plain = "postgres://db/calls?sslmode=require";
-        assert_eq!(without_password(plain), plain);
-    }
-
-    #[test]
     fn what_is_printed_can_be_read_again() {
         let settings = "stun_urls = ['stun:a', 'stun:b']\nring_timeout = '1m 30s'\n\
-                        database_url = 'postgres://db/calls'\nhistory_retention = '90days'";
+                        database_url = 'postgres://db/calls'\nhistory_retention = '90days'\n\
+                        turn_urls = ['turn:a']\nturn_secret = 'b,c'\nturn_ttl = '2h'";
         let config = resolve(settings).unwrap();
         let printed = config.to_toml();
         assert_eq!(resolve(&printed).unwrap().to_toml(), printed);
+        assert!(printed.contains("turn_secret = [\"***\", \"***\"]"), "{printed}");
+    }
+
+    #[test]
+    fn turn_urls_and_their_secret_go_together() {
+        let turn = |settings: &str| resolve(settings).map(|config| config.ice.turn);
+        assert!(turn("turn_urls = ['turn:a']").unwrap_err().to_string().contains("turn_secret"));
+        assert!(turn("turn_secret = 'b'").unwrap_err().to_string().contains("turn_urls"));
+        let both = "turn_urls = ['turn:a']\nturn_secret = ['b', 'c']";
+        let turn_of_both = turn(both).unwrap().unwrap();
+        assert_eq!(turn_of_both.secret.expose(), "b");
+        assert_eq!(turn_of_both.ttl, Duration::from_hours(1));
+        for ttl in ["59s", "25h"] {
+            assert!(turn(&format!("{both}\nturn_ttl = '{ttl}'")).is_err(), "{ttl}");
+        }
+        assert!(turn("turn_urls = ['turn:a']\nturn_secret = ''").is_err());
     }
 }

@@ -33,6 +33,7 @@ use self::{
 use crate::{
     calls::{Calls, Outlet},
     cluster::Unavailable,
+    ice::Ice,
     ids::UserId,
     protocol::{ErrorType, MAX_MESSAGE_BYTES, ServerEvent},
 };
@@ -111,9 +112,9 @@ impl Gateway {
     }
 
     /// Takes sockets from now on, at the routes it answers.
-    pub fn serve(self, calls: Arc<Calls>, stun_urls: Vec<String>) -> (Serving, Router) {
+    pub fn serve(self, calls: Arc<Calls>, ice: Arc<Ice>) -> (Serving, Router) {
         let doors = Arc::new(Doors::default());
-        let context = Context::new(calls, self.upgraded.clone(), stun_urls);
+        let context = Context::new(calls, self.upgraded.clone(), ice);
         let context = Arc::new(context);
         let gate = {
             let (context, io) = (context.clone(), self.io.clone());

@@ -26,18 +26,16 @@ use crate::{
     call::Device,
     calls::{Calls, Failure, Initiate},
     cluster::Unavailable,
+    ice::{Ice, Servers},
     ids::{DeviceId, SocketId, UserId},
-    protocol::{Answer, ClientEvent, IceServer, Malformed, ServerEvent, USER_CONNECTED},
+    protocol::{Answer, ClientEvent, Malformed, ServerEvent, USER_CONNECTED},
 };
-
-/// For how long clients may use the ICE servers they were told, in seconds.
-const ICE_SERVERS_TTL_S: u64 = 3_600;
 
 /// What all sessions share.
 pub struct Context {
     calls: Arc<Calls>,
     upgraded: Upgraded,
-    stun_urls: Vec<String>,
+    ice: Arc<Ice>,
     /// Set when the whole service ends: no device can come back to a call.
     ends_calls: AtomicBool,
     /// The sockets that are connected, or gone and not signed off yet.
@@ -45,9 +43,9 @@ pub struct Context {
 }
 
 impl Context {
-    pub fn new(calls: Arc<Calls>, upgraded: Upgraded, stun_urls: Vec<String>) -> Self {
+    pub fn new(calls: Arc<Calls>, upgraded: Upgraded, ice: Arc<Ice>) -> Self {
         let ends_calls = AtomicBool::new(false);
-        Self { calls, upgraded, stun_urls, ends_calls, sessions: Mutex::default() }
+        Self { calls, upgraded, ice, ends_calls, sessions: Mutex::default() }
     }
 
     /// From now on a socket that goes away takes its call with it.
@@ -290,7 +288,8 @@ impl Session {
                 Answer::Done {}
             }
             ClientEvent::IceServers => {
-                Answer::IceServers { ice_servers: self.ice_servers(), ttl: ICE_SERVERS_TTL_S }
+                let Servers { ice_servers, ttl_s } = self.context.ice.servers_for(&device()?.user);
+                Answer::IceServers { ice_servers, ttl: ttl_s }
             }
             ClientEvent::AuthRefresh => return Err(Rejected::NoTokens),
         })
@@ -306,11 +305,6 @@ impl Session {
             }
         }
         Ok(Answer::Joined { user_id: user })
-    }
-
-    fn ice_servers(&self) -> Vec<IceServer> {
-        let urls = self.context.stun_urls.clone();
-        if urls.is_empty() { Vec::new() } else { vec![IceServer { urls }] }
     }
 }
 

@@ -12,7 +12,7 @@ use super::problem::Problem;
 #[openapi(
     info(
         title = "switchboard",
-        description = "Call history, presence and operation. Calls themselves are made on the socket: see `/asyncapi.json`.\n\n\
+        description = "Call history, presence, ICE servers and operation. Calls themselves are made on the socket: see `/asyncapi.json`.\n\n\
             Parameters that an endpoint does not name are refused. A request's head may have 16 KiB; what is \
             longer is answered with 431 and no body.",
     ),
@@ -21,6 +21,7 @@ use super::problem::Problem;
         (name = "history", description = "The calls that a user made or got"),
         (name = "statistics", description = "How calls go, all users' together"),
         (name = "presence", description = "Who can be called"),
+        (name = "media", description = "How the media of calls finds its way"),
         (name = "operation", description = "What operators see and do, on whatever node it is"),
     ),
 )]

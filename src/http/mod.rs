@@ -1,4 +1,4 @@
-//! HTTP: the API for history and presence, its description, the web page, and the listener below all
+//! HTTP: the API for history, presence and ICE servers, its description, the web page, and the listener below all
 //! routes.
 //!
 //! To add an endpoint, write its handler with a `utoipa::path` annotation and name it in [`endpoints`].
@@ -8,6 +8,7 @@ mod admin;
 mod asyncapi;
 mod calls;
 mod document;
+mod ice;
 mod page;
 mod parameters;
 mod presence;
@@ -22,7 +23,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub use server::Server;
 
-use crate::{calls::Calls, cluster::Cluster, history::Store};
+use crate::{calls::Calls, cluster::Cluster, history::Store, ice::Ice};
 
 /// What the endpoints work with.
 #[derive(Clone, FromRef)]
@@ -30,6 +31,7 @@ struct Parts {
     history: Arc<dyn Store>,
     cluster: Arc<dyn Cluster>,
     calls: Arc<Calls>,
+    ice: Arc<Ice>,
 }
 
 /// The endpoints, each with its description.
@@ -40,16 +42,22 @@ fn endpoints() -> OpenApiRouter<Parts> {
         .routes(routes!(calls::timeline))
         .routes(routes!(stats::show))
         .routes(routes!(presence::show))
+        .routes(routes!(ice::show))
         .routes(routes!(admin::list))
         .routes(routes!(admin::end))
         .routes(routes!(admin::disconnect))
 }
 
 /// The routes of the API, its documents and the page.
-pub fn routes(history: Arc<dyn Store>, cluster: Arc<dyn Cluster>, calls: Arc<Calls>) -> Router {
+pub fn routes(
+    history: Arc<dyn Store>,
+    cluster: Arc<dyn Cluster>,
+    calls: Arc<Calls>,
+    ice: Arc<Ice>,
+) -> Router {
     let (router, described) = endpoints().split_for_parts();
     router
-        .with_state(Parts { history, cluster, calls })
+        .with_state(Parts { history, cluster, calls, ice })
         .route("/openapi.json", document::served(&document::openapi(described)))
         .route("/asyncapi.json", document::served(&asyncapi::asyncapi()))
         .fallback(get(page::file).fallback(problem::method_not_allowed))

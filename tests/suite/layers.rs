@@ -6,9 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const ORDER: [&str; 13] = [
-    "time", "ids", "payload", "call", "protocol", "cluster", "history", "calls", "gateway", "http",
-    "config", "shutdown", "app",
+const ORDER: [&str; 15] = [
+    "secret", "time", "ids", "payload", "call", "protocol", "ice", "cluster", "history", "calls",
+    "gateway", "http", "config", "shutdown", "app",
 ];
 
 fn rust_files(folder: &Path) -> Vec<PathBuf> {

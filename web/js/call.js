@@ -19,6 +19,8 @@ import { read, write } from './storage.js';
 
 const STATS_EVERY_MS = 10_000;
 const REMEMBERED = 'switchboard.call';
+/** With `?relay` in the address no call takes the direct way: to see whether the TURN servers work. */
+const RELAY_ONLY = new URLSearchParams(location.search).has('relay');
 
 export class Call extends EventTarget {
   phase;
@@ -263,6 +265,7 @@ export class Call extends EventTarget {
     const peer = new Peer({
       polite: this.direction === 'incoming',
       iceServers: this.#iceServers,
+      relayOnly: RELAY_ONLY,
       tracks: { audio: this.#microphone, video: this.localVideo },
     });
     this.#peer = peer;

@@ -21,12 +21,12 @@ export class Peer extends EventTarget {
   #earlyCandidates = [];
   #restartTimer;
 
-  /** `tracks` are the local { audio, video }, each a MediaStreamTrack or null. */
-  constructor({ polite, iceServers, tracks }) {
+  /** `tracks` are the local { audio, video }, each a MediaStreamTrack or null. `relayOnly`: through a TURN server. */
+  constructor({ polite, iceServers, relayOnly, tracks }) {
     super();
     this.#polite = polite;
     this.#tracks = { ...tracks };
-    this.#connection = new RTCPeerConnection({ iceServers });
+    this.#connection = new RTCPeerConnection({ iceServers, iceTransportPolicy: relayOnly ? 'relay' : 'all' });
     this.#connection.onnegotiationneeded = () => this.#offer();
     this.#connection.onicecandidate = ({ candidate }) => this.#emit('candidate', candidate?.toJSON() ?? null);
     this.#connection.onconnectionstatechange = () => this.#stateChanged();
