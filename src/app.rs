@@ -6,6 +6,7 @@ use tokio::sync::mpsc::Receiver;
 use tracing::warn;
 
 use crate::{
+    authorize::Authorizer,
     calls::Calls,
     cluster::{Cluster, ConnectError, Hub, Inbound, Redis},
     config::{Config, is_postgres, without_password as shown},
@@ -29,6 +30,8 @@ pub enum StartError {
     Postgres { url: String, source: OpenError },
     #[error("cannot use Redis")]
     Redis(#[source] ConnectError),
+    #[error("cannot ask authorize_url")]
+    Authorize(#[source] io::Error),
     #[error("cannot watch for signals")]
     Signals(#[source] io::Error),
 }
@@ -73,7 +76,12 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
     let gateway = Gateway::default();
     let calls =
         Calls::new(cluster.clone(), gateway.outlet(), recorder, config.rules, clock.clone());
-    let calls = Arc::new(calls);
+    let calls = Arc::new(match config.authorize {
+        Some(settings) => {
+            calls.guarded_by(Arc::new(Authorizer::new(settings).map_err(StartError::Authorize)?))
+        }
+        None => calls,
+    });
     let ice = Arc::new(Ice::new(config.ice, clock));
     let (serving, socket_routes) = gateway.serve(calls.clone(), ice.clone());
     let routes = http::routes(store.clone(), cluster.clone(), calls.clone(), ice);

@@ -1,5 +1,7 @@
 //! Settings: from flags, the environment, or a TOML file, in that order of precedence.
 
+mod gate;
+mod media;
 mod shown;
 
 use std::{
@@ -16,8 +18,9 @@ use serde::{Deserialize, Deserializer};
 use self::shown::place_in;
 pub use self::shown::without_password;
 use crate::{
+    authorize::{self, Fail},
     call::Rules,
-    ice::{self, DEFAULT_TURN_TTL, TURN_TTL, Turn, is_stun_url, is_turn_url},
+    ice,
     secret::{self, REDACTED, Secret},
 };
 
@@ -131,6 +134,26 @@ struct Settings {
     #[arg(long, env = "SWITCHBOARD_TURN_TTL", value_name = "DURATION", value_parser = duration)]
     #[serde(deserialize_with = "optional_duration")]
     turn_ttl: Option<Duration>,
+    /// The URL of the backend that says who may call whom: https, or http on this machine
+    /// [default: none, everybody may call everybody]
+    #[arg(long, env = "SWITCHBOARD_AUTHORIZE_URL", value_name = "URL", hide_env_values = true)]
+    authorize_url: Option<String>,
+    /// What shows that backend who asks, as a bearer token [default: none]
+    #[arg(long, env = "SWITCHBOARD_AUTHORIZE_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    #[serde(deserialize_with = "secret::optional")]
+    authorize_token: Option<Secret>,
+    /// How long that backend may take to answer [default: 1s]
+    #[arg(long, env = "SWITCHBOARD_AUTHORIZE_TIMEOUT", value_name = "DURATION", value_parser = duration)]
+    #[serde(deserialize_with = "optional_duration")]
+    authorize_timeout: Option<Duration>,
+    /// For how long its yes is good for the same call again; 0s for not at all [default: 10s]
+    #[arg(long, env = "SWITCHBOARD_AUTHORIZE_CACHE", value_name = "DURATION", value_parser = any_duration)]
+    #[serde(deserialize_with = "optional_any_duration")]
+    authorize_cache: Option<Duration>,
+    /// What happens to calls while that backend does not answer: `open` lets them through
+    /// [default: closed]
+    #[arg(long, env = "SWITCHBOARD_AUTHORIZE_FAIL", value_enum, value_name = "HOW")]
+    authorize_fail: Option<Fail>,
 }
 
 /// How clients show who they are.
@@ -157,6 +180,8 @@ pub struct Config {
     pub rules: Rules,
     pub drain_window: Duration,
     pub ice: ice::Settings,
+    /// None: everybody may call everybody.
+    pub authorize: Option<authorize::Settings>,
 }
 
 /// A setting that cannot be used. Displays which, and what it may be.
@@ -220,6 +245,11 @@ impl Settings {
             turn_urls: self.turn_urls.or(next.turn_urls),
             turn_secret: self.turn_secret.or(next.turn_secret),
             turn_ttl: self.turn_ttl.or(next.turn_ttl),
+            authorize_url: self.authorize_url.or(next.authorize_url),
+            authorize_token: self.authorize_token.or(next.authorize_token),
+            authorize_timeout: self.authorize_timeout.or(next.authorize_timeout),
+            authorize_cache: self.authorize_cache.or(next.authorize_cache),
+            authorize_fail: self.authorize_fail.or(next.authorize_fail),
         }
     }
 
@@ -252,7 +282,14 @@ impl Settings {
             let expected = "namespace: expected letters, digits and hyphens";
             return Err(ConfigError(expected.to_owned()));
         }
-        let ice = ice(self.stun_urls, self.turn_urls, self.turn_secret, self.turn_ttl)?;
+        let ice = media::ice(self.stun_urls, self.turn_urls, self.turn_secret, self.turn_ttl)?;
+        let authorize = gate::authorize(
+            self.authorize_url,
+            self.authorize_token,
+            self.authorize_timeout,
+            self.authorize_cache,
+            self.authorize_fail,
+        )?;
         Ok(Config {
             listen,
             redis_url: self.redis_url,
@@ -268,6 +305,7 @@ impl Settings {
             },
             drain_window: self.drain_window.unwrap_or(Duration::from_secs(20)),
             ice,
+            authorize,
         })
     }
 }
@@ -286,6 +324,7 @@ impl Config {
             rules,
             drain_window,
             ice,
+            authorize,
         } = self;
         let auth = match auth {
             AuthMode::Open => "open",
@@ -318,50 +357,24 @@ impl Config {
             line("turn_secret", vec![REDACTED; 1 + turn.other_secrets.len()].into());
             line("turn_ttl", humantime::format_duration(turn.ttl).to_string().into());
         }
+        if let Some(authorize) = authorize {
+            line("authorize_url", authorize.url.to_string().into());
+            if authorize.token.is_some() {
+                line("authorize_token", REDACTED.into());
+            }
+            for (name, period) in
+                [("authorize_timeout", authorize.timeout), ("authorize_cache", authorize.cache)]
+            {
+                line(name, humantime::format_duration(period).to_string().into());
+            }
+            let fail = match authorize.fail {
+                Fail::Open => "open",
+                Fail::Closed => "closed",
+            };
+            line("authorize_fail", fail.into());
+        }
         toml
     }
-}
-
-fn ice(
-    stun_urls: Option<Vec<String>>,
-    turn_urls: Option<Vec<String>>,
-    secrets: Option<Vec<Secret>>,
-    ttl: Option<Duration>,
-) -> Result<ice::Settings, ConfigError> {
-    let stun_urls = stun_urls.unwrap_or_default();
-    if let Some(url) = stun_urls.iter().find(|url| !is_stun_url(url)) {
-        return Err(ConfigError(format!("stun_urls: expected stun:HOST[:PORT], not {url:?}")));
-    }
-    let urls = turn_urls.unwrap_or_default();
-    if let Some(url) = urls.iter().find(|url| !is_turn_url(url)) {
-        let expected = "turn:HOST[:PORT] or turns:HOST[:PORT], and after it ?transport=udp or \
-                        ?transport=tcp or nothing";
-        return Err(ConfigError(format!("turn_urls: expected {expected}, not {url:?}")));
-    }
-    let ttl = ttl.unwrap_or(DEFAULT_TURN_TTL);
-    if !TURN_TTL.contains(&ttl) {
-        return Err(ConfigError("turn_ttl: expected 1m to 24h".to_owned()));
-    }
-    let mut secrets = secrets.unwrap_or_default();
-    if secrets.iter().any(|secret| secret.expose().is_empty()) {
-        return Err(ConfigError("turn_secret: expected no empty one".to_owned()));
-    }
-    let turn = match (urls.is_empty(), secrets.is_empty()) {
-        (true, true) => None,
-        (false, false) => {
-            let secret = secrets.remove(0);
-            Some(Turn { urls, secret, other_secrets: secrets, ttl })
-        }
-        (false, true) => {
-            let missing = "turn_urls: needs turn_secret beside it, which the TURN servers know too";
-            return Err(ConfigError(missing.to_owned()));
-        }
-        (true, false) => {
-            let missing = "turn_secret: needs turn_urls beside it, the servers that know it";
-            return Err(ConfigError(missing.to_owned()));
-        }
-    };
-    Ok(ice::Settings { stun_urls, turn })
 }
 
 /// Whether this is the address of a Postgres.
@@ -385,9 +398,13 @@ fn refuse_unknown_variables(names: impl Iterator<Item = String>) -> Result<(), C
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    let duration = humantime::parse_duration(text)
-        .map_err(|_| "expected a duration such as 500ms, 30s, 10m or 12h".to_owned())?;
+    let duration = any_duration(text)?;
     if duration.is_zero() { Err("expected more than 0s".to_owned()) } else { Ok(duration) }
+}
+
+fn any_duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|_| "expected a duration such as 500ms, 30s, 10m or 12h".to_owned())
 }
 
 fn optional_duration<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Duration>, D::Error> {
@@ -395,11 +412,18 @@ fn optional_duration<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Durat
     duration(&text).map(Some).map_err(serde::de::Error::custom)
 }
 
+fn optional_any_duration<'de, D: Deserializer<'de>>(
+    value: D,
+) -> Result<Option<Duration>, D::Error> {
+    let text = String::deserialize(value)?;
+    any_duration(&text).map(Some).map_err(serde::de::Error::custom)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn resolve(toml: &str) -> Result<Config, ConfigError> {
+    pub fn resolve(toml: &str) -> Result<Config, ConfigError> {
         toml::from_str::<Settings>(toml).unwrap().resolve()
     }
 
@@ -440,25 +464,11 @@ mod tests {
     fn what_is_printed_can_be_read_again() {
         let settings = "stun_urls = ['stun:a', 'stun:b']\nring_timeout = '1m 30s'\n\
                         database_url = 'postgres://db/calls'\nhistory_retention = '90days'\n\
-                        turn_urls = ['turn:a']\nturn_secret = 'b,c'\nturn_ttl = '2h'";
+                        turn_urls = ['turn:a']\nturn_secret = 'b,c'\nturn_ttl = '2h'\n\
+                        authorize_url = 'https://a/b'\nauthorize_token = 'c'\nauthorize_cache = '0s'";
         let config = resolve(settings).unwrap();
         let printed = config.to_toml();
         assert_eq!(resolve(&printed).unwrap().to_toml(), printed);
         assert!(printed.contains("turn_secret = [\"***\", \"***\"]"), "{printed}");
-    }
-
-    #[test]
-    fn turn_urls_and_their_secret_go_together() {
-        let turn = |settings: &str| resolve(settings).map(|config| config.ice.turn);
-        assert!(turn("turn_urls = ['turn:a']").unwrap_err().to_string().contains("turn_secret"));
-        assert!(turn("turn_secret = 'b'").unwrap_err().to_string().contains("turn_urls"));
-        let both = "turn_urls = ['turn:a']\nturn_secret = ['b', 'c']";
-        let turn_of_both = turn(both).unwrap().unwrap();
-        assert_eq!(turn_of_both.secret.expose(), "b");
-        assert_eq!(turn_of_both.ttl, Duration::from_hours(1));
-        for ttl in ["59s", "25h"] {
-            assert!(turn(&format!("{both}\nturn_ttl = '{ttl}'")).is_err(), "{ttl}");
-        }
-        assert!(turn("turn_urls = ['turn:a']\nturn_secret = ''").is_err());
     }
 }

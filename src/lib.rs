@@ -52,10 +52,12 @@
 //! `/asyncapi.json` follows from 1 and 3; `make types` writes `web/protocol.d.ts` from it.
 
 pub mod app;
+pub mod authorize;
 pub mod call;
 pub mod calls;
 pub mod cluster;
 pub mod config;
+pub mod fetch;
 pub mod gateway;
 pub mod history;
 pub mod http;

@@ -1,6 +1,7 @@
 //! Carries calls out: takes a snapshot, asks the rules, commits what they decide, and tells those
 //! concerned. There is no rule about calls here.
 
+mod gate;
 mod held;
 mod live;
 mod nodes;
@@ -17,6 +18,7 @@ use std::{
 
 use tracing::{debug, warn};
 
+pub use gate::{Gate, Verdict};
 use held::Full;
 pub use held::{MAX_REPLAY_BYTES, MAX_REPLAY_MESSAGES, MAX_WAITING_BYTES, MAX_WAITING_MESSAGES};
 use live::{LiveCall, LiveCalls};
@@ -68,6 +70,7 @@ pub struct Calls {
     recorder: Recorder,
     rules: Rules,
     clock: Clock,
+    gate: Option<Arc<dyn Gate>>,
     live: LiveCalls,
     watchers: Watchers,
     /// The devices on this node.
@@ -91,6 +94,9 @@ pub enum Failure {
     /// The rules do not allow it.
     #[error("refused: {0:?}")]
     Refused(Refusal),
+    /// This user may not call that one, for this reason.
+    #[error("not allowed: {0}")]
+    Forbidden(Arc<str>),
     /// The callee of this new call has no socket.
     #[error("the callee is offline")]
     Offline(CallId),
@@ -122,7 +128,8 @@ impl Calls {
         let live = LiveCalls::default();
         let watchers = Watchers::default();
         let (devices, departures) = (Mutex::default(), Mutex::default());
-        Self { cluster, outlet, recorder, rules, clock, live, watchers, devices, departures }
+        let gate = None;
+        Self { cluster, outlet, recorder, rules, clock, gate, live, watchers, devices, departures }
     }
 
     /// The node that this is.
@@ -222,6 +229,7 @@ impl Calls {
             caller_info: initiate.caller_info,
             client_call_id: initiate.client_call_id,
         };
+        self.pass_gate(&attempt).await?;
         for _ in 0..MAX_DECISIONS {
             let lobby = self.cluster.lobby(&device.user, &attempt.to).await?;
             let call = match self.rules.place(&attempt, &lobby, self.clock.now())? {

@@ -6,9 +6,24 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const ORDER: [&str; 15] = [
-    "secret", "time", "ids", "payload", "call", "protocol", "ice", "cluster", "history", "calls",
-    "gateway", "http", "config", "shutdown", "app",
+const ORDER: [&str; 17] = [
+    "secret",
+    "fetch",
+    "time",
+    "ids",
+    "payload",
+    "call",
+    "protocol",
+    "ice",
+    "cluster",
+    "history",
+    "calls",
+    "authorize",
+    "gateway",
+    "http",
+    "config",
+    "shutdown",
+    "app",
 ];
 
 fn rust_files(folder: &Path) -> Vec<PathBuf> {
