@@ -85,7 +85,7 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
     let ice = Arc::new(Ice::new(config.ice, clock));
     let (serving, socket_routes) = gateway.serve(calls.clone(), ice.clone());
     let routes = http::routes(store.clone(), cluster.clone(), calls.clone(), ice);
-    let routes = routes.merge(socket_routes);
+    let routes = http::guarded(routes.merge(socket_routes), config.cors_origins);
 
     let (stop_listening, listening_stops) = shutdown::shutdown();
     let (stop_calls, calls_stop) = shutdown::shutdown();

@@ -20,6 +20,7 @@ pub use self::shown::without_password;
 use crate::{
     authorize::{self, Fail},
     call::Rules,
+    http::Origin,
     ice,
     secret::{self, REDACTED, Secret},
 };
@@ -154,6 +155,10 @@ struct Settings {
     /// [default: closed]
     #[arg(long, env = "SWITCHBOARD_AUTHORIZE_FAIL", value_enum, value_name = "HOW")]
     authorize_fail: Option<Fail>,
+    /// The origins of pages that may use this service beside its own, separated by commas, such as
+    /// `https://app.example.org` [default: none]
+    #[arg(long, env = "SWITCHBOARD_CORS_ORIGINS", value_name = "ORIGINS", value_delimiter = ',')]
+    cors_origins: Option<Vec<String>>,
 }
 
 /// How clients show who they are.
@@ -182,6 +187,7 @@ pub struct Config {
     pub ice: ice::Settings,
     /// None: everybody may call everybody.
     pub authorize: Option<authorize::Settings>,
+    pub cors_origins: Vec<Origin>,
 }
 
 /// A setting that cannot be used. Displays which, and what it may be.
@@ -250,6 +256,7 @@ impl Settings {
             authorize_timeout: self.authorize_timeout.or(next.authorize_timeout),
             authorize_cache: self.authorize_cache.or(next.authorize_cache),
             authorize_fail: self.authorize_fail.or(next.authorize_fail),
+            cors_origins: self.cors_origins.or(next.cors_origins),
         }
     }
 
@@ -290,6 +297,12 @@ impl Settings {
             self.authorize_cache,
             self.authorize_fail,
         )?;
+        let origin = |text: &String| {
+            let refuse = |what| ConfigError(format!("cors_origins: expected {what}, not {text:?}"));
+            text.parse().map_err(refuse)
+        };
+        let cors_origins = self.cors_origins.unwrap_or_default();
+        let cors_origins = cors_origins.iter().map(origin).collect::<Result<_, _>>()?;
         Ok(Config {
             listen,
             redis_url: self.redis_url,
@@ -306,6 +319,7 @@ impl Settings {
             drain_window: self.drain_window.unwrap_or(Duration::from_secs(20)),
             ice,
             authorize,
+            cors_origins,
         })
     }
 }
@@ -325,6 +339,7 @@ impl Config {
             drain_window,
             ice,
             authorize,
+            cors_origins,
         } = self;
         let auth = match auth {
             AuthMode::Open => "open",
@@ -373,6 +388,8 @@ impl Config {
             };
             line("authorize_fail", fail.into());
         }
+        let origins: Vec<_> = cors_origins.iter().map(Origin::to_string).collect();
+        line("cors_origins", origins.into());
         toml
     }
 }
@@ -465,7 +482,8 @@ mod tests {
         let settings = "stun_urls = ['stun:a', 'stun:b']\nring_timeout = '1m 30s'\n\
                         database_url = 'postgres://db/calls'\nhistory_retention = '90days'\n\
                         turn_urls = ['turn:a']\nturn_secret = 'b,c'\nturn_ttl = '2h'\n\
-                        authorize_url = 'https://a/b'\nauthorize_token = 'c'\nauthorize_cache = '0s'";
+                        authorize_url = 'https://a/b'\nauthorize_token = 'c'\nauthorize_cache = '0s'\n\
+                        cors_origins = ['https://a', 'http://b:1']";
         let config = resolve(settings).unwrap();
         let printed = config.to_toml();
         assert_eq!(resolve(&printed).unwrap().to_toml(), printed);

@@ -39,10 +39,6 @@ pub fn openapi(endpoints: OpenApi) -> OpenApi {
 pub fn served<S: Clone + Send + Sync + 'static>(document: &impl Serialize) -> MethodRouter<S> {
     let json = serde_json::to_vec(document).expect("a document is plain data");
     let json = Bytes::from(json);
-    let headers = [
-        (header::CONTENT_TYPE, "application/json"),
-        (header::CACHE_CONTROL, "no-cache"),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-    ];
+    let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-cache")];
     get(async move || (headers, json.clone()))
 }

@@ -9,6 +9,7 @@ mod asyncapi;
 mod calls;
 mod document;
 mod ice;
+mod origin;
 mod page;
 mod parameters;
 mod presence;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 use axum::{Router, extract::FromRef, routing::get};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+pub use origin::{Origin, guarded};
 pub use server::Server;
 
 use crate::{calls::Calls, cluster::Cluster, history::Store, ice::Ice};
