@@ -19,11 +19,11 @@ after(async () => {
   await coturn?.stop();
 });
 
-async function pairOnRelay(t, through) {
+async function pairOnRelay(t, through, prepare) {
   const [alice, bob] = [someone('alice'), someone('bob')];
   const [one, other] = [await through.profile(t), await through.profile(t)];
-  const callee = await other.open({ me: bob, relay: true });
-  return { callee, caller: await one.open({ me: alice, peer: bob, relay: true }) };
+  const callee = await other.open({ me: bob, relay: true, prepare });
+  return { callee, caller: await one.open({ me: alice, peer: bob, relay: true, prepare }) };
 }
 
 /** The pair of candidates that media takes: their types, and how many bytes went each way. */
@@ -54,6 +54,43 @@ test('two pages that may only use the relay talk through it', async (t) => {
       PATIENCE_MS,
     );
   }
+});
+
+test('a new way is looked for with credentials that are valid then', async (t) => {
+  // Runs in the page: its credentials are good for a second or two, it believes.
+  const hasty = () => {
+    globalThis.connections = [];
+    globalThis.RTCPeerConnection = class extends RTCPeerConnection {
+      constructor(...args) {
+        super(...args);
+        globalThis.connections.push(this);
+      }
+    };
+    const shorten = ({ signaling }) => {
+      const ask = signaling.iceServers.bind(signaling);
+      signaling.iceServers = async () => ({ ...(await ask()), ttl: 1.5 });
+    };
+    let session;
+    Object.defineProperty(globalThis, 'switchboard', {
+      get: () => session,
+      set: (value) => {
+        if (value) shorten(value);
+        session = value;
+      },
+    });
+  };
+  const { caller, callee } = await pairOnRelay(t, here, hasty);
+  await caller.dial('audio');
+  await callee.accept();
+  await Promise.all([caller.inCall(), callee.inCall()]);
+  const used = () => caller.page.evaluate(() => globalThis.connections[0].getConfiguration().iceServers[0].username);
+  const ice = () => caller.page.evaluate(() => /a=ice-ufrag:(\S+)/.exec(globalThis.connections[0].currentLocalDescription.sdp)[1]);
+  const [username, before] = [await used(), await ice()];
+  await eventually(async () => (await used()) > username, 'later credentials', PATIENCE_MS);
+  await caller.page.evaluate(() => globalThis.connections[0].restartIce());
+  await eventually(async () => (await ice()) !== before, 'a restart', PATIENCE_MS);
+  await talking(caller, callee, { video: false });
+  assert.deepEqual((await way(caller)).types, ['relay', 'relay']);
 });
 
 test('without a good credential they find no way', async (t) => {

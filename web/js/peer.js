@@ -91,6 +91,11 @@ export class Peer extends EventTarget {
     else this.#earlyCandidates.push(candidate);
   }
 
+  /** Looks for new ways with these servers from now on. The way that media takes now stays. */
+  use(iceServers) {
+    this.#connection.setConfiguration({ ...this.#connection.getConfiguration(), iceServers });
+  }
+
   /** After the way to the other side was interrupted: says again what may have been lost on it. */
   resend() {
     if (this.#connection.signalingState === 'have-local-offer') {
