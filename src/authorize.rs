@@ -15,13 +15,13 @@ use bytes::Bytes;
 use http::{HeaderValue, Request, StatusCode, header};
 use http_body_util::Full;
 use serde::{Deserialize, Serialize};
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::{
     call::{Attempt, CallType},
     calls::{Gate, Verdict},
-    fetch::{Endpoint, FetchError, Fetcher},
+    fetch::{Endpoint, FetchError, Fetcher, Limits},
     ids::UserId,
     payload::Payload,
     secret::Secret,
@@ -63,7 +63,6 @@ pub struct Authorizer {
     settings: Settings,
     authorization: Option<HeaderValue>,
     fetcher: Fetcher,
-    turns: Semaphore,
     allowed: Mutex<Allowed>,
     /// Set while it does not answer.
     is_away: AtomicBool,
@@ -98,8 +97,6 @@ struct Answer {
 /// Why there is neither a yes nor a no.
 #[derive(Debug, thiserror::Error)]
 enum NoAnswer {
-    #[error("no answer within {0:?}")]
-    Late(Duration),
     #[error(transparent)]
     Fetch(#[from] FetchError),
     #[error("the status {0}")]
@@ -113,25 +110,23 @@ impl Authorizer {
     /// The machine names no authority whose certificates it trusts, or the token cannot be sent.
     pub fn new(settings: Settings) -> io::Result<Self> {
         let authorization = settings.token.as_ref().map(bearer).transpose()?;
-        let fetcher = Fetcher::new(&settings.url, settings.timeout, MAX_ANSWER_BYTES)?;
+        let limits = Limits {
+            timeout: settings.timeout,
+            max_bytes: MAX_ANSWER_BYTES,
+            max_concurrent: MAX_CONCURRENT,
+        };
+        let fetcher = Fetcher::new(&settings.url, limits)?;
         Ok(Self {
             settings,
             authorization,
             fetcher,
-            turns: Semaphore::new(MAX_CONCURRENT),
             allowed: Mutex::default(),
             is_away: AtomicBool::new(false),
         })
     }
 
     async fn ask(&self, attempt: &Attempt) -> Result<Answer, NoAnswer> {
-        let in_turn = async {
-            let _turn = self.turns.acquire().await.expect("it is never closed");
-            self.fetcher.fetch(self.request(attempt)).await
-        };
-        let late = |_| NoAnswer::Late(self.settings.timeout);
-        let response =
-            tokio::time::timeout(self.settings.timeout, in_turn).await.map_err(late)??;
+        let response = self.fetcher.fetch(self.request(attempt)).await?;
         if response.status() != StatusCode::OK {
             return Err(NoAnswer::Status(response.status()));
         }

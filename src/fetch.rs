@@ -12,6 +12,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 use rustls::{ClientConfig, RootCertStore, crypto::ring};
+use tokio::sync::Semaphore;
 
 /// How long a connection that nobody uses is kept.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -87,19 +88,28 @@ pub enum FetchError {
     BrokenOff(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
+/// What a request may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// The waiting for a turn counts.
+    pub timeout: Duration,
+    /// Longest body of an answer.
+    pub max_bytes: usize,
+    /// Most requests at a time. The others wait.
+    pub max_concurrent: usize,
+}
+
 /// Asks one server.
 pub struct Fetcher {
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
-    timeout: Duration,
-    max_bytes: usize,
+    turns: Semaphore,
+    limits: Limits,
 }
 
 impl Fetcher {
-    /// Takes up to `timeout` for a request, and answers of up to `max_bytes`.
-    ///
     /// # Errors
     /// The machine names no authority whose certificates it trusts, and the endpoint needs one.
-    pub fn new(endpoint: &Endpoint, timeout: Duration, max_bytes: usize) -> io::Result<Self> {
+    pub fn new(endpoint: &Endpoint, limits: Limits) -> io::Result<Self> {
         let tls = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(io::Error::other)?;
@@ -119,7 +129,7 @@ impl Fetcher {
             .pool_max_idle_per_host(MAX_IDLE)
             .http1_max_buf_size(MAX_HEAD_BYTES)
             .build(connector);
-        Ok(Self { client, timeout, max_bytes })
+        Ok(Self { client, turns: Semaphore::new(limits.max_concurrent), limits })
     }
 
     /// The answer, whatever its status is. No redirect is followed.
@@ -127,17 +137,21 @@ impl Fetcher {
         &self,
         request: Request<Full<Bytes>>,
     ) -> Result<Response<Bytes>, FetchError> {
-        tokio::time::timeout(self.timeout, self.answer(request))
-            .await
-            .map_err(|_| FetchError::Late(self.timeout))?
+        let timeout = self.limits.timeout;
+        let in_turn = async {
+            let _turn = self.turns.acquire().await.expect("it is never closed");
+            self.answer(request).await
+        };
+        tokio::time::timeout(timeout, in_turn).await.map_err(|_| FetchError::Late(timeout))?
     }
 
     async fn answer(&self, request: Request<Full<Bytes>>) -> Result<Response<Bytes>, FetchError> {
         let response = self.client.request(request).await.map_err(FetchError::Unreachable)?;
         let (head, body) = response.into_parts();
-        let body = Limited::new(body, self.max_bytes).collect().await.map_err(|error| {
+        let max_bytes = self.limits.max_bytes;
+        let body = Limited::new(body, max_bytes).collect().await.map_err(|error| {
             if error.is::<LengthLimitError>() {
-                FetchError::TooLarge(self.max_bytes)
+                FetchError::TooLarge(max_bytes)
             } else {
                 FetchError::BrokenOff(error)
             }
