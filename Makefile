@@ -4,14 +4,14 @@
 NODE_TEST = timeout --foreground 600 node --test --test-reporter=spec --test-concurrency=4
 
 # The client tests that do not care on which node a client is.
-CLUSTER_STORIES = flows devices resume presence acks errors authorize
+CLUSTER_STORIES = flows devices resume presence acks errors auth authorize
 CLUSTER_NODES = 2 3 8
 
 # Those about history, told again with Postgres.
 HISTORY_STORIES = history operation
 
 .DEFAULT_GOAL := help
-.PHONY: help run build lint test test-setup test-rust test-server test-clients test-api test-cluster test-browser types
+.PHONY: help run build bench lint test test-setup test-rust test-server test-clients test-api test-cluster test-browser types
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,10 @@ build: ## the release binary, target/release/switchboard
 lint: ## formatting and clippy, warnings denied
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings
+
+bench: build ## measure beside Node and a bare relay, write the table into docs/PERFORMANCE.md
+	cargo build --release --locked --manifest-path benches/floor/Cargo.toml --target-dir target/floor
+	cd benches && npm ci --no-audit --no-fund --loglevel=error && node run.mjs
 
 test: test-setup ## everything: set-up, Rust tests, real clients, browser
 	$(MAKE) --no-print-directory test-rust

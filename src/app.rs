@@ -6,10 +6,11 @@ use tokio::sync::mpsc::Receiver;
 use tracing::warn;
 
 use crate::{
+    auth::{Access, Checker, KeyError},
     authorize::Authorizer,
     calls::Calls,
     cluster::{Cluster, ConnectError, Hub, Inbound, Redis},
-    config::{Config, is_postgres, without_password as shown},
+    config::{Auth, Config, is_postgres},
     gateway::{Gateway, Leaving},
     history::{self, Keeper, OpenError, Postgres, Sqlite, Store, StoreError},
     http::{self, Server},
@@ -28,6 +29,8 @@ pub enum StartError {
     Database { url: String, source: StoreError },
     #[error("cannot use the database {url}")]
     Postgres { url: String, source: OpenError },
+    #[error(transparent)]
+    Keys(#[from] KeyError),
     #[error("cannot use Redis")]
     Redis(#[source] ConnectError),
     #[error("cannot ask authorize_url")]
@@ -41,6 +44,10 @@ const ORPHAN_MARGIN: Duration = Duration::from_hours(1);
 
 /// Serves until it is told to stop. `ready` is called with the address in use.
 pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(), StartError> {
+    let checker = match config.auth {
+        Auth::Open => None,
+        Auth::Jwt(ref trust) => Some(Checker::new(trust.clone())?),
+    };
     let address = config.listen;
     let in_use = |source| StartError::Listen { address, source };
     let server = Server::bind(address).await.map_err(in_use)?;
@@ -55,7 +62,7 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
     let (cluster, inbox, leaving, clock): (Arc<dyn Cluster>, _, _, _) = match &config.redis_url {
         Some(url) => {
             let clock = SharedClock::starting_at(Clock::System.now());
-            let joined = Redis::join(url, &config.namespace, node, clock.clone()).await;
+            let joined = Redis::join(url.expose(), &config.namespace, node, clock.clone()).await;
             let (redis, inbox) = joined.map_err(StartError::Redis)?;
             let leaving = Leaving::HandOver { window: config.drain_window };
             (redis, inbox, leaving, Clock::Shared(clock))
@@ -73,6 +80,8 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
         retention: config.history_retention,
         longest_call,
     };
+    let access = Arc::new(Access::new(checker, clock.clone()));
+    access.prepare().await;
     let gateway = Gateway::default();
     let calls =
         Calls::new(cluster.clone(), gateway.outlet(), recorder, config.rules, clock.clone());
@@ -83,18 +92,21 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
         None => calls,
     });
     let ice = Arc::new(Ice::new(config.ice, clock));
-    let (serving, socket_routes) = gateway.serve(calls.clone(), ice.clone());
-    let routes = http::routes(store.clone(), cluster.clone(), calls.clone(), ice);
+    let (serving, socket_routes) = gateway.serve(calls.clone(), access.clone(), ice.clone());
+    let routes = http::routes(store.clone(), cluster.clone(), calls.clone(), access.clone(), ice);
     let routes = http::guarded(routes.merge(socket_routes), config.cors_origins);
 
     let (stop_listening, listening_stops) = shutdown::shutdown();
     let (stop_calls, calls_stop) = shutdown::shutdown();
     let (stop_writer, writer_stops) = shutdown::shutdown();
     let (stop_keeper, keeper_stops) = shutdown::shutdown();
+    let (stop_keys, keys_stop) = shutdown::shutdown();
     let receiving = tokio::spawn(receive(calls.clone(), inbox));
     let writing = tokio::spawn(writer.run(writer_stops.wait()));
     let keeping = tokio::spawn(keeper.run(keeper_stops.wait()));
     let sweeping = tokio::spawn(sweep(calls.clone(), calls_stop));
+    let leasing = tokio::spawn(serving.run_leases());
+    let fetching = tokio::spawn(async move { access.keep_fresh(keys_stop.wait()).await });
     let listening = tokio::spawn(server.run(routes, listening_stops.wait()));
     let signalled = shutdown::signalled();
     ready(bound);
@@ -102,6 +114,7 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
 
     tokio::spawn(shutdown::exit_at_second_signal());
     stop_listening.fire();
+    leasing.abort();
     serving.close(leaving).await;
     if let Leaving::HandOver { window } = leaving {
         calls.hand_over(window).await;
@@ -110,8 +123,9 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
     cluster.leave().await;
     receiving.abort();
     stop_keeper.fire();
+    stop_keys.fire();
     stop_writer.fire();
-    for task in [listening, sweeping, keeping, writing] {
+    for task in [listening, sweeping, keeping, fetching, writing] {
         if let Err(error) = task.await {
             warn!(%error, "a part of the service had failed");
         }
@@ -123,8 +137,8 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
 /// Brings the schema of the history up to date.
 pub async fn migrate(config: &Config) -> Result<(), StartError> {
     if is_postgres(&config.database_url) {
-        let refuse = |source| StartError::Postgres { url: shown(&config.database_url), source };
-        Postgres::migrate(&config.database_url).await.map_err(refuse)
+        let refuse = |source| StartError::Postgres { url: config.database_url.to_string(), source };
+        Postgres::migrate(config.database_url.expose()).await.map_err(refuse)
     } else {
         open_store(config).await?.close().await;
         Ok(())
@@ -134,11 +148,11 @@ pub async fn migrate(config: &Config) -> Result<(), StartError> {
 async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
     let url = &config.database_url;
     if is_postgres(url) {
-        let refuse = |source| StartError::Postgres { url: shown(url), source };
-        return Ok(Arc::new(Postgres::open(url).await.map_err(refuse)?));
+        let refuse = |source| StartError::Postgres { url: url.to_string(), source };
+        return Ok(Arc::new(Postgres::open(url.expose()).await.map_err(refuse)?));
     }
-    let refuse = |source| StartError::Database { url: shown(url), source };
-    let store = Sqlite::open(url).await.map_err(refuse)?;
+    let refuse = |source| StartError::Database { url: url.to_string(), source };
+    let store = Sqlite::open(url.expose()).await.map_err(refuse)?;
     if config.redis_url.is_none() {
         // Nobody else can hold the calls that an earlier run left open: the file is ours alone.
         history::close_orphans(&store, Clock::System.now() + ORPHAN_MARGIN)

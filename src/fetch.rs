@@ -11,7 +11,7 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
-use rustls::{ClientConfig, RootCertStore, crypto::ring};
+use rustls::{ClientConfig, RootCertStore, crypto::ring, pki_types::ServerName};
 use tokio::sync::Semaphore;
 
 /// How long a connection that nobody uses is kept.
@@ -39,23 +39,22 @@ impl FromStr for Endpoint {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, &'static str> {
-        const EXPECTED: &str = "expected https://…, or http://… to this machine";
+        const EXPECTED: &str =
+            "expected https://…, or http://… to this machine, without a user name or password";
         let uri: Uri = text.parse().map_err(|_| EXPECTED)?;
         let authority = uri.authority().ok_or(EXPECTED)?;
-        if authority.as_str().contains('@') {
-            return Err("expected no user name and no password in it");
-        }
-        match uri.scheme_str() {
-            Some("https") => Ok(Self(uri)),
-            Some("http") if is_loopback(authority.host()) => Ok(Self(uri)),
-            _ => Err(EXPECTED),
-        }
+        let host = authority.host().trim_matches(['[', ']']);
+        let is_safe = match uri.scheme_str() {
+            Some("https") => ServerName::try_from(host).is_ok(),
+            Some("http") => is_here(host),
+            _ => false,
+        };
+        if is_safe && !authority.as_str().contains('@') { Ok(Self(uri)) } else { Err(EXPECTED) }
     }
 }
 
-fn is_loopback(host: &str) -> bool {
-    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+fn is_here(host: &str) -> bool {
+    host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
 /// What stands before `?`: a query may hold a key.
@@ -100,6 +99,7 @@ pub struct Limits {
 }
 
 /// Asks one server.
+#[derive(Debug)]
 pub struct Fetcher {
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     turns: Semaphore,

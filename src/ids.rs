@@ -43,6 +43,8 @@ pub struct InvalidId {
 impl UserId {
     /// Longest user id, in bytes.
     pub const MAX_BYTES: usize = 128;
+    /// What it must be, in words.
+    pub const EXPECTED: &str = "a string of 1 to 128 bytes without control characters";
 
     pub fn as_str(&self) -> &str {
         &self.0
@@ -57,7 +59,7 @@ impl FromStr for UserId {
         if fits && !text.chars().any(char::is_control) {
             Ok(Self(text.into()))
         } else {
-            Err(InvalidId { expected: "a string of 1 to 128 bytes without control characters" })
+            Err(InvalidId { expected: Self::EXPECTED })
         }
     }
 }

@@ -52,7 +52,9 @@
 //! `/asyncapi.json` follows from 1 and 3; `make types` writes `web/protocol.d.ts` from it.
 
 pub mod app;
+pub mod auth;
 pub mod authorize;
+pub mod bench;
 pub mod call;
 pub mod calls;
 pub mod cluster;

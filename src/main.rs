@@ -9,7 +9,10 @@ use anyhow::Context;
 use clap::{Parser, error::ErrorKind};
 use switchboard::{
     app,
+    auth::mint,
+    bench,
     config::{Cli, Config, Task},
+    time::Clock,
 };
 use tokio::runtime::Runtime;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
@@ -49,6 +52,11 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Task::PrintConfig(config) => print(&config.to_toml()),
         Task::Serve(config) => serve(config),
         Task::Migrate(config) => migrate(config),
+        Task::Bench(what) => print(&start()?.block_on(bench::run(what))?),
+        Task::MintToken(trust, wish) => {
+            let token = mint(&trust, &wish, Clock::System.now())?;
+            print(&format!("{token}\n"))
+        }
     }
 }
 
@@ -70,7 +78,9 @@ fn start() -> anyhow::Result<Runtime> {
     let filter = EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
         .from_env()
-        .context("RUST_LOG cannot be read")?;
+        .context("RUST_LOG cannot be read")?
+        // It logs whole messages, and tokens are in them.
+        .add_directive("tungstenite=info".parse().expect("it is a directive"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)

@@ -1,15 +1,18 @@
-//! Texts that must not be seen, redacted by their type: no log line, error or print shows one.
+//! Values that must not be seen in logs, errors or printed settings. They hide themselves.
 
-use std::fmt;
+use std::{convert::Infallible, fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-/// What a secret looks like to those who must not know it.
-pub const REDACTED: &str = "***";
+const HIDDEN: &str = "***";
 
-/// A secret text.
+/// A text that shows itself as `***`: a key, a token.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
+
+/// The address of a service. It shows itself with `***` for its password, wherever that stands.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ServiceUrl(String);
 
 impl Secret {
     /// The text itself, for the one who needs it.
@@ -24,29 +27,74 @@ impl From<String> for Secret {
     }
 }
 
+impl FromStr for Secret {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(HIDDEN)
+    }
+}
+
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(REDACTED)
+        f.write_str(HIDDEN)
     }
 }
 
-/// Writes a secret to the one it is for.
-pub fn exposed<S: Serializer>(secret: &Option<Secret>, to: S) -> Result<S::Ok, S::Error> {
-    match secret {
-        Some(Secret(text)) => to.serialize_some(text),
-        None => to.serialize_none(),
+impl ServiceUrl {
+    /// The whole address, for the one who connects.
+    pub fn expose(&self) -> &str {
+        &self.0
     }
 }
 
-/// Reads a secret from a file. The error does not say what stood there.
-pub fn optional<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Secret>, D::Error> {
+impl FromStr for ServiceUrl {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for ServiceUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&without_password(&self.0))
+    }
+}
+
+impl fmt::Debug for ServiceUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A text of the settings' file. The error does not say what stood there.
+fn read<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
     match toml::Value::deserialize(from)? {
-        toml::Value::String(text) => Ok(Some(Secret(text))),
+        toml::Value::String(text) => Ok(text),
         _ => Err(D::Error::custom("expected a text")),
     }
 }
 
-/// Reads secrets from a file: a list of texts, or one text with commas between them.
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        read(from).map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ServiceUrl {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        read(from).map(Self)
+    }
+}
+
+/// Reads secrets from the settings' file: a list of texts, or one text with commas between them.
 pub fn optional_list<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<Secret>>, D::Error> {
     let expected = || D::Error::custom("expected a text or a list of texts");
     let text = |value: toml::Value| match value {
@@ -64,14 +112,60 @@ pub fn optional_list<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<Se
     }
 }
 
+/// Writes a secret to the one it is for.
+pub fn exposed<S: Serializer>(secret: &Option<Secret>, to: S) -> Result<S::Ok, S::Error> {
+    match secret {
+        Some(Secret(text)) => to.serialize_some(text),
+        None => to.serialize_none(),
+    }
+}
+
+fn without_password(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return HIDDEN.to_owned() };
+    // A password that should have been escaped may hold any sign: all before the last `@` is hidden.
+    let (user, rest) = match rest.rsplit_once('@') {
+        Some((user, rest)) => {
+            (format!("{}:{HIDDEN}@", user.split(':').next().unwrap_or_default()), rest)
+        }
+        None => (String::new(), rest),
+    };
+    let (place, query) = rest.split_once('?').map_or((rest, None), |(a, b)| (a, Some(b)));
+    let redacted = |parameter: &str| match parameter.split_once('=') {
+        Some((name, _)) if name.to_ascii_lowercase().contains("password") => {
+            format!("{name}={HIDDEN}")
+        }
+        _ => parameter.to_owned(),
+    };
+    let query = query.map(|query| query.split('&').map(redacted).collect::<Vec<_>>().join("&"));
+    let query = query.map_or(String::new(), |query| format!("?{query}"));
+    format!("{scheme}://{user}{place}{query}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_is_not_shown() {
-        let secret = Secret::from("hidden".to_owned());
-        assert_eq!(format!("{secret:?} {:?}", Some(&secret)), "*** Some(***)");
-        assert_eq!(secret.expose(), "hidden");
+    fn a_secret_shows_nothing_of_itself() {
+        let secret = Secret::from("hunter2".to_owned());
+        assert_eq!(format!("{secret} {secret:?} {:?}", Some(&secret)), "*** *** Some(***)");
+        assert_eq!(secret.expose(), "hunter2");
+    }
+
+    #[test]
+    fn an_address_shows_no_password() {
+        for url in [
+            "postgres://anna:secret@db:5432/calls?sslmode=require",
+            "postgres://anna:se?cr@secret@db/calls",
+            "postgres://db/calls?user=anna&password=secret&sslmode=require",
+            "redis-sentinel://s:26379?sentinelServiceName=m&sentinelPassword=secret",
+        ] {
+            let url: ServiceUrl = url.parse().unwrap();
+            let shown = format!("{url} {url:?}");
+            assert!(!shown.contains("secret") && !shown.contains("se?cr"), "{shown}");
+            assert!(shown.contains("***"), "{shown}");
+        }
+        let plain = "postgres://db/calls?sslmode=require";
+        assert_eq!(plain.parse::<ServiceUrl>().unwrap().to_string(), plain);
     }
 }

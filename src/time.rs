@@ -4,7 +4,7 @@ use std::{
     ops::{Add, Sub},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -73,18 +73,39 @@ pub struct SharedClock {
     started: Instant,
     /// The shared time of day when `started` was.
     origin_ms: AtomicU64,
+    /// Whether it has been set.
+    is_set: AtomicBool,
 }
+
+/// Times that differ by more are not the same clock's.
+const JUMP: Duration = Duration::from_secs(1);
+/// How far a clock that has been set moves at a time.
+const MAX_STEP: Duration = Duration::from_millis(100);
 
 impl SharedClock {
     /// A clock that says that it is `now` until it is set.
     pub fn starting_at(now: Timestamp) -> Arc<Self> {
-        Arc::new(Self { started: Instant::now(), origin_ms: AtomicU64::new(now.as_millis()) })
+        Arc::new(Self {
+            started: Instant::now(),
+            origin_ms: AtomicU64::new(now.as_millis()),
+            is_set: AtomicBool::new(false),
+        })
     }
 
-    /// Notes that it is `now`.
-    pub fn set(&self, now: Timestamp) {
+    /// Notes that it is `now`: at once the first time, later in small steps, so that no deadline
+    /// passes because another server is asked. Answers whether that is far from what was known.
+    pub fn set(&self, now: Timestamp) -> bool {
         let origin = now - self.started.elapsed();
+        let known = Timestamp(self.origin_ms.load(Ordering::Relaxed));
+        let (ahead, behind) = (origin - known, known - origin);
+        let was_set = self.is_set.swap(true, Ordering::Relaxed);
+        let origin = match was_set {
+            true if ahead > MAX_STEP => known + MAX_STEP,
+            true if behind > MAX_STEP => known - MAX_STEP,
+            _ => origin,
+        };
         self.origin_ms.store(origin.as_millis(), Ordering::Relaxed);
+        was_set && ahead.max(behind) > JUMP
     }
 
     fn now(&self) -> Timestamp {
@@ -111,5 +132,23 @@ impl Clock {
             Self::Shared(shared) => shared.now(),
             Self::Tokio { origin, started } => *origin + started.elapsed(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shared_clock_is_set_at_once_and_follows_a_jump_slowly() {
+        let time = |seconds| Timestamp(0) + Duration::from_secs(seconds);
+        let clock = SharedClock::starting_at(time(5_000));
+        assert!(!clock.set(time(100)), "the first time is no jump");
+        assert!(clock.now() - time(100) < Duration::from_secs(10));
+        assert!(clock.set(time(200)));
+        assert!(clock.now() < time(150), "it follows in small steps");
+        let before = clock.now();
+        assert!(clock.set(time(1)));
+        assert!(before - clock.now() <= MAX_STEP);
     }
 }

@@ -10,6 +10,8 @@
 /** What a client says when it connects. */
 export type Auth = {
   deviceId?: DeviceId;
+  /** Who you are, where tokens are checked (`jwt` mode): a JWT whose `sub` is the user's id. `userId` is not needed then. */
+  token?: string;
   userId?: UserId;
 };
 
@@ -262,6 +264,12 @@ export type PresenceAck = {
   presence: Record<string, Presence>;
 } | Refusal;
 
+export type RefreshedAck = {
+  /** Until when the new token is good. */
+  expiresAt: Timestamp;
+  ok: true;
+} | Refusal;
+
 export type RelayedAck = {
   callId: CallId;
   ok: true;
@@ -274,6 +282,10 @@ export type SyncAck = {
 
 /** What clients are sent. */
 export interface ServerToClientEvents {
+  /** The token of this socket is good until then and no longer: send `auth:refresh`. */
+  'auth:expiring': (event: {
+    expiresAt: Timestamp;
+  }) => void;
   /** An answer, as the other party sent it. */
   'call:answer': (event: {
     answer: SessionDescription;
@@ -361,10 +373,11 @@ export interface ServerToClientEvents {
 
 /** What clients send. Each event is answered: with a callback, or with `emitWithAck`. */
 export interface ClientToServerEvents {
-  /** Gives a new token. Refused in open mode, which has none. */
-  'auth:refresh': (...args: [ack: (answer: DoneAck) => void] | [payload: {
-    token?: string | null;
-  }, ack: (answer: DoneAck) => void]) => void;
+  /** Gives a new token of the same user. Refused in open mode, which has none. */
+  'auth:refresh': (payload: {
+    /** Counted in bytes of UTF-8. */
+    token: string;
+  }, ack: (answer: RefreshedAck) => void) => void;
   /** Takes the call, and passes an answer on. The first device wins. */
   'call:answer': (payload: {
     answer: SessionDescription;

@@ -239,6 +239,13 @@ impl Call {
         !matches!(self.state, State::Ended { .. })
     }
 
+    /// Whether this is later than `other`. After the shared state has gone back, two versions may
+    /// have one number: then an end stands.
+    pub fn succeeds(&self, other: &Self) -> bool {
+        self.version > other.version
+            || (self.version == other.version && !self.is_live() && other.is_live())
+    }
+
     pub fn is_ringing(&self) -> bool {
         matches!(self.state, State::Ringing { .. })
     }

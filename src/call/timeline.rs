@@ -65,6 +65,12 @@ impl Call {
         self.timeline.push(Step { version, at, what, by, device, node, reason });
     }
 
+    /// The node on which it was answered.
+    pub fn answered_on(&self) -> Option<NodeId> {
+        let answered = self.timeline.iter().find(|step| step.what == What::Answered);
+        answered.map(|step| step.node).or(self.callee.link.node())
+    }
+
     /// Notes what `event` made of the call, which was live before or was not.
     pub(super) fn note_event(&mut self, event: &Event, was_live: bool, node: NodeId) {
         let what = match event {

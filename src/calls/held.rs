@@ -19,9 +19,10 @@ pub const MAX_REPLAY_BYTES: usize = 1024 * 1024;
 pub struct Held {
     pub messages: VecDeque<(Signal, Payload)>,
     pub size_bytes: usize,
-    /// How many at the front came back from elsewhere, where they had been sent before the others
-    /// were.
-    earlier: usize,
+    /// How many at the front came back from the node that had them: they were on their way first.
+    given_back: usize,
+    /// How many after those had not left yet, and were taken back.
+    recalled: usize,
 }
 
 /// No room for another message until then.
@@ -64,12 +65,22 @@ impl Held {
         Ok(())
     }
 
-    /// Puts a message that has come back before those that never left. There is room: it was counted
-    /// where it comes from.
-    pub fn put_before(&mut self, signal: Signal, payload: &Payload) {
-        self.messages.insert(self.earlier, (signal, payload.clone()));
+    /// Puts a message that has come back before those that had not left, and those before all that
+    /// came later. There is room: it was counted where it comes from.
+    pub fn put_given_back(&mut self, signal: Signal, payload: &Payload) {
+        self.put(self.given_back, signal, payload);
+        self.given_back += 1;
+    }
+
+    /// Puts a message that had not left before those that came later.
+    pub fn put_recalled(&mut self, signal: Signal, payload: &Payload) {
+        self.put(self.given_back + self.recalled, signal, payload);
+        self.recalled += 1;
+    }
+
+    fn put(&mut self, place: usize, signal: Signal, payload: &Payload) {
+        self.messages.insert(place, (signal, payload.clone()));
         self.size_bytes += payload.len_bytes();
-        self.earlier += 1;
     }
 
     pub fn push(&mut self, signal: Signal, payload: &Payload) {
@@ -83,15 +94,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_comes_back_goes_before_what_never_left_in_its_own_order() {
+    fn what_waits_is_in_the_order_in_which_it_was_sent() {
         let mut held = Held::default();
         let payload = |text| -> Payload { serde_json::from_str(&format!("{text:?}")).unwrap() };
-        held.push(Signal::Candidate, &payload("late"));
-        held.put_before(Signal::Candidate, &payload("first"));
-        held.put_before(Signal::Candidate, &payload("second"));
+        held.push(Signal::Candidate, &payload("later"));
+        held.put_recalled(Signal::Candidate, &payload("not left"));
+        held.put_given_back(Signal::Candidate, &payload("first"));
+        held.put_recalled(Signal::Candidate, &payload("not left either"));
+        held.put_given_back(Signal::Candidate, &payload("second"));
         held.push(Signal::Candidate, &payload("last"));
         let order: Vec<_> = held.messages.into_iter().map(|(_, payload)| payload).collect();
-        assert_eq!(order, ["first", "second", "late", "last"].map(payload));
+        let expected = ["first", "second", "not left", "not left either", "later", "last"];
+        assert_eq!(order, expected.map(payload));
         assert_eq!(held.size_bytes, order.iter().map(Payload::len_bytes).sum::<usize>());
     }
 }

@@ -210,7 +210,7 @@ impl LiveCall {
         }
         ring_nodes.push(node);
         for (signal, payload) in view.replay.messages.iter().skip(have) {
-            let relay = view.relay(*signal, payload.clone(), Role::Caller);
+            let relay = view.relay_to_ringing(*signal, payload.clone());
             reach.cluster.send(node, Message::Relay(relay));
         }
     }
@@ -236,7 +236,7 @@ impl LiveCall {
     /// Takes a newer version in and tells the local sockets what it means. An older one is dropped.
     pub fn observe(&self, newer: &Call, reach: &Reach) {
         let mut view = self.view();
-        if newer.version <= view.call.version {
+        if !newer.succeeds(&view.call) {
             return;
         }
         let before = std::mem::replace(&mut view.call, newer.clone());
@@ -301,7 +301,7 @@ impl LiveCall {
                 view.replay.keep_for_replay(signal, payload, until).map_err(full)?;
                 view.pass_to_ringing(signal, payload, reach);
                 for node in view.ring_nodes.iter().flatten() {
-                    let relay = view.relay(signal, payload.clone(), Role::Caller);
+                    let relay = view.relay_to_ringing(signal, payload.clone());
                     reach.cluster.send(*node, Message::Relay(relay));
                 }
             }
@@ -327,7 +327,10 @@ impl LiveCall {
             return Received::Outdated;
         }
         if !view.call.is_ringing() {
-            view.deliver(relay, reach);
+            // Of the nodes that got it while it rang, one passes it on: where it was answered.
+            if !relay.to_ringing || view.call.answered_on() == Some(reach.cluster.node()) {
+                view.deliver(relay, reach);
+            }
             return Received::Done;
         }
         let until = view.call.deadline();

@@ -6,13 +6,14 @@ mod held;
 mod live;
 mod nodes;
 mod operator;
+mod presence;
+mod sweeper;
 mod view;
 mod watchers;
 
 use std::{
     collections::HashMap,
-    future::Future,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -22,6 +23,7 @@ pub use gate::{Gate, Verdict};
 use held::Full;
 pub use held::{MAX_REPLAY_BYTES, MAX_REPLAY_MESSAGES, MAX_WAITING_BYTES, MAX_WAITING_MESSAGES};
 use live::{LiveCall, LiveCalls};
+pub use sweeper::SWEEP_INTERVAL;
 use view::Reach;
 use watchers::Watchers;
 
@@ -34,21 +36,12 @@ use crate::{
     history::Recorder,
     ids::{CallId, NodeId, SocketId, UserId},
     payload::Payload,
-    protocol::{CallRef, CallView, Presence, ServerEvent},
+    protocol::{CallRef, CallView, ServerEvent},
     time::{Clock, Timestamp},
 };
 
 /// How often a decision is made again because the record changed meanwhile.
 const MAX_DECISIONS: usize = 4;
-/// Most calls that one sweep takes at a time.
-const SWEEP_BATCH: usize = 256;
-/// Most of these in one sweep.
-const MAX_SWEEP_BATCHES: usize = 16;
-/// How often the deadlines are looked through.
-pub const SWEEP_INTERVAL: Duration = Duration::from_millis(200);
-
-/// How often a node looks up the records of the calls that concern it.
-const LOOK_UP_INTERVAL: Duration = Duration::from_secs(15);
 
 /// The sockets of this node.
 pub trait Outlet: Send + Sync + 'static {
@@ -60,7 +53,10 @@ pub trait Outlet: Send + Sync + 'static {
     fn emit(&self, socket: SocketId, event: &ServerEvent) -> bool;
 
     /// Closes a socket for good: its client does not come back by itself.
-    fn disconnect(&self, socket: SocketId);
+    fn close(&self, socket: SocketId);
+
+    /// Closes all sockets of `user` for good: their clients do not come back by themselves.
+    fn disconnect(&self, user: &UserId);
 }
 
 /// All calls, as seen from this node.
@@ -77,6 +73,16 @@ pub struct Calls {
     devices: Mutex<HashMap<SocketId, Device>>,
     /// Those that left while the shared state could not be reached, and whether they may return.
     departures: Mutex<Vec<(Device, bool)>>,
+    resets: Resets,
+    /// New calls of which it is not known whether they were written.
+    doubtful: Mutex<Vec<(CallId, Device)>>,
+}
+
+/// How often the cluster forgot this node, and how often it was told again who is here.
+#[derive(Default)]
+struct Resets {
+    heard: AtomicU64,
+    done: AtomicU64,
 }
 
 /// `call:initiate`, checked.
@@ -127,9 +133,20 @@ impl Calls {
     ) -> Self {
         let live = LiveCalls::default();
         let watchers = Watchers::default();
-        let (devices, departures) = (Mutex::default(), Mutex::default());
-        let gate = None;
-        Self { cluster, outlet, recorder, rules, clock, gate, live, watchers, devices, departures }
+        Self {
+            cluster,
+            outlet,
+            recorder,
+            rules,
+            clock,
+            gate: None,
+            live,
+            watchers,
+            devices: Mutex::default(),
+            departures: Mutex::default(),
+            resets: Resets::default(),
+            doubtful: Mutex::default(),
+        }
     }
 
     /// The node that this is.
@@ -183,7 +200,7 @@ impl Calls {
     /// noted later.
     pub async fn leave(&self, device: &Device, may_return: bool) {
         self.devices().remove(&device.socket);
-        self.unwatch(self.watchers.forget(device.socket)).await;
+        self.unsubscribe_all(device.socket).await;
         if let Err(error) = self.sign_off(device, may_return).await {
             warn!(%error, user = %device.user, "a closed socket is signed off later");
             self.departures().push((device.clone(), may_return));
@@ -193,7 +210,10 @@ impl Calls {
     async fn sign_off(&self, device: &Device, may_return: bool) -> Result<(), Unavailable> {
         let detached = self.cluster.detach(&device.user, device.socket).await?;
         self.announce(detached.edge);
-        let Some(call) = detached.call else { return Ok(()) };
+        // The shared state may have forgotten the call that this device is in.
+        let seen = self.live.of_user(&device.user).map(|live| live.snapshot());
+        let own = seen.filter(|call| call.is_live() && call.is_bound_to(device));
+        let Some(call) = own.or(detached.call) else { return Ok(()) };
         if let Some(live) = self.live.get(call.id) {
             live.forget_device(device.socket);
         }
@@ -211,11 +231,11 @@ impl Calls {
     /// Signs off who could not be signed off when they left.
     async fn sign_off_late(&self) -> Result<(), Unavailable> {
         loop {
-            let Some((device, may_return)) = self.departures().pop() else { return Ok(()) };
-            if let Err(error) = self.sign_off(&device, may_return).await {
-                self.departures().push((device, may_return));
-                return Err(error);
-            }
+            let Some((device, may_return)) = self.departures().last().cloned() else {
+                return Ok(());
+            };
+            self.sign_off(&device, may_return).await?;
+            self.departures().retain(|(other, _)| other.socket != device.socket);
         }
     }
 
@@ -234,7 +254,10 @@ impl Calls {
             let lobby = self.cluster.lobby(&device.user, &attempt.to).await?;
             let call = match self.rules.place(&attempt, &lobby, self.clock.now())? {
                 Placement::New(call) => call,
-                Placement::Repeated(call) => return placed(call),
+                Placement::Repeated(call) => {
+                    self.tell_again(&call).await?;
+                    return placed(call);
+                }
                 Placement::Supersede(earlier, role) => {
                     match self.transition(earlier, &Event::Superseded(role)).await {
                         Ok(_) | Err(Failure::Refused(_)) => continue,
@@ -252,13 +275,26 @@ impl Calls {
             };
             let claims = call.claimants().iter().map(claim).collect();
             let change = Change { call: call.clone(), claims };
-            let Committed::Stored(stored) = self.cluster.commit(change).await? else { continue };
+            let committed =
+                self.cluster.commit(change).await.inspect_err(|_| self.doubt(&call, device));
+            let Committed::Stored(stored) = committed? else { continue };
             self.recorder.record(&call);
             self.tell_placed(&call, lobby.callee_sockets, &stored.callee_nodes);
             self.announce(stored.edges);
             return placed(call);
         }
         Err(Unavailable.into())
+    }
+
+    /// Rings for an attempt that is repeated: the first time may have failed half-way.
+    async fn tell_again(&self, call: &Call) -> Result<(), Unavailable> {
+        if call.is_ringing() {
+            let callee_nodes = self.cluster.nodes_of(&call.callee.user).await?;
+            self.live.open(call).rings_on(&callee_nodes, &self.reach());
+            self.ring_here(call);
+            self.spread(call, call, &callee_nodes);
+        }
+        Ok(())
     }
 
     /// The caller hears of its call before anybody can answer it.
@@ -365,84 +401,13 @@ impl Calls {
         self.confirm(&live, device).await
     }
 
-    /// Watches `users` for this socket and answers their presence now.
-    pub async fn subscribe(
-        &self,
-        socket: SocketId,
-        users: &[UserId],
-    ) -> Result<Vec<(UserId, Presence)>, Failure> {
-        self.watchers.add(socket, users).map_err(|_| Failure::TooManyWatched)?;
-        let edges = self.cluster.watch(users).await?;
-        Ok(self.watchers.settle(socket, edges, &*self.outlet, self.clock.now()))
-    }
-
-    pub async fn unsubscribe(&self, socket: SocketId, users: &[UserId]) {
-        self.unwatch(self.watchers.remove(socket, users)).await;
-    }
-
-    /// Tells the cluster that nobody here watches `users`, unless somebody does again.
-    async fn unwatch(&self, users: Vec<UserId>) {
-        if users.is_empty() {
-            return;
-        }
-        let mut result = self.cluster.unwatch(&users).await;
-        let again = self.watchers.watched(users);
-        if !again.is_empty() {
-            result = self.cluster.watch(&again).await.map(|_| ());
-        }
-        if let Err(error) = result {
-            warn!(%error, "presence of users is still sent here for nobody");
-        }
-    }
-
-    /// Attends to the calls whose deadline has passed.
-    pub async fn sweep(&self) -> Result<(), Unavailable> {
-        self.sign_off_late().await?;
-        self.live.forget_retired(self.clock.now());
-        for _ in 0..MAX_SWEEP_BATCHES {
-            let due = self.cluster.due(self.clock.now(), SWEEP_BATCH).await?;
-            let is_last = due.len() < SWEEP_BATCH;
-            for call in due {
-                self.attend(call).await;
-            }
-            if is_last {
-                return Ok(());
-            }
-        }
-        warn!(calls = MAX_SWEEP_BATCHES * SWEEP_BATCH, "more calls are due than one sweep takes");
-        Ok(())
-    }
-
-    async fn attend(&self, call: Call) {
-        if !call.is_live() {
-            // Its row was not stored yet when it was last looked at.
-            return self.recorder.record(&call);
-        }
-        let id = call.id;
-        match self.transition(call, &Event::Due).await {
-            Ok(_) | Err(Failure::Refused(_)) => {}
-            Err(failure) => warn!(%failure, call = %id, "an overdue call could not be ended"),
-        }
-    }
-
-    /// Sweeps, and now and then looks all calls in view up, until `shutdown` completes.
-    pub async fn run_sweeper(&self, shutdown: impl Future<Output = ()>) {
-        let mut shutdown = std::pin::pin!(shutdown);
-        let mut sweeps = tokio::time::interval(SWEEP_INTERVAL);
-        let mut look_ups = tokio::time::interval(LOOK_UP_INTERVAL);
-        for ticks in [&mut sweeps, &mut look_ups] {
-            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        }
-        loop {
-            let attended = tokio::select! {
-                _ = sweeps.tick() => self.sweep().await,
-                _ = look_ups.tick() => self.look_up().await,
-                () = &mut shutdown => return,
-            };
-            if let Err(error) = attended {
-                warn!(%error, "deadlines could not be looked through");
-            }
-        }
+    /// The live call that this device is in, or that rings for it, as far as this node knows.
+    pub fn call_of(&self, device: &Device) -> Option<CallId> {
+        let live = self.live.of_user(&device.user)?;
+        let concerns = |call: &Call| {
+            call.is_live() && (call.is_bound_to(device) || call.rings_for(&device.user))
+        };
+        live.is(concerns).then(|| live.id())
     }
 
     /// The call that `target` means: the one with its id, else the latest one of the device's user,
@@ -495,8 +460,10 @@ impl Calls {
                     }
                     return Ok(next);
                 }
-                Committed::Conflict(Some(newer)) => call = *newer,
-                Committed::Conflict(None) => return Err(Refusal::NotInCall.into()),
+                Committed::Conflict(found) => {
+                    let found = self.recovered(call.id, found.map(|found| *found)).await?;
+                    call = found.ok_or(Refusal::NotInCall)?;
+                }
             }
         }
         Err(Unavailable.into())

@@ -1,7 +1,8 @@
 //! What nodes tell each other about calls.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::atomic::Ordering, time::Duration};
 
+use futures_util::future::try_join_all;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
@@ -9,12 +10,17 @@ use super::{Calls, Failure, live::Received};
 use crate::{
     call::{Binding, Call, Device, Event, Link, Role},
     cluster::{Departed, Inbound, Message, Relay, Unavailable},
-    ids::{NodeId, UserId},
+    ids::{CallId, NodeId, UserId},
 };
 
 /// How long a node that stops stays at the most for devices that are not back elsewhere yet.
 const MAX_HAND_OVER: Duration = Duration::from_secs(5);
 const HAND_OVER_POLL: Duration = Duration::from_millis(20);
+/// How many devices are signed on, or calls looked up, at a time.
+const AT_ONCE: usize = 64;
+/// How often a record is asked for on which a message waits.
+const LOAD_ATTEMPTS: usize = 20;
+const LOAD_PAUSE: Duration = Duration::from_millis(100);
 
 impl Calls {
     /// Takes what comes from the cluster, in order, until nothing can come any more.
@@ -82,13 +88,22 @@ impl Calls {
     }
 
     /// The cluster has forgotten this node, or news of it were lost: says again who is here, and
-    /// looks every call up.
+    /// looks every call up. What fails is done again with the next sweep.
     async fn start_over(&self) -> Result<(), Unavailable> {
+        self.resets.heard.fetch_add(1, Ordering::Relaxed);
+        self.start_over_late().await
+    }
+
+    /// Starts over unless that is done.
+    pub(super) async fn start_over_late(&self) -> Result<(), Unavailable> {
+        let heard = self.resets.heard.load(Ordering::Relaxed);
+        if self.resets.done.load(Ordering::Relaxed) == heard {
+            return Ok(());
+        }
         let devices: Vec<Device> = self.devices().values().cloned().collect();
         info!(devices = devices.len(), "this node tells the cluster again who is here");
-        for device in &devices {
-            let edge = self.cluster.attach(&device.user, device.socket).await?;
-            self.announce(edge);
+        for some in devices.chunks(AT_ONCE) {
+            try_join_all(some.iter().map(|device| self.attach_again(device))).await?;
         }
         let watched = self.watchers.start_over();
         let edges = self.cluster.watch(&watched).await?;
@@ -96,52 +111,117 @@ impl Calls {
             self.watchers.announce(edge, &*self.outlet, self.clock.now());
         }
         self.look_up().await?;
-        for device in &devices {
+        for some in devices.chunks(AT_ONCE) {
+            try_join_all(some.iter().map(|device| self.welcome_again(device))).await?;
+        }
+        self.resets.done.fetch_max(heard, Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn attach_again(&self, device: &Device) -> Result<(), Unavailable> {
+        let edge = self.cluster.attach(&device.user, device.socket).await?;
+        self.announce(edge);
+        self.sign_off_if_gone(device).await
+    }
+
+    async fn welcome_again(&self, device: &Device) -> Result<(), Unavailable> {
+        if self.devices().contains_key(&device.socket) {
             self.welcome(device).await?;
         }
+        self.sign_off_if_gone(device).await
+    }
+
+    /// A device that left meanwhile was signed off, and has just been signed on again.
+    async fn sign_off_if_gone(&self, device: &Device) -> Result<(), Unavailable> {
+        if self.devices().contains_key(&device.socket) {
+            return Ok(());
+        }
+        self.sign_off(device, true).await
+    }
+
+    /// Compares each call in view with its record: a message may have been lost, never the record,
+    /// unless the shared state has gone back. Then what was seen here is put back.
+    pub(super) async fn look_up(&self) -> Result<(), Unavailable> {
+        let all = self.live.all();
+        let seen = all.iter().map(|live| live.snapshot()).filter(Call::is_live);
+        for some in seen.collect::<Vec<_>>().chunks(AT_ONCE) {
+            try_join_all(some.iter().map(|seen| self.look_up_one(seen))).await?;
+        }
         Ok(())
     }
 
-    /// Compares each call in view with its record: a message may have been lost, never the record.
-    /// A record that is gone while a device of the call is here is put back.
-    pub(super) async fn look_up(&self) -> Result<(), Unavailable> {
-        for live in self.live.all() {
-            let seen = live.snapshot();
-            if !seen.is_live() {
-                continue;
-            }
-            match self.cluster.load(seen.id).await? {
-                Some(call) if call.version > seen.version => {
-                    self.observe(&seen, &call);
-                    self.ring_here(&call);
-                }
-                Some(_) => {}
-                None => self.put_back(seen).await?,
+    async fn look_up_one(&self, seen: &Call) -> Result<(), Unavailable> {
+        match self.cluster.load(seen.id).await? {
+            Some(call) if call.succeeds(seen) => self.take_in(&call).await,
+            Some(call) if seen.succeeds(&call) => self.put_back(seen, Some(call.version)).await,
+            Some(call) => self.reclaim(&call).await,
+            None => self.put_back(seen, None).await,
+        }
+    }
+
+    /// Takes in a record that another node has changed.
+    async fn take_in(&self, call: &Call) -> Result<(), Unavailable> {
+        self.observe(call, call);
+        self.ring_here(call);
+        self.reclaim(call).await
+    }
+
+    /// A device that is connected here was taken for lost: it takes its place again.
+    async fn reclaim(&self, call: &Call) -> Result<(), Unavailable> {
+        for party in [&call.caller, &call.callee] {
+            let Link::Lost { device: lost, .. } = &party.link else { continue };
+            let here = self.outlet.sockets_of(&party.user);
+            let device = here.iter().find_map(|socket| {
+                let device = self.devices().get(socket).cloned()?;
+                (device.id.as_ref() == Some(lost)).then_some(device)
+            });
+            let Some(device) = device.filter(|_| call.is_live()) else { continue };
+            info!(call = %call.id, "a connected device was taken for lost: it takes its place again");
+            match self.transition(call.clone(), &Event::Joined(device)).await {
+                Ok(_) | Err(Failure::Refused(_)) => {}
+                Err(_) => return Err(Unavailable),
             }
         }
         Ok(())
     }
 
-    async fn put_back(&self, call: Call) -> Result<(), Unavailable> {
+    async fn put_back(&self, seen: &Call, over: Option<u64>) -> Result<(), Unavailable> {
+        // One that has left, and is not signed off yet, ends its part on the record too.
+        let is_leaving =
+            |socket| self.departures().iter().any(|(device, _)| device.socket == socket);
         let is_bound_here = |role: Role| {
-            let socket = call.party(role).link.socket();
-            socket.is_some_and(|socket| self.devices().contains_key(&socket))
+            let socket = seen.party(role).link.socket();
+            socket.is_some_and(|it| self.devices().contains_key(&it) || is_leaving(it))
         };
         if is_bound_here(Role::Caller) || is_bound_here(Role::Callee) {
-            info!(call = %call.id, "the record of a live call was gone: it is put back");
-            self.cluster.restore(&call).await?;
-        } else {
-            self.live.retire(&call);
+            warn!(call = %seen.id, ?over, "the record of a live call was gone: it is put back");
+            self.cluster.restore(seen, over).await?;
+        } else if over.is_none() {
+            self.live.retire(seen);
         }
         Ok(())
+    }
+
+    /// The record of a call: as it was found, or as it is put back where the shared state has gone
+    /// back to before what was seen here.
+    pub(super) async fn recovered(
+        &self,
+        id: CallId,
+        found: Option<Call>,
+    ) -> Result<Option<Call>, Unavailable> {
+        let Some(seen) = self.live.get(id).map(|live| live.snapshot()) else { return Ok(found) };
+        let is_newer = found.as_ref().is_none_or(|found| seen.succeeds(found));
+        if !seen.is_live() || !is_newer {
+            return Ok(found);
+        }
+        warn!(call = %id, "the record of a live call was gone: it is put back");
+        self.cluster.restore(&seen, found.map(|found| found.version)).await?;
+        Ok(Some(seen))
     }
 
     async fn receive(&self, from: NodeId, message: Message) -> Result<(), Unavailable> {
         match message {
-            Message::Call(call) => {
-                self.observe(&call, &call);
-                self.ring_here(&call);
-            }
+            Message::Call(call) => self.take_in(&call).await?,
             Message::Rings { call, have } => {
                 if let Some(live) = self.live.get(call) {
                     live.rings_also_on(from, have, &self.reach());
@@ -153,7 +233,7 @@ impl Calls {
                 }
             }
             Message::Relay(relay) => self.pass_on(relay).await?,
-            Message::Disconnect(user) => self.disconnect_here(&user),
+            Message::Disconnect(user) => self.outlet.disconnect(&user),
             Message::Void | Message::Dropped { .. } => {}
             Message::Presence(edge) => {
                 self.watchers.announce(&edge, &*self.outlet, self.clock.now());
@@ -170,16 +250,26 @@ impl Calls {
         {
             return Ok(());
         }
-        let Some(call) = self.cluster.load(relay.call).await? else {
+        let Some(call) = self.load_patiently(relay.call).await? else {
             debug!(call = %relay.call, "a message for a call that is gone");
             return Ok(());
         };
-        self.observe(&call, &call);
-        self.ring_here(&call);
+        self.take_in(&call).await?;
         if let Some(live) = self.live.get(relay.call) {
             live.receive(relay, &self.reach());
         }
         Ok(())
+    }
+
+    /// Loads a record on which a message waits that would be lost otherwise.
+    async fn load_patiently(&self, id: CallId) -> Result<Option<Call>, Unavailable> {
+        for _ in 1..LOAD_ATTEMPTS {
+            if let Ok(found) = self.cluster.load(id).await {
+                return Ok(found);
+            }
+            tokio::time::sleep(LOAD_PAUSE).await;
+        }
+        self.cluster.load(id).await
     }
 
     /// Takes the change from `before` to `after` in: tells the sockets here, and keeps the call in

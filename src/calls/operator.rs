@@ -16,20 +16,20 @@ impl Calls {
     /// Some of the live calls of all nodes, about `limit`, and where to go on; None at the end.
     pub async fn live_calls(
         &self,
-        mut from: u64,
+        mut from: Option<String>,
         limit: usize,
-    ) -> Result<(Vec<Call>, Option<u64>), Unavailable> {
+    ) -> Result<(Vec<Call>, Option<String>), Unavailable> {
         let mut calls = Vec::new();
         for _ in 0..MAX_PARTS {
-            let (part, next) = self.cluster.live(from, limit).await?;
+            let (part, next) = self.cluster.live(from.as_deref(), limit).await?;
             calls.extend(part);
             match next {
                 None => return Ok((calls, None)),
-                Some(next) if calls.len() < limit => from = next,
+                Some(next) if calls.len() < limit => from = Some(next),
                 Some(next) => return Ok((calls, Some(next))),
             }
         }
-        Ok((calls, Some(from)))
+        Ok((calls, from))
     }
 
     /// The live call of `user`.
@@ -57,17 +57,11 @@ impl Calls {
         info!(%user, nodes = nodes.len(), "an operator disconnects a user");
         for node in &nodes {
             if *node == self.node() {
-                self.disconnect_here(user);
+                self.outlet.disconnect(user);
             } else {
                 self.cluster.send(*node, Message::Disconnect(user.clone()));
             }
         }
         Ok(nodes.len())
-    }
-
-    pub(super) fn disconnect_here(&self, user: &UserId) {
-        for socket in self.outlet.sockets_of(user) {
-            self.outlet.disconnect(socket);
-        }
     }
 }

@@ -51,7 +51,13 @@ impl View {
 
     pub fn relay(&self, signal: Signal, payload: Payload, from: Role) -> Relay {
         let Call { id, version, .. } = self.call;
-        Relay { call: id, version, from, signal, payload, given_back: false }
+        let (given_back, to_ringing) = (false, false);
+        Relay { call: id, version, from, signal, payload, given_back, to_ringing }
+    }
+
+    /// A message of the caller for every node where it rings.
+    pub fn relay_to_ringing(&self, signal: Signal, payload: Payload) -> Relay {
+        Relay { to_ringing: true, ..self.relay(signal, payload, Role::Caller) }
     }
 
     /// To the bound device of the party it is for, on whatever node. What a device does not take,
@@ -68,12 +74,13 @@ impl View {
             Route::Bound(_, node, _) => {
                 // A node that has not heard of the move looks it up, and does not send it back.
                 let version = relay.version.max(self.call.version);
-                reach.cluster.send(node, Message::Relay(Relay { version, ..relay }));
+                let relay = Relay { version, to_ringing: false, ..relay };
+                reach.cluster.send(node, Message::Relay(relay));
             }
             Route::WhenBack(_) if self.call.is_live() => {
                 let Relay { signal, payload, given_back, .. } = relay;
                 if given_back {
-                    self.waiting_for(to).put_before(signal, &payload);
+                    self.waiting_for(to).put_given_back(signal, &payload);
                 } else {
                     self.wait(to, signal, &payload);
                 }
@@ -135,7 +142,7 @@ impl View {
         let recalled = reach.cluster.recall(node, self.call.id);
         let waiting = self.waiting_for(role);
         for relay in recalled {
-            waiting.put_before(relay.signal, &relay.payload);
+            waiting.put_recalled(relay.signal, &relay.payload);
         }
     }
 

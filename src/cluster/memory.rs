@@ -147,14 +147,20 @@ impl Cluster for Memory {
         Ok(self.store().load(id))
     }
 
-    async fn live(&self, from: u64, limit: usize) -> Result<(Vec<Call>, Option<u64>), Unavailable> {
+    async fn live(
+        &self,
+        from: Option<&str>,
+        limit: usize,
+    ) -> Result<(Vec<Call>, Option<String>), Unavailable> {
         let store = self.store();
-        let ids: BTreeSet<CallId> = store.calls.keys().copied().collect();
-        let skipped = usize::try_from(from).unwrap_or(usize::MAX);
-        let part = ids.iter().skip(skipped).take(limit).filter_map(|id| store.load(*id));
-        let next = from.saturating_add(limit as u64);
-        let is_more = ids.len() as u64 > next;
-        Ok((part.filter(Call::is_live).collect(), is_more.then_some(next)))
+        let after = from.and_then(|id| id.parse::<CallId>().ok());
+        let mut ids: Vec<CallId> = store.calls.keys().copied().collect();
+        ids.sort_unstable();
+        let first = after.map_or(0, |after| ids.partition_point(|id| *id <= after));
+        let part = &ids[first..ids.len().min(first + limit)];
+        let next = part.last().filter(|last| Some(last) != ids.last().as_ref());
+        let calls = part.iter().filter_map(|id| store.load(*id)).filter(Call::is_live);
+        Ok((calls.collect(), next.map(ToString::to_string)))
     }
 
     async fn nodes_of(&self, user: &UserId) -> Result<Vec<NodeId>, Unavailable> {
@@ -169,8 +175,14 @@ impl Cluster for Memory {
         Ok(self.store().commit(change))
     }
 
-    async fn restore(&self, call: &Call) -> Result<(), Unavailable> {
+    async fn restore(&self, call: &Call, over: Option<u64>) -> Result<(), Unavailable> {
         let mut store = self.store();
+        if let Some(over) = over {
+            if store.load(call.id).is_some_and(|known| known.version == over) {
+                store.put(call.clone());
+            }
+            return Ok(());
+        }
         let parties = [&call.caller.user, &call.callee.user];
         let is_free = |user: &UserId| store.users.get(user).is_none_or(|user| user.claim.is_none());
         if !store.calls.contains_key(&call.id) && parties.into_iter().all(is_free) {
@@ -235,6 +247,11 @@ impl Store {
     fn commit(&mut self, change: Change) -> Committed {
         let Change { call, claims } = change;
         let current = self.load(call.id);
+        if current.as_ref() == Some(&call) {
+            let parties = [&call.caller.user, &call.callee.user];
+            let edges = parties.map(|user| self.edge(user)).into();
+            return Committed::Stored(Stored { edges, callee_nodes: self.nodes_of(parties[1]) });
+        }
         let conflict = |current: Option<Call>| Committed::Conflict(current.map(Box::new));
         if current.as_ref().map_or(0, |current| current.version) + 1 != call.version {
             return conflict(current);

@@ -54,7 +54,11 @@ pub trait Cluster: Send + Sync + 'static {
 
     /// A part of the live calls of all nodes, and where to go on; None at the end. A part may hold
     /// somewhat more or fewer calls than `limit`. A call that is live all the while is in some part.
-    async fn live(&self, from: u64, limit: usize) -> Result<(Vec<Call>, Option<u64>), Unavailable>;
+    async fn live(
+        &self,
+        from: Option<&str>,
+        limit: usize,
+    ) -> Result<(Vec<Call>, Option<String>), Unavailable>;
 
     /// The nodes that hold sockets of `user`.
     async fn nodes_of(&self, user: &UserId) -> Result<Vec<NodeId>, Unavailable>;
@@ -66,9 +70,9 @@ pub trait Cluster: Send + Sync + 'static {
     /// exist yet) and every claim is what it was.
     async fn commit(&self, change: Change) -> Result<Committed, Unavailable>;
 
-    /// Puts the record of a live call back that is gone, as it is, unless there is one again or a
-    /// party is in another call by now.
-    async fn restore(&self, call: &Call) -> Result<(), Unavailable>;
+    /// Puts the record of a live call back, as it is: over the earlier version that is there, after
+    /// the shared state has gone back, or where there is none and no party is in another call by now.
+    async fn restore(&self, call: &Call, over: Option<u64>) -> Result<(), Unavailable>;
 
     /// Up to `limit` calls whose deadline has passed at `now`. Each is left to whoever asked for some
     /// seconds before it is given out again. Stored calls whose time is over are removed.
@@ -174,6 +178,9 @@ pub struct Relay {
     /// Whether it comes back from the node that had it for a device which is lost.
     #[serde(default)]
     pub given_back: bool,
+    /// Whether it was sent to every node where the call rings.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub to_ringing: bool,
 }
 
 /// A record to write.

@@ -5,7 +5,7 @@ use std::{ops::RangeInclusive, time::Duration};
 use super::ConfigError;
 use crate::{
     authorize::{Fail, Settings},
-    secret::Secret,
+    secret::{Secret, ServiceUrl},
 };
 
 const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(10);
@@ -13,7 +13,7 @@ const MAX_CACHE: Duration = Duration::from_hours(1);
 
 /// The backend to ask, if there is one.
 pub fn authorize(
-    url: Option<String>,
+    url: Option<ServiceUrl>,
     token: Option<Secret>,
     timeout: Option<Duration>,
     cache: Option<Duration>,
@@ -27,7 +27,8 @@ pub fn authorize(
         }
         return Ok(None);
     };
-    let url = url.parse().map_err(|error| ConfigError(format!("authorize_url: {error}")))?;
+    let url =
+        url.expose().parse().map_err(|error| ConfigError(format!("authorize_url: {error}")))?;
     let is_visible = |secret: &Secret| secret.expose().bytes().all(|byte| byte.is_ascii_graphic());
     if token.as_ref().is_some_and(|token| token.expose().is_empty() || !is_visible(token)) {
         let expected = "authorize_token: expected letters, digits and other visible ASCII signs";

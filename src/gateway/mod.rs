@@ -1,6 +1,8 @@
 //! Socket.IO: handshake, identity, order, answers, and the end of a connection.
 
+mod expiry;
 mod inbox;
+mod leases;
 mod outlet;
 mod reply;
 mod session;
@@ -9,6 +11,7 @@ mod wire;
 
 use std::{
     fmt,
+    future::Future,
     str::FromStr,
     sync::{Arc, Weak},
     time::Duration,
@@ -22,20 +25,23 @@ use socketioxide::{
     handler::ConnectHandler,
     socket::{DisconnectReason, Sid},
 };
+use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
 use self::{
-    outlet::{SocketOutlet, socket_id},
+    leases::Due,
+    outlet::{SocketOutlet, sid_of, socket_id},
     session::{Context, Receiver, Session},
-    transport::{Doors, Engine},
+    transport::{Bearer, Doors, Engine},
     wire::Upgraded,
 };
 use crate::{
+    auth::{Access, CheckError, Identity},
     calls::{Calls, Outlet},
-    cluster::Unavailable,
     ice::Ice,
     ids::UserId,
     protocol::{ErrorType, MAX_MESSAGE_BYTES, ServerEvent},
+    secret::Secret,
 };
 
 /// How long a socket may stay without saying who it is.
@@ -55,6 +61,10 @@ const MAX_OUTGOING_PACKETS: usize = 2_048;
 const MAX_ATTACHMENTS: usize = 8;
 /// A small buffer for each connection: most messages are small.
 const READ_BUFFER_BYTES: usize = 1024;
+/// How often tokens are looked through for those that expire.
+const LEASE_INTERVAL: Duration = Duration::from_millis(200);
+/// After how many of them others have their turn.
+const LEASE_BATCH: usize = 256;
 
 /// The library's server, before it takes any socket.
 pub struct Gateway {
@@ -112,25 +122,31 @@ impl Gateway {
     }
 
     /// Takes sockets from now on, at the routes it answers.
-    pub fn serve(self, calls: Arc<Calls>, ice: Arc<Ice>) -> (Serving, Router) {
+    pub fn serve(self, calls: Arc<Calls>, access: Arc<Access>, ice: Arc<Ice>) -> (Serving, Router) {
         let doors = Arc::new(Doors::default());
-        let context = Context::new(calls, self.upgraded.clone(), ice);
+        let takes_tokens = !access.is_open();
+        let context = Context::new(calls, access, self.outlet(), self.upgraded.clone(), ice);
         let context = Arc::new(context);
         let gate = {
             let (context, io) = (context.clone(), self.io.clone());
-            let upgraded = self.upgraded.clone();
+            let (upgraded, doors) = (self.upgraded.clone(), doors.clone());
             move |socket: SocketRef, auth: TryData<Map<String, Value>>| {
-                admit(context, io, upgraded, socket, auth)
+                admit(context, io, upgraded, doors, socket, auth)
             }
         };
         self.io.ns("/", greet.with(gate));
         let Self { engine, io, upgraded } = self;
-        let routes = transport::routes(engine, upgraded.clone(), doors.clone());
+        let routes = transport::routes(engine, upgraded.clone(), doors.clone(), takes_tokens);
         (Serving { io, upgraded, context, doors }, routes)
     }
 }
 
 impl Serving {
+    /// Warns clients whose tokens expire soon, and closes the sockets of those that have expired.
+    pub fn run_leases(&self) -> impl Future<Output = ()> + use<> {
+        run_leases(self.io.clone(), self.context.clone())
+    }
+
     /// Takes no more connections, says goodbye, and closes all transports. Clients reconnect by
     /// themselves to whatever serves then.
     pub async fn close(&self, leaving: Leaving) {
@@ -168,6 +184,10 @@ impl Serving {
         }
         let signed_off = async {
             while self.context.session_count() > 0 {
+                // Whoever was let in at the last moment.
+                for socket in self.io.sockets() {
+                    self.upgraded.close_transport(socket);
+                }
                 tokio::time::sleep(CLOSE_POLL).await;
             }
         };
@@ -205,14 +225,35 @@ async fn admit(
     context: Arc<Context>,
     io: SocketIo,
     upgraded: Upgraded,
+    doors: Arc<Doors>,
     socket: SocketRef,
     TryData(auth): TryData<Map<String, Value>>,
 ) -> Result<(), Refused> {
+    if doors.are_closed() {
+        upgraded.close_transport(socket);
+        return Err(Refused::again());
+    }
     let auth = auth.map_err(|_| Refused::invalid("auth", "expected an object"))?;
-    let user: Option<UserId> = parse("userId", &auth)?;
+    let named: Option<UserId> = parse("userId", &auth)?;
     let device = parse("deviceId", &auth)?;
-    let session =
-        Session::begin(context, socket_id(socket.id), device).ok_or_else(Refused::again)?;
+    let identity = match identify(&context.access, &socket, &auth).await {
+        Err(error @ Refused { error_type: ErrorType::TemporarilyUnavailable, .. }) => {
+            upgraded.close_transport(socket);
+            return Err(error);
+        }
+        identity => identity?,
+    };
+    let (user, expires_at) = match identity {
+        None => (named, None),
+        Some(Identity { user, expires_at, .. }) => {
+            if named.is_some_and(|named| named != user) {
+                return Err(Refused::another_user());
+            }
+            (Some(user), Some(expires_at))
+        }
+    };
+    let session = Session::begin(context, socket_id(socket.id), device, expires_at);
+    let session = session.ok_or_else(Refused::again)?;
     socket.extensions.insert(session.clone());
     let leaving = session.clone();
     socket.on_disconnect(async move |reason: DisconnectReason| leaving.disconnected(reason));
@@ -229,6 +270,22 @@ async fn admit(
         None => drop(tokio::spawn(expect_identity(io, socket.id, Arc::downgrade(&session)))),
     }
     Ok(())
+}
+
+/// Whose token a client shows, in what it says when it connects or in the head of its handshake.
+/// None where nobody needs one.
+async fn identify(
+    access: &Access,
+    socket: &SocketRef,
+    auth: &Map<String, Value>,
+) -> Result<Option<Identity>, Refused> {
+    if access.is_open() {
+        return Ok(None);
+    }
+    let given: Option<Secret> = parse("token", auth)?;
+    let in_head = || socket.req_parts().extensions.get::<Bearer>()?.take();
+    let token = given.or_else(in_head);
+    Ok(access.admit(token.as_ref().map(Secret::expose)).await?)
 }
 
 /// Runs when the client has been told that it is connected.
@@ -250,6 +307,33 @@ async fn expect_identity(io: SocketIo, sid: Sid, session: Weak<Session>) {
         info!(socket = %sid, "a socket did not say who it is in time: closed");
         // Its queue is full only if it reads nothing, and then its transport is cut off.
         let _ = socket.disconnect();
+    }
+}
+
+async fn run_leases(io: SocketIo, context: Arc<Context>) {
+    let mut ticks = tokio::time::interval(LEASE_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        loop {
+            let due = context.leases.take_due(context.access.now(), LEASE_BATCH);
+            let is_last = due.len() < LEASE_BATCH;
+            for (socket, due) in due {
+                let session = io.get_socket(sid_of(socket)).as_ref().and_then(session_of);
+                match (session, due) {
+                    (None, _) => context.leases.forget(socket),
+                    (Some(_), Due::Warn(expires_at)) => {
+                        context.outlet.emit(socket, &ServerEvent::Expiring { expires_at });
+                    }
+                    (Some(session), Due::Expired) => session.expired(),
+                }
+            }
+            if is_last {
+                break;
+            }
+            // Thousands may expire together: others have their turn.
+            tokio::task::yield_now().await;
+        }
     }
 }
 
@@ -278,9 +362,25 @@ impl Refused {
         Self { error_type: ErrorType::TemporarilyUnavailable, message }
     }
 
-    fn unavailable(error: Unavailable) -> Self {
+    fn another_user() -> Self {
+        let message = "userId: the token is another user's".to_owned();
+        Self { error_type: ErrorType::Forbidden, message }
+    }
+
+    fn unavailable(error: impl fmt::Display) -> Self {
         let error_type = ErrorType::TemporarilyUnavailable;
         Self { error_type, message: format!("{error}: try again shortly") }
+    }
+}
+
+impl From<CheckError> for Refused {
+    fn from(error: CheckError) -> Self {
+        match error {
+            CheckError::Unauthenticated(why) => {
+                Self { error_type: ErrorType::Unauthenticated, message: why.to_string() }
+            }
+            CheckError::NoKeys => Self::unavailable(error),
+        }
     }
 }
 

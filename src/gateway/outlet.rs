@@ -1,6 +1,6 @@
 //! From a call's news to the sockets of this node.
 
-use socketioxide::{SendError, SocketError, SocketIo, socket::Sid};
+use socketioxide::{SendError, SocketError, SocketIo, extract::SocketRef, socket::Sid};
 use tracing::{debug, error, warn};
 
 use super::{session_of, wire::Upgraded};
@@ -20,6 +20,15 @@ impl SocketOutlet {
     pub fn new(io: SocketIo, upgraded: Upgraded) -> Self {
         Self { io, upgraded }
     }
+
+    fn dismiss(&self, socket: SocketRef) {
+        if let Some(session) = session_of(&socket) {
+            session.dismiss();
+        }
+        if socket.clone().disconnect().is_err() {
+            self.upgraded.close_transport(socket);
+        }
+    }
 }
 
 /// The room of a user's sockets.
@@ -31,7 +40,7 @@ pub fn socket_id(sid: Sid) -> SocketId {
     sid.as_str().parse().expect("a socket id has 16 bytes")
 }
 
-fn sid_of(socket: SocketId) -> Sid {
+pub fn sid_of(socket: SocketId) -> Sid {
     socket.as_str().parse().expect("it was a socket id of the library before")
 }
 
@@ -74,13 +83,16 @@ impl Outlet for SocketOutlet {
         false
     }
 
-    fn disconnect(&self, socket: SocketId) {
-        let Some(socket) = self.io.get_socket(sid_of(socket)) else { return };
-        if let Some(session) = session_of(&socket) {
-            session.dismiss();
+    fn close(&self, socket: SocketId) {
+        if let Some(socket) = self.io.get_socket(sid_of(socket)) {
+            self.dismiss(socket);
         }
-        if socket.clone().disconnect().is_err() {
-            self.upgraded.close_transport(socket);
+    }
+
+    fn disconnect(&self, user: &UserId) {
+        // Those too that are not connected yet.
+        for socket in self.io.within(room_of(user)).sockets() {
+            self.dismiss(socket);
         }
     }
 }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::value::RawValue;
 
 use crate::{
+    auth::CheckError,
     call::Refusal,
     calls::Failure,
     ids::{CallId, UserId},
@@ -48,6 +49,10 @@ pub enum Rejected {
     AnotherUser,
     /// There is no token to refresh.
     NoTokens,
+    /// The socket's token has expired, and this is not about the call that it is kept for.
+    Expired,
+    /// A new token is not accepted.
+    Token(CheckError),
     Binary,
     Malformed(Malformed),
     Failed(Failure),
@@ -56,6 +61,12 @@ pub enum Rejected {
 impl From<Malformed> for Rejected {
     fn from(malformed: Malformed) -> Self {
         Self::Malformed(malformed)
+    }
+}
+
+impl From<CheckError> for Rejected {
+    fn from(error: CheckError) -> Self {
+        Self::Token(error)
     }
 }
 
@@ -79,7 +90,9 @@ impl Rejected {
             Self::Failed(Failure::Full { retry_after }) => {
                 Some(u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX))
             }
-            Self::Failed(Failure::Unavailable(_)) => Some(RETRY_UNAVAILABLE_MS),
+            Self::Failed(Failure::Unavailable(_)) | Self::Token(CheckError::NoKeys) => {
+                Some(RETRY_UNAVAILABLE_MS)
+            }
             _ => None,
         };
         let call_id = match &self {
@@ -109,6 +122,16 @@ impl Rejected {
                 ErrorType::Forbidden,
                 "This server runs in open mode: there is no token to refresh",
             ),
+            Self::Expired => (
+                ErrorType::Unauthenticated,
+                "Your token has expired: send auth:refresh with a new one",
+            ),
+            Self::Token(CheckError::Unauthenticated(why)) => {
+                return (ErrorType::Unauthenticated, why.to_string());
+            }
+            Self::Token(error @ CheckError::NoKeys) => {
+                return (ErrorType::TemporarilyUnavailable, error.to_string());
+            }
             Self::Binary => (ErrorType::InvalidPayload, "payload: binary data is not accepted"),
             Self::Malformed(malformed) => {
                 return (malformed.error_type, malformed.message.clone());

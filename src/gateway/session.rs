@@ -4,7 +4,7 @@ use std::{
     collections::HashSet,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -18,22 +18,31 @@ use tracing::{debug, info, warn};
 
 use super::{
     inbox::{Inbox, Pushed},
+    leases::Leases,
     outlet::room_of,
     reply::{About, Ack, Frame, Rejected},
     wire::Upgraded,
 };
 use crate::{
+    auth::Access,
     call::Device,
-    calls::{Calls, Failure, Initiate},
+    calls::{Calls, Failure, Initiate, Outlet},
     cluster::Unavailable,
     ice::{Ice, Servers},
     ids::{DeviceId, SocketId, UserId},
     protocol::{Answer, ClientEvent, Malformed, ServerEvent, USER_CONNECTED},
+    time::Timestamp,
 };
+
+/// When the token of a socket expires that has none.
+pub(super) const NEVER_MS: u64 = u64::MAX;
 
 /// What all sessions share.
 pub struct Context {
-    calls: Arc<Calls>,
+    pub(super) calls: Arc<Calls>,
+    pub(super) access: Arc<Access>,
+    pub(super) leases: Leases,
+    pub(super) outlet: Arc<dyn Outlet>,
     upgraded: Upgraded,
     ice: Arc<Ice>,
     /// Set when the whole service ends: no device can come back to a call.
@@ -43,9 +52,16 @@ pub struct Context {
 }
 
 impl Context {
-    pub fn new(calls: Arc<Calls>, upgraded: Upgraded, ice: Arc<Ice>) -> Self {
+    pub fn new(
+        calls: Arc<Calls>,
+        access: Arc<Access>,
+        outlet: Arc<dyn Outlet>,
+        upgraded: Upgraded,
+        ice: Arc<Ice>,
+    ) -> Self {
+        let (leases, sessions) = (Leases::default(), Mutex::default());
         let ends_calls = AtomicBool::new(false);
-        Self { calls, upgraded, ice, ends_calls, sessions: Mutex::default() }
+        Self { calls, access, leases, outlet, upgraded, ice, ends_calls, sessions }
     }
 
     /// From now on a socket that goes away takes its call with it.
@@ -53,7 +69,7 @@ impl Context {
         self.ends_calls.store(true, Ordering::Relaxed);
     }
 
-    fn sessions(&self) -> MutexGuard<'_, HashSet<SocketId>> {
+    pub(super) fn sessions(&self) -> MutexGuard<'_, HashSet<SocketId>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -65,11 +81,13 @@ impl Context {
 }
 
 pub struct Session {
-    context: Arc<Context>,
-    socket: SocketId,
+    pub(super) context: Arc<Context>,
+    pub(super) socket: SocketId,
     device_id: Option<DeviceId>,
+    /// Until when its token is good, in milliseconds; never, where there are no tokens.
+    pub(super) expires_at_ms: AtomicU64,
     /// Set once, when the socket's user is known to the cluster.
-    device: OnceLock<Device>,
+    pub(super) device: OnceLock<Device>,
     /// Whether the device has been told of its user's call.
     welcomed: AtomicBool,
     /// Whether the socket is being closed for good.
@@ -92,6 +110,7 @@ impl Session {
         context: Arc<Context>,
         socket: SocketId,
         device_id: Option<DeviceId>,
+        expires_at: Option<Timestamp>,
     ) -> Option<Arc<Self>> {
         let is_new = context.sessions().insert(socket);
         is_new.then(|| {
@@ -99,6 +118,7 @@ impl Session {
                 context,
                 socket,
                 device_id,
+                expires_at_ms: AtomicU64::new(expires_at.map_or(NEVER_MS, Timestamp::as_millis)),
                 device: OnceLock::new(),
                 welcomed: AtomicBool::new(false),
                 dismissed: AtomicBool::new(false),
@@ -106,6 +126,10 @@ impl Session {
                 inbox: Mutex::default(),
             })
         })
+    }
+
+    pub(super) fn expires_at(&self) -> Timestamp {
+        Timestamp::from_millis(self.expires_at_ms.load(Ordering::Relaxed))
     }
 
     pub fn is_identified(&self) -> bool {
@@ -125,6 +149,7 @@ impl Session {
     /// The client has been told that it is connected, and the library sends it what it is given.
     /// Before that, nothing of it is handled: the answers would be lost.
     pub fn connected(self: &Arc<Self>) {
+        self.begin_lease();
         let pushed = self.inbox().release();
         self.after(pushed, None);
     }
@@ -175,6 +200,7 @@ impl Session {
                 Input::Gone { may_return } => {
                     self.leave(may_return).await;
                     self.context.sessions().remove(&self.socket);
+                    self.context.leases.forget(self.socket);
                 }
             }
         }
@@ -212,7 +238,7 @@ impl Session {
         }
     }
 
-    async fn handle(&self, socket: &Arc<Socket>, mut value: Value, ack: Option<i64>) {
+    async fn handle(self: &Arc<Self>, socket: &Arc<Socket>, mut value: Value, ack: Option<i64>) {
         let Ok(sender) = AckSender::<LocalAdapter>::from_message_parts(socket, &mut value, &ack);
         let (name, result) = self.carry_out(socket, &value).await;
         let result = result.map_err(|(rejected, about)| rejected.into_body(&name, about));
@@ -234,7 +260,7 @@ impl Session {
 
     /// The event's name, and what came of it.
     async fn carry_out(
-        &self,
+        self: &Arc<Self>,
         socket: &Socket,
         value: &Value,
     ) -> (String, Result<Answer, (Rejected, About)>) {
@@ -245,6 +271,9 @@ impl Session {
         let result = match event {
             Ok(event) => {
                 let about = about(&event);
+                if self.has_expired() && !self.serves_expired(&event) {
+                    return (name, Err((Rejected::Expired, about)));
+                }
                 self.dispatch(socket, event).await.map_err(|rejected| (rejected, about))
             }
             Err(rejected) => Err((rejected, About::default())),
@@ -291,7 +320,7 @@ impl Session {
                 let Servers { ice_servers, ttl_s } = self.context.ice.servers_for(&device()?.user);
                 Answer::IceServers { ice_servers, ttl: ttl_s }
             }
-            ClientEvent::AuthRefresh => return Err(Rejected::NoTokens),
+            ClientEvent::AuthRefresh { token } => self.refresh(&token).await?,
         })
     }
 
@@ -349,7 +378,7 @@ fn about(event: &ClientEvent) -> About {
         | ClientEvent::Subscribe { .. }
         | ClientEvent::Unsubscribe { .. }
         | ClientEvent::IceServers
-        | ClientEvent::AuthRefresh => About::default(),
+        | ClientEvent::AuthRefresh { .. } => About::default(),
     }
 }
 

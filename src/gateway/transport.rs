@@ -1,7 +1,7 @@
 //! `/socket.io/`: websockets on the project's own [`Wire`], polling as the library has it.
 
 use std::sync::{
-    Arc,
+    Arc, Mutex, PoisonError,
     atomic::{AtomicBool, Ordering},
 };
 
@@ -22,6 +22,7 @@ use tracing::debug;
 use tungstenite::handshake::derive_accept_key;
 
 use super::wire::{Kill, Upgraded, Wire};
+use crate::{auth::bearer, secret::Secret};
 
 /// Engine.IO's packet that closes a session.
 const CLOSE_PACKET: &str = "1";
@@ -33,6 +34,8 @@ struct Transport {
     engine: Engine,
     upgraded: Upgraded,
     doors: Arc<Doors>,
+    /// Whether tokens are of use here.
+    takes_tokens: bool,
 }
 
 /// What a node that stops takes no more of.
@@ -49,19 +52,36 @@ impl Doors {
         self.closed_to_new.store(true, Ordering::Relaxed);
     }
 
+    /// Whether no new connection is taken.
+    pub fn are_closed(&self) -> bool {
+        self.closed_to_new.load(Ordering::Relaxed)
+    }
+
     pub fn close_to_polling(&self) {
         self.closed_to_polling.store(true, Ordering::Relaxed);
     }
 }
 
+/// The token that came in the head of a connection's first request. The library keeps that request
+/// for as long as the connection lives; the token is taken out when it is looked at.
+#[derive(Debug, Clone)]
+pub struct Bearer(Arc<Mutex<Option<Secret>>>);
+
+impl Bearer {
+    pub fn take(&self) -> Option<Secret> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
 /// The route of the transport.
-pub fn routes(engine: Engine, upgraded: Upgraded, doors: Arc<Doors>) -> Router {
-    Router::new().route("/socket.io/", any(serve)).with_state(Transport { engine, upgraded, doors })
+pub fn routes(engine: Engine, upgraded: Upgraded, doors: Arc<Doors>, takes_tokens: bool) -> Router {
+    let transport = Transport { engine, upgraded, doors, takes_tokens };
+    Router::new().route("/socket.io/", any(serve)).with_state(transport)
 }
 
 async fn serve(State(transport): State<Transport>, request: Request) -> Response {
     let is_new = query_value(request.uri(), "sid").is_none();
-    if is_new && transport.doors.closed_to_new.load(Ordering::Relaxed) {
+    if is_new && transport.doors.are_closed() {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     }
     if is_websocket(request.uri()) {
@@ -77,7 +97,7 @@ async fn serve(State(transport): State<Transport>, request: Request) -> Response
     if transport.doors.closed_to_polling.load(Ordering::Relaxed) {
         return StatusCode::BAD_REQUEST.into_response();
     }
-    let request = if is_new { detached(&request) } else { request };
+    let request = if is_new { transport.detached(&request) } else { request };
     transport.pass_on(request).await
 }
 
@@ -115,7 +135,7 @@ impl Transport {
         if let Some(None) = registration {
             return StatusCode::BAD_REQUEST.into_response();
         }
-        let mut head = detached(&request).map(|_| ());
+        let mut head = self.detached(&request).map(|_| ());
         head.extensions_mut().insert(kill.clone());
         let upgrade = hyper::upgrade::on(&mut request);
         tokio::spawn(async move {
@@ -138,6 +158,20 @@ impl Transport {
         (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
     }
 
+    /// A request that holds on to nothing of the one that came. The library keeps the head of a
+    /// session's first request for as long as the session lives, and each piece of it is a slice of
+    /// the 16 KiB buffer that it was read into.
+    fn detached(&self, request: &Request) -> Request {
+        let mut detached = Request::new(Body::empty());
+        *detached.method_mut() = request.method().clone();
+        *detached.uri_mut() = request.uri().to_string().parse().expect("it was a URI before");
+        if let Some(token) = bearer(request.headers()).filter(|_| self.takes_tokens) {
+            let token = Some(Secret::from(token.to_owned()));
+            detached.extensions_mut().insert(Bearer(Arc::new(Mutex::new(token))));
+        }
+        detached
+    }
+
     /// Ends a session whose upgrade to a websocket broke off half-way: the library would leave it
     /// between its transports for ever, with its user online. If the upgrade had gone through, the
     /// session is gone already, or not on polling, and this is refused.
@@ -148,16 +182,6 @@ impl Transport {
             runtime.spawn(self.pass_on(close));
         }
     }
-}
-
-/// A request that holds on to nothing of the one that came. The library keeps the head of a
-/// session's first request for as long as the session lives, and each piece of it is a slice of
-/// the 16 KiB buffer that it was read into.
-fn detached(request: &Request) -> Request {
-    let mut detached = Request::new(Body::empty());
-    *detached.method_mut() = request.method().clone();
-    *detached.uri_mut() = request.uri().to_string().parse().expect("it was a URI before");
-    detached
 }
 
 fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool {

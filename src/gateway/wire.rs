@@ -187,6 +187,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        // Nothing more, not even what was on its way: a client that reads why it is refused does not
+        // come back by itself.
+        if self.kill.poll_killed(&self.kill.0.writer, cx) {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
         let progress = Pin::new(&mut self.stream).poll_write(cx, bytes);
         if let Poll::Ready(Ok(written)) = progress {
             self.kill.note_written(written);
@@ -231,6 +236,20 @@ mod tests {
         tokio::task::yield_now().await;
         kill.kill();
         assert_eq!(writing.await.unwrap().unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[tokio::test]
+    async fn what_is_written_to_a_killed_wire_does_not_arrive() {
+        let (near, mut far) = tokio::io::duplex(64);
+        let kill = Kill::default();
+        let mut wire = Wire::new(near, kill.clone(), None);
+        kill.kill();
+        let written = wire.write(b"too late").await;
+        assert_eq!(written.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        drop(wire);
+        let mut arrived = Vec::new();
+        far.read_to_end(&mut arrived).await.unwrap();
+        assert_eq!(arrived, b"");
     }
 
     #[tokio::test]

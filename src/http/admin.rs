@@ -12,7 +12,7 @@ use utoipa::{
 
 use super::{
     parameters::{Asked, FromQuery, Given, InPath, Limit},
-    problem::{BadRequest, NotFound, Problem, Unavailable},
+    problem::{BadRequest, Forbidden, NotFound, Problem, Unavailable, Unknown},
 };
 use crate::{
     call::{Call, Refusal},
@@ -79,15 +79,19 @@ impl FromQuery for Wanted {
     }
 }
 
+/// The longest cursor: a call id, or a number.
+const MAX_CURSOR_BYTES: usize = 36;
+
 /// Where to go on in the list of live calls.
-pub struct Cursor(u64);
+pub struct Cursor(String);
 
 impl FromStr for Cursor {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, &'static str> {
-        let cursor = text.parse().map(Self).ok().filter(|cursor| cursor.0.to_string() == text);
-        cursor.ok_or("expected the nextCursor of an earlier part")
+        let fits = (1..=MAX_CURSOR_BYTES).contains(&text.len());
+        let is_one = fits && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f' | b'-'));
+        is_one.then(|| Self(text.to_owned())).ok_or("expected the nextCursor of an earlier part")
     }
 }
 
@@ -97,7 +101,7 @@ impl PartialSchema for Cursor {
     fn schema() -> RefOr<Schema> {
         text()
             .description(Some("The `nextCursor` of an earlier part."))
-            .pattern(Some("^(0|[1-9][0-9]{0,18})$"))
+            .pattern(Some("^[0-9a-f-]{1,36}$"))
             .into()
     }
 }
@@ -111,7 +115,7 @@ impl PartialSchema for Cursor {
     operation_id = "listLiveCalls",
     tag = "operation",
     params(Wanted),
-    responses((status = 200, description = "A part of the live calls", body = LiveCalls), BadRequest, Unavailable),
+    responses((status = 200, description = "A part of the live calls", body = LiveCalls), BadRequest, Unknown, Forbidden, Unavailable),
 )]
 pub async fn list(
     State(calls): State<Arc<Calls>>,
@@ -123,13 +127,13 @@ pub async fn list(
             (call.into_iter().collect(), None)
         }
         None => {
-            let from = wanted.cursor.map_or(0, |cursor| cursor.0);
+            let from = wanted.cursor.map(|cursor| cursor.0);
             let limit = wanted.limit.unwrap_or_default().0 as usize;
             calls.live_calls(from, limit).await.map_err(|_| unavailable())?
         }
     };
-    let next_cursor = next.map(|next| next.to_string());
-    Ok(Json(LiveCalls { calls: live.iter().map(LiveCall::from).collect(), next_cursor }))
+    let calls = live.iter().map(LiveCall::from).collect();
+    Ok(Json(LiveCalls { calls, next_cursor: next }))
 }
 
 /// End a call
@@ -142,7 +146,7 @@ pub async fn list(
     operation_id = "endCall",
     tag = "operation",
     params(("id" = CallId, Path, description = "The call's id")),
-    responses((status = 200, description = "The call as it ended", body = Row), BadRequest, NotFound, Unavailable),
+    responses((status = 200, description = "The call as it ended", body = Row), BadRequest, Unknown, Forbidden, NotFound, Unavailable),
 )]
 pub async fn end(
     State(calls): State<Arc<Calls>>,
@@ -175,7 +179,7 @@ pub struct Ordered {
     operation_id = "disconnectUser",
     tag = "operation",
     params(("id" = UserId, Path, description = "The user's id")),
-    responses((status = 202, description = "It is being done", body = Ordered), BadRequest, Unavailable),
+    responses((status = 202, description = "It is being done", body = Ordered), BadRequest, Unknown, Forbidden, Unavailable),
 )]
 pub async fn disconnect(
     State(calls): State<Arc<Calls>>,

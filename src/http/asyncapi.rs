@@ -20,8 +20,8 @@ const DESCRIPTION: &str = "Signaling for calls between two users, over Socket.IO
     answered in its ack; without an ack, an error comes as `call:error`. Fields that are not known are ignored, \
     on both sides. History and presence are asked for over HTTP: see `/openapi.json`.";
 
-const SOCKET: &str =
-    "Namespace `/`. Who connects gives `auth: {userId, deviceId}`, both optional: see `Auth`.";
+const SOCKET: &str = "Namespace `/`. Who connects gives `auth: {token, userId, deviceId}`: see `Auth`. The token may also come as \
+    `Authorization: Bearer` of the handshake.";
 
 /// The whole document.
 pub fn asyncapi() -> Value {
@@ -145,6 +145,11 @@ fn auth() -> Value {
         "type": "object",
         "description": "What a client says when it connects.",
         "properties": {
+            "token": {
+                "type": "string",
+                "description": "Who you are, where tokens are checked (`jwt` mode): a JWT whose `sub` is the user's \
+                    id. `userId` is not needed then.",
+            },
             "userId": {"$ref": "#/components/schemas/UserId"},
             "deviceId": {"$ref": "#/components/schemas/DeviceId"},
         },

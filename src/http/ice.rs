@@ -13,7 +13,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     parameters::{Asked, FromQuery, Given},
-    problem::{BadRequest, Problem},
+    problem::{BadRequest, Forbidden, Problem, Unknown},
 };
 use crate::{
     ice::{Ice, Servers},
@@ -53,7 +53,7 @@ impl FromQuery for Who {
     operation_id = "getIceServers",
     tag = "media",
     params(Who),
-    responses((status = 200, description = "The servers", body = IceServers), BadRequest),
+    responses((status = 200, description = "The servers", body = IceServers), BadRequest, Unknown, Forbidden),
 )]
 pub async fn show(State(ice): State<Arc<Ice>>, Asked(Who { user_id }): Asked<Who>) -> Response {
     let Servers { ice_servers, ttl_s } = ice.servers_for(&user_id);

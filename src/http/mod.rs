@@ -4,6 +4,7 @@
 //! To add an endpoint, write its handler with a `utoipa::path` annotation and name it in [`endpoints`].
 //! What it takes from the query is a type that implements [`parameters::FromQuery`].
 
+mod access;
 mod admin;
 mod asyncapi;
 mod calls;
@@ -19,13 +20,18 @@ mod stats;
 
 use std::sync::Arc;
 
-use axum::{Router, extract::FromRef, routing::get};
+use axum::{
+    Router,
+    extract::FromRef,
+    middleware::{from_fn, from_fn_with_state},
+    routing::get,
+};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub use origin::{Origin, guarded};
 pub use server::Server;
 
-use crate::{calls::Calls, cluster::Cluster, history::Store, ice::Ice};
+use crate::{auth::Access, calls::Calls, cluster::Cluster, history::Store, ice::Ice};
 
 /// What the endpoints work with.
 #[derive(Clone, FromRef)]
@@ -37,17 +43,22 @@ struct Parts {
 }
 
 /// The endpoints, each with its description.
-fn endpoints() -> OpenApiRouter<Parts> {
-    OpenApiRouter::new()
+fn endpoints(access: &Arc<Access>) -> OpenApiRouter<Parts> {
+    let users = OpenApiRouter::new()
         .routes(routes!(calls::list))
         .routes(routes!(calls::show))
         .routes(routes!(calls::timeline))
-        .routes(routes!(stats::show))
         .routes(routes!(presence::show))
-        .routes(routes!(ice::show))
+        .routes(routes!(ice::show));
+    let statistics =
+        OpenApiRouter::new().routes(routes!(stats::show)).route_layer(from_fn(access::stats_only));
+    let operators = OpenApiRouter::new()
         .routes(routes!(admin::list))
         .routes(routes!(admin::end))
         .routes(routes!(admin::disconnect))
+        .route_layer(from_fn(access::admins_only));
+    let all = users.merge(statistics).merge(operators);
+    all.route_layer(from_fn_with_state(access.clone(), access::know_who_asks))
 }
 
 /// The routes of the API, its documents and the page.
@@ -55,12 +66,14 @@ pub fn routes(
     history: Arc<dyn Store>,
     cluster: Arc<dyn Cluster>,
     calls: Arc<Calls>,
+    access: Arc<Access>,
     ice: Arc<Ice>,
 ) -> Router {
-    let (router, described) = endpoints().split_for_parts();
+    let (router, described) = endpoints(&access).split_for_parts();
+    let described = document::openapi(described, access.is_open());
     router
         .with_state(Parts { history, cluster, calls, ice })
-        .route("/openapi.json", document::served(&document::openapi(described)))
+        .route("/openapi.json", document::served(&described))
         .route("/asyncapi.json", document::served(&asyncapi::asyncapi()))
         .fallback(get(page::file).fallback(problem::method_not_allowed))
         .method_not_allowed_fallback(problem::method_not_allowed)

@@ -13,13 +13,16 @@ use utoipa::{
     },
 };
 
-use super::problem::Problem;
+use super::{access::Asker, problem::Problem};
 use crate::{
     history::Place,
     ids::{InvalidId, UserId},
     protocol::{MAX_WATCHED_USERS, schema::text},
     time::Timestamp,
 };
+
+/// The parameter that says who asks.
+pub const USER_ID: &str = "userId";
 
 /// The parameters of a request, read by what `T` expects. Those that it does not ask for are refused.
 pub struct Asked<T>(pub T);
@@ -33,9 +36,10 @@ impl<S: Sync, T: FromQuery> FromRequestParts<S> for Asked<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let mut given = Given::read(parts.uri.query())?;
+        let asker = Asker::of(&parts.extensions)?;
+        let mut given = Given { pairs: read(parts.uri.query())?, asker };
         let asked = T::from_query(&mut given)?;
-        match given.0.first() {
+        match given.pairs.first() {
             Some((name, _)) => {
                 Err(Problem::bad_field(name, format!("{name}: there is no such parameter here")))
             }
@@ -45,24 +49,27 @@ impl<S: Sync, T: FromQuery> FromRequestParts<S> for Asked<T> {
 }
 
 /// The parameters that are given and that nobody has taken yet.
-pub struct Given(Vec<(String, String)>);
+pub struct Given {
+    pairs: Vec<(String, String)>,
+    asker: Asker,
+}
+
+fn read(query: Option<&str>) -> Result<Vec<(String, String)>, Problem> {
+    let query = query.unwrap_or_default();
+    let pairs: Vec<(String, String)> = serde_urlencoded::from_str(query)
+        .map_err(|_| Problem::bad_request("The query cannot be read: expected name=value&…"))?;
+    for (place, (name, _)) in pairs.iter().enumerate() {
+        if pairs[..place].iter().any(|(earlier, _)| earlier == name) {
+            return Err(Problem::bad_field(name, format!("{name}: given more than once")));
+        }
+    }
+    Ok(pairs)
+}
 
 impl Given {
-    fn read(query: Option<&str>) -> Result<Self, Problem> {
-        let query = query.unwrap_or_default();
-        let pairs: Vec<(String, String)> = serde_urlencoded::from_str(query)
-            .map_err(|_| Problem::bad_request("The query cannot be read: expected name=value&…"))?;
-        for (place, (name, _)) in pairs.iter().enumerate() {
-            if pairs[..place].iter().any(|(earlier, _)| earlier == name) {
-                return Err(Problem::bad_field(name, format!("{name}: given more than once")));
-            }
-        }
-        Ok(Self(pairs))
-    }
-
     fn take(&mut self, name: &str) -> Option<String> {
-        let place = self.0.iter().position(|(given, _)| given == name)?;
-        Some(self.0.swap_remove(place).1)
+        let place = self.pairs.iter().position(|(given, _)| given == name)?;
+        Some(self.pairs.swap_remove(place).1)
     }
 
     pub fn optional<T>(&mut self, name: &'static str) -> Result<Option<T>, Problem>
@@ -81,9 +88,11 @@ impl Given {
         self.optional(name)?.ok_or_else(missing)
     }
 
-    /// Who asks. Where nobody has to show who they are, the parameter says so.
+    /// Who asks. Where nobody has to show who they are, the parameter says so; else the token does.
     pub fn user(&mut self) -> Result<UserId, Problem> {
-        self.required("userId", "it says who asks")
+        let named = self.optional(USER_ID)?;
+        let missing = || Problem::bad_field(USER_ID, "userId: expected, it says who asks");
+        self.asker.speaks_for(named)?.ok_or_else(missing)
     }
 
     pub fn one_of<T: Copy>(

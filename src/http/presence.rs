@@ -8,7 +8,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     parameters::{Asked, FromQuery, Given, UserIds},
-    problem::{BadRequest, Problem, Unavailable},
+    problem::{BadRequest, Problem, Unavailable, Unknown},
 };
 use crate::{cluster::Cluster, ids::UserId, protocol::Presence};
 
@@ -46,6 +46,7 @@ impl FromQuery for Whose {
     responses(
         (status = 200, description = "The presence of each user", body = PresenceOfUsers),
         BadRequest,
+        Unknown,
         (status = 431, description = "The ids together are longer than the head of a request may be"),
         Unavailable,
     ),

@@ -16,6 +16,8 @@ use utoipa::{
     },
 };
 
+use crate::auth::Unauthenticated;
+
 const CONTENT_TYPE: &str = "application/problem+json";
 /// When to try again what could not be done right now.
 const RETRY_AFTER_S: u16 = 1;
@@ -36,6 +38,9 @@ pub struct Problem {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     field: Option<String>,
+    /// `WWW-Authenticate`: how to show who one is.
+    #[serde(skip)]
+    challenge: Option<&'static str>,
 }
 
 impl Problem {
@@ -46,6 +51,7 @@ impl Problem {
             status: status.as_u16(),
             detail: detail.into(),
             field: None,
+            challenge: None,
         }
     }
 
@@ -57,12 +63,21 @@ impl Problem {
         Self::new(StatusCode::BAD_REQUEST, detail)
     }
 
+    pub fn not_found(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, detail)
+    }
+
     pub fn forbidden(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, detail)
     }
 
-    pub fn not_found(detail: impl Into<String>) -> Self {
-        Self::new(StatusCode::NOT_FOUND, detail)
+    /// Who asks has not shown who they are.
+    pub fn unauthenticated(why: Unauthenticated) -> Self {
+        let challenge = match why {
+            Unauthenticated::Missing => "Bearer",
+            _ => "Bearer error=\"invalid_token\"",
+        };
+        Self { challenge: Some(challenge), ..Self::new(StatusCode::UNAUTHORIZED, why.to_string()) }
     }
 
     /// Something that this service rests on is away.
@@ -75,8 +90,12 @@ impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).expect("it was a status before");
         let content_type = HeaderValue::from_static(CONTENT_TYPE);
+        let challenge = self.challenge.map(HeaderValue::from_static);
         let mut response =
             (status, [(header::CONTENT_TYPE, content_type)], Json(self)).into_response();
+        if let Some(challenge) = challenge {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+        }
         if status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER_S.into());
         }
@@ -95,6 +114,31 @@ impl IntoResponses for BadRequest {
     fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
         let description = "A parameter is not what it should be: `field` names it";
         answered(StatusCode::BAD_REQUEST, description, |response| response)
+    }
+}
+
+/// In an endpoint's annotation: it wants to know who asks. Every endpoint of `/v1` does.
+pub struct Unknown;
+
+impl IntoResponses for Unknown {
+    fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
+        let text = ObjectBuilder::new().schema_type(Type::String);
+        let header =
+            HeaderBuilder::new().schema(Some(text)).description(Some("`Bearer …`.")).build();
+        let description = "In `jwt` mode only: there is no token, or it is not good";
+        answered(StatusCode::UNAUTHORIZED, description, |response| {
+            response.header("WWW-Authenticate", header)
+        })
+    }
+}
+
+/// In an endpoint's annotation: not everybody may.
+pub struct Forbidden;
+
+impl IntoResponses for Forbidden {
+    fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
+        let description = "In `jwt` mode only: the token does not allow this";
+        answered(StatusCode::FORBIDDEN, description, |response| response)
     }
 }
 

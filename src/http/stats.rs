@@ -9,7 +9,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::{
     calls::unreadable,
     parameters::{Asked, FromQuery, Given, Moment},
-    problem::{BadRequest, Problem, Unavailable},
+    problem::{BadRequest, Forbidden, Problem, Unavailable, Unknown},
 };
 use crate::{
     call::{CallType, EndReason, Status},
@@ -128,6 +128,8 @@ impl FromQuery for Wanted {
     responses(
         (status = 200, description = "How the calls of this period went", body = CallStats),
         BadRequest,
+        Unknown,
+        Forbidden,
         Unavailable,
     ),
 )]

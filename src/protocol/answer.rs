@@ -47,6 +47,11 @@ pub enum Answer {
         /// For how many seconds the servers may be used.
         ttl: u64,
     },
+    #[schema(title = "Refreshed", rename_all = "camelCase")]
+    Refreshed {
+        /// Until when the new token is good.
+        expires_at: Timestamp,
+    },
     #[schema(title = "Done", rename_all = "camelCase")]
     Done {},
 }

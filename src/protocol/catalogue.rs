@@ -12,6 +12,7 @@ use super::{
     schema::{CallerInfo, IceCandidate, SessionDescription, named, or_null, text},
 };
 use crate::{
+    auth::MAX_TOKEN_BYTES,
     call::CallType,
     ids::{CallId, UserId},
 };
@@ -55,7 +56,7 @@ const CANDIDATE_TYPE: Field =
     Field { name: "candidateType", schema: || bytes(MAX_STATS_TEXT_BYTES).into() };
 const ICE_STATE: Field = Field { name: "iceState", schema: || bytes(MAX_STATS_TEXT_BYTES).into() };
 const USER_IDS: Field = Field { name: "userIds", schema: users };
-const TOKEN: Field = Field { name: "token", schema: || text().into() };
+const TOKEN: Field = Field { name: "token", schema: || bytes(MAX_TOKEN_BYTES).into() };
 
 /// Everything that clients may send.
 pub const CLIENT_MESSAGES: [ClientMessage; 14] = [
@@ -152,10 +153,10 @@ pub const CLIENT_MESSAGES: [ClientMessage; 14] = [
     },
     ClientMessage {
         name: "auth:refresh",
-        summary: "Gives a new token. Refused in open mode, which has none.",
-        needs: &[],
-        takes: &[TOKEN],
-        answer: "Done",
+        summary: "Gives a new token of the same user. Refused in open mode, which has none.",
+        needs: &[TOKEN],
+        takes: &[],
+        answer: "Refreshed",
     },
 ];
 

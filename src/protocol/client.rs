@@ -11,9 +11,11 @@ use super::{
     MAX_WATCHED_USERS, USER_CONNECTED,
 };
 use crate::{
+    auth::MAX_TOKEN_BYTES,
     call::{CallType, Signal},
     ids::{CallId, UserId},
     payload::Payload,
+    secret::Secret,
 };
 
 /// An event of a client, checked.
@@ -59,7 +61,9 @@ pub enum ClientEvent {
         users: Vec<UserId>,
     },
     IceServers,
-    AuthRefresh,
+    AuthRefresh {
+        token: Secret,
+    },
 }
 
 /// Which call an event is about: the one with this id, else the socket's live call with `to`.
@@ -128,6 +132,8 @@ struct Fields<'a> {
     candidate_type: Option<&'a RawValue>,
     #[serde(deserialize_with = "present")]
     ice_state: Option<&'a RawValue>,
+    #[serde(deserialize_with = "present")]
+    token: Option<&'a RawValue>,
 }
 
 fn present<'de: 'a, 'a, D: Deserializer<'de>>(field: D) -> Result<Option<&'a RawValue>, D::Error> {
@@ -200,7 +206,10 @@ impl ClientEvent {
             "presence:subscribe" => Self::Subscribe { users: user_ids(fields.user_ids)? },
             "presence:unsubscribe" => Self::Unsubscribe { users: user_ids(fields.user_ids)? },
             "ice:servers" => Self::IceServers,
-            "auth:refresh" => Self::AuthRefresh,
+            "auth:refresh" => Self::AuthRefresh {
+                token: optional_text("token", fields.token, MAX_TOKEN_BYTES)?
+                    .ok_or_else(|| Malformed::field("token", "a string"))?,
+            },
             unknown => {
                 let start: String = unknown.chars().take(MAX_NAME_CHARS).collect();
                 return Err(Malformed::invalid(format!("unknown event {start:?}")));

@@ -117,6 +117,9 @@ pub enum ServerEvent {
     /// An event that was sent without an ack was refused.
     #[schema(title = "call:error")]
     Error(ErrorBody),
+    /// The token of this socket is good until then and no longer: send `auth:refresh`.
+    #[schema(title = "auth:expiring", rename_all = "camelCase")]
+    Expiring { expires_at: Timestamp },
     /// This node leaves: the library reconnects by itself.
     #[schema(title = "server:draining", rename_all = "camelCase")]
     Draining { reconnect_within_ms: u64 },
@@ -275,6 +278,7 @@ impl ServerEvent {
             Self::PeerReconnected { .. } => "call:peer-reconnected",
             Self::Presence { .. } => "presence:update",
             Self::Error(_) => "call:error",
+            Self::Expiring { .. } => "auth:expiring",
             Self::Draining { .. } => "server:draining",
         }
     }

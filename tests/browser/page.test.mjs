@@ -3,6 +3,7 @@
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { eventually, someone } from '../support/check.mjs';
+import { SECRET, tokenOf } from '../support/tokens.mjs';
 import { talking, world } from './support.mjs';
 
 let here;
@@ -54,6 +55,26 @@ test('the address may say who you are and whom to call; a change of name takes i
   await tab.click('#leave');
   await tab.sees('#join');
   assert.equal(new URL(tab.page.url()).searchParams.has('me'), false);
+});
+
+test('a token in the address says who you are, where tokens are checked', async (t) => {
+  const strict = await world({ args: ['--auth', 'jwt', '--jwt-secret', SECRET] });
+  t.after(() => strict.stop());
+  const [carol, dave] = [someone('cärol'), someone('dave')];
+  const tab = await (await strict.profile(t)).open({ token: tokenOf(carol), peer: dave });
+  assert.equal(await tab.text('#me-name'), carol);
+  assert.equal(new URL(tab.page.url()).searchParams.has('token'), false, 'it is not left to be seen');
+  await tab.page.reload();
+  await tab.connected();
+  assert.equal(await tab.text('#me-name'), carol);
+  const other = await (await strict.profile(t)).open({ token: tokenOf(dave) });
+  await tab.sees('#peer-presence', `${dave} is online`);
+  await tab.sees('#history-empty', 'No calls yet.');
+
+  await other.click('#leave');
+  await other.page.locator('#name').fill(dave);
+  await other.page.keyboard.press('Enter');
+  await other.sees('#join', 'a token is needed');
 });
 
 test('an empty history tells whoever is alone how to try it', async (t) => {

@@ -61,15 +61,20 @@ class World {
     t.after(() => context.close());
     const profile = {
       context,
-      /** A new tab. With `me` it has joined already; `prepare` runs in the page before its own scripts. */
-      open: async ({ me, peer, relay, prepare } = {}) => {
+      /** A new tab. With `me` or `token` it has joined already; `prepare` runs in the page before its own scripts. */
+      open: async ({ me, token, peer, relay, prepare } = {}) => {
         const page = await context.newPage();
         const tab = new Tab(page);
         if (prepare) await page.addInitScript(prepare);
         t.after(() => assert.deepEqual(tab.complaints, [], `${me}: the browser complained`));
-        const query = new URLSearchParams({ ...(me && { me }), ...(peer && { peer }), ...(relay && { relay: '' }) });
+        const query = new URLSearchParams({
+          ...(me && { me }),
+          ...(token && { token }),
+          ...(peer && { peer }),
+          ...(relay && { relay: '' }),
+        });
         await page.goto(`${this.server.url}/?${query}`);
-        if (me) await tab.connected();
+        if (me || token) await tab.connected();
         return tab;
       },
     };

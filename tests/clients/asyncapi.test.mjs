@@ -9,6 +9,7 @@ import { assertRefused, someone } from '../support/check.mjs';
 import { connect, join, settled } from '../support/client.mjs';
 import { checkerOf, documentOf } from '../support/schemas.mjs';
 import { startServer } from '../support/server.mjs';
+import { JWT, tokenOf } from '../support/tokens.mjs';
 
 const SPECIFICATION = createRequire(import.meta.url)('@asyncapi/specs/schemas/3.0.0-without-$id.json');
 
@@ -161,6 +162,15 @@ describe('what goes over the wire', () => {
     await dial(caller, callee);
     assertRefused(await callee.ack('call:initiate', { ...toCaller, callType: 'audio' }), 'GLARE');
     await settled(caller, callee, second);
+
+    // Where there are tokens.
+    const strict = await startServer({ env: JWT });
+    t.after(() => strict.stop());
+    const guest = connect(t, strict, { auth: { token: tokenOf('guest', { seconds: 30 }) } });
+    witness.watch(guest);
+    await guest.connected();
+    await guest.next('auth:expiring');
+    await guest.ok('auth:refresh', { token: tokenOf('guest') });
 
     // The server leaves.
     await server.restart();

@@ -205,6 +205,7 @@ describe('a device that joins while it rings', { concurrency: true }, () => {
 
     const late = await join(t, server, { userId: callee.userId, deviceId: 'late' });
     await caller.ok('call:ice-candidate', { toUserId: callee.userId, candidate: candidate(6) });
+    await late.nextFew('call:ice-candidate', 6);
     await settled(caller, late);
     assert.deepEqual(late.names, ['call:incoming', 'call:offer', ...Array(6).fill('call:ice-candidate')]);
     assertShape(late.log[0].payload, {

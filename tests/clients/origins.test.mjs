@@ -7,6 +7,7 @@ import { assertRefused, assertShape, isText, someone } from '../support/check.mj
 import { connect, join } from '../support/client.mjs';
 import { assertProblem } from '../support/http.mjs';
 import { runToExit, startServer } from '../support/server.mjs';
+import { JWT, tokenOf } from '../support/tokens.mjs';
 
 const NAMED = ['https://app.example.org', 'http://localhost:5173'];
 const FOREIGN = ['https://evil.example.org', 'http://app.example.org', 'https://app.example.org.evil.org', 'null', 'nonsense'];
@@ -69,6 +70,19 @@ describe('origins', { concurrency: true }, () => {
         'access-control-max-age': '600',
       });
     }
+  });
+
+  test('where tokens are needed, asking beforehand needs none, and a refusal can be read', async (t) => {
+    const strict = await startServer({ args: ['--cors-origins', NAMED[0]], env: JWT });
+    t.after(() => strict.stop());
+    const origin = NAMED[0];
+    const before = await ask(strict, '/v1/calls', { origin, method: 'OPTIONS', 'access-control-request-method': 'GET' });
+    assert.equal(before.status, 204);
+    const refused = await ask(strict, '/v1/calls', { origin });
+    assert.equal(corsHeaders(refused)['access-control-allow-origin'], origin);
+    await assertProblem(refused, 401);
+    const authorization = `Bearer ${tokenOf(someone('anna'))}`;
+    assert.equal((await ask(strict, '/v1/calls', { origin, authorization })).status, 200);
   });
 
   test('others read nothing and change nothing', async (t) => {

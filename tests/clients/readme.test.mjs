@@ -8,7 +8,8 @@ import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { calls } from '../support/http.mjs';
-import { startServer } from '../support/server.mjs';
+import { freePort } from '../support/cluster.mjs';
+import { BINARY, privateFolder, startServer } from '../support/server.mjs';
 
 const here = fileURLToPath(new URL('.', import.meta.url));
 
@@ -34,4 +35,21 @@ test('the five-minute client', async (t) => {
   assert.equal(stdout, block(readme, 'text'));
   const [row] = await calls(server, 'anna');
   assert.equal(row.endReason, 'completed');
+});
+
+test('the commands with a token', async (t) => {
+  const readme = await readFile(join(here, '../../README.md'), 'utf8');
+  const [, commands] = /```sh\n(export SWITCHBOARD_AUTH.*?)```/s.exec(readme) ?? assert.fail('the README has them');
+  const folder = await privateFolder();
+  t.after(() => rm(folder, { recursive: true }));
+  const port = await freePort();
+  // The same words, with this binary and a port of its own; what was started ends with the shell.
+  const script = `
+    cargo() { [ "$1 $2" = "run --release" ] || exit 9; shift 2; [ "$1" = -- ] && shift; exec setpriv --pdeathsig KILL -- '${BINARY}' "$@"; }
+    ${commands.replaceAll('127.0.0.1:3000', `127.0.0.1:${port}`)}`;
+  const env = { ...process.env, SWITCHBOARD_LISTEN: `127.0.0.1:${port}` };
+  delete env.SWITCHBOARD_BIN;
+  const { stdout } = await promisify(execFile)('bash', ['-c', `${script}\nkill $!; wait`], { cwd: folder, env, timeout: 30_000 });
+  assert.match(stdout, /\{"calls":\[\],"nextCursor":null\}/);
+  assert.match(stdout, /\?token=[\w-]+\.[\w-]+\.[\w-]+\n$/);
 });

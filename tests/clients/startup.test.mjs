@@ -62,7 +62,7 @@ describe('a start that cannot be', { concurrency: true }, () => {
     const path = joinPath(dir, 'text.db');
     await writeFile(path, 'This is no database. '.repeat(1_000));
     await assertRefusesToStart([...FREE, '--database-url', `sqlite://${path}`], { mentions: path });
-    for (const url of ['nonsense', 'mysql://localhost/x', 'postgres://localhost/x', '']) {
+    for (const url of ['nonsense', 'mysql://localhost/x', 'mysql://localhost/x', '']) {
       await assertRefusesToStart([...FREE, '--database-url', url], { mentions: 'database' });
     }
   });
@@ -109,6 +109,32 @@ describe('a start that cannot be', { concurrency: true }, () => {
 
   test('with a way of signing in that there is not', async () => {
     await assertRefusesToStart([...FREE, '--auth', 'magic'], { mentions: ['auth', 'magic'] });
+  });
+
+  test('with settings for tokens that do not go together, and no secret is said back', async (t) => {
+    const dir = await folder(t);
+    const secret = 'hunter2'.repeat(6);
+    const SWITCHBOARD_JWT_SECRET = secret;
+    const SWITCHBOARD_AUTH = 'jwt';
+    const SWITCHBOARD_JWKS_URL = 'https://id.example.org/jwks.json';
+    const config = joinPath(dir, 'secret.toml');
+    await writeFile(config, `auth = "jwt"\njwt_secret = "${secret}\n`);
+    for (const [args, env, mentions] of [
+      [FREE, { SWITCHBOARD_AUTH }, 'SWITCHBOARD_JWT_SECRET'],
+      [FREE, { SWITCHBOARD_JWT_SECRET }, 'SWITCHBOARD_AUTH'],
+      [FREE, { SWITCHBOARD_AUTH: 'open', SWITCHBOARD_JWT_SECRET }, 'SWITCHBOARD_AUTH'],
+      [FREE, { SWITCHBOARD_AUTH, SWITCHBOARD_JWT_SECRET, SWITCHBOARD_JWKS_URL }, 'only one'],
+      [FREE, { SWITCHBOARD_AUTH, SWITCHBOARD_JWT_SECRET: 'hunter2' }, '32 bytes'],
+      [FREE, { SWITCHBOARD_AUTH, SWITCHBOARD_JWKS_URL: 'http://anna:hunter2@id.example.org/' }, ['jwks_url', 'https']],
+      [FREE, { SWITCHBOARD_AUTH, SWITCHBOARD_JWT_PUBLIC_KEY: secret }, 'jwt_public_key'],
+      [FREE, { SWITCHBOARD_AUTH, SWITCHBOARD_JWT_PUBLIC_KEY: config }, 'jwt_public_key'],
+      [[...FREE, '--config', config], {}, ['secret.toml', 'line 2']],
+      [[...FREE, '--jwt-secret', secret], {}, 'SWITCHBOARD_AUTH'],
+    ]) {
+      await assertRefusesToStart(args, { env, mentions });
+      const { stderr } = await runToExit(args, { env });
+      assert.ok(!stderr.includes('hunter2'), stderr);
+    }
   });
 
   test('open to the network without having been told so', async () => {
@@ -177,6 +203,21 @@ describe('a start', { concurrency: true }, () => {
     const again = await runToExit(['config', '--config', printed], { dir });
     assert.equal(again.code, 0, again.stderr);
     assert.equal(again.stdout, stdout);
+  });
+
+  test('`config` and `--help` print no secret', async (t) => {
+    const dir = await folder(t);
+    const env = {
+      SWITCHBOARD_AUTH: 'jwt',
+      SWITCHBOARD_JWT_SECRET: 'hunter2'.repeat(6),
+      SWITCHBOARD_REDIS_URL: 'redis://:hunter2@redis',
+      SWITCHBOARD_DATABASE_URL: 'postgres://anna:hunter2@db/calls',
+    };
+    for (const command of ['config', '--help']) {
+      const { code, stdout, stderr } = await runToExit([command], { env, dir });
+      assert.equal(code, 0, stderr);
+      assert.ok(stdout.includes('jwt') && !stdout.includes('hunter2'), stdout);
+    }
   });
 
   test('`config` without any setting prints the defaults', async (t) => {

@@ -10,6 +10,7 @@ import { credentialOf, startCoturn } from '../support/coturn.mjs';
 import { assertProblem, get } from '../support/http.mjs';
 import { checkerOf, documentOf } from '../support/schemas.mjs';
 import { privateFolder, runToExit, startServer } from '../support/server.mjs';
+import { JWT, tokenOf } from '../support/tokens.mjs';
 
 const STUN = 'stun:stun.example.org:3478';
 const TTL_S = 600;
@@ -99,6 +100,23 @@ describe('TURN credentials', { concurrency: true }, () => {
     await nobody.connected();
     assertRefused(await nobody.ack('ice:servers'), 'UNAUTHENTICATED');
     await assertProblem(await get(server, '/v1/ice-servers'), 400, 'userId');
+  });
+
+  test('are for the user that the token names', async (t) => {
+    const strict = await startServer({ args: ['--turn-urls', coturn.url], env: { ...JWT, SWITCHBOARD_TURN_SECRET: OLD } });
+    t.after(() => strict.stop());
+    const [alice, bob] = [someone('alice'), someone('bob')];
+    const ask = (query, token) => {
+      const url = `${strict.url}/v1/ice-servers?${new URLSearchParams(query)}`;
+      return fetch(url, token && { headers: { Authorization: `Bearer ${token}` } });
+    };
+    await assertProblem(await ask({ userId: alice }), 401);
+    await assertProblem(await ask({ userId: bob }, tokenOf(alice)), 403);
+    for (const query of [{}, { userId: alice }]) {
+      const { iceServers } = await (await ask(query, tokenOf(alice))).json();
+      assert.ok(iceServers[0].username.endsWith(`:${alice}`), iceServers[0].username);
+      assert.equal(await coturn.relays(iceServers[0]), true);
+    }
   });
 
   test('fit the documents', async (t) => {

@@ -40,7 +40,7 @@ test('nodes are replaced in turn under load: no call ends and no message is lost
   }
   const report = await load.stop();
   t.diagnostic(JSON.stringify(report));
-  assert.deepEqual(judged(report), clean);
+  assert.deepEqual({ ...judged(report), repeated: report.repeated }, { ...clean, repeated: 0 });
   assert.ok(report.returns >= CALLS && report.callsMade > 0, 'it was under load');
 });
 

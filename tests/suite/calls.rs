@@ -6,7 +6,7 @@ use serde_json::Value;
 use switchboard::{
     call::{Refusal, Signal},
     calls::{Failure, MAX_REPLAY_MESSAGES, MAX_WAITING_MESSAGES, SWEEP_INTERVAL},
-    cluster::{Cluster, Message},
+    cluster::{Cluster, Inbound, Message},
     ids::{NodeId, UserId},
     protocol::{CallRef, Presence},
     time::Clock,
@@ -529,4 +529,26 @@ async fn every_call_has_one_row_with_its_end() {
             rows.iter().map(|row| (row.id, row.end_reason.unwrap().as_str())).collect();
         assert_eq!(found, expected);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reset_that_fails_is_done_with_a_later_sweep() {
+    let (world, _) = World::in_call(1, &["a1", "b1"]).await;
+    let node = &world.nodes[0];
+    // The shared state has forgotten the node, and is away again at once.
+    let (elsewhere, _inbox) = world.hub.node(NodeId::generate(Clock::System.now()));
+    for name in ["a1", "b1"] {
+        elsewhere.detach(&world.device(name).user, socket(name)).await.unwrap();
+    }
+    node.fail_next(1);
+    let (resets, inbox) = tokio::sync::mpsc::channel(1);
+    resets.send(Inbound::Reset).await.unwrap();
+    drop(resets);
+    node.calls.run_inbox(inbox).await;
+    let users = ["a", "b"].map(|user| user.parse().unwrap());
+    let online = |all: Vec<Presence>| all.iter().all(|one| *one != Presence::Offline);
+    world.end("a1", "b").await.unwrap();
+    assert!(!online(elsewhere.presence(&users).await.unwrap()));
+    node.calls.sweep().await.unwrap();
+    assert!(online(elsewhere.presence(&users).await.unwrap()));
 }

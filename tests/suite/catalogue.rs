@@ -25,7 +25,7 @@ fn good() -> Map<String, Value> {
         "userId": "anna", "userIds": ["ben"], "toUserId": "ben", "callId": ID, "callType": "audio",
         "callerInfo": {}, "clientCallId": "1", "offer": description, "answer": description,
         "candidate": null, "reason": "", "duration": 0, "roundTripMs": 1.5, "lossPercent": 0,
-        "jitterMs": 0, "candidateType": "host", "iceState": "new",
+        "jitterMs": 0, "candidateType": "host", "iceState": "new", "token": "a.b.c",
     });
     match fields {
         Value::Object(fields) => fields,
@@ -51,9 +51,8 @@ fn needs(message: &ClientMessage) -> Vec<&'static str> {
     message.needs.iter().map(|field| field.name).collect()
 }
 
-/// The decoder does not look at tokens yet: there are none.
 fn takes(message: &ClientMessage) -> Vec<&'static str> {
-    message.takes.iter().map(|field| field.name).filter(|name| *name != "token").collect()
+    message.takes.iter().map(|field| field.name).collect()
 }
 
 #[test]
@@ -101,7 +100,7 @@ fn place_of(event: &ClientEvent) -> usize {
         ClientEvent::Subscribe { .. } => 8,
         ClientEvent::Unsubscribe { .. } => 9,
         ClientEvent::IceServers => 10,
-        ClientEvent::AuthRefresh => 11,
+        ClientEvent::AuthRefresh { .. } => 11,
     }
 }
 
@@ -138,7 +137,8 @@ fn place_to_client(event: &ServerEvent) -> usize {
         ServerEvent::PeerReconnected { .. } => 10,
         ServerEvent::Presence { .. } => 11,
         ServerEvent::Error(_) => 12,
-        ServerEvent::Draining { .. } => 13,
+        ServerEvent::Expiring { .. } => 13,
+        ServerEvent::Draining { .. } => 14,
     }
 }
 
@@ -193,6 +193,7 @@ fn to_client() -> Vec<ServerEvent> {
             event: String::new(),
             retry_after_ms: Some(1),
         }),
+        ServerEvent::Expiring { expires_at: timestamp },
         ServerEvent::Draining { reconnect_within_ms: 1 },
     ]
 }

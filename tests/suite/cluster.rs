@@ -352,7 +352,8 @@ async fn of_two_changes_of_one_version_one_wins() {
         stored(&*cluster, new_call(&call)).await;
         let next = ended(&call, call.deadline());
         stored(&*cluster, update(&next)).await;
-        let again = cluster.commit(update(&next)).await.unwrap();
+        let other = ended(&call, call.deadline());
+        let again = cluster.commit(update(&other)).await.unwrap();
         assert!(matches!(again, Committed::Conflict(Some(current)) if *current == next));
     }
 }
@@ -362,10 +363,9 @@ async fn many_writers_at_once_have_one_winner_a_version() {
     for Backend { cluster, _server } in backends().await {
         let call = ringing("anna", "ben");
         stored(&*cluster, new_call(&call)).await;
-        let next = ended(&call, call.deadline());
         let writers: Vec<_> = (0..8)
             .map(|_| {
-                let (cluster, change) = (cluster.clone(), update(&next));
+                let (cluster, change) = (cluster.clone(), update(&ended(&call, call.deadline())));
                 tokio::spawn(async move { cluster.commit(change).await.unwrap() })
             })
             .collect();
@@ -374,6 +374,44 @@ async fn many_writers_at_once_have_one_winner_a_version() {
             winners += usize::from(matches!(writer.await.unwrap(), Committed::Stored(_)));
         }
         assert_eq!(winners, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_change_whose_answer_was_lost_is_stored_once_and_said_so_again() {
+    for Backend { cluster, _server } in backends().await {
+        cluster.attach(&user("ben"), socket("1")).await.unwrap();
+        let call = ringing("anna", "ben");
+        let busy = [("anna".to_owned(), Presence::Busy), ("ben".to_owned(), Presence::Busy)];
+        for _ in 0..2 {
+            assert_eq!(stored(&*cluster, new_call(&call)).await, busy);
+        }
+        let ended = ended(&call, call.deadline());
+        for _ in 0..2 {
+            stored(&*cluster, update(&ended)).await;
+        }
+        assert_eq!(cluster.load(call.id).await.unwrap(), Some(ended));
+    }
+}
+
+#[tokio::test]
+async fn a_record_that_has_gone_back_is_put_back_and_a_newer_one_is_not() {
+    for Backend { cluster, _server } in backends().await {
+        let call = ringing("anna", "ben");
+        stored(&*cluster, new_call(&call)).await;
+        let device = Device {
+            user: user("ben"),
+            node: NodeId::generate(START),
+            socket: socket("1"),
+            id: None,
+        };
+        let node = NodeId::generate(START);
+        let answered = RULES.apply(&call, &Event::Answer(device), node, START).unwrap();
+        cluster.restore(&answered, Some(1)).await.unwrap();
+        assert_eq!(cluster.load(call.id).await.unwrap(), Some(answered.clone()));
+        cluster.restore(&call, Some(1)).await.unwrap();
+        cluster.restore(&call, None).await.unwrap();
+        assert_eq!(cluster.load(call.id).await.unwrap(), Some(answered));
     }
 }
 

@@ -6,11 +6,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const ORDER: [&str; 17] = [
+const ORDER: [&str; 19] = [
     "secret",
     "fetch",
     "time",
     "ids",
+    "auth",
     "payload",
     "call",
     "protocol",
@@ -21,6 +22,7 @@ const ORDER: [&str; 17] = [
     "authorize",
     "gateway",
     "http",
+    "bench",
     "config",
     "shutdown",
     "app",

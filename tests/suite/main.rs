@@ -1,14 +1,17 @@
 //! Tests of the parts through their public face. Clients and browsers are in the folders beside
 //! this one.
 
+mod auth;
 mod calls;
 mod catalogue;
 mod cluster;
 mod history;
+mod key_set;
 mod layers;
 mod moves;
 mod postgres;
 mod postgres_server;
 mod protocol;
 mod redis_server;
+mod tokens;
 mod world;

@@ -93,7 +93,15 @@ async fn what_a_callers_former_node_still_sends_is_heard_once() {
         let sent = ["one", "two", "three"].map(|text| (Signal::Candidate, payload(text)));
         let relay = |(signal, payload): &(Signal, _)| {
             let (version, from, payload) = (1, Role::Caller, Payload::clone(payload));
-            let relay = Relay { call, version, from, signal: *signal, payload, given_back: false };
+            let relay = Relay {
+                call,
+                version,
+                from,
+                signal: *signal,
+                payload,
+                given_back: false,
+                to_ringing: true,
+            };
             elsewhere.send(here, Message::Relay(relay));
         };
         if heard_before > 0 {

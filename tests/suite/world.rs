@@ -55,8 +55,12 @@ impl Outlet for Ears {
         is_connected
     }
 
-    fn disconnect(&self, socket: SocketId) {
+    fn close(&self, socket: SocketId) {
         self.sockets.lock().unwrap().remove(&socket);
+    }
+
+    fn disconnect(&self, user: &UserId) {
+        self.sockets.lock().unwrap().retain(|_, owner| owner != user);
     }
 }
 
@@ -64,6 +68,8 @@ impl Outlet for Ears {
 pub struct Interleaved {
     cluster: Memory,
     operations: AtomicUsize,
+    /// How many of the next operations fail.
+    failing: AtomicUsize,
 }
 
 impl Interleaved {
@@ -97,6 +103,10 @@ macro_rules! interleaved {
 
             $(async fn $name(&self, $($argument: $kind),*) -> Result<$answer, Unavailable> {
                 self.step_back().await;
+                let fail = |left: usize| left.checked_sub(1);
+                if self.failing.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fail).is_ok() {
+                    return Err(Unavailable);
+                }
                 let answer = self.cluster.$name($($argument),*).await;
                 self.step_back().await;
                 answer
@@ -113,11 +123,11 @@ interleaved! {
     presence(users: &[UserId]) -> Vec<Presence>;
     lobby(caller: &UserId, callee: &UserId) -> Lobby;
     load(id: CallId) -> Option<Call>;
-    live(from: u64, limit: usize) -> (Vec<Call>, Option<u64>);
+    live(from: Option<&str>, limit: usize) -> (Vec<Call>, Option<String>);
     nodes_of(user: &UserId) -> Vec<NodeId>;
     latest(user: &UserId) -> Option<Call>;
     commit(change: Change) -> Committed;
-    restore(call: &Call) -> ();
+    restore(call: &Call, over: Option<u64>) -> ();
     due(now: Timestamp, limit: usize) -> Vec<Call>;
     settle(calls: &[CallId]) -> ();
     seen_off(node: NodeId, users: &[UserId]) -> ();
@@ -189,6 +199,14 @@ pub struct Node {
     pub id: NodeId,
     pub calls: Arc<Calls>,
     pub ears: Arc<Ears>,
+    cluster: Arc<Interleaved>,
+}
+
+impl Node {
+    /// Has the next operations on the shared state fail.
+    pub fn fail_next(&self, operations: usize) {
+        self.cluster.failing.store(operations, Ordering::Relaxed);
+    }
 }
 
 /// With how many nodes each story is told.
@@ -214,15 +232,16 @@ impl World {
         let nodes = (0..count).map(|_| {
             let id = NodeId::generate(clock.now());
             let (cluster, inbox) = hub.node(id);
-            let cluster = Arc::new(Interleaved { cluster, operations: AtomicUsize::default() });
+            let (operations, failing) = (AtomicUsize::default(), AtomicUsize::default());
+            let cluster = Arc::new(Interleaved { cluster, operations, failing });
             let (recorder, writer) = history::recorder(ledger.clone(), cluster.clone());
             tokio::spawn(writer.run(std::future::pending()));
             let ears = Arc::new(Ears { heard: heard.clone(), ..Ears::default() });
-            let calls = Calls::new(cluster, ears.clone(), recorder, RULES, clock.clone());
+            let calls = Calls::new(cluster.clone(), ears.clone(), recorder, RULES, clock.clone());
             let calls = Arc::new(calls);
             let receiving = calls.clone();
             tokio::spawn(async move { receiving.run_inbox(inbox).await });
-            Node { id, calls, ears }
+            Node { id, calls, ears, cluster }
         });
         let nodes = nodes.collect();
         let world = Self { hub, nodes, heard, ledger };

@@ -9,6 +9,7 @@ import { eventually, someone } from './check.mjs';
 
 const ACK_WITHIN_MS = 4_000;
 const GIVE_UP_MS = 30_000;
+const HEARD_WITHIN_MS = 8_000;
 /** What clients are told to try again. */
 const RETRYABLE = ['TEMPORARILY_UNAVAILABLE', 'RECIPIENT_OFFLINE', 'RATE_LIMITED'];
 const RENEGOTIATE_EVERY = 20;
@@ -146,6 +147,8 @@ export class Load {
     this.speeches = [];
     this.ended = [];
     this.made = 0;
+    /** How often an acknowledged offer or answer had to be given again, because it was not heard. */
+    this.repeated = 0;
     this.failures = [];
     this.goesOn = true;
   }
@@ -170,11 +173,8 @@ export class Load {
     const caller = this.person('anna', { polling });
     const callee = this.person('ben');
     await Promise.all([caller.connected(), callee.connected()]);
-    const callId = await connectCall(caller, callee);
-    for (const one of [caller, callee]) {
-      one.callId = callId;
-      one.socket.on('call:ended', (event) => this.ended.push(event));
-    }
+    const callId = await this.#connectCall(caller, callee);
+    for (const one of [caller, callee]) one.socket.on('call:ended', (event) => this.ended.push(event));
     return [new Speech(caller, callee, callId, this.everyMs), new Speech(callee, caller, callId, this.everyMs)];
   }
 
@@ -182,7 +182,7 @@ export class Load {
     const caller = this.person('carol');
     const callee = this.person('dan');
     while (this.goesOn) {
-      const callId = await connectCall(caller, callee);
+      const callId = await this.#connectCall(caller, callee);
       const told = callee.next('call:ended', (event) => event.callId === callId);
       await caller.request('call:end', { toUserId: callee.userId, callId });
       // If it ended while its connection was lost, it asks, as PROTOCOL.md says.
@@ -190,6 +190,33 @@ export class Load {
       told.catch(() => {});
       this.made += 1;
       await pause(this.everyMs);
+    }
+  }
+
+  /** A call from the first ring to the answer, whatever happens to the connections meanwhile. */
+  async #connectCall(caller, callee) {
+    const call = { toUserId: callee.userId, callType: 'video', clientCallId: someone('call') };
+    // What was refused is another call when it is tried again: under its old name it stays refused.
+    const onRefused = () => (call.clientCallId = someone('call'));
+    const { callId, status } = await caller.request('call:initiate', call, { onRefused });
+    assert.equal(status, 'pending', `${caller.userId} finds ${callee.userId} ${status}`);
+    const isIts = (event) => event.callId === callId;
+    await this.#untilHeard(callee.next('call:offer', isIts), () =>
+      caller.request('call:offer', { toUserId: callee.userId, callId, offer: offer() }),
+    );
+    await this.#untilHeard(caller.next('call:answer', isIts), () =>
+      callee.request('call:answer', { toUserId: caller.userId, callId, answer: answer() }),
+    );
+    return callId;
+  }
+
+  async #untilHeard(heard, say) {
+    heard.catch(() => {});
+    for (;;) {
+      await say();
+      const late = pause(HEARD_WITHIN_MS, 'late', { ref: false });
+      if ((await Promise.race([heard, late])) !== 'late') return;
+      this.repeated += 1;
     }
   }
 
@@ -237,6 +264,7 @@ export class Load {
       examples,
       sentAgain: this.people.reduce((total, person) => total + person.sentAgain, 0),
       callsMade: this.made,
+      repeated: this.repeated,
       refusals,
       returns: away.length,
       awayMs: { median: at(0.5), p99: at(0.99), max: away.at(-1) },
@@ -247,20 +275,4 @@ export class Load {
     this.goesOn = false;
     for (const person of this.people) person.close();
   }
-}
-
-/** A call from the first ring to the answer, whatever happens to the connections meanwhile. */
-async function connectCall(caller, callee) {
-  const call = { toUserId: callee.userId, callType: 'video', clientCallId: someone('call') };
-  // What was refused is another call when it is tried again: under its old name it stays refused.
-  const onRefused = () => (call.clientCallId = someone('call'));
-  const { callId, status } = await caller.request('call:initiate', call, { onRefused });
-  assert.equal(status, 'pending', `${caller.userId} finds ${callee.userId} ${status}`);
-  const offered = callee.next('call:offer', (event) => event.callId === callId);
-  await caller.request('call:offer', { toUserId: callee.userId, callId, offer: offer() });
-  await offered;
-  const answered = caller.next('call:answer', (event) => event.callId === callId);
-  await callee.request('call:answer', { toUserId: caller.userId, callId, answer: answer() });
-  await answered;
-  return callId;
 }

@@ -6,11 +6,13 @@ export class CallHistory {
   rows = [];
   complete = false;
   #userId;
+  #token;
   #cursor = null;
   #latest = 0;
 
-  constructor(userId) {
+  constructor(userId, token) {
     this.#userId = userId;
+    this.#token = token;
   }
 
   /** Starts again with the newest calls. */
@@ -42,7 +44,9 @@ export class CallHistory {
     url.searchParams.set('userId', this.#userId);
     url.searchParams.set('limit', PAGE);
     if (cursor) url.searchParams.set('cursor', cursor);
-    const response = await fetch(url, { headers: { accept: 'application/json' } });
+    const headers = { accept: 'application/json' };
+    if (this.#token) headers.authorization = `Bearer ${this.#token}`;
+    const response = await fetch(url, { headers });
     const body = await response.json();
     // Errors are application/problem+json: { title, status, detail }.
     if (!response.ok) throw new Error(body.detail ?? body.title ?? `status ${response.status}`);

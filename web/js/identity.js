@@ -7,11 +7,38 @@ import { read, write } from './storage.js';
 
 const NAME = 'switchboard.name';
 const DEVICE = 'switchboard.device';
+const TOKEN = 'switchboard.token';
 const LOCK_WITHIN_MS = 1_000;
 
-/** The name this tab goes by, if it has one: from `?me=…` or from before a reload. */
+/**
+ * The token of this tab's user, if there is one: from `?token=…`, which is taken out of the address, or from before a
+ * reload. A server that checks tokens wants one (`switchboard token` makes them for development).
+ */
+export function ownToken() {
+  const given = parameter('token');
+  if (given) {
+    write('sessionStorage', TOKEN, given);
+    const url = new URL(location.href);
+    url.searchParams.delete('token');
+    history.replaceState(null, '', url);
+  }
+  return given || read('sessionStorage', TOKEN) || undefined;
+}
+
+/** The name this tab goes by, if it has one: its token's, from `?me=…` or from before a reload. */
 export function ownName() {
-  return parameter('me') || read('sessionStorage', NAME);
+  return userOf(ownToken()) || parameter('me') || read('sessionStorage', NAME);
+}
+
+/** Who a token is for, as it says itself; the server is the one who checks it. */
+function userOf(token) {
+  try {
+    const base64 = token.split('.')[1].replaceAll('-', '+').replaceAll('_', '/');
+    const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+    return JSON.parse(new TextDecoder().decode(bytes)).sub;
+  } catch {
+    return undefined;
+  }
 }
 
 /** The name last used in this browser. */
@@ -32,6 +59,7 @@ export function rememberName(name) {
 /** Makes this tab nobody again; without the address' name, or a reload would bring the old one back. */
 export function forgetName() {
   write('sessionStorage', NAME, null);
+  write('sessionStorage', TOKEN, null);
   const url = new URL(location.href);
   url.searchParams.delete('me');
   history.replaceState(null, '', url);

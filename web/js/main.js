@@ -9,6 +9,7 @@ import {
   forgetName,
   nameProblem,
   ownName,
+  ownToken,
   rememberName,
   suggestedName,
   suggestedPeer,
@@ -72,10 +73,11 @@ else home.showJoin(suggestedName());
 
 function join(me) {
   rememberName(me);
-  const signaling = new Signaling({ userId: me, deviceId });
+  const token = ownToken();
+  const signaling = new Signaling({ userId: me, deviceId, token });
   const phone = new Phone(signaling);
   const presence = new Presence(signaling);
-  session = { me, signaling, phone, presence, history: new CallHistory(me) };
+  session = { me, signaling, phone, presence, history: new CallHistory(me, token) };
   // For the curious, in the browser's console: await switchboard.phone.call.getStats()
   globalThis.switchboard = session;
 

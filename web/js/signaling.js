@@ -27,6 +27,7 @@ const SERVER_EVENTS = [
   'call:peer-reconnecting', // callId, fromUserId, graceEndsAt
   'call:peer-reconnected', // callId, fromUserId
   'presence:update', // userId, status
+  'auth:expiring', // expiresAt: see refresh()
   'server:draining', // reconnectWithinMs
 ];
 
@@ -50,12 +51,12 @@ export class Signaling extends EventTarget {
   #socket;
   #outbox = new Set();
 
-  constructor({ userId, deviceId, url = location.origin }) {
+  constructor({ userId, deviceId, token, url = location.origin }) {
     super();
     this.userId = userId;
     this.#socket = globalThis.io(url, {
       // The same deviceId after a lost connection or a reload is what brings a call back.
-      auth: { userId, deviceId },
+      auth: { userId, deviceId, token },
       transports: ['websocket', 'polling'],
       tryAllTransports: true,
       // The server waits about ten seconds for a lost device: try often enough to be back by then.
@@ -152,6 +153,12 @@ export class Signaling extends EventTarget {
 
   unwatchPresence(userIds) {
     return this.request('presence:unsubscribe', { userIds });
+  }
+
+  /** Shows a new token of the same user, for example after `auth:expiring`. Resolves to { expiresAt }. */
+  refresh(token) {
+    this.#socket.auth.token = token;
+    return this.request('auth:refresh', { token });
   }
 
   async request(event, ...payload) {

@@ -120,7 +120,7 @@ export function problemWords(problem) {
     case 'RECIPIENT_OFFLINE':
       return 'That person is offline right now.';
     case 'UNAUTHENTICATED':
-      return 'The server does not know who you are. Please enter your name again.';
+      return `The server does not know who you are: ${problem.message ?? 'please enter your name again'}.`;
     case 'FORBIDDEN':
       return `The server does not allow that: ${problem.message}`;
     case 'INVALID_PAYLOAD':

@@ -8,7 +8,12 @@
 -- ARGV[4]  the node's field for its watchers
 -- ARGV[5]  how many users at the most
 -- ARGV[6]  when somebody hears of them again, in ms
+-- ARGV[7]  its last heartbeat if it is dead: if it has been heard of since, nothing happens
 -- Answers the ids of the users. When there are none left, the node is forgotten.
+local beat = redis.call('ZSCORE', KEYS[2], ARGV[2])
+if not beat or tonumber(beat) > tonumber(ARGV[7]) then
+    return {}
+end
 local users = redis.call('SPOP', KEYS[1], ARGV[5])
 for _, id in ipairs(users) do
     local user = ARGV[1] .. id

@@ -119,6 +119,7 @@ impl Bus {
             loop {
                 let now = self.0.clock.now();
                 let contents = peer.outgoing().next(now);
+                let mut is_known = true;
                 for content in contents {
                     let up_to = end_of(&content);
                     match self.publish(to, content).await {
@@ -130,11 +131,16 @@ impl Bus {
                             unheard_since = None;
                             peer.outgoing().heard(up_to);
                         }
-                        // It is Redis that is away, not the node.
-                        None => pause = RETRY,
+                        // It is Redis that is away, not the node. It may be heard all the same.
+                        None => {
+                            pause = RETRY;
+                            is_known = false;
+                        }
                     }
                 }
-                peer.outgoing().landed();
+                if is_known {
+                    peer.outgoing().landed();
+                }
                 // With the lock on all peers: what is put in from now on gets a new link.
                 let mut peers = self.peers();
                 if unheard_since.is_some_and(|since| now - since > FORGET_AFTER)

@@ -16,7 +16,11 @@
 -- ARGV[10] the caller's claim as it was, '' for none, '-' to leave it alone
 -- ARGV[11] the callee's claim likewise
 -- Answers 'conflict' and the record as it is, or 'ok', whether it was live, and both users' hashes.
+-- If this very record is there already, its writer has lost the answer: 'ok' again, and '?'.
 local current = redis.call('HMGET', KEYS[1], 'v', 'r', 'l')
+if current[1] == ARGV[3] and current[2] == ARGV[4] then
+    return { 'ok', '?', redis.call('HGETALL', KEYS[3]), redis.call('HGETALL', KEYS[4]) }
+end
 if (current[1] or '0') ~= ARGV[2] then
     return { 'conflict', current[2] or '' }
 end

@@ -92,6 +92,12 @@ pub fn read_record(text: &str) -> Result<Option<Call>, Unavailable> {
     })
 }
 
+/// Those of several records that this build can read. One that it cannot must not hold up the others.
+pub fn readable(records: Value) -> Vec<Call> {
+    let read = |record| read_record(&text(record)).ok().flatten();
+    list(records).into_iter().filter_map(read).collect()
+}
+
 pub fn list(value: Value) -> Vec<Value> {
     match value {
         Value::Array(values) => values,

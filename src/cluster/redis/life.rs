@@ -16,35 +16,41 @@ use super::{
 };
 use crate::{
     call::Call,
-    cluster::{Departed, Inbound, Unavailable},
+    cluster::{Cluster, Departed, Inbound, Unavailable},
     ids::{NodeId, UserId},
     time::{Clock, Timestamp},
 };
 
 const HEARTBEAT: Duration = Duration::from_secs(2);
-/// A node that was silent for so long is dead.
-const DEAD_AFTER_MS: u64 = 8_000;
 /// The time that an answer brings is not used if it was longer on its way.
 const MAX_TIME_ERROR: Duration = Duration::from_millis(500);
-const DEAD_AFTER: Duration = Duration::from_millis(DEAD_AFTER_MS);
+/// A node that was silent for so long is dead.
+const DEAD_AFTER: Duration = Duration::from_secs(8);
 /// How long whoever took a dead node's users off it has to see to their calls.
 const SEE_OFF_LEASE: Duration = Duration::from_secs(5);
 /// Most users that are taken off a dead node at a time.
 const BURY_USERS: usize = 100;
 
+/// What a heartbeat brought.
+pub struct Heard {
+    /// The node was not known to the cluster.
+    pub was_unknown: bool,
+    /// Redis' time of day is not what it was.
+    pub has_jumped: bool,
+}
+
 impl Redis {
-    /// Says that this node lives, and sets the clock. Answers whether it was not known.
-    pub(super) async fn beat(&self) -> Result<bool, Error> {
+    /// Says that this node lives, and sets the clock.
+    pub(super) async fn beat(&self) -> Result<Heard, Error> {
         let asked = Instant::now();
         let keys = vec![self.keys.nodes()];
         let arguments = vec![self.node.to_string()];
         let (added, now_ms): (u64, u64) =
             self.scripts.beat.evalsha_with_reload(&self.client, keys, arguments).await?;
         let took = asked.elapsed();
-        if took < MAX_TIME_ERROR {
-            self.clock.set(Timestamp::from_millis(now_ms) + took / 2);
-        }
-        Ok(added > 0)
+        let has_jumped =
+            took < MAX_TIME_ERROR && self.clock.set(Timestamp::from_millis(now_ms) + took / 2);
+        Ok(Heard { was_unknown: added > 0, has_jumped })
     }
 
     /// Heartbeats, and burying the dead, for ever.
@@ -75,7 +81,12 @@ impl Redis {
             if beat.is_ok() {
                 heard = asked;
             }
-            match beat {
+            if beat.as_ref().is_ok_and(|heard| heard.has_jumped) {
+                warn!("Redis has another time of day: deadlines follow slowly");
+                // By the new time, nodes that have not been heard of since seem dead.
+                since = asked;
+            }
+            match beat.map(|heard| heard.was_unknown) {
                 Ok(true) => {
                     info!("this node was not known to the cluster any more: it joins again");
                     self.start_over(&inbox).await;
@@ -99,15 +110,15 @@ impl Redis {
     }
 
     async fn bury_dead(&self, inbox: &mpsc::Sender<Inbound>) -> Result<(), Unavailable> {
-        let latest = score(self.now().as_millis().saturating_sub(DEAD_AFTER_MS));
+        let latest = (self.now() - DEAD_AFTER).as_millis();
         let dead: Vec<String> = self
             .client
-            .zrangebyscore(self.keys.nodes(), f64::NEG_INFINITY, latest, false, None)
+            .zrangebyscore(self.keys.nodes(), f64::NEG_INFINITY, score(latest), false, None)
             .await
             .map_err(|_| Unavailable)?;
         for node in dead.iter().filter_map(|node| node.parse::<NodeId>().ok()) {
             if node != self.node {
-                self.bury(node, inbox).await?;
+                self.bury(node, latest, inbox).await?;
             }
         }
         self.remind_of_unseen(inbox).await
@@ -144,19 +155,32 @@ impl Redis {
         inbox: &mpsc::Sender<Inbound>,
     ) -> Result<(), Unavailable> {
         let looked = self.look(users).await?;
-        let departed = std::iter::zip(users, looked).map(|(user, (facts, call))| {
+        let (mut back, mut departed) = (Vec::new(), Vec::new());
+        for (user, (facts, call)) in std::iter::zip(users, looked) {
             let is_live = call.as_ref().is_some_and(Call::is_live);
-            Departed { edge: facts.edge(user, is_live), call }
-        });
-        let _ = inbox.send(Inbound::Departed(node, departed.collect())).await;
-        Ok(())
+            if facts.nodes.iter().any(|(other, _)| *other == node) {
+                // The node was not dead, and has said since that the user is there.
+                back.push(user.clone());
+            } else {
+                departed.push(Departed { edge: facts.edge(user, is_live), call });
+            }
+        }
+        if !departed.is_empty() {
+            let _ = inbox.send(Inbound::Departed(node, departed)).await;
+        }
+        self.seen_off(node, &back).await
     }
 
     fn now(&self) -> Timestamp {
         Clock::Shared(self.clock.clone()).now()
     }
 
-    async fn bury(&self, node: NodeId, inbox: &mpsc::Sender<Inbound>) -> Result<(), Unavailable> {
+    async fn bury(
+        &self,
+        node: NodeId,
+        latest: u64,
+        inbox: &mpsc::Sender<Inbound>,
+    ) -> Result<(), Unavailable> {
         warn!(%node, "a node is dead: its users are taken off it");
         self.bus.forget(node);
         loop {
@@ -168,6 +192,7 @@ impl Redis {
                 watch_field(node),
                 BURY_USERS.to_string(),
                 (self.now() + SEE_OFF_LEASE).as_millis().to_string(),
+                latest.to_string(),
             ];
             let users = list(self.run(&self.scripts.bury, keys, arguments).await?);
             let users: Vec<UserId> =

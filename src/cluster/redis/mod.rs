@@ -27,7 +27,7 @@ use tracing::warn;
 
 use self::{
     bus::Bus,
-    facts::{Facts, list, read_record, sockets_field, text, watch_field, write_record},
+    facts::{Facts, list, read_record, readable, sockets_field, text, watch_field, write_record},
 };
 use super::{
     Change, Cluster, Committed, Detached, Edge, Inbound, Message, Relay, Stored, Unavailable,
@@ -60,6 +60,7 @@ struct Scripts {
     settle: Script,
     bury: Script,
     unseen: Script,
+    leave: Script,
     beat: Script,
 }
 
@@ -169,6 +170,7 @@ impl Redis {
                 settle: Script::from_lua(include_str!("settle.lua")),
                 bury: Script::from_lua(include_str!("bury.lua")),
                 unseen: Script::from_lua(include_str!("unseen.lua")),
+                leave: Script::from_lua(include_str!("leave.lua")),
                 beat: Script::from_lua(include_str!("beat.lua")),
             },
             clock,
@@ -219,6 +221,7 @@ impl Redis {
         what: impl Fn(&Local) -> Option<String>,
         field: String,
     ) -> Result<(Option<Edge>, Facts, Option<Call>), Unavailable> {
+        let mut presence_before = None;
         loop {
             let value = what(&self.local());
             let keys = vec![self.keys.user(user), self.keys.node(self.node)];
@@ -234,10 +237,12 @@ impl Redis {
             let mut next = || answer.next().unwrap_or(Value::Null);
             let (before, after) = (Facts::read(next()), Facts::read(next()));
             let call = read_record(&text(next()))?;
+            let is_live = call.as_ref().is_some_and(Call::is_live);
+            // What an earlier turn changed is part of the edge too.
+            let presence_before = *presence_before.get_or_insert(before.presence(is_live));
             if what(&self.local()) == value {
-                let is_live = call.as_ref().is_some_and(Call::is_live);
                 let edge = after.edge(user, is_live);
-                let changed = before.presence(is_live) != edge.presence;
+                let changed = presence_before != edge.presence;
                 return Ok((Some(edge).filter(|_| changed), after, call));
             }
         }
@@ -290,12 +295,13 @@ impl Redis {
             let current = read_record(&text(next()))?;
             return Ok(Committed::Conflict(current.map(Box::new)));
         }
-        let was_live = text(next()) == "1";
+        let was_live = text(next());
         let (caller_facts, callee_facts) = (Facts::read(next()), Facts::read(next()));
         let edges = [(caller, &caller_facts), (callee, &callee_facts)].map(|(user, facts)| {
             let is_its = facts.claim == Some(call.id);
             let edge = facts.edge(user, is_its && call.is_live());
-            let changed = is_its && facts.presence(was_live) != edge.presence;
+            let before = facts.presence(was_live == "1");
+            let changed = is_its && (was_live == "?" || before != edge.presence);
             Some(edge).filter(|_| changed)
         });
         Ok(Committed::Stored(Stored {
@@ -372,15 +378,20 @@ impl Cluster for Redis {
         read_record(&record.unwrap_or_default())
     }
 
-    async fn live(&self, from: u64, limit: usize) -> Result<(Vec<Call>, Option<u64>), Unavailable> {
+    async fn live(
+        &self,
+        from: Option<&str>,
+        limit: usize,
+    ) -> Result<(Vec<Call>, Option<String>), Unavailable> {
+        // A cursor that Redis did not give is as good as none.
+        let from = from.filter(|from| from.parse::<u64>().is_ok()).unwrap_or("0");
         let keys = vec![self.keys.deadlines()];
-        let arguments = vec![self.keys.call_prefix(), from.to_string(), limit.to_string()];
+        let arguments = vec![self.keys.call_prefix(), from.to_owned(), limit.to_string()];
         let mut answer = list(self.run(&self.scripts.live, keys, arguments).await?).into_iter();
         let mut next = || answer.next().unwrap_or(Value::Null);
-        let from = text(next()).parse().map_err(|_| Unavailable)?;
-        let read = |record| read_record(&text(record)).transpose();
-        let calls = list(next()).into_iter().filter_map(read).collect::<Result<_, _>>()?;
-        Ok((calls, Some(from).filter(|from| *from != 0)))
+        let from = text(next());
+        let calls = readable(next());
+        Ok((calls, Some(from).filter(|from| from != "0")))
     }
 
     async fn nodes_of(&self, user: &UserId) -> Result<Vec<NodeId>, Unavailable> {
@@ -407,8 +418,10 @@ impl Cluster for Redis {
         self.write(&call, call.version - 1, claims).await
     }
 
-    async fn restore(&self, call: &Call) -> Result<(), Unavailable> {
-        self.write(call, 0, [String::new(), String::new()]).await.map(|_| ())
+    async fn restore(&self, call: &Call, over: Option<u64>) -> Result<(), Unavailable> {
+        // A record that went back has its claims; where it is gone, so are they.
+        let claim = if over.is_some() { "-" } else { "" };
+        self.write(call, over.unwrap_or(0), [claim; 2].map(str::to_owned)).await.map(|_| ())
     }
 
     async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Call>, Unavailable> {
@@ -421,8 +434,7 @@ impl Cluster for Redis {
             limit.to_string(),
         ];
         let due = self.run(&self.scripts.due, vec![self.keys.deadlines()], arguments).await?;
-        let read = |record| read_record(&text(record)).transpose();
-        list(due).into_iter().filter_map(read).collect()
+        Ok(readable(due))
     }
 
     async fn settle(&self, calls: &[CallId]) -> Result<(), Unavailable> {
@@ -452,10 +464,13 @@ impl Cluster for Redis {
         if tokio::time::timeout(LAST_WORDS, published).await.is_err() {
             warn!("not all that was meant for other nodes could be sent");
         }
-        let left: Result<i64, Error> =
-            self.client.zrem(self.keys.nodes(), self.node.to_string()).await;
-        if let Err(error) = left {
-            warn!(%error, "this node could not sign off: the others will bury it");
+        let keys = vec![self.keys.nodes(), self.keys.node(self.node)];
+        let arguments = vec![self.node.to_string()];
+        match self.run(&self.scripts.leave, keys, arguments).await.map(text) {
+            Ok(left) if left == "1" => {}
+            Ok(_) | Err(Unavailable) => {
+                warn!("this node could not sign all its users off: the others will bury it");
+            }
         }
     }
 

@@ -16,6 +16,9 @@ use crate::{
 const QUEUE_MESSAGES: usize = 10_000;
 /// Most messages that travel together.
 const BATCH_MESSAGES: usize = 256;
+/// About how many bytes of payload travel together at the most: Redis cuts a subscriber off that has
+/// much more to read.
+const BATCH_BYTES: usize = 1024 * 1024;
 
 pub struct Outgoing {
     queue: VecDeque<Message>,
@@ -106,7 +109,7 @@ impl Outgoing {
         Content::Frame(frame)
     }
 
-    /// What [`Outgoing::next`] gave has been published, or could not be.
+    /// It is known of what [`Outgoing::next`] gave whether anybody heard it.
     pub fn landed(&mut self) {
         self.flying = 0..0;
     }
@@ -118,7 +121,15 @@ impl Outgoing {
 
     /// Takes out what travels together. Where messages were dropped, the other end is told.
     fn batch(&mut self) -> Vec<Message> {
-        let length = self.queue.len().min(BATCH_MESSAGES);
+        let mut bytes = 0;
+        let fits = |message: &&Message| {
+            let has_room = bytes < BATCH_BYTES;
+            if let Message::Relay(relay) = message {
+                bytes += relay.payload.len_bytes();
+            }
+            has_room
+        };
+        let length = self.queue.iter().take(BATCH_MESSAGES).take_while(fits).count();
         let batch = self.queue.drain(..length).collect();
         let count = std::mem::take(&mut self.dropped);
         if count > 0 {
@@ -226,6 +237,7 @@ mod tests {
             signal: Signal::Candidate,
             payload: serde_json::from_str(&format!("{text:?}")).unwrap(),
             given_back: false,
+            to_ringing: false,
         };
         let mut outgoing = Outgoing::new(NOW);
         outgoing.put(Message::Relay(relay("flies")));

@@ -1,0 +1,127 @@
+//! What a token says, and whether it says it to this service now.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+
+use super::Unauthenticated;
+use crate::{ids::UserId, time::Timestamp};
+
+/// How far the clock of whoever makes tokens may be off.
+pub const LEEWAY: Duration = Duration::from_secs(10);
+/// The end of the year 9999: no time in a token is later.
+const MAX_SECONDS: f64 = 253_402_300_799.0;
+
+/// Somebody whose token was good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    pub user: UserId,
+    /// Until when the token is good. Always after the moment at which it was checked.
+    pub expires_at: Timestamp,
+    pub scopes: Scopes,
+}
+
+/// What a token allows beyond its user's own calls.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Scopes {
+    admin: bool,
+    stats: bool,
+}
+
+/// Claims as they stand in a token. What is of the wrong type is kept, to be refused by name.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Claims {
+    sub: Value,
+    exp: Value,
+    #[serde(deserialize_with = "present")]
+    nbf: Option<Value>,
+    iss: Value,
+    #[serde(deserialize_with = "present")]
+    aud: Option<Value>,
+    scope: Value,
+    scopes: Value,
+    scp: Value,
+}
+
+/// `null` is not the same as absent.
+fn present<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(value).map(Some)
+}
+
+impl Scopes {
+    pub const ADMIN: &str = "admin";
+    pub const STATS: &str = "stats";
+
+    /// May see and do everything.
+    pub fn is_admin(self) -> bool {
+        self.admin
+    }
+
+    /// May see how all calls go.
+    pub fn sees_stats(self) -> bool {
+        self.stats || self.admin
+    }
+
+    fn add(&mut self, name: &str) {
+        self.admin |= name == Self::ADMIN;
+        self.stats |= name == Self::STATS;
+    }
+}
+
+impl Claims {
+    pub fn check(
+        self,
+        issuer: Option<&str>,
+        audience: Option<&str>,
+        now: Timestamp,
+    ) -> Result<Identity, Unauthenticated> {
+        let expires_at = seconds(&self.exp).ok_or(Unauthenticated::NoTime)?;
+        if expires_at + LEEWAY <= now {
+            return Err(Unauthenticated::Expired);
+        }
+        if let Some(nbf) = &self.nbf {
+            let not_before = seconds(nbf).ok_or(Unauthenticated::NoTime)?;
+            if not_before > now + LEEWAY {
+                return Err(Unauthenticated::TooEarly);
+            }
+        }
+        if issuer.is_some_and(|issuer| self.iss != *issuer) {
+            return Err(Unauthenticated::Issuer);
+        }
+        // RFC 7519, 4.1.3: who does not find itself in `aud` must refuse.
+        match (&self.aud, audience) {
+            (None, None) => {}
+            (Some(Value::String(named)), Some(own)) if named == own => {}
+            (Some(Value::Array(named)), Some(own)) if named.iter().any(|one| *one == *own) => {}
+            _ => return Err(Unauthenticated::Audience),
+        }
+        let user = self.sub.as_str().and_then(|sub| sub.parse().ok());
+        let user = user.ok_or(Unauthenticated::Subject)?;
+        // Who is let in by the leeway may stay as long as it lasts.
+        let expires_at = if expires_at > now { expires_at } else { expires_at + LEEWAY };
+        Ok(Identity { user, expires_at, scopes: self.scopes() })
+    }
+
+    /// `scope` with spaces between; `scopes` or `scp` as a list. Each may be either.
+    fn scopes(&self) -> Scopes {
+        let mut scopes = Scopes::default();
+        for claim in [&self.scope, &self.scopes, &self.scp] {
+            match claim {
+                Value::String(names) => names.split(' ').for_each(|name| scopes.add(name)),
+                Value::Array(names) => {
+                    names.iter().filter_map(Value::as_str).for_each(|name| scopes.add(name));
+                }
+                _ => {}
+            }
+        }
+        scopes
+    }
+}
+
+/// A time as tokens have it: seconds since 1970, which may have a fraction.
+fn seconds(value: &Value) -> Option<Timestamp> {
+    let seconds = value.as_f64().filter(|seconds| (0.0..=MAX_SECONDS).contains(seconds))?;
+    Some(Timestamp::from_millis(0) + Duration::from_secs_f64(seconds))
+}

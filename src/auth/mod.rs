@@ -1,0 +1,160 @@
+//! Who somebody is: tokens (JWT), the keys that they are checked with, and what they allow.
+//!
+//! A token is signed by whoever signs users in, and says who they are in `sub`. It is checked once,
+//! where it comes in; what is known from then on is an [`Identity`]. It is never logged nor said back.
+
+mod access;
+mod claims;
+mod crypto;
+mod jwks;
+mod keys;
+mod mint;
+
+use std::future::Future;
+
+use jsonwebtoken::decode_header;
+
+pub use access::{Access, bearer};
+use claims::Claims;
+pub use claims::{Identity, LEEWAY, Scopes};
+use jwks::KeySet;
+pub use jwks::RETRY_UNKNOWN_KEY;
+use keys::Key;
+pub use keys::{KeyError, MIN_SECRET_BYTES};
+pub use mint::{Mint, MintError, mint};
+
+use crate::{fetch::Endpoint, secret::Secret, time::Timestamp};
+
+/// Longest token. It must fit into the head of a request.
+pub const MAX_TOKEN_BYTES: usize = 8 * 1024;
+
+/// Where the keys come from that tokens are checked with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeySource {
+    /// One that whoever makes tokens shares: HS256.
+    Secret(Secret),
+    /// A public key in PEM, or the path of a file with one.
+    PublicKey(String),
+    /// A set of public keys that its owner may change.
+    KeySet(Endpoint),
+}
+
+/// Which tokens are accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trust {
+    pub keys: KeySource,
+    /// If set, `iss` must be this.
+    pub issuer: Option<String>,
+    /// `aud` must name this; if it is not set, there must be no `aud`.
+    pub audience: Option<String>,
+}
+
+/// Checks tokens.
+#[derive(Debug)]
+pub struct Checker {
+    keys: Keys,
+    issuer: Option<String>,
+    audience: Option<String>,
+}
+
+#[derive(Debug)]
+enum Keys {
+    One(Box<Key>),
+    Set(Box<KeySet>),
+}
+
+/// Why a token is not accepted, in words for its owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unauthenticated {
+    #[error("a token is needed")]
+    Missing,
+    #[error("the token is longer than {MAX_TOKEN_BYTES} bytes")]
+    TooLong,
+    #[error("the token is not a JWT that can be read")]
+    NotToken,
+    #[error("the token is signed with an algorithm that its key is not for")]
+    Algorithm,
+    #[error("the token names no key, or one that is not known")]
+    UnknownKey,
+    #[error("the token's signature is wrong")]
+    Signature,
+    #[error("the token has expired")]
+    Expired,
+    #[error("the token is not valid yet")]
+    TooEarly,
+    #[error("the token is from another issuer")]
+    Issuer,
+    #[error("the token is for another audience")]
+    Audience,
+    #[error("the token's sub is not a user id: {}", crate::ids::UserId::EXPECTED)]
+    Subject,
+    #[error("the token has no exp, or its exp or nbf is not a time in seconds")]
+    NoTime,
+}
+
+/// Why a token was not found good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum CheckError {
+    #[error(transparent)]
+    Unauthenticated(#[from] Unauthenticated),
+    /// Whether it is good cannot be told: the keys have not been reached yet.
+    #[error("tokens cannot be checked right now")]
+    NoKeys,
+}
+
+impl Checker {
+    /// # Errors
+    /// One sentence for a key that cannot be used.
+    pub fn new(trust: Trust) -> Result<Self, KeyError> {
+        crypto::install();
+        let keys = match trust.keys {
+            KeySource::Secret(secret) => Keys::One(Box::new(Key::from_secret(&secret)?)),
+            KeySource::PublicKey(given) => Keys::One(Box::new(Key::from_pem_or_path(&given)?)),
+            KeySource::KeySet(url) => Keys::Set(Box::new(KeySet::new(url)?)),
+        };
+        Ok(Self { keys, issuer: trust.issuer, audience: trust.audience })
+    }
+
+    /// Whose token this is, and what it allows. Waits only for a key set that is fetched because the
+    /// token names a key that is not known.
+    pub async fn check(&self, token: &str, now: Timestamp) -> Result<Identity, CheckError> {
+        if token.is_empty() {
+            return Err(Unauthenticated::Missing.into());
+        }
+        if token.len() > MAX_TOKEN_BYTES {
+            return Err(Unauthenticated::TooLong.into());
+        }
+        let claims = match &self.keys {
+            Keys::One(key) => key.verify(token)?,
+            Keys::Set(set) => {
+                let header = decode_header(token).map_err(|_| Unauthenticated::NotToken)?;
+                let key = set.find(header.kid.as_deref(), now).await?;
+                key.verify(token)?
+            }
+        };
+        Ok(claims.check(self.issuer.as_deref(), self.audience.as_deref(), now)?)
+    }
+
+    /// Fetches the keys, if they are a set: the node starts also without them.
+    pub async fn prepare(&self, now: Timestamp) {
+        if let Keys::Set(set) = &self.keys {
+            set.refresh(now).await;
+        }
+    }
+
+    /// Fetches the keys again now and then, until `shutdown` completes.
+    pub async fn keep_fresh(
+        &self,
+        now: impl Fn() -> Timestamp,
+        shutdown: impl Future<Output = ()>,
+    ) {
+        let Keys::Set(set) = &self.keys else { return };
+        let mut shutdown = std::pin::pin!(shutdown);
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(set.refresh_interval()) => set.refresh(now()).await,
+                () = &mut shutdown => return,
+            }
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! Whole calls.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use futures_util::FutureExt;
+use tokio::{sync::mpsc, task::JoinSet};
+
+use super::{
+    Calls,
+    client::{Client, event_name, number_after},
+    report::{BenchError, Report},
+    sample::Used,
+    spread::Spread,
+};
+
+/// Sizes as browsers send them.
+const OFFER_BYTES: usize = 2_500;
+const ANSWER_BYTES: usize = 2_000;
+const CANDIDATE: &str =
+    "1 udp 2122260223 192.0.2.17 50000 typ host generation 0 ufrag abcd network-id 1";
+/// How long a call may take before the server is taken for stuck.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a server that does not ack may take to know a user who has named itself.
+const SETTLE: Duration = Duration::from_millis(300);
+const PROGRESS: Duration = Duration::from_secs(1);
+
+/// What all pairs share.
+#[derive(Default)]
+struct Shared {
+    is_measuring: AtomicBool,
+    is_over: AtomicBool,
+    done: AtomicU64,
+}
+
+/// When a pair makes its calls.
+enum Pace {
+    /// One after the other, until it is over.
+    Closed,
+    /// When it is told to; with the time at which the call should have begun.
+    Open(mpsc::Receiver<Instant>),
+}
+
+/// What one pair measured.
+#[derive(Default)]
+struct Measured {
+    calls: u64,
+    /// From the attempt, or from when it should have begun, to the answer at the caller.
+    setup: Spread,
+    /// From one socket to the other: candidates.
+    relay: Spread,
+    /// Candidates that came in another order or did not come.
+    disorder: u64,
+}
+
+struct Pair {
+    caller: Client,
+    callee: Client,
+    initiate: String,
+    offer: String,
+    answer: String,
+    end: String,
+    to_callee: String,
+    to_caller: String,
+    candidates: u32,
+}
+
+pub async fn run(options: Calls) -> Result<Report, BenchError> {
+    let shared = Arc::new(Shared::default());
+    let (go, gate) = tokio::sync::watch::channel(false);
+    let mut starts = Vec::new();
+    let mut pairs = JoinSet::new();
+    let urls = &options.common.urls;
+    let callee_urls = if options.callee_url.is_empty() { urls } else { &options.callee_url };
+    for number in 0..options.pairs {
+        let at = |urls: &[String]| urls[number as usize % urls.len()].clone();
+        let pair = Pair::connect(&at(urls), &at(callee_urls), number, options.candidates).await?;
+        let pace = match options.rate {
+            None => Pace::Closed,
+            Some(_) => {
+                // One call waits while one is made: more would be late anyway.
+                let (start, begins) = mpsc::channel(1);
+                starts.push(start);
+                Pace::Open(begins)
+            }
+        };
+        let (shared, mut gate) = (shared.clone(), gate.clone());
+        pairs.spawn(async move {
+            // It fails only if the measurement is given up.
+            let _ = gate.wait_for(|open| *open).await;
+            pair.make_calls(pace, shared).await
+        });
+    }
+    tokio::time::sleep(SETTLE).await;
+
+    let total = options.warm_up + options.duration;
+    // Nobody waits for it if all pairs have failed by now: they say why.
+    let _ = go.send(true);
+    let pacing = tokio::spawn(pace(starts, options.rate, total));
+    let watching = tokio::spawn(watch(shared.clone()));
+    tokio::time::sleep(options.warm_up).await;
+    let before = Used::now(&options.common).await?;
+    let done_before = shared.done.load(Ordering::Relaxed);
+    let measured_from = Instant::now();
+    shared.is_measuring.store(true, Ordering::Relaxed);
+    tokio::time::sleep(options.duration).await;
+    shared.is_measuring.store(false, Ordering::Relaxed);
+    let after = Used::now(&options.common).await?;
+    let calls = shared.done.load(Ordering::Relaxed) - done_before;
+    let seconds = measured_from.elapsed().as_secs_f64();
+    shared.is_over.store(true, Ordering::Relaxed);
+    watching.abort();
+    let missed = pacing.await.unwrap_or_default();
+
+    let mut all = Measured::default();
+    while let Some(measured) = pairs.join_next().await {
+        let Ok(measured) = measured else { continue };
+        let Measured { calls, setup, relay, disorder } = measured?;
+        all.calls += calls;
+        all.disorder += disorder;
+        all.setup.merge(setup);
+        all.relay.merge(relay);
+    }
+    let mut report = Report::default();
+    report.count("calls", "calls", calls);
+    #[expect(clippy::cast_precision_loss, reason = "calls of one measurement")]
+    let count = calls as f64;
+    report.add("calls_per_second", "calls a second", count / seconds);
+    report.count("missed_starts", "calls that no pair was free for", missed);
+    report.count("disorder", "candidates lost or out of order", all.disorder);
+    report.spread("setup", "attempt to answer", &mut all.setup);
+    report.spread("relay", "candidate from socket to socket", &mut all.relay);
+    report.cost("call", count.max(1.0), &before, &after);
+    Ok(report)
+}
+
+/// Begins calls at a rate, whether earlier ones have ended or not. Answers for how many no pair was
+/// free.
+async fn pace(starts: Vec<mpsc::Sender<Instant>>, rate: Option<f64>, total: Duration) -> u64 {
+    let Some(rate) = rate else { return 0 };
+    let (mut missed, began) = (0, Instant::now());
+    for number in 0_u32.. {
+        let after = Duration::from_secs_f64(f64::from(number) / rate);
+        if after > total {
+            break;
+        }
+        let at = began + after;
+        tokio::time::sleep_until(at.into()).await;
+        let first = number as usize % starts.len();
+        let mut in_turn = starts[first..].iter().chain(&starts[..first]);
+        if !in_turn.any(|start| start.try_send(at).is_ok()) {
+            missed += 1;
+        }
+    }
+    missed
+}
+
+/// Says every second how far it has come.
+async fn watch(shared: Arc<Shared>) {
+    let mut ticks = tokio::time::interval(PROGRESS);
+    let mut before = 0;
+    loop {
+        ticks.tick().await;
+        let done = shared.done.load(Ordering::Relaxed);
+        let phase = if shared.is_measuring.load(Ordering::Relaxed) { "" } else { " (warming up)" };
+        eprintln!("{done} calls, {} in the last second{phase}", done - before);
+        before = done;
+    }
+}
+
+impl Pair {
+    async fn connect(
+        url: &str,
+        callee_url: &str,
+        number: u32,
+        candidates: u32,
+    ) -> Result<Self, BenchError> {
+        let run = std::process::id();
+        let (from, to) = (format!("bench-{run}-{number}-a"), format!("bench-{run}-{number}-b"));
+        let sdp = |bytes: usize| "v=0 ".repeat(bytes / 4);
+        let described = |event: &str, kind: &str, to: &str, bytes: usize| {
+            let sdp = sdp(bytes);
+            format!(
+                r#"42["call:{event}",{{"toUserId":"{to}","{event}":{{"type":"{kind}","sdp":"{sdp}"}}}}]"#
+            )
+        };
+        // The number is put in between.
+        let candidate = |to: &str| {
+            format!(
+                r#"42["call:ice-candidate",{{"toUserId":"{to}","candidate":{{"candidate":"candidate:"#
+            )
+        };
+        Ok(Self {
+            caller: Client::connect(url, &from).await?,
+            callee: Client::connect(callee_url, &to).await?,
+            initiate: format!(
+                r#"42["call:initiate",{{"toUserId":"{to}","callType":"video","callerInfo":{{"name":"{from}"}}}}]"#
+            ),
+            offer: described("offer", "offer", &to, OFFER_BYTES),
+            answer: described("answer", "answer", &from, ANSWER_BYTES),
+            end: format!(r#"42["call:end",{{"toUserId":"{to}"}}]"#),
+            to_callee: candidate(&to),
+            to_caller: candidate(&from),
+            candidates,
+        })
+    }
+
+    async fn make_calls(
+        mut self,
+        mut pace: Pace,
+        shared: Arc<Shared>,
+    ) -> Result<Measured, BenchError> {
+        let mut measured = Measured::default();
+        while let Some(began) = self.next_call(&mut pace, &shared).await? {
+            let is_measured = shared.is_measuring.load(Ordering::Relaxed);
+            let call = self.call(began, is_measured.then_some(&mut measured));
+            tokio::time::timeout(CALL_TIMEOUT, call)
+                .await
+                .map_err(|_| BenchError::Late("no end of a call", CALL_TIMEOUT.as_secs()))??;
+            shared.done.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(measured)
+    }
+
+    /// When the next call begins, or should have begun; None when it is over. Pings are answered
+    /// meanwhile.
+    async fn next_call(
+        &mut self,
+        pace: &mut Pace,
+        shared: &Shared,
+    ) -> Result<Option<Instant>, BenchError> {
+        let begins = match pace {
+            Pace::Closed => {
+                let is_over = shared.is_over.load(Ordering::Relaxed);
+                return Ok((!is_over).then(Instant::now));
+            }
+            Pace::Open(begins) => begins,
+        };
+        loop {
+            tokio::select! {
+                began = begins.recv() => return Ok(began),
+                packet = self.caller.packet() => drop(packet?),
+                packet = self.callee.packet() => drop(packet?),
+            }
+        }
+    }
+
+    async fn call(
+        &mut self,
+        began: Instant,
+        measured: Option<&mut Measured>,
+    ) -> Result<(), BenchError> {
+        let mut unmeasured = Measured::default();
+        let measured = measured.unwrap_or(&mut unmeasured);
+        self.caller.send(self.initiate.clone()).await?;
+        self.callee.event("call:incoming").await?;
+        self.caller.send(self.offer.clone()).await?;
+        self.callee.event("call:offer").await?;
+        self.callee.send(self.answer.clone()).await?;
+        self.caller.event("call:answer").await?;
+        measured.setup.add(began.elapsed());
+        let clocks = [const { Mutex::new(Vec::new()) }; 2];
+        let [caller_sent, callee_sent] = &clocks;
+        let count = self.candidates;
+        let (at_caller, at_callee) = tokio::join!(
+            exchange(&mut self.caller, &self.to_callee, count, caller_sent, callee_sent),
+            exchange(&mut self.callee, &self.to_caller, count, callee_sent, caller_sent),
+        );
+        for (times, disorder) in [at_caller?, at_callee?] {
+            measured.relay.merge(times);
+            measured.disorder += disorder;
+        }
+        self.caller.send(self.end.clone()).await?;
+        self.callee.event("call:ended").await?;
+        measured.calls += 1;
+        Ok(())
+    }
+}
+
+fn candidate(head: &str, number: u32) -> String {
+    format!(r#"{head}{number} {CANDIDATE}","sdpMLineIndex":0,"sdpMid":"0"}}}}]"#)
+}
+
+/// Sends candidates, one write each, and takes as many in. Answers how long these were on their way,
+/// and how many were not the next one. Both ends run in one task and share their clocks.
+async fn exchange(
+    client: &mut Client,
+    head: &str,
+    count: u32,
+    sent: &Mutex<Vec<Instant>>,
+    sent_by_peer: &Mutex<Vec<Instant>>,
+) -> Result<(Spread, u64), BenchError> {
+    let (mut times, mut disorder) = (Spread::default(), 0);
+    let (mut to_send, mut expected) = (0, 0);
+    while to_send < count || expected < count {
+        if to_send < count {
+            sent.lock().unwrap_or_else(PoisonError::into_inner).push(Instant::now());
+            client.send(candidate(head, to_send)).await?;
+            to_send += 1;
+            // The other end reads what has come meanwhile.
+            tokio::task::yield_now().await;
+        }
+        while expected < count {
+            let packet = if to_send < count {
+                let Some(packet) = client.packet().now_or_never() else { break };
+                packet?
+            } else {
+                client.packet().await?
+            };
+            if event_name(&packet) != Some("call:ice-candidate") {
+                continue;
+            }
+            let number = number_after(&packet, "candidate:");
+            disorder += u64::from(number != Some(expected));
+            let began = {
+                let sent = sent_by_peer.lock().unwrap_or_else(PoisonError::into_inner);
+                number.and_then(|number| sent.get(number as usize).copied())
+            };
+            times.add(began.map_or(Duration::ZERO, |began| began.elapsed()));
+            expected += 1;
+        }
+    }
+    Ok((times, disorder))
+}

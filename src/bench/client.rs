@@ -1,0 +1,100 @@
+//! A minimal Socket.IO client on a bare websocket: text in, text out.
+//! (Engine.IO protocol 4, Socket.IO protocol 5.)
+
+use futures_util::{SinkExt, StreamExt};
+use tokio::net::TcpStream;
+use tokio_tungstenite::{
+    MaybeTlsStream, WebSocketStream, client_async,
+    tungstenite::{self, Message, Utf8Bytes},
+};
+
+use super::report::BenchError;
+
+/// A connected client.
+pub struct Client {
+    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+}
+
+impl Client {
+    /// Connects as a user to `url` (`ws://host:port`), names itself as clients of the original design
+    /// do too, and waits until the server has connected it.
+    pub async fn connect(url: &str, user: &str) -> Result<Self, BenchError> {
+        let failed = |error: String| BenchError::Connect { url: url.to_owned(), error };
+        let address = url.strip_prefix("ws://").ok_or_else(|| failed("expected ws://".into()))?;
+        let address = address.trim_end_matches('/');
+        let stream =
+            TcpStream::connect(address).await.map_err(|error| failed(error.to_string()))?;
+        stream.set_nodelay(true).map_err(|error| failed(error.to_string()))?;
+        let request = format!("ws://{address}/socket.io/?EIO=4&transport=websocket");
+        let (socket, _) = client_async(request, MaybeTlsStream::Plain(stream))
+            .await
+            .map_err(|error| failed(error.to_string()))?;
+        let mut client = Self { socket };
+        client.packet().await?;
+        client.send(format!(r#"40{{"userId":"{user}"}}"#)).await?;
+        loop {
+            let packet = client.packet().await?;
+            if packet.starts_with("40") {
+                break;
+            }
+            if packet.starts_with("44") {
+                return Err(failed(packet.to_string()));
+            }
+        }
+        client.send(format!(r#"42["user-connected","{user}"]"#)).await?;
+        Ok(client)
+    }
+
+    /// Sends a packet as it is.
+    pub async fn send(&mut self, packet: impl Into<Utf8Bytes>) -> Result<(), BenchError> {
+        Ok(self.socket.send(Message::Text(packet.into())).await?)
+    }
+
+    /// The next packet that is no ping. Pings are answered.
+    pub async fn packet(&mut self) -> Result<Utf8Bytes, BenchError> {
+        loop {
+            match self.socket.next().await {
+                Some(Ok(Message::Text(packet))) if packet.as_str() == "2" => {
+                    self.send("3").await?;
+                }
+                Some(Ok(Message::Text(packet))) => return Ok(packet),
+                Some(Ok(Message::Close(_))) | None => return Err(BenchError::Closed),
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// The next event of this name; others are passed over, but what the server refuses is an error.
+    pub async fn event(&mut self, name: &str) -> Result<Utf8Bytes, BenchError> {
+        loop {
+            let packet = self.packet().await?;
+            match event_name(&packet) {
+                Some(found) if found == name => return Ok(packet),
+                Some("call:error" | "call:rejected" | "call:busy") => {
+                    return Err(BenchError::Refused(packet.to_string()));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    pub async fn close(mut self) -> Result<(), BenchError> {
+        match self.socket.close(None).await {
+            Ok(()) | Err(tungstenite::Error::ConnectionClosed) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// The name of the event in a packet; None if it is none.
+pub fn event_name(packet: &str) -> Option<&str> {
+    packet.strip_prefix(r#"42[""#)?.split('"').next()
+}
+
+/// The number that follows `marker` in a packet.
+pub fn number_after(packet: &str, marker: &str) -> Option<u32> {
+    let digits = packet.split_once(marker)?.1;
+    let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
+    digits[..end].parse().ok()
+}

@@ -1,0 +1,115 @@
+//! What happens by the clock: calls fall due, and what could not be done when it came up is done.
+
+use std::{
+    sync::{MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tracing::warn;
+
+use super::{Calls, Failure};
+use crate::{
+    call::{Call, Device, Event},
+    cluster::Unavailable,
+    ids::CallId,
+};
+
+/// Most calls that one sweep takes at a time.
+const SWEEP_BATCH: usize = 256;
+/// Most of these in one sweep.
+const MAX_SWEEP_BATCHES: usize = 16;
+/// Most new calls that are looked after because it is not known whether they were written. What is
+/// beyond ends with its ringing time.
+const MAX_DOUBTFUL: usize = 1_000;
+/// How often the deadlines are looked through.
+pub const SWEEP_INTERVAL: Duration = Duration::from_millis(200);
+/// How often a node looks up the records of the calls that concern it.
+const LOOK_UP_INTERVAL: Duration = Duration::from_secs(15);
+
+impl Calls {
+    /// Attends to the calls whose deadline has passed.
+    pub async fn sweep(&self) -> Result<(), Unavailable> {
+        self.live.forget_retired(self.clock.now());
+        // What is late must not keep other calls from their end.
+        let late =
+            [self.sign_off_late().await, self.start_over_late().await, self.undo_doubtful().await];
+        self.attend_to_due().await?;
+        late.into_iter().collect()
+    }
+
+    async fn attend_to_due(&self) -> Result<(), Unavailable> {
+        for _ in 0..MAX_SWEEP_BATCHES {
+            let due = self.cluster.due(self.clock.now(), SWEEP_BATCH).await?;
+            let is_last = due.len() < SWEEP_BATCH;
+            for call in due {
+                self.attend(call).await;
+            }
+            if is_last {
+                return Ok(());
+            }
+        }
+        warn!(calls = MAX_SWEEP_BATCHES * SWEEP_BATCH, "more calls are due than one sweep takes");
+        Ok(())
+    }
+
+    /// Notes that it is not known whether a new call was written. Its caller was told that it failed.
+    pub(super) fn doubt(&self, call: &Call, caller: &Device) {
+        let mut doubtful = self.doubtful();
+        if doubtful.len() < MAX_DOUBTFUL {
+            doubtful.push((call.id, caller.clone()));
+        }
+    }
+
+    fn doubtful(&self) -> MutexGuard<'_, Vec<(CallId, Device)>> {
+        self.doubtful.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the calls that were written although their callers were told that they failed: nobody
+    /// was rung. One whose caller has tried again by now, and rings, is left alone.
+    async fn undo_doubtful(&self) -> Result<(), Unavailable> {
+        loop {
+            let Some((id, device)) = self.doubtful().last().cloned() else { return Ok(()) };
+            let call = self.cluster.load(id).await?;
+            if let Some(call) = call.filter(|_| self.live.get(id).is_none()) {
+                let given_up = Event::Gone { device, may_return: false };
+                match self.transition(call, &given_up).await {
+                    Ok(_) | Err(Failure::Refused(_)) => {}
+                    Err(_) => return Err(Unavailable),
+                }
+            }
+            self.doubtful().retain(|(other, _)| *other != id);
+        }
+    }
+
+    async fn attend(&self, call: Call) {
+        if !call.is_live() {
+            // Its row was not stored yet when it was last looked at.
+            return self.recorder.record(&call);
+        }
+        let id = call.id;
+        match self.transition(call, &Event::Due).await {
+            Ok(_) | Err(Failure::Refused(_)) => {}
+            Err(failure) => warn!(%failure, call = %id, "an overdue call could not be ended"),
+        }
+    }
+
+    /// Sweeps, and now and then looks all calls in view up, until `shutdown` completes.
+    pub async fn run_sweeper(&self, shutdown: impl Future<Output = ()>) {
+        let mut shutdown = std::pin::pin!(shutdown);
+        let mut sweeps = tokio::time::interval(SWEEP_INTERVAL);
+        let mut look_ups = tokio::time::interval(LOOK_UP_INTERVAL);
+        for ticks in [&mut sweeps, &mut look_ups] {
+            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        }
+        loop {
+            let attended = tokio::select! {
+                _ = sweeps.tick() => self.sweep().await,
+                _ = look_ups.tick() => self.look_up().await,
+                () = &mut shutdown => return,
+            };
+            if let Err(error) = attended {
+                warn!(%error, "deadlines could not be looked through");
+            }
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! A socket whose token has an end: what it may still do, and how it gets a new one.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use tracing::debug;
+
+use super::{
+    reply::Rejected,
+    session::{NEVER_MS, Session},
+};
+use crate::{
+    protocol::{Answer, ClientEvent},
+    secret::Secret,
+};
+
+impl Session {
+    /// From now on its client can be warned. Nothing if it is gone already.
+    pub(super) fn begin_lease(&self) {
+        let expires_at = self.expires_at();
+        if expires_at.as_millis() == NEVER_MS {
+            return;
+        }
+        let context = &self.context;
+        let sessions = context.sessions();
+        if sessions.contains(&self.socket) {
+            context.leases.begin(self.socket, expires_at, context.access.now());
+        }
+    }
+
+    pub(super) fn has_expired(&self) -> bool {
+        // Without tokens the clock is not even asked.
+        let expires_at = self.expires_at();
+        expires_at.as_millis() != NEVER_MS && expires_at <= self.context.access.now()
+    }
+
+    /// Takes a new token of the same user.
+    pub(super) async fn refresh(&self, token: &Secret) -> Result<Answer, Rejected> {
+        let context = &self.context;
+        let identity = context.access.admit(Some(token.expose())).await?;
+        let identity = identity.ok_or(Rejected::NoTokens)?;
+        if self.device.get().is_none_or(|device| device.user != identity.user) {
+            return Err(Rejected::AnotherUser);
+        }
+        let expires_at = identity.expires_at;
+        self.expires_at_ms.store(expires_at.as_millis(), Ordering::Relaxed);
+        context.leases.renew(self.socket, expires_at, context.access.now());
+        Ok(Answer::Refreshed { expires_at })
+    }
+
+    /// Its time is over: it stays for the call that it is in, and for that alone.
+    pub(super) fn expired(self: &Arc<Self>) {
+        if self.has_expired() && !self.is_kept() {
+            debug!(socket = %self.socket, "a token expired: closed");
+            self.context.outlet.close(self.socket);
+        }
+    }
+
+    /// Whether this may still be done without a good token.
+    pub(super) fn serves_expired(self: &Arc<Self>, event: &ClientEvent) -> bool {
+        match event {
+            ClientEvent::AuthRefresh { .. } => true,
+            ClientEvent::Signal { .. }
+            | ClientEvent::Reject { .. }
+            | ClientEvent::Busy { .. }
+            | ClientEvent::End { .. }
+            | ClientEvent::Sync { .. }
+            | ClientEvent::Stats { .. } => self.is_kept(),
+            ClientEvent::UserConnected { .. }
+            | ClientEvent::Initiate { .. }
+            | ClientEvent::Subscribe { .. }
+            | ClientEvent::Unsubscribe { .. }
+            | ClientEvent::IceServers => false,
+        }
+    }
+
+    /// Whether it is kept for its call: the one that was live when its token expired, no later one.
+    fn is_kept(self: &Arc<Self>) -> bool {
+        let (context, socket) = (&self.context, self.socket);
+        let call = self.device.get().and_then(|device| context.calls.call_of(device));
+        let Some(call) = call else { return false };
+        if let Some(kept) = context.leases.kept(socket) {
+            return kept == call;
+        }
+        context.leases.keep(socket, call);
+        debug!(%socket, %call, "a token expired: kept for its call");
+        // Of others it hears nothing more.
+        let calls = context.calls.clone();
+        tokio::spawn(async move { calls.unsubscribe_all(socket).await });
+        true
+    }
+}

@@ -1,0 +1,83 @@
+//! Who asks, and what they may ask.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::{Request, State},
+    middleware::Next,
+    response::Response,
+};
+use http::Extensions;
+
+use super::problem::Problem;
+use crate::{
+    auth::{Access, CheckError, Identity, Scopes, bearer},
+    ids::UserId,
+};
+
+/// Who asks: part of every request that has come through [`know_who_asks`].
+#[derive(Debug, Clone)]
+pub enum Asker {
+    /// Whoever they say they are: nobody has to show it here.
+    Anybody,
+    Known(Identity),
+}
+
+impl Asker {
+    /// # Errors
+    /// For a request that has not come through [`know_who_asks`]: none is let in by mistake.
+    pub fn of(extensions: &Extensions) -> Result<Self, Problem> {
+        let asker = extensions.get::<Self>().cloned();
+        asker.ok_or_else(|| Problem::forbidden("Nobody may ask this"))
+    }
+
+    /// The user that is asked about, where `named` is the `userId` that was given. Nothing is said about
+    /// other users, not even whether there are such.
+    pub fn speaks_for(&self, named: Option<UserId>) -> Result<Option<UserId>, Problem> {
+        let Self::Known(identity) = self else { return Ok(named) };
+        match named {
+            None => Ok(Some(identity.user.clone())),
+            Some(named) if named == identity.user || identity.scopes.is_admin() => Ok(Some(named)),
+            Some(_) => Err(Problem::forbidden("The token is another user's than userId")),
+        }
+    }
+
+    fn may(&self, allows: impl FnOnce(Scopes) -> bool) -> bool {
+        match self {
+            Self::Anybody => true,
+            Self::Known(identity) => allows(identity.scopes),
+        }
+    }
+}
+
+/// In front of every endpoint.
+pub async fn know_who_asks(
+    State(access): State<Arc<Access>>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    let asker = match access.admit(bearer(request.headers())).await {
+        Ok(None) => Asker::Anybody,
+        Ok(Some(identity)) => Asker::Known(identity),
+        Err(CheckError::Unauthenticated(why)) => return Err(Problem::unauthenticated(why)),
+        Err(error @ CheckError::NoKeys) => return Err(Problem::unavailable(error.to_string())),
+    };
+    request.extensions_mut().insert(asker);
+    Ok(next.run(request).await)
+}
+
+/// In front of those for operators.
+pub async fn admins_only(request: Request, next: Next) -> Result<Response, Problem> {
+    if !Asker::of(request.extensions())?.may(Scopes::is_admin) {
+        return Err(Problem::forbidden("The token must have the scope admin"));
+    }
+    Ok(next.run(request).await)
+}
+
+/// In front of those that tell about all users together.
+pub async fn stats_only(request: Request, next: Next) -> Result<Response, Problem> {
+    if !Asker::of(request.extensions())?.may(Scopes::sees_stats) {
+        return Err(Problem::forbidden("The token must have the scope stats"));
+    }
+    Ok(next.run(request).await)
+}
