@@ -4,7 +4,7 @@
 NODE_TEST = timeout --foreground 600 node --test --test-reporter=spec --test-concurrency=4
 
 # The client tests that do not care on which node a client is.
-CLUSTER_STORIES = flows devices resume presence acks errors auth metrics
+CLUSTER_STORIES = flows devices resume presence acks errors auth authorize metrics
 CLUSTER_NODES = 2 3 8
 
 # Those about history, told again with Postgres.

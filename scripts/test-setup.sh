@@ -26,8 +26,6 @@ have redis-cli || missing+=(redis-tools)
 have haproxy || missing+=(haproxy)
 have openssl || missing+=(openssl)
 have_postgres || missing+=(postgresql)
-have promtool || missing+=(prometheus)
-have openssl || missing+=(openssl)
 { have turnserver && have turnutils_uclient; } || missing+=(coturn)
 { have prometheus && have promtool; } || missing+=(prometheus)
 

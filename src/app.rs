@@ -7,6 +7,7 @@ use tracing::{info, warn};
 
 use crate::{
     auth::{Access, Checker, KeyError},
+    authorize::Authorizer,
     calls::{Calls, as_gauge},
     cluster::{Cluster, ConnectError, Hub, Inbound, Redis},
     config::{Auth, Config, is_postgres},
@@ -14,6 +15,7 @@ use crate::{
     health::{Health, Part, Phase},
     history::{self, Keeper, Measured, OpenError, Postgres, Recorder, Sqlite, Store, StoreError},
     http::{self, Server},
+    ice::Ice,
     ids::NodeId,
     logs,
     metrics::{self, Exposition},
@@ -45,6 +47,8 @@ pub enum StartError {
     Keys(#[from] KeyError),
     #[error("cannot use Redis")]
     Redis(#[source] ConnectError),
+    #[error("cannot ask authorize_url")]
+    Authorize(#[source] io::Error),
     #[error("cannot watch for signals")]
     Signals(#[source] io::Error),
 }
@@ -111,14 +115,25 @@ pub async fn serve(
     let access = Arc::new(Access::new(checker, clock.clone()));
     access.prepare().await;
     let gateway = Gateway::default();
-    let calls =
-        Calls::new(cluster.clone(), gateway.outlet(), recorder.clone(), config.rules, clock);
-    let calls = Arc::new(calls);
-    let (serving, socket_routes) = gateway.serve(calls.clone(), access.clone(), config.stun_urls);
+    let calls = Calls::new(
+        cluster.clone(),
+        gateway.outlet(),
+        recorder.clone(),
+        config.rules,
+        clock.clone(),
+    );
+    let calls = Arc::new(match config.authorize {
+        Some(settings) => {
+            calls.guarded_by(Arc::new(Authorizer::new(settings).map_err(StartError::Authorize)?))
+        }
+        None => calls,
+    });
+    let ice = Arc::new(Ice::new(config.ice, clock));
+    let (serving, socket_routes) = gateway.serve(calls.clone(), access.clone(), ice.clone());
     let serving = Arc::new(serving);
     process.metrics.sample_with(sampler(health.clone(), serving.clone(), calls.clone(), recorder));
-    let routes = http::routes(store.clone(), cluster.clone(), calls.clone(), access.clone());
-    let routes = routes.merge(socket_routes);
+    let routes = http::routes(store.clone(), cluster.clone(), calls.clone(), access.clone(), ice);
+    let routes = http::guarded(routes.merge(socket_routes), config.cors_origins);
 
     let (stop_listening, listening_stops) = shutdown::shutdown();
     let (stop_calls, calls_stop) = shutdown::shutdown();

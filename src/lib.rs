@@ -53,15 +53,18 @@
 
 pub mod app;
 pub mod auth;
+pub mod authorize;
 pub mod bench;
 pub mod call;
 pub mod calls;
 pub mod cluster;
 pub mod config;
+pub mod fetch;
 pub mod gateway;
 pub mod health;
 pub mod history;
 pub mod http;
+pub mod ice;
 pub mod ids;
 pub mod logs;
 pub mod metrics;

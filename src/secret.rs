@@ -2,18 +2,16 @@
 
 use std::{convert::Infallible, fmt, str::FromStr};
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
 const HIDDEN: &str = "***";
 
 /// A text that shows itself as `***`: a key, a token.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
 /// The address of a service. It shows itself with `***` for its password, wherever that stands.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct ServiceUrl(String);
 
 impl Secret {
@@ -73,6 +71,52 @@ impl fmt::Display for ServiceUrl {
 impl fmt::Debug for ServiceUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+/// A text of the settings' file. The error does not say what stood there.
+fn read<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    match toml::Value::deserialize(from)? {
+        toml::Value::String(text) => Ok(text),
+        _ => Err(D::Error::custom("expected a text")),
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        read(from).map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ServiceUrl {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        read(from).map(Self)
+    }
+}
+
+/// Reads secrets from the settings' file: a list of texts, or one text with commas between them.
+pub fn optional_list<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<Secret>>, D::Error> {
+    let expected = || D::Error::custom("expected a text or a list of texts");
+    let text = |value: toml::Value| match value {
+        toml::Value::String(text) => Ok(Secret(text)),
+        _ => Err(expected()),
+    };
+    match toml::Value::deserialize(from)? {
+        toml::Value::String(texts) => {
+            Ok(Some(texts.split(',').map(|text| Secret(text.to_owned())).collect()))
+        }
+        toml::Value::Array(values) => {
+            values.into_iter().map(text).collect::<Result<_, _>>().map(Some)
+        }
+        _ => Err(expected()),
+    }
+}
+
+/// Writes a secret to the one it is for.
+pub fn exposed<S: Serializer>(secret: &Option<Secret>, to: S) -> Result<S::Ok, S::Error> {
+    match secret {
+        Some(Secret(text)) => to.serialize_some(text),
+        None => to.serialize_none(),
     }
 }
 

@@ -108,9 +108,18 @@ export type IceCandidate = {
   usernameFragment?: string | null;
 } | null | '';
 
-/** One entry of `iceServers`, as `RTCPeerConnection` takes it. */
+/** One entry of `iceServers`, as `RTCPeerConnection` takes it. One with a credential is a relay. */
 export type IceServer = {
+  credential?: string;
   urls: string[];
+  username?: string;
+};
+
+/** STUN and TURN servers. */
+export type IceServers = {
+  iceServers: IceServer[];
+  /** For how many seconds the servers may be used. */
+  ttl: number;
 };
 
 /** A call that rings or goes on. */
@@ -514,6 +523,13 @@ export interface HttpApi {
       userId: UserId;
     };
     answer: Timeline;
+  };
+  /** The servers that `RTCPeerConnection` needs */
+  'GET /v1/ice-servers': {
+    query: {
+      userId: UserId;
+    };
+    answer: IceServers;
   };
   /** Who can be called now */
   'GET /v1/presence': {

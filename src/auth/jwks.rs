@@ -6,18 +6,22 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
+use http::{HeaderValue, Request, StatusCode, header};
+use http_body_util::Full;
 use jsonwebtoken::jwk::Jwk;
-use rustls::ClientConfig;
 use serde::Deserialize;
 use serde_json::Value;
 use tracing::{info, warn};
 
 use super::{
     CheckError, Unauthenticated,
-    fetch::{FetchError, KeySetUrl, fetch, trust_of_this_machine},
-    keys::Key,
+    keys::{Key, KeyError},
 };
-use crate::time::Timestamp;
+use crate::{
+    fetch::{Endpoint, FetchError, Fetcher, Limits},
+    time::Timestamp,
+};
 
 /// How soon the set is fetched again because a token names a key that is not in it. Anybody can make
 /// such tokens.
@@ -26,6 +30,9 @@ pub const RETRY_UNKNOWN_KEY: Duration = Duration::from_secs(30);
 const REFRESH_INTERVAL: Duration = Duration::from_mins(5);
 /// The same while there is no set yet.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
+/// What fetching it may take.
+const LIMITS: Limits =
+    Limits { timeout: Duration::from_secs(5), max_bytes: 256 * 1024, max_concurrent: 1 };
 /// Most keys of one set.
 const MAX_KEYS: usize = 64;
 
@@ -34,8 +41,8 @@ type KeysByName = HashMap<Option<String>, Arc<Key>>;
 
 #[derive(Debug)]
 pub struct KeySet {
-    url: KeySetUrl,
-    tls: Arc<ClientConfig>,
+    url: Endpoint,
+    fetcher: Fetcher,
     /// None until they were fetched for the first time.
     keys: RwLock<Option<KeysByName>>,
     /// When the set was last asked for. Held while it is fetched.
@@ -46,6 +53,8 @@ pub struct KeySet {
 enum RefreshError {
     #[error(transparent)]
     Fetch(#[from] FetchError),
+    #[error("it answered {0}")]
+    Status(StatusCode),
     #[error("its answer is not a key set")]
     NotKeySet,
     #[error("it has no key of use: RSA of 2048 bits or more, P-256 or Ed25519")]
@@ -55,13 +64,10 @@ enum RefreshError {
 }
 
 impl KeySet {
-    pub fn new(url: KeySetUrl) -> Self {
-        Self {
-            url,
-            tls: trust_of_this_machine(),
-            keys: RwLock::default(),
-            asked_at: tokio::sync::Mutex::default(),
-        }
+    pub fn new(url: Endpoint) -> Result<Self, KeyError> {
+        let fetcher = Fetcher::new(&url, LIMITS).map_err(KeyError::NoTrust)?;
+        let (keys, asked_at) = (RwLock::default(), tokio::sync::Mutex::default());
+        Ok(Self { url, fetcher, keys, asked_at })
     }
 
     /// The key of this name. If it is not known, the set may have changed: it is fetched again, but
@@ -112,9 +118,23 @@ impl KeySet {
         }
     }
 
+    async fn get(&self) -> Result<Bytes, RefreshError> {
+        let mut request = Request::new(Full::default());
+        *request.uri_mut() = self.url.uri().clone();
+        let headers = request.headers_mut();
+        headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+        // The next time is minutes away.
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        let response = self.fetcher.fetch(request).await?;
+        match response.status() {
+            StatusCode::OK => Ok(response.into_body()),
+            status => Err(RefreshError::Status(status)),
+        }
+    }
+
     async fn fetch(&self) {
         // Boxed: every task that checks a token would have to have the room for it.
-        let fetched = Box::pin(fetch(&self.url, &self.tls)).await.map_err(RefreshError::from);
+        let fetched = Box::pin(self.get()).await;
         match fetched.and_then(|json| read(&json)) {
             Ok(keys) => {
                 let count = keys.len();

@@ -42,6 +42,8 @@ pub enum KeyError {
     NotPublicKey,
     #[error("jwt_public_key: this is a private key; the public key that belongs to it is enough")]
     PrivateKey,
+    #[error("jwks_url: this machine names no authority whose certificates it trusts")]
+    NoTrust(#[source] io::Error),
 }
 
 impl Key {

@@ -6,7 +6,6 @@
 mod access;
 mod claims;
 mod crypto;
-mod fetch;
 mod jwks;
 mod keys;
 mod mint;
@@ -18,14 +17,13 @@ use jsonwebtoken::decode_header;
 pub use access::{Access, bearer};
 use claims::Claims;
 pub use claims::{Identity, LEEWAY, Scopes};
-pub use fetch::{FetchError, KeySetUrl};
 use jwks::KeySet;
 pub use jwks::RETRY_UNKNOWN_KEY;
 use keys::Key;
 pub use keys::{KeyError, MIN_SECRET_BYTES};
 pub use mint::{Mint, MintError, mint};
 
-use crate::{secret::Secret, time::Timestamp};
+use crate::{fetch::Endpoint, secret::Secret, time::Timestamp};
 
 /// Longest token. It must fit into the head of a request.
 pub const MAX_TOKEN_BYTES: usize = 8 * 1024;
@@ -38,7 +36,7 @@ pub enum KeySource {
     /// A public key in PEM, or the path of a file with one.
     PublicKey(String),
     /// A set of public keys that its owner may change.
-    KeySet(KeySetUrl),
+    KeySet(Endpoint),
 }
 
 /// Which tokens are accepted.
@@ -112,7 +110,7 @@ impl Checker {
         let keys = match trust.keys {
             KeySource::Secret(secret) => Keys::One(Box::new(Key::from_secret(&secret)?)),
             KeySource::PublicKey(given) => Keys::One(Box::new(Key::from_pem_or_path(&given)?)),
-            KeySource::KeySet(url) => Keys::Set(Box::new(KeySet::new(url))),
+            KeySource::KeySet(url) => Keys::Set(Box::new(KeySet::new(url)?)),
         };
         Ok(Self { keys, issuer: trust.issuer, audience: trust.audience })
     }

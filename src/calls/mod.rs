@@ -1,6 +1,7 @@
 //! Carries calls out: takes a snapshot, asks the rules, commits what they decide, and tells those
 //! concerned. There is no rule about calls here.
 
+mod gate;
 mod held;
 mod live;
 mod nodes;
@@ -18,6 +19,7 @@ use std::{
 
 use tracing::{debug, warn};
 
+pub use gate::{Gate, Verdict};
 use held::Full;
 pub use held::{MAX_REPLAY_BYTES, MAX_REPLAY_MESSAGES, MAX_WAITING_BYTES, MAX_WAITING_MESSAGES};
 use live::{LiveCall, LiveCalls};
@@ -67,6 +69,7 @@ pub struct Calls {
     recorder: Recorder,
     rules: Rules,
     clock: Clock,
+    gate: Option<Arc<dyn Gate>>,
     live: LiveCalls,
     watchers: Watchers,
     /// The devices on this node.
@@ -100,6 +103,9 @@ pub enum Failure {
     /// The rules do not allow it.
     #[error("refused: {0:?}")]
     Refused(Refusal),
+    /// This user may not call that one, for this reason.
+    #[error("not allowed: {0}")]
+    Forbidden(Arc<str>),
     /// The callee of this new call has no socket.
     #[error("the callee is offline")]
     Offline(CallId),
@@ -136,6 +142,7 @@ impl Calls {
             recorder,
             rules,
             clock,
+            gate: None,
             live,
             watchers,
             devices: Mutex::default(),
@@ -259,6 +266,7 @@ impl Calls {
             caller_info: initiate.caller_info,
             client_call_id: initiate.client_call_id,
         };
+        self.pass_gate(&attempt).await?;
         for _ in 0..MAX_DECISIONS {
             let lobby = self.cluster.lobby(&device.user, &attempt.to).await?;
             let call = match self.rules.place(&attempt, &lobby, self.clock.now())? {

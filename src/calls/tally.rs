@@ -35,14 +35,17 @@ pub fn not_placed(call_type: CallType, failure: &Failure) {
         Failure::Refused(Refusal::CallInProgress(_)) => Outcome::InCall,
         Failure::Refused(Refusal::Glare(_)) => Outcome::Glare,
         Failure::Unavailable(_) => Outcome::Unavailable,
-        Failure::Refused(_) | Failure::Full { .. } | Failure::TooManyWatched => Outcome::Refused,
+        Failure::Refused(_)
+        | Failure::Forbidden(_)
+        | Failure::Full { .. }
+        | Failure::TooManyWatched => Outcome::Refused,
     };
     attempted(call_type, outcome);
 }
 
 /// A transition was committed.
 pub fn changed(before: &Call, after: &Call) {
-    if !before.is_live() {
+    if !before.is_live() && after.state != before.state {
         metrics::violated(Invariant::EndChanged);
     }
     let rang = |outcome, until| metrics::RING.of(outcome).record(until - after.created_at);

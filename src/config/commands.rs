@@ -186,12 +186,22 @@ mod tests {
     fn a_mistake_in_the_file_is_shown_but_for_secrets() {
         let said = |text: &str| place_in(text, &toml::from_str::<Settings>(text).unwrap_err());
         assert!(said("ring_timeout = 'soon'").contains("`ring_timeout = 'soon'`"));
+        for text in ["jwt_secret = 123456", "turn_secret = 123456", "authorize_token = 123456"] {
+            assert!(said(text).contains("expected a text"), "{}", said(text));
+            assert!(!said(text).contains("123456"), "{}", said(text));
+        }
         for text in [
             "jwt_secret = 'hunter2",
             "jwt_secrt = 'hunter2'",
             "jwt_secret = [\n'hunter2']",
             "jwt_secret = \"\"\"\nlisten = hunter2",
             "redis_url = 'redis://anna:hunter2@db",
+            "turn_secret = 'hunter2",
+            "turn_secret = hunter2",
+            "turn_secret = ['hunter2', 5]",
+            "turn_secret = [\n'hunter2=', 5]",
+            "authorize_token = ['hunter2']",
+            "authorize_url = 'https://anna:hunter2@db",
         ] {
             assert!(said(text).starts_with("line "), "{}", said(text));
             assert!(!said(text).contains("hunter2"), "{}", said(text));

@@ -1,6 +1,9 @@
 //! Settings: from flags, the environment, or a TOML file, in that order of precedence.
 
+mod auth;
 mod commands;
+mod gate;
+mod media;
 
 use std::{
     fmt::Write as _,
@@ -14,10 +17,12 @@ use serde::{Deserialize, Deserializer};
 pub use commands::{Cli, Task};
 
 use crate::{
-    auth::{KeySource, MIN_SECRET_BYTES, Trust},
+    auth::{KeySource, Trust},
+    authorize::{self, Fail},
     call::Rules,
-    logs,
-    secret::{Secret, ServiceUrl},
+    http::Origin,
+    ice, logs,
+    secret::{self, Secret, ServiceUrl},
 };
 
 /// A shorter history is surely a mistake in the unit.
@@ -97,6 +102,43 @@ struct Settings {
     /// STUN servers that clients are told, separated by commas [default: none]
     #[arg(long, env = "SWITCHBOARD_STUN_URLS", value_name = "URLS", value_delimiter = ',')]
     stun_urls: Option<Vec<String>>,
+    /// TURN servers that clients are told, separated by commas: `turn:HOST:PORT?transport=udp`,
+    /// `turns:HOST:PORT` [default: none]
+    #[arg(long, env = "SWITCHBOARD_TURN_URLS", value_name = "URLS", value_delimiter = ',')]
+    turn_urls: Option<Vec<String>>,
+    /// What the TURN servers share with this service (coturn's `static-auth-secret`). Of several,
+    /// separated by commas, the first signs
+    #[arg(long, env = "SWITCHBOARD_TURN_SECRET", value_name = "SECRETS", value_delimiter = ',')]
+    #[arg(hide_env_values = true)]
+    #[serde(deserialize_with = "secret::optional_list")]
+    turn_secret: Option<Vec<Secret>>,
+    /// For how long credentials for the TURN servers are valid [default: 1h]
+    #[arg(long, env = "SWITCHBOARD_TURN_TTL", value_name = "DURATION", value_parser = duration)]
+    #[serde(deserialize_with = "optional_duration")]
+    turn_ttl: Option<Duration>,
+    /// The URL of the backend that says who may call whom: https, or http on this machine
+    /// [default: none, everybody may call everybody]
+    #[arg(long, env = "SWITCHBOARD_AUTHORIZE_URL", value_name = "URL", hide_env_values = true)]
+    authorize_url: Option<ServiceUrl>,
+    /// What shows that backend who asks, as a bearer token [default: none]
+    #[arg(long, env = "SWITCHBOARD_AUTHORIZE_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    authorize_token: Option<Secret>,
+    /// How long that backend may take to answer [default: 1s]
+    #[arg(long, env = "SWITCHBOARD_AUTHORIZE_TIMEOUT", value_name = "DURATION", value_parser = duration)]
+    #[serde(deserialize_with = "optional_duration")]
+    authorize_timeout: Option<Duration>,
+    /// For how long its yes is good for the same call again; 0s for not at all [default: 10s]
+    #[arg(long, env = "SWITCHBOARD_AUTHORIZE_CACHE", value_name = "DURATION", value_parser = any_duration)]
+    #[serde(deserialize_with = "optional_any_duration")]
+    authorize_cache: Option<Duration>,
+    /// What happens to calls while that backend does not answer: `open` lets them through
+    /// [default: closed]
+    #[arg(long, env = "SWITCHBOARD_AUTHORIZE_FAIL", value_enum, value_name = "HOW")]
+    authorize_fail: Option<Fail>,
+    /// The origins of pages that may use this service beside its own, separated by commas, such as
+    /// `https://app.example.org` [default: none]
+    #[arg(long, env = "SWITCHBOARD_CORS_ORIGINS", value_name = "ORIGINS", value_delimiter = ',')]
+    cors_origins: Option<Vec<String>>,
 }
 
 /// How clients show who they are.
@@ -133,7 +175,10 @@ pub struct Config {
     pub auth: Auth,
     pub rules: Rules,
     pub drain_window: Duration,
-    pub stun_urls: Vec<String>,
+    pub ice: ice::Settings,
+    /// None: everybody may call everybody.
+    pub authorize: Option<authorize::Settings>,
+    pub cors_origins: Vec<Origin>,
 }
 
 /// A setting that cannot be used. Displays which, and what it may be.
@@ -164,53 +209,16 @@ impl Settings {
             max_call_duration: self.max_call_duration.or(next.max_call_duration),
             drain_window: self.drain_window.or(next.drain_window),
             stun_urls: self.stun_urls.or(next.stun_urls),
+            turn_urls: self.turn_urls.or(next.turn_urls),
+            turn_secret: self.turn_secret.or(next.turn_secret),
+            turn_ttl: self.turn_ttl.or(next.turn_ttl),
+            authorize_url: self.authorize_url.or(next.authorize_url),
+            authorize_token: self.authorize_token.or(next.authorize_token),
+            authorize_timeout: self.authorize_timeout.or(next.authorize_timeout),
+            authorize_cache: self.authorize_cache.or(next.authorize_cache),
+            authorize_fail: self.authorize_fail.or(next.authorize_fail),
+            cors_origins: self.cors_origins.or(next.cors_origins),
         }
-    }
-
-    /// How clients show who they are, of what these settings say about it.
-    fn take_auth(&mut self, listen: SocketAddr) -> Result<Auth, ConfigError> {
-        const KEYS: &str =
-            "SWITCHBOARD_JWT_SECRET, SWITCHBOARD_JWT_PUBLIC_KEY and SWITCHBOARD_JWKS_URL";
-        let mut keys = Vec::new();
-        keys.extend(self.jwt_secret.take().map(KeySource::Secret));
-        keys.extend(self.jwt_public_key.take().map(KeySource::PublicKey));
-        if let Some(url) = self.jwks_url.take() {
-            let refuse = |expected| ConfigError(format!("jwks_url: {expected}"));
-            keys.push(KeySource::KeySet(url.expose().parse().map_err(refuse)?));
-        }
-        let (issuer, audience) = (self.jwt_issuer.take(), self.jwt_audience.take());
-        let is_about_tokens = !keys.is_empty() || issuer.is_some() || audience.is_some();
-        match self.auth {
-            Some(AuthMode::Jwt) => {}
-            // Whoever gives a key believes that it is used.
-            Some(AuthMode::Open) | None if is_about_tokens => {
-                let message = "settings for tokens are given, but SWITCHBOARD_AUTH is not `jwt`";
-                return Err(ConfigError(message.to_owned()));
-            }
-            Some(AuthMode::Open) => return Ok(Auth::Open),
-            None if listen.ip().is_loopback() => return Ok(Auth::Open),
-            None => {
-                return Err(ConfigError(format!(
-                    "listening on {listen}, beyond this machine, needs SWITCHBOARD_AUTH to be set: \
-                     `jwt` checks tokens, `open` lets everybody connect as anybody"
-                )));
-            }
-        }
-        if keys.len() > 1 {
-            return Err(ConfigError(format!("of {KEYS} only one may be set")));
-        }
-        let Some(keys) = keys.pop() else {
-            return Err(ConfigError(format!(
-                "with SWITCHBOARD_AUTH=jwt one of {KEYS} must be set"
-            )));
-        };
-        if let KeySource::Secret(secret) = &keys
-            && secret.expose().len() < MIN_SECRET_BYTES
-        {
-            let message = format!("jwt_secret: expected {MIN_SECRET_BYTES} bytes or more");
-            return Err(ConfigError(message));
-        }
-        Ok(Auth::Jwt(Trust { keys, issuer, audience }))
     }
 
     fn resolve(mut self) -> Result<Config, ConfigError> {
@@ -235,10 +243,20 @@ impl Settings {
             let expected = "namespace: expected letters, digits and hyphens";
             return Err(ConfigError(expected.to_owned()));
         }
-        let stun_urls = self.stun_urls.unwrap_or_default();
-        if let Some(url) = stun_urls.iter().find(|url| !is_stun(url)) {
-            return Err(ConfigError(format!("stun_urls: expected stun:HOST[:PORT], not {url:?}")));
-        }
+        let ice = media::ice(self.stun_urls, self.turn_urls, self.turn_secret, self.turn_ttl)?;
+        let authorize = gate::authorize(
+            self.authorize_url,
+            self.authorize_token,
+            self.authorize_timeout,
+            self.authorize_cache,
+            self.authorize_fail,
+        )?;
+        let origin = |text: &String| {
+            let refuse = |what| ConfigError(format!("cors_origins: expected {what}, not {text:?}"));
+            text.parse().map_err(refuse)
+        };
+        let cors_origins = self.cors_origins.unwrap_or_default();
+        let cors_origins = cors_origins.iter().map(origin).collect::<Result<_, _>>()?;
         Ok(Config {
             listen,
             admin_listen: self.admin_listen.unwrap_or((Ipv4Addr::LOCALHOST, 9300).into()),
@@ -259,7 +277,9 @@ impl Settings {
                 max_call_duration: self.max_call_duration.unwrap_or(Duration::from_hours(12)),
             },
             drain_window: self.drain_window.unwrap_or(Duration::from_secs(20)),
-            stun_urls,
+            ice,
+            authorize,
+            cors_origins,
         })
     }
 }
@@ -279,7 +299,9 @@ impl Config {
             auth,
             rules,
             drain_window,
-            stun_urls,
+            ice,
+            authorize,
+            cors_origins,
         } = self;
         let mut toml = String::new();
         let mut line = |name: &str, value: toml::Value| {
@@ -324,14 +346,33 @@ impl Config {
         ] {
             line(name, humantime::format_duration(period).to_string().into());
         }
-        line("stun_urls", stun_urls.clone().into());
+        line("stun_urls", ice.stun_urls.clone().into());
+        if let Some(turn) = &ice.turn {
+            line("turn_urls", turn.urls.clone().into());
+            let secrets = std::iter::once(&turn.secret).chain(&turn.other_secrets);
+            line("turn_secret", secrets.map(Secret::to_string).collect::<Vec<_>>().into());
+            line("turn_ttl", humantime::format_duration(turn.ttl).to_string().into());
+        }
+        if let Some(authorize) = authorize {
+            line("authorize_url", authorize.url.to_string().into());
+            if let Some(token) = &authorize.token {
+                line("authorize_token", token.to_string().into());
+            }
+            for (name, period) in
+                [("authorize_timeout", authorize.timeout), ("authorize_cache", authorize.cache)]
+            {
+                line(name, humantime::format_duration(period).to_string().into());
+            }
+            let fail = match authorize.fail {
+                Fail::Open => "open",
+                Fail::Closed => "closed",
+            };
+            line("authorize_fail", fail.into());
+        }
+        let origins: Vec<_> = cors_origins.iter().map(Origin::to_string).collect();
+        line("cors_origins", origins.into());
         toml
     }
-}
-
-fn is_stun(url: &str) -> bool {
-    let host = url.strip_prefix("stun:").or_else(|| url.strip_prefix("stuns:"));
-    host.is_some_and(|host| !host.is_empty())
 }
 
 /// Whether this is the address of a Postgres.
@@ -341,9 +382,13 @@ pub fn is_postgres(url: &ServiceUrl) -> bool {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    let duration = humantime::parse_duration(text)
-        .map_err(|_| "expected a duration such as 500ms, 30s, 10m or 12h".to_owned())?;
+    let duration = any_duration(text)?;
     if duration.is_zero() { Err("expected more than 0s".to_owned()) } else { Ok(duration) }
+}
+
+fn any_duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|_| "expected a duration such as 500ms, 30s, 10m or 12h".to_owned())
 }
 
 fn optional_duration<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Duration>, D::Error> {
@@ -351,11 +396,18 @@ fn optional_duration<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Durat
     duration(&text).map(Some).map_err(serde::de::Error::custom)
 }
 
+fn optional_any_duration<'de, D: Deserializer<'de>>(
+    value: D,
+) -> Result<Option<Duration>, D::Error> {
+    let text = String::deserialize(value)?;
+    any_duration(&text).map(Some).map_err(serde::de::Error::custom)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn resolve(toml: &str) -> Result<Config, ConfigError> {
+    pub fn resolve(toml: &str) -> Result<Config, ConfigError> {
         toml::from_str::<Settings>(toml).unwrap().resolve()
     }
 
@@ -384,37 +436,15 @@ mod tests {
     }
 
     #[test]
-    fn tokens_need_one_key_and_the_mode_said() {
-        let secret = "x".repeat(32);
-        for (settings, mentions) in [
-            ("auth = 'jwt'".to_owned(), "must be set"),
-            (format!("jwt_secret = '{secret}'"), "SWITCHBOARD_AUTH"),
-            (format!("auth = 'open'\njwt_secret = '{secret}'"), "SWITCHBOARD_AUTH"),
-            ("jwt_audience = 'calls'".to_owned(), "SWITCHBOARD_AUTH"),
-            (format!("auth = 'jwt'\njwt_secret = '{}'", &secret[1..]), "32 bytes"),
-            (format!("auth = 'jwt'\njwt_secret = '{secret}'\njwt_public_key = 'a'"), "only one"),
-            (
-                "auth = 'jwt'\njwt_public_key = 'a'\njwks_url = 'https://a.example.org'".to_owned(),
-                "only one",
-            ),
-        ] {
-            let error = resolve(&settings).unwrap_err().to_string();
-            assert!(error.contains(mentions) && !error.contains("xxx"), "{settings}: {error}");
-        }
-        let config = resolve(&format!("auth = 'jwt'\njwt_secret = '{secret}'")).unwrap();
-        for shown in [config.to_toml(), format!("{config:?}")] {
-            assert!(shown.contains("***") && !shown.contains("xxx"), "{shown}");
-        }
-        let printed = resolve("log_users_key = 'sesame'").unwrap().to_toml();
-        assert!(!printed.contains("sesame"), "{printed}");
-    }
-
-    #[test]
     fn what_is_printed_can_be_read_again() {
         let settings = "stun_urls = ['stun:a', 'stun:b']\nring_timeout = '1m 30s'\n\
-                        database_url = 'postgres://db/calls'\nhistory_retention = '90days'";
+                        database_url = 'postgres://db/calls'\nhistory_retention = '90days'\n\
+                        turn_urls = ['turn:a']\nturn_secret = 'b,c'\nturn_ttl = '2h'\n\
+                        authorize_url = 'https://a/b'\nauthorize_token = 'c'\nauthorize_cache = '0s'\n\
+                        cors_origins = ['https://a', 'http://b:1']";
         let config = resolve(settings).unwrap();
         let printed = config.to_toml();
         assert_eq!(resolve(&printed).unwrap().to_toml(), printed);
+        assert!(printed.contains("turn_secret = [\"***\", \"***\"]"), "{printed}");
     }
 }

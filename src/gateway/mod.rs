@@ -38,6 +38,7 @@ use self::{
 use crate::{
     auth::{Access, CheckError, Identity},
     calls::{Calls, Outlet, as_gauge},
+    ice::Ice,
     ids::UserId,
     metrics::{self, Sent, Transport},
     protocol::{ErrorType, MAX_MESSAGE_BYTES, ServerEvent},
@@ -122,15 +123,10 @@ impl Gateway {
     }
 
     /// Takes sockets from now on, at the routes it answers.
-    pub fn serve(
-        self,
-        calls: Arc<Calls>,
-        access: Arc<Access>,
-        stun_urls: Vec<String>,
-    ) -> (Serving, Router) {
+    pub fn serve(self, calls: Arc<Calls>, access: Arc<Access>, ice: Arc<Ice>) -> (Serving, Router) {
         let doors = Arc::new(Doors::default());
         let takes_tokens = !access.is_open();
-        let context = Context::new(calls, access, self.outlet(), self.upgraded.clone(), stun_urls);
+        let context = Context::new(calls, access, self.outlet(), self.upgraded.clone(), ice);
         let context = Arc::new(context);
         let gate = {
             let (context, io) = (context.clone(), self.io.clone());

@@ -137,6 +137,7 @@ impl Rejected {
                 return (malformed.error_type, malformed.message.clone());
             }
             Self::Failed(failure) => match failure {
+                Failure::Forbidden(reason) => return (ErrorType::Forbidden, reason.to_string()),
                 Failure::Offline(_) => (ErrorType::RecipientOffline, "User is currently offline"),
                 Failure::Full { .. } => (
                     ErrorType::RateLimited,

@@ -28,14 +28,13 @@ use crate::{
     call::Device,
     calls::{Calls, Failure, Initiate, Outlet, reported},
     cluster::Unavailable,
+    ice::{Ice, Servers},
     ids::{DeviceId, SocketId, UserId},
     metrics::{self, Closed, Limit, Received, Sent, Slow, label},
-    protocol::{Answer, ClientEvent, IceServer, Malformed, ServerEvent, USER_CONNECTED},
+    protocol::{Answer, ClientEvent, Malformed, ServerEvent, USER_CONNECTED},
     time::Timestamp,
 };
 
-/// For how long clients may use the ICE servers they were told, in seconds.
-const ICE_SERVERS_TTL_S: u64 = 3_600;
 /// When the token of a socket expires that has none.
 pub(super) const NEVER_MS: u64 = u64::MAX;
 
@@ -46,7 +45,7 @@ pub struct Context {
     pub(super) leases: Leases,
     pub(super) outlet: Arc<dyn Outlet>,
     upgraded: Upgraded,
-    stun_urls: Vec<String>,
+    ice: Arc<Ice>,
     /// Set when the whole service ends: no device can come back to a call.
     ends_calls: AtomicBool,
     /// The sockets that are connected, or gone and not signed off yet.
@@ -59,11 +58,11 @@ impl Context {
         access: Arc<Access>,
         outlet: Arc<dyn Outlet>,
         upgraded: Upgraded,
-        stun_urls: Vec<String>,
+        ice: Arc<Ice>,
     ) -> Self {
         let (leases, sessions) = (Leases::default(), Mutex::default());
         let ends_calls = AtomicBool::new(false);
-        Self { calls, access, leases, outlet, upgraded, stun_urls, ends_calls, sessions }
+        Self { calls, access, leases, outlet, upgraded, ice, ends_calls, sessions }
     }
 
     /// From now on a socket that goes away takes its call with it.
@@ -356,7 +355,8 @@ impl Session {
                 Answer::Done {}
             }
             ClientEvent::IceServers => {
-                Answer::IceServers { ice_servers: self.ice_servers(), ttl: ICE_SERVERS_TTL_S }
+                let Servers { ice_servers, ttl_s } = self.context.ice.servers_for(&device()?.user);
+                Answer::IceServers { ice_servers, ttl: ttl_s }
             }
             ClientEvent::AuthRefresh { token } => self.refresh(&token).await?,
         })
@@ -372,11 +372,6 @@ impl Session {
             }
         }
         Ok(Answer::Joined { user_id: user })
-    }
-
-    fn ice_servers(&self) -> Vec<IceServer> {
-        let urls = self.context.stun_urls.clone();
-        if urls.is_empty() { Vec::new() } else { vec![IceServer { urls }] }
     }
 }
 

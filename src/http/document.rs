@@ -18,7 +18,7 @@ const SCHEME: &str = "token";
 #[openapi(
     info(
         title = "switchboard",
-        description = "Call history, presence and operation. Calls themselves are made on the socket: see `/asyncapi.json`.\n\n\
+        description = "Call history, presence, ICE servers and operation. Calls themselves are made on the socket: see `/asyncapi.json`.\n\n\
             Parameters that an endpoint does not name are refused. A request's head may have 16 KiB; what is \
             longer is answered with 431 and no body.\n\n\
             In `jwt` mode every request needs a token, `Authorization: Bearer …`: it says who asks, and `userId` \
@@ -30,6 +30,7 @@ const SCHEME: &str = "token";
         (name = "history", description = "The calls that a user made or got"),
         (name = "statistics", description = "How calls go, all users' together"),
         (name = "presence", description = "Who can be called"),
+        (name = "media", description = "How the media of calls finds its way"),
         (name = "operation", description = "What operators see and do, on whatever node it is"),
     ),
 )]
@@ -64,10 +65,6 @@ pub fn openapi(endpoints: OpenApi, is_open: bool) -> OpenApi {
 pub fn served<S: Clone + Send + Sync + 'static>(document: &impl Serialize) -> MethodRouter<S> {
     let json = serde_json::to_vec(document).expect("a document is plain data");
     let json = Bytes::from(json);
-    let headers = [
-        (header::CONTENT_TYPE, "application/json"),
-        (header::CACHE_CONTROL, "no-cache"),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-    ];
+    let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-cache")];
     get(async move || (headers, json.clone()))
 }

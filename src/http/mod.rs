@@ -1,5 +1,5 @@
-//! HTTP: the API for history and presence, its description, the web page, the admin listener, and the
-//! listener below all routes.
+//! HTTP: the API for history, presence and ICE servers, its description, the web page, the admin listener, and
+//! the listener below all routes.
 //!
 //! To add an endpoint, write its handler with a `utoipa::path` annotation and name it in [`endpoints`].
 //! What it takes from the query is a type that implements [`parameters::FromQuery`].
@@ -9,7 +9,9 @@ mod admin;
 mod asyncapi;
 mod calls;
 mod document;
+mod ice;
 pub mod ops;
+mod origin;
 mod page;
 mod parameters;
 mod presence;
@@ -27,9 +29,10 @@ use axum::{
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+pub use origin::{Origin, guarded};
 pub use server::Server;
 
-use crate::{auth::Access, calls::Calls, cluster::Cluster, history::Store};
+use crate::{auth::Access, calls::Calls, cluster::Cluster, history::Store, ice::Ice};
 
 /// What the endpoints work with.
 #[derive(Clone, FromRef)]
@@ -37,6 +40,7 @@ struct Parts {
     history: Arc<dyn Store>,
     cluster: Arc<dyn Cluster>,
     calls: Arc<Calls>,
+    ice: Arc<Ice>,
 }
 
 /// The endpoints, each with its description.
@@ -45,7 +49,8 @@ fn endpoints(access: &Arc<Access>) -> OpenApiRouter<Parts> {
         .routes(routes!(calls::list))
         .routes(routes!(calls::show))
         .routes(routes!(calls::timeline))
-        .routes(routes!(presence::show));
+        .routes(routes!(presence::show))
+        .routes(routes!(ice::show));
     let statistics =
         OpenApiRouter::new().routes(routes!(stats::show)).route_layer(from_fn(access::stats_only));
     let operators = OpenApiRouter::new()
@@ -63,11 +68,12 @@ pub fn routes(
     cluster: Arc<dyn Cluster>,
     calls: Arc<Calls>,
     access: Arc<Access>,
+    ice: Arc<Ice>,
 ) -> Router {
     let (router, described) = endpoints(&access).split_for_parts();
     let described = document::openapi(described, access.is_open());
     router
-        .with_state(Parts { history, cluster, calls })
+        .with_state(Parts { history, cluster, calls, ice })
         .route("/openapi.json", document::served(&described))
         .route("/asyncapi.json", document::served(&asyncapi::asyncapi()))
         .fallback(get(page::file).fallback(problem::method_not_allowed))

@@ -4,14 +4,18 @@ use axum::{
     body::Body,
     response::{IntoResponse, Response},
 };
-use http::{Uri, header};
+use http::{HeaderName, Uri, header};
 use rust_embed::RustEmbed;
 
 use super::problem::Problem;
 
 /// What the page may load, and from where: this server alone.
-const CONTENT_SECURITY_POLICY: &str = "default-src 'self'; connect-src 'self' ws: wss:; \
-    media-src 'self' blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'";
+const CONTENT_SECURITY_POLICY: &str = "default-src 'self'; media-src 'self' blob:; object-src 'none'; \
+    frame-ancestors 'none'; base-uri 'none'; form-action 'self'";
+const PERMISSIONS_POLICY: HeaderName = HeaderName::from_static("permissions-policy");
+/// What the page needs of the browser, and what no page of a telephone does.
+const PERMISSIONS: &str = "camera=(self), microphone=(self), display-capture=(self), geolocation=(), \
+    payment=(), usb=()";
 
 /// The files of the page. A debug build reads them from the folder, so that the page can be worked
 /// on without building anew.
@@ -34,8 +38,10 @@ pub async fn file(uri: Uri) -> Response {
     let headers = [
         (header::CONTENT_TYPE, content_type(name)),
         (header::CACHE_CONTROL, "no-cache"),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (PERMISSIONS_POLICY, PERMISSIONS),
     ];
     (headers, Body::from(file.data)).into_response()
 }

@@ -9,6 +9,7 @@ use super::{CallView, ErrorType, Presence};
 use crate::{
     call::{Call, EndReason, Status},
     ids::{CallId, UserId},
+    secret::{Secret, exposed},
     time::Timestamp,
 };
 
@@ -74,10 +75,22 @@ pub struct ErrorBody {
     pub retry_after_ms: Option<u64>,
 }
 
-/// One entry of `iceServers`, as `RTCPeerConnection` takes it.
+/// One entry of `iceServers`, as `RTCPeerConnection` takes it. One with a credential is a relay.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct IceServer {
     pub urls: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub username: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "exposed")]
+    #[schema(value_type = Option<String>, nullable = false)]
+    pub credential: Option<Secret>,
+}
+
+impl IceServer {
+    pub fn stun(urls: Vec<String>) -> Self {
+        Self { urls, username: None, credential: None }
+    }
 }
 
 impl From<&Call> for Answer {

@@ -32,8 +32,8 @@ export const PATIENCE_MS = 20_000;
  * One server and one browser for the tests of a file. The tests of a file run one after another, and
  * each invents its own people, so that they cannot meet.
  */
-export async function world({ args = [], flags = [] } = {}) {
-  const server = await startServer({ args });
+export async function world({ args = [], env = {}, flags = [] } = {}) {
+  const server = await startServer({ args, env });
   try {
     const browser = await chromium.launch({
       executablePath: CHROMIUM,
@@ -62,12 +62,17 @@ class World {
     const profile = {
       context,
       /** A new tab. With `me` or `token` it has joined already; `prepare` runs in the page before its own scripts. */
-      open: async ({ me, token, peer, prepare } = {}) => {
+      open: async ({ me, token, peer, relay, prepare } = {}) => {
         const page = await context.newPage();
         const tab = new Tab(page);
         if (prepare) await page.addInitScript(prepare);
         t.after(() => assert.deepEqual(tab.complaints, [], `${me}: the browser complained`));
-        const query = new URLSearchParams({ ...(me && { me }), ...(token && { token }), ...(peer && { peer }) });
+        const query = new URLSearchParams({
+          ...(me && { me }),
+          ...(token && { token }),
+          ...(peer && { peer }),
+          ...(relay && { relay: '' }),
+        });
         await page.goto(`${this.server.url}/?${query}`);
         if (me || token) await tab.connected();
         return tab;

@@ -10,7 +10,8 @@ use std::{
 
 use serde_json::{Value, json};
 use switchboard::{
-    auth::{CheckError, Checker, KeySetUrl, KeySource, RETRY_UNKNOWN_KEY, Trust, Unauthenticated},
+    auth::{CheckError, Checker, KeySource, RETRY_UNKNOWN_KEY, Trust, Unauthenticated},
+    fetch::Endpoint,
     time::Timestamp,
 };
 use tokio::{
@@ -245,7 +246,8 @@ fn keys_come_over_https_or_from_this_machine() {
         "http://[::1]/keys",
         "http://localhost/keys",
     ] {
-        assert_eq!(good.parse::<KeySetUrl>().map(|url| url.to_string()), Ok(good.to_owned()));
+        let url = good.parse::<Endpoint>();
+        assert_eq!(url.map(|url| url.uri().to_string()), Ok(good.to_owned()));
     }
     for bad in [
         "",
@@ -258,7 +260,7 @@ fn keys_come_over_https_or_from_this_machine() {
         "ftp://127.0.0.1/keys",
         "file:///etc/keys",
     ] {
-        let error = bad.parse::<KeySetUrl>().unwrap_err();
+        let error = bad.parse::<Endpoint>().unwrap_err();
         assert!(error.contains("https") && !error.contains("hunter2"), "{bad}: {error}");
     }
 }

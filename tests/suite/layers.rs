@@ -6,9 +6,30 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const ORDER: [&str; 20] = [
-    "time", "health", "redact", "ids", "secret", "auth", "payload", "call", "protocol", "metrics",
-    "cluster", "history", "calls", "gateway", "logs", "http", "bench", "config", "shutdown", "app",
+const ORDER: [&str; 23] = [
+    "secret",
+    "fetch",
+    "time",
+    "health",
+    "redact",
+    "ids",
+    "auth",
+    "payload",
+    "call",
+    "protocol",
+    "ice",
+    "metrics",
+    "cluster",
+    "history",
+    "calls",
+    "authorize",
+    "gateway",
+    "logs",
+    "http",
+    "bench",
+    "config",
+    "shutdown",
+    "app",
 ];
 
 pub fn rust_files(folder: &Path) -> Vec<PathBuf> {

@@ -18,7 +18,11 @@ import { StatsReporter } from './stats.js';
 import { read, write } from './storage.js';
 
 const STATS_EVERY_MS = 10_000;
+const ICE_SERVERS_PART = 0.8; // of the time for which they are good
+const ICE_SERVERS_RETRY_S = 30;
 const REMEMBERED = 'switchboard.call';
+/** With `?relay` in the address no call takes the direct way: to see whether the TURN servers work. */
+const RELAY_ONLY = new URLSearchParams(location.search).has('relay');
 
 export class Call extends EventTarget {
   phase;
@@ -37,6 +41,7 @@ export class Call extends EventTarget {
   #held = { offer: null, candidates: [] };
   #turn = Promise.resolve();
   #iceServers = [];
+  #iceServersTimer;
   #stats;
   #statsTimer;
 
@@ -106,6 +111,7 @@ export class Call extends EventTarget {
   end({ reason, byMe, duration = null }) {
     this.ended = { reason, byMe, answered: this.startedAt !== null, duration: duration ?? this.#secondsSoFar() };
     clearInterval(this.#statsTimer);
+    clearTimeout(this.#iceServersTimer);
     this.#peer?.close();
     for (const track of [this.#microphone, this.#camera, this.#screen]) track?.stop();
     this.#peer = this.#microphone = this.#camera = this.#screen = null;
@@ -205,7 +211,7 @@ export class Call extends EventTarget {
 
   /** Makes the Peer. One side offers; the other side waits for the offer, or has held it since it rang. */
   async connect({ offering }) {
-    this.#iceServers = await this.#fetchIceServers();
+    await this.#fetchIceServers();
     if (this.over) return;
     this.#remember();
     this.#build({ offering });
@@ -250,12 +256,18 @@ export class Call extends EventTarget {
     this.#changed();
   }
 
+  /** Asks for the ICE servers, and again before their time is over: a later restart needs credentials that are valid. */
   async #fetchIceServers() {
+    let ttl = ICE_SERVERS_RETRY_S;
     try {
-      return (await this.#signaling.iceServers()).iceServers;
+      ({ iceServers: this.#iceServers, ttl } = await this.#signaling.iceServers());
     } catch {
-      return []; // within one network a call works without
+      // Within one network a call works without. Those from before are still good for a while.
     }
+    if (this.over) return;
+    this.#peer?.use(this.#iceServers);
+    clearTimeout(this.#iceServersTimer);
+    this.#iceServersTimer = setTimeout(() => this.#fetchIceServers(), ttl * 1_000 * ICE_SERVERS_PART);
   }
 
   #build({ offering }) {
@@ -263,6 +275,7 @@ export class Call extends EventTarget {
     const peer = new Peer({
       polite: this.direction === 'incoming',
       iceServers: this.#iceServers,
+      relayOnly: RELAY_ONLY,
       tracks: { audio: this.#microphone, video: this.localVideo },
     });
     this.#peer = peer;

@@ -21,12 +21,12 @@ export class Peer extends EventTarget {
   #earlyCandidates = [];
   #restartTimer;
 
-  /** `tracks` are the local { audio, video }, each a MediaStreamTrack or null. */
-  constructor({ polite, iceServers, tracks }) {
+  /** `tracks` are the local { audio, video }, each a MediaStreamTrack or null. `relayOnly`: through a TURN server. */
+  constructor({ polite, iceServers, relayOnly, tracks }) {
     super();
     this.#polite = polite;
     this.#tracks = { ...tracks };
-    this.#connection = new RTCPeerConnection({ iceServers });
+    this.#connection = new RTCPeerConnection({ iceServers, iceTransportPolicy: relayOnly ? 'relay' : 'all' });
     this.#connection.onnegotiationneeded = () => this.#offer();
     this.#connection.onicecandidate = ({ candidate }) => this.#emit('candidate', candidate?.toJSON() ?? null);
     this.#connection.onconnectionstatechange = () => this.#stateChanged();
@@ -89,6 +89,11 @@ export class Peer extends EventTarget {
   async addCandidate(candidate) {
     if (this.#connection.remoteDescription) await this.#add(candidate);
     else this.#earlyCandidates.push(candidate);
+  }
+
+  /** Looks for new ways with these servers from now on. The way that media takes now stays. */
+  use(iceServers) {
+    this.#connection.setConfiguration({ ...this.#connection.getConfiguration(), iceServers });
   }
 
   /** After the way to the other side was interrupted: says again what may have been lost on it. */

@@ -122,7 +122,7 @@ export function problemWords(problem) {
     case 'UNAUTHENTICATED':
       return `The server does not know who you are: ${problem.message ?? 'please enter your name again'}.`;
     case 'FORBIDDEN':
-      return 'The server does not allow that.';
+      return `The server does not allow that: ${problem.message}`;
     case 'INVALID_PAYLOAD':
       return `The server did not understand the request: ${problem.message}`;
     case 'PAYLOAD_TOO_LARGE':

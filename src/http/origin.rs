@@ -1,0 +1,222 @@
+//! Pages of other origins: those that are named may use this service, no others.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use axum::{
+    Router,
+    extract::{Request, State},
+    middleware::{Next, from_fn_with_state},
+    response::{IntoResponse, Response},
+};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header, uri::Authority};
+
+use super::problem::Problem;
+
+/// What pages of other origins may do.
+const ALLOWED_METHODS: &str = "GET, POST";
+const ALLOWED_HEADERS: &str = "authorization, content-type";
+const EXPOSED_HEADERS: &str = "retry-after";
+/// For how many seconds a browser may remember the answer to its preflight.
+const MAX_AGE_S: u32 = 600;
+
+/// The origin of a page, as browsers send it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin(HeaderValue);
+
+impl FromStr for Origin {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        const EXPECTED: &str = "an origin as browsers send it, such as https://app.example.org";
+        let (scheme, place) = text.split_once("://").ok_or(EXPECTED)?;
+        let of_scheme = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"+-.".contains(&b);
+        let authority: Authority = place.parse().map_err(|_| EXPECTED)?;
+        let is_plain = !scheme.is_empty()
+            && scheme.bytes().all(of_scheme)
+            && !place.contains(['@', '*'])
+            && !place.bytes().any(|byte| byte.is_ascii_uppercase())
+            && !place.ends_with(':')
+            && authority.port_u16().is_none_or(|port| Some(port) != default_port(scheme));
+        let value = HeaderValue::from_str(text).ok().filter(|_| is_plain);
+        value.map(Self).ok_or(EXPECTED)
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.to_str().expect("it was a text before"))
+    }
+}
+
+fn default_port(scheme: &str) -> Option<u16> {
+    match scheme {
+        "http" | "ws" => Some(80),
+        "https" | "wss" => Some(443),
+        _ => None,
+    }
+}
+
+/// Where a request comes from.
+#[derive(Debug, PartialEq, Eq)]
+enum Whence {
+    /// A page of this service, or no page at all: apps send no origin.
+    Here,
+    /// A page of an origin that is named.
+    Named(HeaderValue),
+    Elsewhere,
+}
+
+impl Whence {
+    fn of(headers: &HeaderMap, named: &[Origin]) -> Self {
+        let Some(origin) = headers.get(header::ORIGIN) else { return Self::Here };
+        if named.iter().any(|Origin(named)| named == origin) {
+            return Self::Named(origin.clone());
+        }
+        match headers.get(header::HOST) {
+            Some(host) if is_same(origin, host) => Self::Here,
+            _ => Self::Elsewhere,
+        }
+    }
+}
+
+/// Whether a page of `origin` came from `host`. Which scheme it was, a server behind a balancer does
+/// not know.
+fn is_same(origin: &HeaderValue, host: &HeaderValue) -> bool {
+    let same = || {
+        let (scheme, place) = origin.to_str().ok()?.split_once("://")?;
+        let port = default_port(scheme);
+        let read = |text: &str| -> Option<(String, Option<u16>)> {
+            let authority: Authority = text.parse().ok()?;
+            let host = authority.host().to_ascii_lowercase();
+            (!text.contains('@')).then(|| (host, authority.port_u16().or(port)))
+        };
+        Some(read(place)? == read(host.to_str().ok()?)?)
+    };
+    same().unwrap_or(false)
+}
+
+/// These routes for pages of this service and of the `named` origins. Pages of others can read
+/// nothing, change nothing, and open no socket.
+pub fn guarded(routes: Router, named: Vec<Origin>) -> Router {
+    routes.layer(from_fn_with_state::<_, _, (State<Arc<[Origin]>>, Request)>(named.into(), guard))
+}
+
+async fn guard(State(named): State<Arc<[Origin]>>, request: Request, next: Next) -> Response {
+    let from = Whence::of(request.headers(), &named);
+    let mut response = match &from {
+        Whence::Here => next.run(request).await,
+        Whence::Named(_) if is_preflight(&request) => preflight(),
+        Whence::Named(_) => next.run(request).await,
+        Whence::Elsewhere if is_harmless(&request) => next.run(request).await,
+        Whence::Elsewhere => {
+            Problem::forbidden("Pages of this origin may not use this service").into_response()
+        }
+    };
+    let headers = response.headers_mut();
+    let nosniff = HeaderValue::from_static("nosniff");
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
+    if !named.is_empty() {
+        headers.append(header::VARY, HeaderValue::from_static("origin"));
+    }
+    if let Whence::Named(origin) = from {
+        let yes = HeaderValue::from_static("true");
+        let exposed = HeaderValue::from_static(EXPOSED_HEADERS);
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        // A balancer's cookie has to come along.
+        headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, yes);
+        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
+    }
+    response
+}
+
+/// The page cannot read the answer, and asking changes nothing. A socket is no such thing.
+fn is_harmless(request: &Request) -> bool {
+    let is_socket = request.uri().path() == "/socket.io/";
+    !is_socket && matches!(*request.method(), Method::GET | Method::HEAD)
+}
+
+fn is_preflight(request: &Request) -> bool {
+    let asks = request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+    asks && request.method() == Method::OPTIONS
+}
+
+fn preflight() -> Response {
+    let headers = [
+        (header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(ALLOWED_METHODS)),
+        (header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(ALLOWED_HEADERS)),
+        (header::ACCESS_CONTROL_MAX_AGE, MAX_AGE_S.into()),
+    ];
+    (StatusCode::NO_CONTENT, headers).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_is_written_as_browsers_do() {
+        for good in [
+            "https://app.example.org",
+            "http://localhost:5173",
+            "https://app.example.org:8443",
+            "http://[::1]:8080",
+            "capacitor://localhost",
+        ] {
+            assert_eq!(good.parse::<Origin>().unwrap().to_string(), good);
+        }
+        for bad in [
+            "",
+            "*",
+            "null",
+            "app.example.org",
+            "https://",
+            "https://*.example.org",
+            "https://app.example.org/",
+            "https://app.example.org/x",
+            "https://app.example.org:443",
+            "http://app.example.org:80",
+            "https://app.example.org:",
+            "https://App.example.org",
+            "HTTPS://app.example.org",
+            "https://anna@app.example.org",
+            "https://app.example.org,https://b",
+        ] {
+            assert!(bad.parse::<Origin>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_page_is_from_here_if_its_host_is_the_one_that_is_asked() {
+        let from = |origin: &str, host: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::ORIGIN, origin.parse().unwrap());
+            headers.insert(header::HOST, host.parse().unwrap());
+            Whence::of(&headers, &["https://app.example.org".parse().unwrap()])
+        };
+        for (origin, host) in [
+            ("http://127.0.0.1:3000", "127.0.0.1:3000"),
+            ("https://calls.example.org", "calls.example.org"),
+            ("https://calls.example.org", "Calls.example.org:443"),
+            ("wss://calls.example.org", "calls.example.org"),
+            ("http://[::1]:3000", "[::1]:3000"),
+        ] {
+            assert_eq!(from(origin, host), Whence::Here, "{origin} {host}");
+        }
+        for (origin, host) in [
+            ("http://127.0.0.1:3001", "127.0.0.1:3000"),
+            ("http://localhost:3000", "127.0.0.1:3000"),
+            ("http://calls.example.org:8080", "calls.example.org"),
+            ("https://calls.example.org.evil.org", "calls.example.org"),
+            ("https://calls.example.org@evil.org", "evil.org"),
+            ("null", "calls.example.org"),
+            ("", ""),
+            ("https://app.example.org.evil.org", "calls.example.org"),
+            ("http://app.example.org", "calls.example.org"),
+        ] {
+            assert_eq!(from(origin, host), Whence::Elsewhere, "{origin} {host}");
+        }
+        let named = from("https://app.example.org", "calls.example.org");
+        assert!(matches!(named, Whence::Named(_)));
+        assert_eq!(Whence::of(&HeaderMap::new(), &[]), Whence::Here);
+    }
+}
