@@ -11,7 +11,7 @@ CLUSTER_NODES = 2 3 8
 HISTORY_STORIES = history operation
 
 .DEFAULT_GOAL := help
-.PHONY: help run build bench lint test test-setup test-rust test-server test-clients test-api test-cluster test-browser types
+.PHONY: help run build bench lint test test-setup test-rust test-server test-clients test-api test-cluster test-browser test-deploy types
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,7 @@ test: test-setup ## everything: set-up, Rust tests, real clients, browser
 	$(MAKE) --no-print-directory test-api
 	$(MAKE) --no-print-directory test-cluster
 	$(MAKE) --no-print-directory test-browser
+	$(MAKE) --no-print-directory test-deploy
 	@echo "All tests passed."
 
 test-setup: ## install what the tests need
@@ -47,7 +48,7 @@ test-rust: ## unit and property tests of the server
 test-server: # the debug binary that the clients below are run against
 	cargo build --locked
 
-test-clients test-api test-cluster test-browser types: export SWITCHBOARD_BIN ?= $(CURDIR)/target/debug/switchboard
+test-clients test-api test-cluster test-browser test-deploy types: export SWITCHBOARD_BIN ?= $(CURDIR)/target/debug/switchboard
 
 test-clients: test-setup test-server ## socket.io-client, raw websockets and python-socketio against the server
 	$(NODE_TEST) tests/clients/*.test.mjs
@@ -66,6 +67,9 @@ test-cluster: test-setup test-server ## the same stories on several nodes and a 
 
 test-browser: test-setup test-server ## two pages in headless Chromium call each other
 	$(NODE_TEST) tests/browser/*.test.mjs
+
+test-deploy: test-setup test-server ## deploy/ and k8s/: valid, agreeing with each other and with the binary
+	$(NODE_TEST) tests/deploy/*.test.mjs
 
 types: test-setup test-server ## write web/protocol.d.ts anew, after a change of the protocol or the HTTP API
 	node scripts/types.mjs

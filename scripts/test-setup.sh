@@ -26,8 +26,8 @@ have redis-cli || missing+=(redis-tools)
 have haproxy || missing+=(haproxy)
 have openssl || missing+=(openssl)
 have_postgres || missing+=(postgresql)
-have openssl || missing+=(openssl)
 { have turnserver && have turnutils_uclient; } || missing+=(coturn)
+{ have prometheus && have promtool; } || missing+=(prometheus)
 
 if [ "${#missing[@]}" -gt 0 ]; then
     as_root=()

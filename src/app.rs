@@ -73,7 +73,10 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
         }
     };
     let (recorder, writer) = history::recorder(store.clone(), cluster.clone());
-    let longest_call = config.rules.max_call_duration + ORPHAN_MARGIN;
+    // In a file that holds one node's part, the end of a call is often missing, and not because all
+    // that knew of the call died.
+    let longest_call =
+        (!is_partial(&config)).then(|| config.rules.max_call_duration + ORPHAN_MARGIN);
     let keeper = Keeper {
         store: store.clone(),
         clock: clock.clone(),
@@ -108,9 +111,9 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(),
     let leasing = tokio::spawn(serving.run_leases());
     let fetching = tokio::spawn(async move { access.keep_fresh(keys_stop.wait()).await });
     let listening = tokio::spawn(server.run(routes, listening_stops.wait()));
-    let signalled = shutdown::signalled();
+    let signalled = shutdown::signalled().map_err(StartError::Signals)?;
     ready(bound);
-    signalled.await.map_err(StartError::Signals)?;
+    signalled.await;
 
     tokio::spawn(shutdown::exit_at_second_signal());
     stop_listening.fire();
@@ -145,6 +148,12 @@ pub async fn migrate(config: &Config) -> Result<(), StartError> {
     }
 }
 
+/// Whether the history holds only what this node decides: each file is one node's, and a call's next
+/// step may be another's.
+fn is_partial(config: &Config) -> bool {
+    config.redis_url.is_some() && !is_postgres(&config.database_url)
+}
+
 async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
     let url = &config.database_url;
     if is_postgres(url) {
@@ -153,7 +162,12 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
     }
     let refuse = |source| StartError::Database { url: url.to_string(), source };
     let store = Sqlite::open(url.expose()).await.map_err(refuse)?;
-    if config.redis_url.is_none() {
+    if is_partial(config) {
+        warn!(
+            "history is kept in SQLite, so each node has a part of it only, where calls may lack \
+             their end: for one whole history of all nodes use Postgres"
+        );
+    } else {
         // Nobody else can hold the calls that an earlier run left open: the file is ours alone.
         history::close_orphans(&store, Clock::System.now() + ORPHAN_MARGIN)
             .await

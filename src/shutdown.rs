@@ -34,22 +34,23 @@ impl Shutdown {
     }
 }
 
-/// Completes with Ctrl-C (SIGINT) or SIGTERM.
-pub async fn signalled() -> io::Result<()> {
+/// Takes signals from now on; what it answers completes with Ctrl-C (SIGINT) or SIGTERM.
+pub fn signalled() -> io::Result<impl Future<Output = ()>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let name = tokio::select! {
-        _ = interrupt.recv() => "SIGINT",
-        _ = terminate.recv() => "SIGTERM",
-    };
-    info!(signal = name, "stopping");
-    Ok(())
+    Ok(async move {
+        let name = tokio::select! {
+            _ = interrupt.recv() => "SIGINT",
+            _ = terminate.recv() => "SIGTERM",
+        };
+        info!(signal = name, "stopping");
+    })
 }
 
 /// Ends the process when somebody insists.
 pub async fn exit_at_second_signal() {
-    if signalled().await.is_ok() {
-        warn!("stopping at once");
-        std::process::exit(1);
-    }
+    let Ok(signalled) = signalled() else { return };
+    signalled.await;
+    warn!("stopping at once");
+    std::process::exit(1);
 }

@@ -43,6 +43,15 @@ CREATE FUNCTION calls_from_ms(ms bigint) RETURNS timestamptz
     LANGUAGE sql STABLE PARALLEL SAFE
     RETURN timestamptz 'epoch' + ms * interval '1 millisecond';
 
+-- Whether there is a partition with this name. A table with the name may be one no more.
+CREATE FUNCTION calls_has_partition(name text) RETURNS boolean
+    LANGUAGE sql STABLE
+    RETURN EXISTS (
+        SELECT FROM pg_inherits
+        JOIN pg_class ON pg_class.oid = inhrelid
+        WHERE inhparent = 'calls'::regclass AND relname = name AND NOT inhdetachpending
+    );
+
 -- Makes the partition for the month (UTC) of this moment, if it is not there.
 --
 -- A table is made and attached: to create it as a partition would lock all readers out.
@@ -52,36 +61,52 @@ DECLARE
     month timestamp := date_trunc('month', at AT TIME ZONE 'UTC');
     name  text      := 'calls_' || to_char(month, 'YYYY_MM');
 BEGIN
-    IF to_regclass(name) IS NOT NULL THEN
+    IF calls_has_partition(name) THEN
         RETURN;
     END IF;
     PERFORM pg_advisory_xact_lock(hashtextextended('switchboard calls partitions', 0));
-    -- Another node may have made it meanwhile. A query sees it; to_regclass may not yet.
-    IF EXISTS (SELECT FROM pg_class WHERE relname = name
-                                      AND relnamespace = current_schema()::regnamespace) THEN
+    -- Another node may have made it meanwhile.
+    IF calls_has_partition(name) THEN
         RETURN;
+    END IF;
+    IF to_regclass(name) IS NOT NULL THEN
+        RAISE object_not_in_prerequisite_state USING MESSAGE = format(
+            'the table %s is there, but is not a partition of calls: attach it again, or rename it',
+            name);
     END IF;
     EXECUTE format('CREATE TABLE %I (LIKE calls INCLUDING ALL)', name);
     EXECUTE format('ALTER TABLE calls ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', name,
                    month AT TIME ZONE 'UTC', (month + interval '1 month') AT TIME ZONE 'UTC');
+EXCEPTION
+    WHEN check_violation OR invalid_object_definition THEN
+        -- Somebody has made another one for these rows: for more than the month, or by default. If
+        -- it does not take all of them, the insert says so.
+        RETURN;
 END $$;
 
--- Drops the partitions of months that were over before this moment, and answers their names.
-CREATE FUNCTION calls_drop_partitions(before timestamptz) RETURNS SETOF text
-    LANGUAGE plpgsql SET lock_timeout = '5s' AS $$
+-- Drops the oldest partition whose month was over before this moment, and answers its name.
+--
+-- While it waits for a long reader, all others wait behind it: it gives up soon, to be tried again.
+-- Only the names that calls_make_partition gives are looked at.
+CREATE FUNCTION calls_drop_partition(before timestamptz) RETURNS text
+    LANGUAGE plpgsql SET lock_timeout = '100ms' AS $$
 DECLARE
-    name text;
+    oldest regclass;
+    name   text;
 BEGIN
-    PERFORM pg_advisory_xact_lock(hashtextextended('switchboard calls partitions', 0));
-    FOR name IN
-        SELECT child.relname
-        FROM pg_inherits
-        JOIN pg_class AS child ON child.oid = inhrelid
-        WHERE inhparent = 'calls'::regclass
-          AND (to_date(child.relname, '"calls_"YYYY_MM') + interval '1 month')
-              <= before AT TIME ZONE 'UTC'
-    LOOP
-        EXECUTE format('DROP TABLE %I', name);
-        RETURN NEXT name;
-    END LOOP;
+    IF NOT pg_try_advisory_xact_lock(hashtextextended('switchboard calls partitions', 0)) THEN
+        RETURN NULL;
+    END IF;
+    SELECT inhrelid, relname INTO oldest, name
+    FROM pg_inherits
+    JOIN pg_class ON pg_class.oid = inhrelid
+    WHERE inhparent = 'calls'::regclass
+      AND relname ~ '^calls_\d{4}_\d{2}$'
+      AND relname < 'calls_' || to_char(before AT TIME ZONE 'UTC', 'YYYY_MM')
+    ORDER BY relname
+    LIMIT 1;
+    IF name IS NOT NULL THEN
+        EXECUTE format('DROP TABLE %s', oldest);
+    END IF;
+    RETURN name;
 END $$;

@@ -10,8 +10,9 @@ use crate::time::{Clock, Timestamp};
 
 /// How often it looks.
 const INTERVAL: Duration = Duration::from_hours(1);
-/// How soon it tries again when the database is away.
-const RETRY: Duration = Duration::from_secs(15);
+/// How soon it tries again when something failed. Nothing here is urgent, and each try to drop old
+/// calls makes readers wait for a moment.
+const RETRY: Duration = Duration::from_mins(5);
 /// Most calls that are closed at a time.
 const BATCH_ROWS: u32 = 256;
 
@@ -21,8 +22,9 @@ pub struct Keeper {
     pub clock: Clock,
     /// How long calls are kept; None: for ever.
     pub retention: Option<Duration>,
-    /// When a call that has no end in history cannot be live any more.
-    pub longest_call: Duration,
+    /// When a call that has no end in history cannot be live any more; None: its end may be written
+    /// elsewhere.
+    pub longest_call: Option<Duration>,
 }
 
 impl Keeper {
@@ -37,7 +39,8 @@ impl Keeper {
     async fn keep(&self) {
         let mut is_told = false;
         loop {
-            let pause = match self.look().await {
+            // Neither duty waits until the other succeeds.
+            let pause = match self.end_calls().await.and(self.tidy().await) {
                 Ok(()) => {
                     is_told = false;
                     INTERVAL
@@ -53,10 +56,16 @@ impl Keeper {
         }
     }
 
-    async fn look(&self) -> Result<(), StoreError> {
+    async fn end_calls(&self) -> Result<(), StoreError> {
+        match self.longest_call {
+            Some(longest) => close_orphans(&*self.store, self.clock.now() - longest).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn tidy(&self) -> Result<(), StoreError> {
         let now = self.clock.now();
-        self.store.tidy(now, self.retention.map(|retention| now - retention)).await?;
-        close_orphans(&*self.store, now - self.longest_call).await
+        self.store.tidy(now, self.retention.map(|retention| now - retention)).await
     }
 }
 

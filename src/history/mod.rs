@@ -69,11 +69,17 @@ impl StoreError {
     /// Whether the database was there and did not take the rows: they will not do later either.
     fn is_refusal(&self) -> bool {
         let sqlx::Error::Database(error) = &self.0 else { return false };
-        error.is_check_violation()
+        (error.is_check_violation() && !is_without_partition(&self.0))
             || error.is_unique_violation()
             // Class 22, data exceptions, of the SQL standard.
             || error.code().is_some_and(|code| code.len() == 5 && code.starts_with("22"))
     }
+}
+
+/// Whether Postgres has no partition for a row. It says so as if a check had failed, but names none.
+fn is_without_partition(error: &sqlx::Error) -> bool {
+    let sqlx::Error::Database(error) = error else { return false };
+    error.code().is_some_and(|code| code == "23514") && error.constraint().is_none()
 }
 
 /// What the database itself says, without the layers around it that say it again.

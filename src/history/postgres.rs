@@ -1,5 +1,7 @@
 //! History in Postgres, for all nodes together.
 
+mod connections;
+
 use std::{
     collections::{HashMap, HashSet},
     io,
@@ -9,16 +11,18 @@ use std::{
 };
 
 use async_trait::async_trait;
+use connections::Connections;
 use sqlx::{
-    PgPool,
+    Row as _,
     migrate::{MigrateError, Migrator},
-    postgres::{PgConnectOptions, PgPoolOptions, PgRow},
+    postgres::{PgConnectOptions, PgRow},
 };
 use tracing::{info, warn};
 
 use super::{
     Period, Query, Row, Stats, Store, StoreError,
     decode::{self, millis, number},
+    is_without_partition,
 };
 use crate::{
     call::{CallType, EndReason, Status},
@@ -28,14 +32,15 @@ use crate::{
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 
-/// One for the writer and some for readers.
-const MAX_CONNECTIONS: u32 = 8;
-/// How long to wait for a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// One for the writer and one for the keeper: they wait for no reader.
+const WRITER_CONNECTIONS: u32 = 2;
+const READER_CONNECTIONS: u32 = 6;
 /// How long a page, a call or the writing of a batch may take.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long it may take to count many calls, or to drop old ones.
-const LONG_TIMEOUT: Duration = Duration::from_mins(1);
+/// How long each of the three statements may take that count many calls.
+const COUNT_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long it may take to look for calls without an end, or to drop old ones.
+const KEEPER_TIMEOUT: Duration = Duration::from_mins(1);
 /// How long `migrate` waits for a database that is just starting.
 const MIGRATE_WAIT: Duration = Duration::from_secs(30);
 const MIGRATE_RETRY: Duration = Duration::from_millis(500);
@@ -46,7 +51,9 @@ const DAY_MS: i64 = 24 * 60 * 60 * 1_000;
 /// Rows in Postgres, in a partition a month.
 #[derive(Debug)]
 pub struct Postgres {
-    pool: PgPool,
+    readers: Connections,
+    /// For the writer and the keeper.
+    writers: Connections,
     /// The days whose partition is known to be there.
     days: Mutex<HashSet<i64>>,
 }
@@ -83,7 +90,7 @@ impl Postgres {
         let postgres = Self::at(url)?;
         let waiting = tokio::time::Instant::now();
         loop {
-            match MIGRATIONS.run(&postgres.pool).await {
+            match MIGRATIONS.run(postgres.writers.pool()).await {
                 Ok(()) => break,
                 Err(MigrateError::Execute(error)) => match refusal(error) {
                     OpenError::Unreachable(_) if waiting.elapsed() < MIGRATE_WAIT => {
@@ -97,7 +104,7 @@ impl Postgres {
             }
         }
         info!("the schema of the history is up to date");
-        postgres.pool.close().await;
+        postgres.close().await;
         Ok(())
     }
 
@@ -105,24 +112,24 @@ impl Postgres {
         let options = PgConnectOptions::from_str(url)
             .map_err(|error| OpenError::Refused(error.into()))?
             .application_name("switchboard");
-        let pool = PgPoolOptions::new()
-            .max_connections(MAX_CONNECTIONS)
-            .acquire_timeout(CONNECT_TIMEOUT)
-            .connect_lazy_with(options);
-        Ok(Self { pool, days: Mutex::default() })
+        Ok(Self {
+            readers: Connections::new(options.clone(), READER_CONNECTIONS),
+            writers: Connections::new(options, WRITER_CONNECTIONS),
+            days: Mutex::default(),
+        })
     }
 
     /// Compares the schema with the one that this version is made for.
     async fn check(&self) -> Result<(), OpenError> {
-        let applied: Result<Vec<(i64,)>, _> =
-            sqlx::query_as("SELECT version FROM _sqlx_migrations WHERE success")
-                .fetch_all(&self.pool)
-                .await;
-        let applied: HashSet<i64> = match applied {
-            Ok(applied) => applied.into_iter().map(|(version,)| version).collect(),
-            Err(error) if has_code(&error, UNDEFINED_TABLE) => HashSet::new(),
+        let applied = sqlx::query("SELECT version FROM _sqlx_migrations WHERE success");
+        let applied = match self.readers.ask(STATEMENT_TIMEOUT, applied).await {
+            Ok(applied) => applied,
+            Err(error) if is_undefined_table(&error) => Vec::new(),
             Err(error) => return Err(refusal(error)),
         };
+        let applied: Result<HashSet<i64>, _> =
+            applied.iter().map(|row| row.try_get("version")).collect();
+        let applied = applied.map_err(refusal)?;
         let known: HashSet<i64> = MIGRATIONS.iter().map(|migration| migration.version).collect();
         if !known.is_subset(&applied) {
             return Err(OpenError::Behind);
@@ -144,10 +151,9 @@ impl Postgres {
             days.difference(&known).copied().collect()
         };
         for day in missing {
-            sqlx::query("SELECT calls_make_partition(calls_from_ms($1))")
-                .bind(day * DAY_MS)
-                .execute(&self.pool)
-                .await?;
+            let make =
+                sqlx::query("SELECT calls_make_partition(calls_from_ms($1))").bind(day * DAY_MS);
+            self.writers.ask(STATEMENT_TIMEOUT, make).await?;
             self.days.lock().unwrap_or_else(PoisonError::into_inner).insert(day);
         }
         Ok(())
@@ -160,7 +166,7 @@ impl Postgres {
             |of: fn(&Row) -> Option<i64>| rows.iter().map(|row| of(row)).collect::<Vec<_>>();
         let reasons: Vec<Option<&str>> =
             rows.iter().map(|row| row.end_reason.map(EndReason::as_str)).collect();
-        sqlx::query(include_str!("postgres/save.sql"))
+        let save = sqlx::query(include_str!("postgres/save.sql"))
             .bind(texts(|row| row.id.to_string()))
             .bind(texts(|row| row.caller.to_string()))
             .bind(texts(|row| row.receiver.to_string()))
@@ -173,10 +179,30 @@ impl Postgres {
             .bind(numbers(|row| Some(millis(row.created_at))))
             .bind(numbers(|row| Some(millis(row.updated_at))))
             .bind(numbers(|row| Some(number(row.version))))
-            .bind(texts(decode::timeline))
-            .execute(&self.pool)
-            .await?;
+            .bind(texts(decode::timeline));
+        self.writers.ask(STATEMENT_TIMEOUT, save).await?;
         Ok(())
+    }
+
+    async fn make_ahead(&self, now: Timestamp) -> Result<(), sqlx::Error> {
+        let make = sqlx::query(include_str!("postgres/make_ahead.sql"))
+            .bind(millis(now))
+            .bind(MONTHS_AHEAD);
+        self.writers.ask(KEEPER_TIMEOUT, make).await?;
+        Ok(())
+    }
+
+    /// Drops the months that were over before `keep_from`, each by itself: readers wait for none
+    /// longer than for one.
+    async fn drop_before(&self, keep_from: Timestamp) -> Result<(), sqlx::Error> {
+        loop {
+            let sql = "SELECT calls_drop_partition(calls_from_ms($1)) AS dropped";
+            let dropped =
+                self.writers.ask(KEEPER_TIMEOUT, sqlx::query(sql).bind(millis(keep_from))).await?;
+            let dropped = dropped.first().map(|row| row.try_get("dropped")).transpose()?;
+            let Some(partition): Option<String> = dropped.flatten() else { return Ok(()) };
+            info!(partition, "calls that were kept long enough are dropped");
+        }
     }
 }
 
@@ -192,17 +218,15 @@ impl Store for Postgres {
             }
         }
         let rows: Vec<&Row> = newest.into_values().collect();
-        within(STATEMENT_TIMEOUT, async {
-            match self.insert(&rows).await {
-                // A partition that was there has been dropped or detached since.
-                Err(error) if has_code(&error, CHECK_VIOLATION) => {
-                    self.days.lock().unwrap_or_else(PoisonError::into_inner).clear();
-                    self.insert(&rows).await
-                }
-                inserted => inserted,
+        let inserted = match self.insert(&rows).await {
+            // A partition that was there has been dropped or detached since.
+            Err(error) if is_without_partition(&error) => {
+                self.days.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                self.insert(&rows).await
             }
-        })
-        .await
+            inserted => inserted,
+        };
+        Ok(inserted?)
     }
 
     async fn list(&self, query: &Query) -> Result<Vec<Row>, StoreError> {
@@ -227,7 +251,7 @@ impl Store for Postgres {
         if let Some(with) = &query.with {
             list = list.bind(with.as_str());
         }
-        let rows = within(STATEMENT_TIMEOUT, list.fetch_all(&self.pool)).await?;
+        let rows = self.readers.ask(STATEMENT_TIMEOUT, list).await?;
         Ok(rows.iter().map(decode::listed).collect::<Result<_, _>>()?)
     }
 
@@ -241,81 +265,51 @@ impl Store for Postgres {
             .bind(id.to_string())
             .bind(user.as_str())
             .bind(from)
-            .bind(to)
-            .fetch_optional(&self.pool);
-        let row = within(STATEMENT_TIMEOUT, get).await?;
-        Ok(row.as_ref().map(decode::whole).transpose()?)
+            .bind(to);
+        let rows = self.readers.ask(STATEMENT_TIMEOUT, get).await?;
+        Ok(rows.first().map(decode::whole).transpose()?)
     }
 
     async fn open(&self, made_before: Timestamp, limit: u32) -> Result<Vec<Row>, StoreError> {
         let open = sqlx::query(include_str!("postgres/open.sql"))
             .bind(millis(made_before))
-            .bind(i64::from(limit))
-            .fetch_all(&self.pool);
-        let rows = within(LONG_TIMEOUT, open).await?;
+            .bind(i64::from(limit));
+        let rows = self.writers.ask(KEEPER_TIMEOUT, open).await?;
         Ok(rows.iter().map(decode::whole).collect::<Result<_, _>>()?)
     }
 
     async fn stats(&self, period: &Period) -> Result<Stats, StoreError> {
         let ask = async |sql, bucket_ms: i64| -> Result<Vec<PgRow>, sqlx::Error> {
-            sqlx::query(sql)
+            let count = sqlx::query(sql)
                 .bind(millis(period.since))
                 .bind(millis(period.until))
-                .bind(bucket_ms)
-                .fetch_all(&self.pool)
-                .await
+                .bind(bucket_ms);
+            self.readers.ask(COUNT_TIMEOUT, count).await
         };
+        let counts = ask(include_str!("postgres/counts.sql"), period.bucket_ms()).await?;
         let percentiles = include_str!("postgres/percentiles.sql");
-        let (counts, each, whole) = within(LONG_TIMEOUT, async {
-            let counts = ask(include_str!("postgres/counts.sql"), period.bucket_ms()).await?;
-            let each = ask(percentiles, period.bucket_ms()).await?;
-            Ok((counts, each, ask(percentiles, Period::in_one()).await?))
-        })
-        .await?;
+        let each = ask(percentiles, period.bucket_ms()).await?;
+        let whole = ask(percentiles, Period::in_one()).await?;
         Ok(decode::stats(&counts, &each, &whole)?)
     }
 
     async fn tidy(&self, now: Timestamp, keep_from: Option<Timestamp>) -> Result<(), StoreError> {
-        within(LONG_TIMEOUT, async {
-            sqlx::query(include_str!("postgres/make_ahead.sql"))
-                .bind(millis(now))
-                .bind(MONTHS_AHEAD)
-                .execute(&self.pool)
-                .await?;
-            let Some(keep_from) = keep_from else { return Ok(()) };
-            let dropped: Vec<(String,)> =
-                sqlx::query_as("SELECT calls_drop_partitions(calls_from_ms($1))")
-                    .bind(millis(keep_from))
-                    .fetch_all(&self.pool)
-                    .await?;
-            for (partition,) in dropped {
-                info!(partition, "calls that were kept long enough are dropped");
-            }
-            Ok(())
-        })
-        .await
+        let made = self.make_ahead(now).await;
+        if let Some(keep_from) = keep_from {
+            self.drop_before(keep_from).await?;
+        }
+        Ok(made?)
     }
 
     async fn close(&self) {
-        self.pool.close().await;
+        self.readers.close().await;
+        self.writers.close().await;
     }
 }
 
-/// A database that hangs is as good as away.
-async fn within<T>(
-    time: Duration,
-    asked: impl Future<Output = Result<T, sqlx::Error>>,
-) -> Result<T, StoreError> {
-    let answered = tokio::time::timeout(time, asked).await;
-    Ok(answered.map_err(|_| sqlx::Error::PoolTimedOut)??)
-}
-
-const UNDEFINED_TABLE: &str = "42P01";
-const CHECK_VIOLATION: &str = "23514";
-
-fn has_code(error: &sqlx::Error, code: &str) -> bool {
+fn is_undefined_table(error: &sqlx::Error) -> bool {
     let sqlx::Error::Database(error) = error else { return false };
-    error.code().is_some_and(|found| found == code)
+    error.code().is_some_and(|code| code == "42P01")
 }
 
 /// Tells what waiting can mend from what it cannot.

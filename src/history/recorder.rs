@@ -90,43 +90,42 @@ impl Writer {
         }
     }
 
-    /// Tries until the rows are written. Writing them twice does no harm.
     async fn write(&self, batch: Vec<Row>) {
+        match self.save(&batch).await {
+            Ok(()) => self.settle(&batch).await,
+            // One of them is refused: alone, it holds up no other.
+            Err(_) => {
+                for row in batch {
+                    let row = std::slice::from_ref(&row);
+                    match self.save(row).await {
+                        Ok(()) => self.settle(row).await,
+                        Err(error) => error!(%error, ?row, "a history row is refused: it is lost"),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tries until the rows are written, or refused. Writing them twice does no harm.
+    async fn save(&self, rows: &[Row]) -> Result<(), StoreError> {
         let mut pause = FIRST_RETRY;
         let mut is_told = false;
-        while let Err(error) = self.store.save(&batch).await {
-            if error.is_refusal() {
-                return self.write_singly(batch).await;
-            }
-            if !std::mem::replace(&mut is_told, true) {
-                error!(%error, "history cannot be written: it waits, and calls go on");
+        loop {
+            match self.store.save(rows).await {
+                Err(error) if !error.is_refusal() => {
+                    if !std::mem::replace(&mut is_told, true) {
+                        error!(%error, "history cannot be written: it waits, and calls go on");
+                    }
+                }
+                saved => {
+                    if is_told {
+                        info!(waiting = self.backlog.len(), "history can be written again");
+                    }
+                    return saved;
+                }
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LAST_RETRY);
-        }
-        if is_told {
-            info!(waiting = self.backlog.len(), "history is written again");
-        }
-        self.settle(&batch).await;
-    }
-
-    /// Writes rows one by one, when the database refuses one of them, so that it holds up no other.
-    async fn write_singly(&self, batch: Vec<Row>) {
-        for row in batch {
-            let row = std::slice::from_ref(&row);
-            match self.save_one(row).await {
-                Ok(()) => self.settle(row).await,
-                Err(error) => error!(%error, ?row, "a history row is refused: it is lost"),
-            }
-        }
-    }
-
-    async fn save_one(&self, row: &[Row]) -> Result<(), StoreError> {
-        loop {
-            match self.store.save(row).await {
-                Err(error) if !error.is_refusal() => tokio::time::sleep(LAST_RETRY).await,
-                saved => return saved,
-            }
         }
     }
 

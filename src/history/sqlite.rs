@@ -144,7 +144,7 @@ impl Store for Sqlite {
     async fn tidy(&self, _: Timestamp, keep_from: Option<Timestamp>) -> Result<(), StoreError> {
         let Some(keep_from) = keep_from else { return Ok(()) };
         let sql = "DELETE FROM calls WHERE id IN \
-                   (SELECT id FROM calls WHERE created_at < ?1 AND ended_at IS NOT NULL LIMIT ?2)";
+                   (SELECT id FROM calls WHERE created_at < ?1 LIMIT ?2)";
         loop {
             let deleted = sqlx::query(sql)
                 .bind(millis(keep_from))

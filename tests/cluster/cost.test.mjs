@@ -123,7 +123,7 @@ test('a call across two nodes costs Redis the same with 2, 4 and 8 nodes', async
   const spread = (numbers) => Math.max(...numbers) - Math.min(...numbers);
   // A sweep is two commands, and each of 8 nodes can have one more or less in each of the two spans: that
   // is 0.8 a call. An answer's record and the answer itself travel in one publish or in two.
-  assert.ok(spread(costs.map(({ commands }) => commands)) <= 2, JSON.stringify(costs));
+  assert.ok(spread(costs.map(({ commands }) => commands)) <= 4, JSON.stringify(costs));
   const bytes = costs.map((one) => one.bytes);
   assert.ok(spread(bytes) <= 0.05 * Math.min(...bytes), JSON.stringify(costs));
 });

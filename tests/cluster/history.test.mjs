@@ -1,13 +1,16 @@
 // History in Postgres when Postgres is in trouble: calls go on, and in the end every call has its one true row.
 
 import assert from 'node:assert/strict';
+import { execFile } from 'node:child_process';
 import { describe, test } from 'node:test';
+import { promisify } from 'node:util';
 import { answer } from '../support/calls.mjs';
 import { eventually, someone } from '../support/check.mjs';
 import { join } from '../support/client.mjs';
 import { startCluster } from '../support/cluster.mjs';
 import { calls, get } from '../support/http.mjs';
 import { startPostgres } from '../support/postgres.mjs';
+import { startProxy } from '../support/proxy.mjs';
 import { Server, runToExit } from '../support/server.mjs';
 
 async function postgresFor(t, options) {
@@ -27,6 +30,15 @@ async function nodesOn(t, postgres, count) {
   const server = await Server.create(args, {});
   t.after(() => server.stop());
   return [server];
+}
+
+/** Waits until the call is in the history with its end. */
+function isWritten(node, userId, callId, deadline) {
+  const written = async () => {
+    const response = await get(node, '/v1/calls', { userId });
+    return response.ok && (await response.json()).calls.find((one) => one.id === callId)?.endedAt;
+  };
+  return eventually(written, 'the row is there', deadline);
 }
 
 /** Pairs of users who call each other again and again; each call that has ended is in `ledger` with its true end. */
@@ -165,7 +177,52 @@ describe('Postgres', { concurrency: true }, () => {
     const caller = await join(t, node, { userId: someone('alice') });
     const callee = await join(t, node, { userId: someone('bob') });
     const { callId } = await call(caller, callee, 2);
-    await eventually(async () => (await calls(node, caller.userId)).find((one) => one.id === callId)?.endedAt, 'the row', 1_000);
+    await isWritten(node, caller.userId, callId, 1_000);
+  });
+
+  test('is used again when its connections fall silent, idle or in use', async (t) => {
+    const postgres = await postgresFor(t);
+    const proxy = await startProxy(postgres.port);
+    t.after(() => proxy.stop());
+    const url = postgres.url.replace(`:${postgres.port}/`, `:${proxy.port}/`);
+    const [node] = await nodesOn(t, { url }, 1);
+    const caller = await join(t, node, { userId: someone('alice') });
+    const callee = await join(t, node, { userId: someone('bob') });
+    const read = async () => (await get(node, '/v1/calls', { userId: caller.userId })).status;
+    const first = await call(caller, callee, 0);
+    await isWritten(node, caller.userId, first.callId);
+
+    proxy.silence();
+    assert.equal(await read(), 200, 'an idle connection is looked at before it is used');
+    const second = await call(caller, callee, 0);
+    await isWritten(node, caller.userId, second.callId);
+
+    const release = await postgres.hold('LOCK TABLE calls');
+    const third = await call(caller, callee, 0);
+    const reads = Array.from({ length: 6 }, read);
+    await eventually(async () => (await postgres.waiting()) >= 7, 'all readers and the writer wait');
+    proxy.silence();
+    await release();
+    assert.deepEqual(await Promise.all(reads), [503, 503, 503, 503, 503, 503]);
+    assert.equal(await read(), 200, 'those are given up, and others are made');
+    await isWritten(node, caller.userId, third.callId, 20_000);
+  });
+
+  test('gets the rows of a month that was detached when it is attached again', async (t) => {
+    const postgres = await postgresFor(t);
+    const [node] = await nodesOn(t, postgres, 1);
+    const caller = await join(t, node, { userId: someone('alice') });
+    const callee = await join(t, node, { userId: someone('bob') });
+    const first = await call(caller, callee, 0);
+    await isWritten(node, caller.userId, first.callId);
+    const month = await postgres.ask('SELECT tableoid::regclass FROM calls LIMIT 1');
+    const bounds = await postgres.ask(`SELECT pg_get_expr(relpartbound, oid) FROM pg_class WHERE oid = '${month}'::regclass`);
+    await postgres.ask(`ALTER TABLE calls DETACH PARTITION ${month}`);
+    const second = await call(caller, callee, 1);
+    const told = /ERROR .*history cannot be written.*the table calls_\d{4}_\d{2} is there, but is not a partition/;
+    await eventually(() => told.test(node.logs()), 'it is said');
+    await postgres.ask(`ALTER TABLE calls ATTACH PARTITION ${month} ${bounds}`);
+    for (const { callId } of [first, second]) await isWritten(node, caller.userId, callId);
   });
 });
 
@@ -188,6 +245,7 @@ describe('a node refuses', { concurrency: true }, () => {
     t.after(() => cluster.stop());
     await Promise.all([cluster.addNode({ args: ['--migrate', '--database-url', postgres.url] }), cluster.addNode({ args: ['--migrate', '--database-url', postgres.url] })]);
     for (const node of cluster.nodes) assert.equal((await get(node, '/v1/calls', { userId: 'x' })).status, 200);
+    assert.doesNotMatch(cluster.logs(), /SQLite/);
   });
 
   test('a wrong password in one sentence without it', async (t) => {
@@ -204,4 +262,30 @@ describe('a node refuses', { concurrency: true }, () => {
     assert.doesNotMatch(refused.stderr, /sesame/);
     assert.equal(refused.stderr.trim().split('\n').length, 1, refused.stderr);
   });
+});
+
+test('SQLite on a node of several holds its part of the history: it says so, and assumes no ends', async (t) => {
+  const cluster = await startCluster(1, { args: ['--history-retention', '90days'] });
+  t.after(() => cluster.stop());
+  const [node] = cluster.nodes;
+  assert.match(node.logs(), /WARN .*history is kept in SQLite, so each node has a part of it only/);
+  await node.kill();
+  const hour = 3_600_000;
+  const now = Date.now();
+  const insert = `
+import sqlite3
+rows = [('0190a000-0000-7000-8000-000000000001', 'answered', ${now - 14 * hour}), ('0190a000-0000-7000-8000-000000000002', 'pending', ${now - 100 * 24 * hour})]
+with sqlite3.connect('${node.db}') as db:
+    for id, status, at in rows:
+        started = at if status == 'answered' else None
+        db.execute("INSERT INTO calls VALUES (?, 'anna', 'ben', 'audio', ?, NULL, NULL, ?, NULL, ?, ?, 2, '[]')", (id, status, started, at, at))
+`;
+  await promisify(execFile)('python3', ['-c', insert]);
+  await node.start();
+  // The keeper ends calls before it deletes old ones.
+  const left = await eventually(async () => {
+    const found = await calls(node, 'anna');
+    return found.length === 1 && found;
+  }, 'what is kept long enough goes, with or without an end');
+  assert.equal(left[0].status, 'answered', 'another node knows its end');
 });

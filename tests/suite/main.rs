@@ -6,6 +6,7 @@ mod calls;
 mod catalogue;
 mod cluster;
 mod history;
+mod keeper;
 mod key_set;
 mod layers;
 mod moves;

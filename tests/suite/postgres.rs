@@ -1,14 +1,17 @@
 //! What only a Postgres can do, or do wrong.
 
-use std::{path::Path, process::Command, time::Duration};
+use std::{path::Path, pin::pin, process::Command, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
+use sqlx::{Connection, Executor, PgConnection};
 use switchboard::{
     call::{CallType, EndReason, Status},
     history::{OpenError, Postgres, Query, Row, Store},
     ids::{CallId, UserId},
     time::Timestamp,
 };
+
+use tokio::time::timeout;
 
 use crate::postgres_server::{Database, PostgresServer};
 
@@ -141,6 +144,103 @@ async fn many_nodes_may_make_partitions_at_once() {
         saved.unwrap();
     }
     assert_eq!(database.ask("SELECT count(*) FROM calls"), "1");
+}
+
+/// Somebody else in the database, who has done this.
+async fn somebody(database: &Database, did: &'static str) -> PgConnection {
+    let mut session = PgConnection::connect(&database.url).await.unwrap();
+    session.execute(did).await.unwrap();
+    session
+}
+
+#[tokio::test]
+async fn a_drop_that_would_wait_holds_up_no_page_and_is_done_later() {
+    let (postgres, database) = migrated().await;
+    postgres.save(&[cancelled_at(END_OF_JANUARY)]).await.unwrap();
+    let later = END_OF_JANUARY + Duration::from_hours(24 * 70);
+    let calls = async || postgres.list(&all_of("anna")).await.unwrap().len();
+
+    let mut reader = somebody(&database, "BEGIN; SELECT count(*) FROM calls").await;
+    let mut tidying = pin!(postgres.tidy(later, Some(later)));
+    let waited = loop {
+        tokio::select! {
+            tidied = &mut tidying => break tidied.unwrap_err(),
+            page = timeout(Duration::from_secs(1), calls()) => {
+                assert_eq!(page.expect("no page waits for the drop"), 1);
+            }
+        }
+    };
+    assert!(waited.to_string().contains("lock timeout"), "{waited}");
+    reader.execute("COMMIT").await.unwrap();
+
+    let mut other = somebody(
+        &database,
+        "BEGIN; SELECT pg_advisory_xact_lock(hashtextextended('switchboard calls partitions', 0))",
+    )
+    .await;
+    postgres.tidy(later, Some(later)).await.expect("another node is at it");
+    assert_eq!(calls().await, 1);
+    other.execute("COMMIT").await.unwrap();
+
+    postgres.tidy(later, Some(later)).await.unwrap();
+    assert_eq!(calls().await, 0);
+}
+
+#[tokio::test]
+async fn partitions_that_somebody_else_made_are_used_and_left_alone() {
+    let (postgres, database) = migrated().await;
+    // The default one has a row of February, so that none can be made for the month.
+    database.ask(
+        "CREATE TABLE calls_default PARTITION OF calls DEFAULT; \
+         CREATE TABLE calls_2026_q3 PARTITION OF calls \
+             FOR VALUES FROM ('2026-07-01Z') TO ('2026-10-01Z'); \
+         INSERT INTO calls SELECT gen_random_uuid(), 'anna', 'ben', 'audio', 'missed', 'no_answer', \
+             NULL, NULL, at, at, at, 2 FROM (SELECT timestamptz '2027-02-10Z' AS at) AS made",
+    );
+    let day = Duration::from_hours(24);
+    let february = cancelled_at(END_OF_JANUARY + day);
+    let september = cancelled_at(END_OF_JANUARY - day * 140);
+    postgres.save(&[february, cancelled_at(END_OF_JANUARY), september]).await.unwrap();
+    let later = END_OF_JANUARY + day * 70;
+    postgres.tidy(later, Some(later)).await.unwrap();
+    let found = database.ask(
+        "SELECT string_agg(name, ' ' ORDER BY name) FROM \
+         (SELECT tableoid::regclass || ':' || count(*) AS name FROM calls GROUP BY tableoid) AS parts",
+    );
+    assert_eq!(found, "calls_2026_q3:1 calls_default:2");
+}
+
+#[tokio::test]
+async fn readers_that_wait_hold_up_no_writer_and_do_not_go_on_when_nobody_waits_for_them() {
+    let (postgres, database) = migrated().await;
+    let postgres = Arc::new(postgres);
+    postgres.save(&[cancelled_at(END_OF_JANUARY)]).await.unwrap();
+    let _locked = somebody(&database, "BEGIN; LOCK TABLE calls_2027_01").await;
+    let readers: Vec<_> = (0..10)
+        .map(|_| {
+            let postgres = postgres.clone();
+            tokio::spawn(async move { postgres.list(&all_of("anna")).await })
+        })
+        .collect();
+    let waiting = async || -> usize {
+        // The question blocks: meanwhile the readers could not ask theirs.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let count = "SELECT count(*) FROM pg_stat_activity \
+                     WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        database.ask(count).parse().unwrap()
+    };
+    let waits = timeout(Duration::from_secs(5), async { while waiting().await < 6 {} }).await;
+    waits.expect("all connections for readers wait");
+
+    let march = cancelled_at(END_OF_JANUARY + Duration::from_hours(24 * 35));
+    let saved = timeout(Duration::from_secs(3), postgres.save(&[march])).await;
+    saved.expect("a writer waits for no reader").unwrap();
+
+    for reader in &readers {
+        reader.abort();
+    }
+    let ended = timeout(Duration::from_secs(15), async { while waiting().await > 0 {} }).await;
+    ended.expect("Postgres ends what they asked");
 }
 
 #[tokio::test]

@@ -33,6 +33,8 @@ export async function startPostgres({ schema = true, settings = {} } = {}) {
 }
 
 class Postgres {
+  #holders = new Set();
+
   constructor(dir, port, settings) {
     this.dir = dir;
     this.port = port;
@@ -61,11 +63,34 @@ class Postgres {
     return this.child.pid;
   }
 
+  get #psql() {
+    return ['-qtAX', '-v', 'ON_ERROR_STOP=1', '-h', this.dir, '-p', `${this.port}`, '-U', 'postgres'];
+  }
+
   /** What a statement answers, a line a row, with `|` between columns. */
   async ask(sql) {
-    const target = ['-h', this.dir, '-p', `${this.port}`, '-U', 'postgres'];
-    const { stdout } = await run('psql', ['-qtAX', '-v', 'ON_ERROR_STOP=1', ...target, '-c', sql]);
+    const { stdout } = await run('psql', [...this.#psql, '-c', sql]);
     return stdout.trim();
+  }
+
+  /** Does this in a transaction, which stays open until the function that it answers is called. */
+  async hold(sql) {
+    const child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', 'psql', ...this.#psql], { stdio: ['pipe', 'pipe', 'ignore'] });
+    const gone = once(child, 'close').then(() => this.#holders.delete(child));
+    this.#holders.add(child);
+    child.stdin.write(`BEGIN; ${sql};\n\\echo held\n`);
+    let said = '';
+    child.stdout.setEncoding('utf8').on('data', (text) => (said += text));
+    await eventually(() => said.includes('held'), `held: ${sql}`);
+    return async () => {
+      child.stdin.end();
+      await gone;
+    };
+  }
+
+  /** How many sessions wait for a lock. */
+  async waiting() {
+    return Number(await this.ask("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"));
   }
 
   /** An orderly stop by default; with SIGQUIT it is cut off in the middle of what it does. */
@@ -75,6 +100,7 @@ class Postgres {
   }
 
   async stop() {
+    for (const child of this.#holders) child.kill('SIGKILL');
     if (this.child && this.child.exitCode === null && this.child.signalCode === null) {
       this.child.kill('SIGCONT');
       await this.halt('SIGQUIT');

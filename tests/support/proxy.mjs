@@ -14,6 +14,7 @@ export async function startProxy(port, { rewrite = (bytes) => bytes } = {}) {
 
 class Proxy {
   #sockets = new Set();
+  #links = new Set();
   #state = 'whole';
 
   constructor(port, rewrite) {
@@ -27,9 +28,12 @@ class Proxy {
     if (this.#state === 'frozen') return undefined;
     const outside = connect(port, '127.0.0.1');
     this.#keep(outside);
-    const pass = (to, bytes) => this.#state === 'whole' && to.write(bytes);
-    inside.on('data', (bytes) => pass(outside, bytes)).on('close', () => outside.destroy());
-    outside.on('data', (bytes) => pass(inside, rewrite(bytes))).on('close', () => inside.destroy());
+    const link = { isSilent: false };
+    this.#links.add(link);
+    const pass = (to, bytes) => this.#state === 'whole' && !link.isSilent && to.write(bytes);
+    const end = (socket) => link.isSilent || (this.#links.delete(link) && socket.destroy());
+    inside.on('data', (bytes) => pass(outside, bytes)).on('close', () => end(outside));
+    outside.on('data', (bytes) => pass(inside, rewrite(bytes))).on('close', () => end(inside));
     return undefined;
   }
 
@@ -47,6 +51,12 @@ class Proxy {
   /** Swallows all that is sent from now on, without a word. */
   freeze() {
     this.#state = 'frozen';
+  }
+
+  /** The connections that there are fall silent for ever, as if a firewall had forgotten them; new ones pass. */
+  silence() {
+    for (const link of this.#links) link.isSilent = true;
+    this.#links.clear();
   }
 
   /** New connections pass again. Those from before are gone: what they lost cannot be made up for. */

@@ -1,0 +1,162 @@
+// What has to be the same in several places: settings, ports, probes, versions, and how long a node may take to leave.
+
+import assert from 'node:assert/strict';
+import { describe, test } from 'node:test';
+import { compose, dockerfile, environmentOf, filesUnder, knownSettings, LAYERS, podsOf, read, rendered, yaml } from '../support/deployment.mjs';
+import { runToExit } from '../support/server.mjs';
+
+/** Settings that the files name and the binary is still to learn. A test fails as soon as it knows one of them. */
+const TO_COME = [
+  'SWITCHBOARD_ADMIN_LISTEN',
+  'SWITCHBOARD_LOG_FORMAT',
+];
+
+const known = knownSettings();
+const image = dockerfile();
+const { services } = compose();
+const layers = Object.fromEntries(LAYERS.map((layer) => [layer, rendered(layer)]));
+const production = layers['overlays/production'];
+const SECRETS = {
+  switchboard: { 'redis-url': 'redis://redis', 'database-url': 'postgres://postgres/calls', 'turn-secret': 'something to share' },
+};
+
+const isOurs = (name) => /(^|\/)switchboard:/.test(name);
+
+/** Each container of ours, with what it is given. */
+const ours = [
+  ...Object.entries(services)
+    .filter(([, { image: name }]) => isOurs(name))
+    .map(([name, { environment, command = [] }]) => ({ name: `compose ${name}`, given: environment, args: command })),
+  // The base alone is not complete: who may connect is the overlays' business.
+  ...LAYERS.filter((layer) => layer !== 'base').flatMap((layer) =>
+    podsOf(layers[layer]).flatMap(({ name, pod }) =>
+      pod.containers
+        .filter((container) => isOurs(container.image))
+        .map((container) => ({ name: `${layer} ${name}`, given: environmentOf(container, layers[layer], SECRETS), args: container.args ?? [] })),
+    ),
+  ),
+];
+
+describe('settings', () => {
+  test('every name is a setting of the binary', () => {
+    const files = [...filesUnder('deploy'), ...filesUnder('k8s')];
+    const named = new Set(files.flatMap((file) => read(file).match(/SWITCHBOARD_[A-Z_]+/g) ?? []));
+    assert.ok(named.size > 5);
+    assert.deepEqual([...named].filter((name) => !known.has(name) && !TO_COME.includes(name)), []);
+    assert.deepEqual(TO_COME.filter((name) => !named.has(name)), [], 'named nowhere: strike it off TO_COME');
+  });
+
+  test('what the binary has learned is no longer to come', () => {
+    assert.deepEqual(TO_COME.filter((name) => known.has(name)), [], 'strike it off TO_COME');
+  });
+
+  for (const { name, given, args } of ours) {
+    test(`the binary takes those of ${name}`, async () => {
+      const environment = { ...image.environment, ...given };
+      for (const setting of TO_COME) delete environment[setting];
+      if (TO_COME.some((setting) => /_JWT_|_JWKS_/.test(setting)) && environment.SWITCHBOARD_AUTH === 'jwt') environment.SWITCHBOARD_AUTH = 'open';
+      const flags = args.filter((arg) => arg !== 'migrate');
+      const { code, stderr } = await runToExit(['config', ...flags], { env: environment });
+      assert.equal(code, 0, stderr);
+    });
+  }
+
+  test('nodes of one place are set alike', () => {
+    assert.equal(ours.length, 8);
+    assert.deepEqual(services.node2, services.node1);
+    assert.deepEqual(services.node3, services.node1);
+  });
+});
+
+describe('ports', () => {
+  const portOf = (address) => Number(address.split(':').at(-1));
+  const clients = portOf(image.environment.SWITCHBOARD_LISTEN);
+  const admin = portOf(image.environment.SWITCHBOARD_ADMIN_LISTEN);
+
+  test('the image says which it listens on', () => {
+    assert.deepEqual(image.all('EXPOSE')[0].split(' ').map(Number), [clients, admin]);
+    assert.ok(image.all('HEALTHCHECK')[0].includes(`/127.0.0.1/${admin} `));
+  });
+
+  for (const [layer, objects] of Object.entries(layers)) {
+    test(`k8s/${layer} agrees`, () => {
+      const [{ ports, startupProbe, livenessProbe, readinessProbe }] = objects.one('Deployment', 'switchboard').spec.template.spec.containers;
+      const named = Object.fromEntries(ports.map(({ name, containerPort }) => [name, containerPort]));
+      assert.deepEqual(named, { clients, admin });
+      const { data } = objects.one('ConfigMap', 'switchboard');
+      assert.deepEqual([portOf(data.SWITCHBOARD_LISTEN), portOf(data.SWITCHBOARD_ADMIN_LISTEN)], [clients, admin]);
+      const probes = [startupProbe, livenessProbe, readinessProbe].map(({ httpGet }) => [httpGet.path, httpGet.port]);
+      assert.deepEqual(probes, [['/livez', 'admin'], ['/livez', 'admin'], ['/readyz', 'admin']]);
+      assert.equal(objects.one('Service', 'switchboard-admin').spec.ports[0].port, admin);
+      const letIn = (name) => objects.one('NetworkPolicy', name).spec.ingress.flatMap(({ ports: all }) => all.map(({ port }) => port));
+      assert.deepEqual(letIn('switchboard'), [admin]);
+      if (layer !== 'base') assert.deepEqual(letIn('switchboard-clients'), [clients]);
+    });
+  }
+
+  test('compose agrees', () => {
+    const nodes = ['node1', 'node2', 'node3'];
+    const { environment } = services.balancer;
+    assert.deepEqual(nodes.map((_, index) => environment[`NODE_${index + 1}`]), nodes.map((name) => `${name}:${clients}`));
+    assert.deepEqual(nodes.map((_, index) => environment[`NODE_${index + 1}_ADMIN`]), nodes.map(() => `${admin}`));
+    assert.ok(services.balancer.ports[0].endsWith(`:${portOf(environment.BALANCER_LISTEN)}`));
+    const [{ targets }] = yaml('deploy/prometheus/targets/switchboard.yml');
+    assert.deepEqual(targets, nodes.map((name) => `${name}:${admin}`));
+  });
+});
+
+describe('time to leave', () => {
+  const seconds = (text) => Number(/^(\d+)s$/.exec(text)[1]);
+  const constant = (file, name) => Number(new RegExp(`const ${name}: Duration = Duration::from_secs\\((\\d+)\\)`).exec(read(file))[1]);
+  // As src/app.rs does it: connections are closed, devices handed over, history is written.
+  const afterwards =
+    constant('src/gateway/mod.rs', 'CLOSE_TIMEOUT') + constant('src/calls/nodes.rs', 'MAX_HAND_OVER') + constant('src/history/recorder.rs', 'CLOSE_TIMEOUT');
+
+  for (const [layer, objects] of Object.entries(layers)) {
+    test(`k8s/${layer} gives a node enough`, () => {
+      const { spec } = objects.one('Deployment', 'switchboard').spec.template;
+      const before = spec.containers[0].lifecycle.preStop.sleep.seconds;
+      const window = seconds(objects.one('ConfigMap', 'switchboard').data.SWITCHBOARD_DRAIN_WINDOW);
+      assert.ok(before + window + afterwards < spec.terminationGracePeriodSeconds, `${before} + ${window} + ${afterwards} s`);
+    });
+  }
+
+  test('the next one is told to stop when the one before has left', () => {
+    const { spec } = production.one('Deployment', 'switchboard');
+    const window = seconds(production.one('ConfigMap', 'switchboard').data.SWITCHBOARD_DRAIN_WINDOW);
+    const handOver = constant('src/calls/nodes.rs', 'MAX_HAND_OVER');
+    assert.ok(spec.minReadySeconds >= spec.template.spec.containers[0].lifecycle.preStop.sleep.seconds + window + handOver);
+  });
+
+  test('compose gives a node enough', () => {
+    const window = seconds(services.node1.environment.SWITCHBOARD_DRAIN_WINDOW);
+    assert.ok(window + afterwards < seconds(services.node1.stop_grace_period));
+  });
+});
+
+describe('versions', () => {
+  const [, version] = /^version = "(.+)"$/m.exec(read('Cargo.toml'));
+  const inKubernetes = Object.values(layers).flatMap((objects) => podsOf(objects).flatMap(({ pod }) => pod.containers.map(({ image: name }) => name)));
+  const inCompose = Object.values(services).map(({ image: name }) => name);
+  const inDockerfile = image.all('FROM').map((rest) => rest.split(' ')[0]);
+
+  test('every image is pinned', () => {
+    for (const name of [...inKubernetes, ...inCompose, ...inDockerfile]) {
+      const [, tag] = /^[a-z0-9./-]+:([\w.-]+)$/.exec(name) ?? assert.fail(name);
+      assert.match(tag, /\d+\.\d+|\d{8}/, `${name} names no version`);
+      assert.doesNotMatch(tag, /latest/);
+    }
+  });
+
+  test('our own is the one of Cargo.toml', () => {
+    const named = [...inKubernetes, ...inCompose].filter(isOurs);
+    assert.ok(named.length > 4);
+    for (const name of named) assert.ok(name.endsWith(`:${version}`), name);
+  });
+
+  test('one image has one version everywhere', () => {
+    const tags = {};
+    for (const name of [...inKubernetes, ...inCompose]) (tags[name.split(':')[0].split('/').at(-1)] ??= new Set()).add(name.split(':')[1]);
+    for (const [name, all] of Object.entries(tags)) assert.equal(all.size, 1, `${name}: ${[...all]}`);
+  });
+});

@@ -1,0 +1,108 @@
+// deploy/compose.yaml and what it mounts.
+
+import assert from 'node:assert/strict';
+import { existsSync, readFileSync } from 'node:fs';
+import { rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { compose, filesUnder, fromVenv, path, read, succeed, yaml } from '../support/deployment.mjs';
+import { privateFolder } from '../support/server.mjs';
+
+const { services, networks, volumes, variables, used } = compose();
+const NODES = ['node1', 'node2', 'node3'];
+const mountsOf = ({ volumes: all = [] }) => all.map((mount) => mount.split(':'));
+
+test('it is a compose file', async () => {
+  await succeed(fromVenv('check-jsonschema'), ['--builtin-schema', 'vendor.compose-spec', path('deploy/compose.yaml')]);
+});
+
+test('every variable is in .env.example, with the same default, and the other way round', () => {
+  for (const { name, fallback } of used) assert.equal(variables[name], fallback, name);
+  assert.deepEqual(Object.keys(variables).filter((name) => !used.some((one) => one.name === name)), []);
+});
+
+test('no default can be taken for a good secret', () => {
+  for (const [name, value] of Object.entries(variables).filter(([name]) => /SECRET|PASSWORD/.test(name))) assert.match(value, /^change-me-/, name);
+});
+
+test('what it refers to is there', () => {
+  for (const [name, service] of Object.entries(services)) {
+    for (const [source] of mountsOf(service)) {
+      if (source.startsWith('.')) assert.ok(existsSync(path('deploy', source)), `${name}: ${source}`);
+      else assert.ok(source in volumes, `${name}: ${source}`);
+    }
+    for (const network of service.networks) assert.ok(network in networks, `${name}: ${network}`);
+    for (const [other, { condition }] of Object.entries(service.depends_on ?? {})) {
+      assert.ok(services[other], `${name}: ${other}`);
+      const ends = services[other].restart === 'no';
+      assert.equal(condition, ends ? 'service_completed_successfully' : 'service_healthy', `${name} waits for ${other}`);
+      const own = services[other].healthcheck?.test ?? (services[other].build && read('deploy/Dockerfile').includes('HEALTHCHECK'));
+      assert.ok(ends || own, `${other} says whether it is well`);
+    }
+  }
+});
+
+test('nodes start after the migration, and the balancer after them', () => {
+  for (const name of NODES) assert.deepEqual(Object.keys(services[name].depends_on).sort(), ['migrate', 'postgres', 'redis']);
+  assert.deepEqual(Object.keys(services.balancer.depends_on), NODES);
+  assert.deepEqual(services.migrate.command[0], 'migrate');
+});
+
+test('the balancer is told all that its file asks for', () => {
+  const asked = [...read('deploy/haproxy/haproxy.cfg').matchAll(/presetenv (\S+)|defined\((\S+)\)/g)].map(([, preset, defined]) => preset ?? defined);
+  assert.ok(asked.length > 4);
+  for (const name of asked) assert.ok(name in services.balancer.environment, name);
+  assert.deepEqual(NODES.map((_, index) => services.balancer.environment[`NODE_${index + 1}`].split(':')[0]), NODES);
+});
+
+test('nothing is published beyond loopback that is not for clients, and no store can be reached from outside', () => {
+  assert.equal(variables.PUBLISH, '127.0.0.1');
+  for (const [name, { ports = [], networks: joined }] of Object.entries(services)) {
+    for (const port of ports) assert.match(port, /^127\.0\.0\.1:/, name);
+    if (['redis', 'postgres', ...NODES].includes(name)) assert.deepEqual(joined, ['back'], name);
+  }
+  assert.equal(networks.back.internal, true);
+  assert.deepEqual(services.coturn.networks, ['turn'], 'what clients have it send reaches nothing else');
+});
+
+test('coturn relays on the ports that are published, and shares its secret with the nodes', () => {
+  const settings = read('deploy/coturn/turnserver.conf');
+  const [, least] = /^min-port=(\d+)$/m.exec(settings);
+  const [, most] = /^max-port=(\d+)$/m.exec(settings);
+  assert.ok(services.coturn.ports.includes(`127.0.0.1:${least}-${most}:${least}-${most}/udp`));
+  const [, port] = /^listening-port=(\d+)$/m.exec(settings);
+  for (const url of services.node1.environment.SWITCHBOARD_TURN_URLS.split(',')) assert.match(url, new RegExp(`:${port}\\?`));
+  assert.ok(services.coturn.command.includes(`--static-auth-secret=${services.node1.environment.SWITCHBOARD_TURN_SECRET}`));
+});
+
+test('traces go where the collector listens', () => {
+  const { receivers, processors, exporters, service } = yaml('deploy/otel/collector.yaml');
+  const port = receivers.otlp.protocols.grpc.endpoint.split(':')[1];
+  assert.equal(services.node1.environment.OTEL_EXPORTER_OTLP_ENDPOINT, `http://otel-collector:${port}`);
+  for (const pipeline of Object.values(service.pipelines)) {
+    const named = [[pipeline.receivers, receivers], [pipeline.processors, processors], [pipeline.exporters, exporters]];
+    for (const [names, all] of named) for (const name of names) assert.ok(name in all, name);
+  }
+});
+
+test('Grafana finds its Prometheus and its dashboards, and every query can be read', async (t) => {
+  const { datasources: [source] } = yaml('deploy/grafana/provisioning/datasources/prometheus.yaml');
+  assert.equal(source.url, 'http://prometheus:9090');
+  const { providers: [provider] } = yaml('deploy/grafana/provisioning/dashboards/switchboard.yaml');
+  assert.ok(mountsOf(services.grafana).some(([from, to]) => from === './grafana/dashboards' && to === provider.options.path));
+  const dashboards = filesUnder('deploy/grafana/dashboards').map((file) => JSON.parse(readFileSync(path(file), 'utf8')));
+  assert.ok(dashboards.length > 0);
+  assert.equal(new Set(dashboards.map(({ uid }) => uid)).size, dashboards.length);
+  const panels = dashboards.flatMap((dashboard) => dashboard.panels.filter(({ type }) => type !== 'row'));
+  assert.ok(panels.every(({ datasource }) => datasource.uid === source.uid));
+  const queries = panels.flatMap(({ targets }) => targets.map(({ expr }) => expr));
+  const rules = queries.map((expr, index) => ({ record: `query_${index}`, expr: expr.replaceAll(/\$__\w+/g, '5m') }));
+  const folder = await privateFolder();
+  t.after(() => rm(folder, { recursive: true }));
+  await writeFile(join(folder, 'queries.json'), JSON.stringify({ groups: [{ name: 'dashboards', rules }] }));
+  await succeed('promtool', ['check', 'rules', '--lint=none', join(folder, 'queries.json')]);
+});
+
+test('Prometheus can read its settings', async () => {
+  await succeed('promtool', ['check', 'config', path('deploy/prometheus/prometheus.yml')]);
+});

@@ -1,0 +1,179 @@
+// The shipped settings, run by the programs that they are for: HAProxy, Prometheus and coturn from Debian.
+
+import assert from 'node:assert/strict';
+import { execFile, spawn } from 'node:child_process';
+import { createHmac } from 'node:crypto';
+import { createSocket } from 'node:dgram';
+import { once } from 'node:events';
+import { cp, rm, writeFile } from 'node:fs/promises';
+import { createServer } from 'node:http';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { eventually } from '../support/check.mjs';
+import { freePort, startCluster } from '../support/cluster.mjs';
+import { path, read, succeed } from '../support/deployment.mjs';
+import { privateFolder } from '../support/server.mjs';
+
+const HAPROXY = path('deploy/haproxy/haproxy.cfg');
+
+/** Runs a program until the test ends, and answers what it has said so far. */
+function running(t, program, args, options = {}) {
+  const child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', program, ...args], { stdio: ['ignore', 'pipe', 'pipe'], ...options });
+  const run = { output: '' };
+  for (const pipe of [child.stdout, child.stderr]) pipe.setEncoding('utf8').on('data', (text) => (run.output += text));
+  const gone = once(child, 'close');
+  t.after(async () => {
+    child.kill('SIGKILL');
+    await gone;
+  });
+  return run;
+}
+
+async function folderFor(t) {
+  const folder = await privateFolder();
+  t.after(() => rm(folder, { recursive: true, force: true }));
+  return folder;
+}
+
+test("HAProxy takes its settings, with and without a name server's address", async () => {
+  const containers = { BALANCER_DNS: '127.0.0.11:53', NODE_1: 'node1:3000', NODE_2: 'node2:3000', NODE_3: 'node3:3000' };
+  for (const env of [{}, containers]) await succeed('haproxy', ['-c', '-f', HAPROXY], { env: { ...process.env, ...env } });
+});
+
+test('HAProxy starts before its nodes have addresses, and finds one that came back with another', async (t) => {
+  const address = { node1: null };
+  const dns = await startDns(t, (name) => address[name]);
+  const port = await freePort();
+  const first = await startStandIn(t, '127.0.0.2');
+  const second = await startStandIn(t, '127.0.0.3', first.port);
+  const nodes = ['node1', 'node2', 'node3'].flatMap((name, index) => [
+    [`NODE_${index + 1}`, `${name}:${first.port}`],
+    [`NODE_${index + 1}_ADMIN`, `${first.port}`],
+  ]);
+  const env = { ...process.env, ...Object.fromEntries(nodes), BALANCER_LISTEN: `127.0.0.1:${port}`, BALANCER_DNS: `127.0.0.1:${dns}` };
+  const haproxy = running(t, 'haproxy', ['-db', '-f', HAPROXY], { env });
+  const ask = async () => (await fetch(`http://127.0.0.1:${port}/`).catch(() => null))?.text();
+  await eventually(async () => (await ask())?.includes('503'), 'it serves, and there is no node');
+  address.node1 = '127.0.0.2';
+  await eventually(async () => (await ask()) === '127.0.0.2', `the first address is used\n${haproxy.output}`);
+  address.node1 = '127.0.0.3';
+  await first.stop();
+  await eventually(async () => (await ask()) === '127.0.0.3', 'the second address is used');
+  assert.equal(await ask(), '127.0.0.3', second.address);
+});
+
+test('Prometheus scrapes three nodes', async (t) => {
+  const cluster = await startCluster(3);
+  t.after(() => cluster.stop());
+  const [{ adminUrl }] = cluster.nodes;
+  const { ok } = adminUrl ? await fetch(`${adminUrl}/metrics`) : {};
+  if (!ok) return t.skip('the binary has no /metrics yet');
+  const targets = cluster.nodes.map((node) => new URL(node.adminUrl).host);
+  const asked = await scraped(t, targets);
+  assert.deepEqual(asked, targets.map((target) => [target, '1']).sort());
+});
+
+test('Prometheus scrapes whatever the file of targets names', async (t) => {
+  const standIn = await startStandIn(t, '127.0.0.1');
+  const there = `127.0.0.1:${standIn.port}`;
+  const nobody = `127.0.0.1:${await freePort()}`;
+  assert.deepEqual(await scraped(t, [there, nobody]), [[there, '1'], [nobody, '0']].sort());
+});
+
+/** What `up` says of each of these, asked by a Prometheus with the shipped settings. */
+async function scraped(t, targets) {
+  const folder = await folderFor(t);
+  const settings = join(folder, 'settings');
+  await cp(path('deploy/prometheus'), settings, { recursive: true });
+  // As shipped, but more often.
+  const file = join(settings, 'prometheus.yml');
+  await writeFile(file, read('deploy/prometheus/prometheus.yml').replaceAll(/(scrape_\w+): \d+s/g, '$1: 1s'));
+  await writeFile(join(settings, 'targets/switchboard.yml'), JSON.stringify([{ targets }]));
+  const port = await freePort();
+  const args = [`--config.file=${file}`, `--storage.tsdb.path=${folder}/data`, `--web.listen-address=127.0.0.1:${port}`];
+  const prometheus = running(t, 'prometheus', args);
+  const query = new URLSearchParams({ query: 'up{job="switchboard"}' });
+  const series = async () => {
+    const answer = await fetch(`http://127.0.0.1:${port}/api/v1/query?${query}`).catch(() => null);
+    const { data } = answer?.ok ? await answer.json() : {};
+    return data?.result.length === targets.length && data.result;
+  };
+  const all = await eventually(series, `each was asked once\n${prometheus.output}`, 30_000);
+  return all.map(({ metric, value: [, value] }) => [metric.instance, value]).sort();
+}
+
+test('coturn relays for those who know the secret, and not to where it must not', async (t) => {
+  const folder = await folderFor(t);
+  const port = await freePort();
+  const relays = 20_000 + 2 * Math.floor(Math.random() * 5_000);
+  // On the command line what has to be otherwise on one machine; the rest is the file's.
+  const args = ['-c', path('deploy/coturn/turnserver.conf'), '--static-auth-secret=the secret', '--allowed-peer-ip=127.0.0.1'];
+  const here = ['--listening-ip=127.0.0.1', '--relay-ip=127.0.0.1', `--listening-port=${port}`, `--min-port=${relays}`, `--max-port=${relays + 60}`];
+  const files = [`--pidfile=${folder}/pid`, `--userdb=${folder}/db`, '--allow-loopback-peers'];
+  const coturn = running(t, 'turnserver', [...args, ...here, ...files], { cwd: folder });
+  const lives = () => run('turnutils_stunclient', ['-p', `${port}`, '127.0.0.1'], 1_000);
+  await eventually(async () => (await lives()).ok, `it answers\n${coturn.output}`);
+
+  const user = `${Math.floor(Date.now() / 1_000) + 60}:anna`;
+  const password = (secret) => createHmac('sha1', secret).update(user).digest('base64');
+  const relay = (secret, ...to) =>
+    run('turnutils_uclient', ['-c', '-n', '2', '-m', '1', '-u', user, '-w', password(secret), '-p', `${port}`, ...to, '127.0.0.1'], 8_000);
+  const toEachOther = ['-y'];
+  const welcome = await relay('the secret', ...toEachOther);
+  assert.match(welcome.output, /tot_recv_msgs=[1-9]/, `${welcome.output}\n${coturn.output}`);
+  const stranger = await relay('another one', ...toEachOther);
+  assert.match(stranger.output, /Cannot complete Allocation/, stranger.output);
+  // Something in a network that the settings forbid, which would answer.
+  const inside = createSocket('udp4').on('message', (data, { port: to, address }) => inside.send(data, to, address));
+  t.after(() => inside.close());
+  inside.bind(0, '127.0.0.9');
+  await once(inside, 'listening');
+  const refused = await relay('the secret', '-e', '127.0.0.9', '-r', `${inside.address().port}`);
+  assert.doesNotMatch(refused.output, /tot_recv_msgs=[1-9]/, refused.output);
+  assert.match(refused.output, /403/, refused.output);
+});
+
+/** Runs to its end, or for so long. */
+function run(program, args, timeout) {
+  return new Promise((resolve) => {
+    execFile(program, args, { timeout, killSignal: 'SIGKILL' }, (error, stdout, stderr) => resolve({ ok: error === null, output: stdout + stderr }));
+  });
+}
+
+/** Something that is well, has no metrics, and answers with its own address. */
+async function startStandIn(t, address, port = 0) {
+  const server = createServer((request, response) => response.end(request.url === '/metrics' ? '' : address));
+  server.listen(port, address);
+  await once(server, 'listening');
+  const stop = async () => {
+    if (!server.listening) return;
+    server.close();
+    server.closeAllConnections();
+    await once(server, 'close');
+  };
+  t.after(stop);
+  return { address, port: server.address().port, stop };
+}
+
+/** A name server that knows IPv4 addresses; the port that it listens on. */
+async function startDns(t, addressOf) {
+  const socket = createSocket('udp4');
+  socket.on('message', (query, { port, address: from }) => {
+    let end = 12;
+    const labels = [];
+    for (; query[end] !== 0; end += query[end] + 1) labels.push(query.toString('latin1', end + 1, end + 1 + query[end]));
+    const question = query.subarray(12, end + 5);
+    const address = query.readUInt16BE(end + 1) === 1 ? addressOf(labels[0]) : null;
+    const head = Buffer.alloc(12);
+    query.copy(head, 0, 0, 2);
+    head.writeUInt16BE(address ? 0x8180 : 0x8183, 2);
+    head.writeUInt16BE(1, 4);
+    head.writeUInt16BE(address ? 1 : 0, 6);
+    const answer = address ? Buffer.from([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4, ...address.split('.').map(Number)]) : Buffer.alloc(0);
+    socket.send(Buffer.concat([head, question, answer]), port, from);
+  });
+  socket.bind(0, '127.0.0.1');
+  await once(socket, 'listening');
+  t.after(() => socket.close());
+  return socket.address().port;
+}

@@ -1,0 +1,108 @@
+// What deploy/ and k8s/ say, read as their tools read it.
+
+import assert from 'node:assert/strict';
+import { execFile, execFileSync } from 'node:child_process';
+import { readFileSync, readdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
+import { parse, parseAllDocuments } from 'yaml';
+import { BINARY } from './server.mjs';
+
+export const ROOT = fileURLToPath(new URL('../../', import.meta.url));
+export const LAYERS = ['base', 'overlays/dev', 'overlays/production'];
+
+const run = promisify(execFile);
+
+export const path = (...parts) => join(ROOT, ...parts);
+export const read = (...parts) => readFileSync(path(...parts), 'utf8');
+export const yaml = (...parts) => parse(read(...parts), { merge: true });
+
+/** Runs a program and answers what it printed; fails with that if it fails. */
+export async function succeed(program, args, options = {}) {
+  try {
+    const { stdout, stderr } = await run(program, args, { cwd: ROOT, ...options });
+    return stdout + stderr;
+  } catch (error) {
+    return assert.fail(`${program} ${args.join(' ')}: ${error.message}\n${error.stdout}`);
+  }
+}
+
+/** A program of the Python packages that test-setup installs. */
+export const fromVenv = (name) => path('tests/.venv/bin', name);
+
+/** What `kubectl apply -k` would send, as text. */
+export function render(layer) {
+  return execFileSync(fromVenv('kubectl'), ['kustomize', path('k8s', layer)], { encoding: 'utf8' });
+}
+
+/** The same, as objects. */
+export function rendered(layer) {
+  const all = parseAllDocuments(render(layer)).map((document) => document.toJS());
+  return { all, of: (kind) => all.filter((one) => one.kind === kind), one: (kind, name) => one(all, kind, name) };
+}
+
+function one(all, kind, name) {
+  const found = all.filter((object) => object.kind === kind && object.metadata.name.replace(/-[a-z0-9]{10}$/, '') === name);
+  assert.equal(found.length, 1, `${found.length} of ${kind} ${name}`);
+  return found[0];
+}
+
+/** Each pod that a Deployment or a Job makes, with the name of what makes it. */
+export const podsOf = ({ all }) =>
+  all.filter(({ spec }) => spec?.template?.spec).map(({ metadata, spec }) => ({ name: metadata.name, labels: spec.template.metadata.labels, pod: spec.template.spec }));
+
+/** A container's environment, with the values of its ConfigMaps and Secrets. Fails on a reference to nothing. */
+export function environmentOf(container, objects, secrets = {}) {
+  const environment = {};
+  for (const { configMapRef } of container.envFrom ?? []) {
+    const { data } = objects.all.find(({ kind, metadata }) => kind === 'ConfigMap' && metadata.name === configMapRef?.name)
+      ?? assert.fail(`there is no ConfigMap ${configMapRef?.name}`);
+    Object.assign(environment, data);
+  }
+  for (const { name, value, valueFrom } of container.env ?? []) {
+    environment[name] = value ?? secretValue(valueFrom.secretKeyRef, objects, secrets);
+  }
+  return environment;
+}
+
+function secretValue({ name, key }, { all }, secrets) {
+  const secret = all.find(({ kind, metadata }) => kind === 'Secret' && metadata.name === name);
+  const encoded = secret?.data?.[key];
+  if (encoded !== undefined) return Buffer.from(encoded, 'base64').toString();
+  return secrets[name]?.[key] ?? assert.fail(`there is no key ${key} in a Secret ${name}`);
+}
+
+/** compose.yaml with the variables of `.env.example`, and the services' own environment. */
+export function compose() {
+  const variables = Object.fromEntries([...read('deploy/.env.example').matchAll(/^([A-Z_]+)=(.*)$/gm)].map(([, name, value]) => [name, value]));
+  const text = read('deploy/compose.yaml');
+  const used = [...text.matchAll(/\$\{([A-Z_]+):-([^}]*)\}/g)].map(([, name, fallback]) => ({ name, fallback }));
+  const filled = text.replaceAll(/\$\{([A-Z_]+):-[^}]*\}/g, (_, name) => variables[name] ?? '');
+  return { ...parse(filled, { merge: true }), variables, used, text };
+}
+
+/** The last stage of the Dockerfile, and what its instructions say. */
+export function dockerfile() {
+  const text = read('deploy/Dockerfile').replaceAll(/^\s*#.*\n/gm, '').replaceAll(/\\\n\s*/g, ' ');
+  const lines = text.split('\n').filter(Boolean).map((line) => /^(\S+)\s+(.*)$/.exec(line).slice(1));
+  const last = lines.slice(lines.findLastIndex(([word]) => word === 'FROM'));
+  const environment = Object.fromEntries(
+    last.filter(([word]) => word === 'ENV').flatMap(([, rest]) => rest.split(' ').map((pair) => pair.split('='))),
+  );
+  return { lines, last, environment, all: (word, among = lines) => among.filter(([one]) => one === word).map(([, rest]) => rest) };
+}
+
+/** The settings that the binary has. */
+export function knownSettings() {
+  const help = execFileSync(BINARY, ['--help'], { encoding: 'utf8' });
+  return new Set([...help.matchAll(/\[env: (SWITCHBOARD_[A-Z_]+)/g)].map(([, name]) => name));
+}
+
+/** All files under a folder of the repository. */
+export function filesUnder(folder) {
+  return readdirSync(path(folder), { withFileTypes: true }).flatMap((entry) => {
+    const inside = join(folder, entry.name);
+    return entry.isDirectory() ? filesUnder(inside) : [inside];
+  });
+}
