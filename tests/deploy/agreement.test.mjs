@@ -9,8 +9,6 @@ import { runToExit } from '../support/server.mjs';
 const TO_COME = [
   'SWITCHBOARD_ADMIN_LISTEN',
   'SWITCHBOARD_LOG_FORMAT',
-  'SWITCHBOARD_TURN_SECRET',
-  'SWITCHBOARD_TURN_URLS',
 ];
 
 const known = knownSettings();
