@@ -83,22 +83,7 @@ pub async fn serve(
     }
     let store: Arc<dyn Store> = Arc::new(Measured(open_store(&config).await?));
 
-    let node = process.node;
-    let (cluster, inbox, leaving, clock): (Arc<dyn Cluster>, _, _, _) = match &config.redis_url {
-        Some(url) => {
-            let clock = SharedClock::starting_at(Clock::System.now());
-            let url = url.expose();
-            let joined =
-                Redis::join(url, &config.namespace, node, clock.clone(), health.clone()).await;
-            let (redis, inbox) = joined.map_err(StartError::Redis)?;
-            let leaving = Leaving::HandOver { window: config.drain_window };
-            (redis, inbox, leaving, Clock::Shared(clock))
-        }
-        None => {
-            let (memory, inbox) = Hub::default().node(node);
-            (Arc::new(memory), inbox, Leaving::ForGood, Clock::System)
-        }
-    };
+    let (cluster, inbox, leaving, clock) = join(&config, process.node, &health).await?;
     let keeping_up = tokio::spawn(process.metrics.clone().keep_up());
     let (recorder, writer) = history::recorder(store.clone(), cluster.clone(), health.clone());
     // In a file that holds one node's part, the end of a call is often missing, and not because all
@@ -178,6 +163,24 @@ pub async fn serve(
         warn!(%error, "the admin listener had failed");
     }
     Ok(())
+}
+
+/// The cluster that the settings name, what comes from it, how to leave it, and its clock.
+async fn join(
+    config: &Config,
+    node: NodeId,
+    health: &Health,
+) -> Result<(Arc<dyn Cluster>, Receiver<Inbound>, Leaving, Clock), StartError> {
+    let Some(url) = &config.redis_url else {
+        let (memory, inbox) = Hub::default().node(node);
+        return Ok((Arc::new(memory), inbox, Leaving::ForGood, Clock::System));
+    };
+    let clock = SharedClock::starting_at(Clock::System.now());
+    let namespace = &config.namespace;
+    let joined = Redis::join(url.expose(), namespace, node, clock.clone(), health.clone()).await;
+    let (redis, inbox) = joined.map_err(StartError::Redis)?;
+    let leaving = Leaving::HandOver { window: config.drain_window };
+    Ok((redis, inbox, leaving, Clock::Shared(clock)))
 }
 
 /// Sets all gauges that are not kept up to date as things happen.

@@ -7,18 +7,19 @@ use std::{
     time::Duration,
 };
 
-use tracing::{error, warn};
+use tracing::warn;
 
 use super::{
     Failure,
     held::Held,
+    tally,
     view::{Reach, View},
 };
 use crate::{
     call::{Call, Device, News, Refusal, Role, Route, Signal, news},
     cluster::{Message, Relay},
     ids::{CallId, NodeId, SocketId, UserId},
-    metrics::{self, Invariant, Limit},
+    metrics::{self, Limit},
     payload::Payload,
     time::Timestamp,
 };
@@ -248,10 +249,7 @@ impl LiveCall {
             return;
         }
         let before = std::mem::replace(&mut view.call, newer.clone());
-        if !before.is_live() {
-            metrics::violated(Invariant::EndChanged);
-            error!(call = %self.id, "a call that had ended has changed");
-        }
+        tally::keeps_its_end(&before, newer);
         for (socket, news) in news(&before, newer, &view.rung) {
             let is_callers = [&before, newer].iter().any(|call| call.caller.link.is_on(socket));
             let role = if is_callers { Role::Caller } else { Role::Callee };

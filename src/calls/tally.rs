@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 
+use tracing::error;
+
 use super::{Calls, Failure};
 use crate::{
     call::{Call, CallType, EndReason, Refusal, Role, State},
@@ -45,8 +47,9 @@ pub fn not_placed(call_type: CallType, failure: &Failure) {
 
 /// A transition was committed.
 pub fn changed(before: &Call, after: &Call) {
-    if !before.is_live() && after.state != before.state {
-        metrics::violated(Invariant::EndChanged);
+    if !before.is_live() {
+        // A device that comes back too late is told, which makes a version. The end stays as it was.
+        return keeps_its_end(before, after);
     }
     let rang = |outcome, until| metrics::RING.of(outcome).record(until - after.created_at);
     match (&before.state, &after.state) {
@@ -68,6 +71,14 @@ pub fn changed(before: &Call, after: &Call) {
             (Some(_), None) => metrics::DEVICES_RETURNED.increment(1),
             _ => {}
         }
+    }
+}
+
+/// Counts it if a call that has ended ends in another way, or lives again.
+pub fn keeps_its_end(before: &Call, after: &Call) {
+    if !before.is_live() && after.state != before.state {
+        metrics::violated(Invariant::EndChanged);
+        error!(call = %after.id, "the end of a call has changed");
     }
 }
 

@@ -194,6 +194,9 @@ describe('metrics', { concurrency: 4 }, () => {
     await counted(server, before, { switchboard_calls: { active: 1 }, switchboard_call_devices_returned_total: { '': 1 } });
     await back.drop();
     await caller.next('call:ended');
+    // Told late of the end, which makes another version of the record, and no other end.
+    const late = await join(t, server, { userId: callee.userId, deviceId: 'phone' });
+    await late.next('call:ended');
     await counted(server, before, {
       [ENDED]: { 'connection_lost video': 1 },
       switchboard_call_devices_lost_total: { '': 2 },
