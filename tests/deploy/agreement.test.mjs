@@ -5,12 +5,6 @@ import { describe, test } from 'node:test';
 import { compose, dockerfile, environmentOf, filesUnder, knownSettings, LAYERS, podsOf, read, rendered, yaml } from '../support/deployment.mjs';
 import { runToExit } from '../support/server.mjs';
 
-/** Settings that the files name and the binary is still to learn. A test fails as soon as it knows one of them. */
-const TO_COME = [
-  'SWITCHBOARD_ADMIN_LISTEN',
-  'SWITCHBOARD_LOG_FORMAT',
-];
-
 const known = knownSettings();
 const image = dockerfile();
 const { services } = compose();
@@ -42,19 +36,12 @@ describe('settings', () => {
     const files = [...filesUnder('deploy'), ...filesUnder('k8s')];
     const named = new Set(files.flatMap((file) => read(file).match(/SWITCHBOARD_[A-Z_]+/g) ?? []));
     assert.ok(named.size > 5);
-    assert.deepEqual([...named].filter((name) => !known.has(name) && !TO_COME.includes(name)), []);
-    assert.deepEqual(TO_COME.filter((name) => !named.has(name)), [], 'named nowhere: strike it off TO_COME');
-  });
-
-  test('what the binary has learned is no longer to come', () => {
-    assert.deepEqual(TO_COME.filter((name) => known.has(name)), [], 'strike it off TO_COME');
+    assert.deepEqual([...named].filter((name) => !known.has(name)), []);
   });
 
   for (const { name, given, args } of ours) {
     test(`the binary takes those of ${name}`, async () => {
       const environment = { ...image.environment, ...given };
-      for (const setting of TO_COME) delete environment[setting];
-      if (TO_COME.some((setting) => /_JWT_|_JWKS_/.test(setting)) && environment.SWITCHBOARD_AUTH === 'jwt') environment.SWITCHBOARD_AUTH = 'open';
       const flags = args.filter((arg) => arg !== 'migrate');
       const { code, stderr } = await runToExit(['config', ...flags], { env: environment });
       assert.equal(code, 0, stderr);
