@@ -81,7 +81,7 @@ labels! {
         NodeInbox = "node_inbox", Backlog = "history_backlog",
     }
     Found { Overdue = "overdue", Unstored = "unstored", Nothing = "nothing" }
-    Invariant { VersionBack = "version_back", EndChanged = "end_changed", NotAParty = "not_a_party" }
+    Invariant { EndChanged = "end_changed", NotAParty = "not_a_party" }
     Command {
         Look = "look", Mark = "mark", Commit = "commit", Load = "load", Live = "live", Due = "due",
         Settle = "settle", Bury = "bury", Unseen = "unseen", Beat = "beat", Publish = "publish",
@@ -282,6 +282,8 @@ metrics! {
     Gauge NODE_QUEUE[] "switchboard_node_queue_messages" "Messages that wait to be sent to other nodes.";
     Counter DEAD_NODES[] "switchboard_dead_nodes_total"
         "Nodes that were found dead, each on the node that took the last of their users off them.";
+    Counter RESTORED[] "switchboard_records_restored_total"
+        "Records of live calls that Redis had lost, or had in an older version, and that were put back.";
     Counter RESETS[] "switchboard_cluster_resets_total"
         "How often this node told the cluster anew who is here and looked all its calls up.";
 

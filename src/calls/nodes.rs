@@ -15,7 +15,7 @@ use crate::{
     call::{Binding, Call, Device, Event, Link, Role},
     cluster::{Departed, Inbound, Message, Relay, Unavailable},
     ids::{CallId, NodeId, UserId},
-    metrics::{self, Invariant, Path},
+    metrics::{self, Path},
 };
 
 /// How long a node that stops stays at the most for devices that are not back elsewhere yet.
@@ -200,9 +200,7 @@ impl Calls {
             socket.is_some_and(|it| self.devices().contains_key(&it) || is_leaving(it))
         };
         if is_bound_here(Role::Caller) || is_bound_here(Role::Callee) {
-            if over.is_some() {
-                metrics::violated(Invariant::VersionBack);
-            }
+            metrics::RESTORED.increment(1);
             warn!(call = %seen.id, ?over, "the record of a live call was gone: it is put back");
             self.cluster.restore(seen, over).await?;
         } else if over.is_none() {
@@ -223,9 +221,7 @@ impl Calls {
         if !seen.is_live() || !is_newer {
             return Ok(found);
         }
-        if found.is_some() {
-            metrics::violated(Invariant::VersionBack);
-        }
+        metrics::RESTORED.increment(1);
         warn!(call = %id, "the record of a live call was gone: it is put back");
         self.cluster.restore(&seen, found.map(|found| found.version)).await?;
         Ok(Some(seen))

@@ -13,9 +13,11 @@ use crate::{
 
 /// How often it looks.
 const INTERVAL: Duration = Duration::from_hours(1);
-/// How soon it tries again when something failed. Nothing here is urgent, and each try to drop old
+/// How soon it tries again when something else failed. Nothing here is urgent, and each try to drop old
 /// calls makes readers wait for a moment.
 const RETRY: Duration = Duration::from_mins(5);
+/// How soon it tries again when the database was not there: then it costs nobody anything.
+const AWAY_RETRY: Duration = Duration::from_secs(15);
 /// Most calls that are closed at a time.
 const BATCH_ROWS: u32 = 256;
 
@@ -55,7 +57,7 @@ impl Keeper {
                     if !std::mem::replace(&mut is_told, true) {
                         warn!(%error, "the history could not be put in order: it is tried again");
                     }
-                    RETRY
+                    if error.is_away() { AWAY_RETRY } else { RETRY }
                 }
             };
             tokio::time::sleep(pause).await;

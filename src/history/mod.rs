@@ -8,7 +8,7 @@ mod postgres;
 mod recorder;
 mod sqlite;
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use async_trait::async_trait;
 use serde::{Serialize, Serializer};
@@ -68,6 +68,20 @@ impl From<sqlx::Error> for StoreError {
 }
 
 impl StoreError {
+    /// Whether the database was not there, which waiting may mend.
+    fn is_away(&self) -> bool {
+        match &self.0 {
+            // Who is not there may come; a certificate that is not trusted stays so.
+            sqlx::Error::Io(error) => error.kind() != io::ErrorKind::InvalidData,
+            sqlx::Error::PoolTimedOut => true,
+            // It starts or stops, or has no connection to spare.
+            sqlx::Error::Database(error) => {
+                error.code().is_some_and(|code| code.starts_with("57P") || code.starts_with("53"))
+            }
+            _ => false,
+        }
+    }
+
     /// Whether the database was there and did not take the rows: they will not do later either.
     fn is_refusal(&self) -> bool {
         let sqlx::Error::Database(error) = &self.0 else { return false };

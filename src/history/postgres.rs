@@ -4,7 +4,6 @@ mod connections;
 
 use std::{
     collections::{HashMap, HashSet},
-    io,
     str::FromStr,
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -314,16 +313,6 @@ fn is_undefined_table(error: &sqlx::Error) -> bool {
 
 /// Tells what waiting can mend from what it cannot.
 fn refusal(error: sqlx::Error) -> OpenError {
-    let is_away = match &error {
-        // Who is not there may come; a certificate that is not trusted stays so.
-        sqlx::Error::Io(error) => error.kind() != io::ErrorKind::InvalidData,
-        sqlx::Error::PoolTimedOut => true,
-        // It starts or stops, or has no connection to spare.
-        sqlx::Error::Database(error) => {
-            error.code().is_some_and(|code| code.starts_with("57P") || code.starts_with("53"))
-        }
-        _ => false,
-    };
     let error = StoreError::from(error);
-    if is_away { OpenError::Unreachable(error) } else { OpenError::Refused(error) }
+    if error.is_away() { OpenError::Unreachable(error) } else { OpenError::Refused(error) }
 }

@@ -185,6 +185,25 @@ describe('Redis', { concurrency: true }, () => {
     await callee.next('call:incoming');
   });
 
+  test('back with an older record of a live call: the call goes on as its devices know it', async (t) => {
+    const redis = await startRedis({ args: ['--enable-debug-command', 'local'] });
+    const { nodes } = await cluster(t, 2, { redis, args: ['--ring-timeout', '4s'] });
+    const caller = await join(t, nodes[0], { userId: someone('alice'), deviceId: 'a' });
+    const callee = await join(t, nodes[1], { userId: someone('bob'), deviceId: 'b' });
+    const { callId, expiresAt } = await caller.ok('call:initiate', { toUserId: callee.userId, callType: 'audio' });
+    await callee.next('call:incoming');
+    await redis.saveMuch();
+    await callee.ok('call:answer', { toUserId: caller.userId, answer: answer() });
+    await caller.next('call:answer');
+    await redis.restart();
+    // By the record that came back it would have stopped ringing by now.
+    await eventually(() => Date.now() > expiresAt + 1_000, 'the ringing time is over');
+    await eventually(async () => (await caller.ack('call:sync', { callId })).call?.status === 'answered', 'the record is back');
+    await assertTalking(caller, callee);
+    await caller.ok('call:end', { toUserId: callee.userId, callId });
+    assert.equal((await callee.next('call:ended')).reason, 'completed');
+  });
+
   test('away: new calls are refused for now, live ones go on', async (t) => {
     const { nodes, redis } = await cluster(t, 1);
     const { caller, callee } = await callAcross(t, nodes[0], nodes[0]);

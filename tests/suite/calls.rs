@@ -552,3 +552,24 @@ async fn a_reset_that_fails_is_done_with_a_later_sweep() {
     node.calls.sweep().await.unwrap();
     assert!(online(elsewhere.presence(&users).await.unwrap()));
 }
+
+#[tokio::test(start_paused = true)]
+async fn devices_that_leave_during_a_reset_stay_gone() {
+    let names = ["a1", "b1", "c1", "d1", "e1", "f1", "g1", "h1"];
+    let world = World::with(1, &names).await;
+    let node = &world.nodes[0];
+    let (resets, inbox) = tokio::sync::mpsc::channel(1);
+    resets.send(Inbound::Reset).await.unwrap();
+    drop(resets);
+    let leaving = async {
+        for name in names {
+            world.leave(name, true).await;
+        }
+    };
+    tokio::join!(node.calls.run_inbox(inbox), leaving);
+    world.settle().await;
+    let users = names.map(|name| name[..1].parse().unwrap());
+    let (elsewhere, _inbox) = world.hub.node(NodeId::generate(Clock::System.now()));
+    let presence = elsewhere.presence(&users).await.unwrap();
+    assert!(presence.iter().all(|one| *one == Presence::Offline), "{presence:?}");
+}

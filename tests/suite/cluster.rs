@@ -486,6 +486,39 @@ async fn users_of_a_dead_node_are_heard_of_until_they_are_seen_off() {
 }
 
 #[tokio::test]
+async fn of_sockets_that_join_at_once_one_brings_the_edge() {
+    for Backend { cluster, _server } in backends().await {
+        for number in 0..10 {
+            let user = user(&format!("user{number}"));
+            let (one, other) = tokio::join!(
+                cluster.attach(&user, socket("1")),
+                cluster.attach(&user, socket("2"))
+            );
+            let edges = [one.unwrap(), other.unwrap()];
+            let told = edges.iter().flatten().any(|edge| edge.presence == Presence::Online);
+            assert!(told, "{edges:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_record_that_cannot_be_read_holds_up_no_other() {
+    let server = RedisServer::standalone();
+    let node = NodeId::generate(Clock::System.now());
+    let joined = Redis::join(server.url(), "test", node, shared_clock(), Health::default()).await;
+    let (redis, _inbox) = joined.unwrap();
+    let (good, bad) = (ringing("anna", "ben"), ringing("carl", "dora"));
+    for call in [&good, &bad] {
+        stored(&*redis, new_call(call)).await;
+    }
+    server.run(&["HSET", &format!("sb:{{test}}:call:{}", bad.id), "r", "9{}"]);
+    let due = redis.due(good.deadline(), 10).await.unwrap();
+    assert_eq!(due, std::slice::from_ref(&good));
+    let (live, _) = redis.live(None, 10).await.unwrap();
+    assert_eq!(live, [good]);
+}
+
+#[tokio::test]
 async fn the_lobby_shows_both_users() {
     for Backend { cluster, _server } in backends().await {
         cluster.attach(&user("ben"), socket("1")).await.unwrap();

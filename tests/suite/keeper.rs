@@ -26,7 +26,7 @@ struct Counting {
 }
 
 fn unless<T: Default>(cannot: bool) -> Result<T, StoreError> {
-    if cannot { Err(sqlx::Error::PoolTimedOut.into()) } else { Ok(T::default()) }
+    if cannot { Err(sqlx::Error::RowNotFound.into()) } else { Ok(T::default()) }
 }
 
 #[async_trait]

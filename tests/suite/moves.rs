@@ -131,3 +131,37 @@ async fn what_a_callers_former_node_still_sends_is_heard_once() {
         assert_eq!(world.heard("b2"), in_order, "{heard_before} {on_its_way}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_was_sent_to_every_ringing_node_reaches_who_answered_once() {
+    let world = World::with(2, &["b1", "b2"]).await;
+    assert_ne!(world.node_of("b1").id, world.node_of("b2").id);
+    let (elsewhere, _inbox) = world.hub.node(NodeId::generate(Timestamp::from_millis(0)));
+    let call = placed_elsewhere(&world, &elsewhere).await;
+    let ringing = elsewhere.load(call).await.unwrap().unwrap();
+    for node in &world.nodes {
+        elsewhere.send(node.id, Message::Call(Box::new(ringing.clone())));
+    }
+    world.settle().await;
+    world.answer("b1", "a").await.unwrap();
+    for name in ["b1", "b2"] {
+        assert_eq!(world.heard(name)[0], "incoming");
+    }
+    // Sent before the caller's node had heard of the answer.
+    for node in &world.nodes {
+        let relay = Relay {
+            call,
+            version: 1,
+            from: Role::Caller,
+            signal: Signal::Candidate,
+            payload: payload("late"),
+            given_back: false,
+            to_ringing: true,
+            received_us: None,
+        };
+        elsewhere.send(node.id, Message::Relay(relay));
+    }
+    world.settle().await;
+    assert_eq!(world.heard("b1"), ["ice-candidate late"]);
+    assert_eq!(world.heard("b2"), [""; 0]);
+}
