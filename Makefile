@@ -3,6 +3,9 @@
 # Most tests wait for the server rather than use the CPU, so more files run at once than there are cores.
 NODE_TEST = timeout --foreground 600 node --test --test-reporter=spec --test-concurrency=4
 
+# Browsers use the CPU: two files at once are as fast as four, and nobody has to wait for a camera.
+BROWSER_TEST = $(subst --test-concurrency=4,--test-concurrency=2,$(NODE_TEST))
+
 # The client tests that do not care on which node a client is.
 CLUSTER_STORIES = flows devices resume presence acks errors auth authorize metrics
 CLUSTER_NODES = 2 3 8
@@ -66,7 +69,7 @@ test-cluster: test-setup test-server ## the same stories on several nodes and a 
 	$(NODE_TEST) tests/cluster/*.test.mjs
 
 test-browser: test-setup test-server ## two pages in headless Chromium call each other
-	$(NODE_TEST) tests/browser/*.test.mjs
+	$(BROWSER_TEST) tests/browser/*.test.mjs
 
 test-deploy: test-setup test-server ## deploy/ and k8s/: valid, agreeing with each other and with the binary
 	$(NODE_TEST) tests/deploy/*.test.mjs
