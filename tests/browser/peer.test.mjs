@@ -40,7 +40,7 @@ async function page(t) {
               const check = () => peer.state === 'connected' && resolve();
               peer.addEventListener('state', check);
               check();
-              setTimeout(() => reject(new Error(`still ${peer.state}`)), 30_000);
+              setTimeout(() => reject(new Error(`still ${peer.state}`)), 15_000);
             }),
         ),
       );

@@ -102,10 +102,15 @@ async function costOfCall(t, count) {
     const two = await pair(t, started.nodes[0], started.nodes[1]);
     // From here on the links are up, and the users have a latest call.
     await wholeCall(two);
-    const { commands, bytes, cpuMs } = await cost(started.redis, async () => {
+    const { commands, publishes, bytes, cpuMs } = await cost(started.redis, async () => {
       for (let number = 0; number < CALLS; number += 1) await wholeCall(two);
     });
-    return { commands: commands / CALLS, bytes: bytes / CALLS, cpuMs: cpuMs / CALLS };
+    return {
+      commands: commands / CALLS,
+      publishes: publishes / CALLS,
+      bytes: bytes / CALLS,
+      cpuMs: cpuMs / CALLS,
+    };
   } finally {
     await started.stop();
   }
@@ -114,16 +119,17 @@ async function costOfCall(t, count) {
 test('a call across two nodes costs Redis the same with 2, 4 and 8 nodes', async (t) => {
   const costs = [];
   for (const count of [2, 4, 8]) {
-    const { commands, bytes, cpuMs } = await costOfCall(t, count);
-    costs.push({ nodes: count, commands, bytes });
+    const { commands, publishes, bytes, cpuMs } = await costOfCall(t, count);
+    costs.push({ nodes: count, publishes, others: commands - publishes, bytes });
     t.diagnostic(
       `${count} nodes: ${commands.toFixed(1)} commands, ${Math.round(bytes)} bytes and ${cpuMs.toFixed(2)} ms of Redis' CPU a call`,
     );
   }
   const spread = (numbers) => Math.max(...numbers) - Math.min(...numbers);
-  // A sweep is two commands, and each of 8 nodes can have one more or less in each of the two spans: that
-  // is 0.8 a call. An answer's record and the answer itself travel in one publish or in two.
-  assert.ok(spread(costs.map(({ commands }) => commands)) <= 4, JSON.stringify(costs));
+  // A sweep is two commands, and each of 8 nodes can have one more or less in each of the two spans.
+  assert.ok(spread(costs.map(({ others }) => others)) <= 1, JSON.stringify(costs));
+  // What is said at nearly the same time travels in one publish or in two: more in one if the machine is busy.
+  assert.ok(spread(costs.map(({ publishes }) => publishes)) <= 3, JSON.stringify(costs));
   const bytes = costs.map((one) => one.bytes);
   assert.ok(spread(bytes) <= 0.05 * Math.min(...bytes), JSON.stringify(costs));
 });

@@ -10,6 +10,7 @@
 //   state         the connection's state changed: read state
 
 const DISCONNECTED_FOR_MS = 3_000;
+const FIRST_CANDIDATE_MS = 1_000;
 
 export class Peer extends EventTarget {
   #connection;
@@ -20,6 +21,7 @@ export class Peer extends EventTarget {
   #remoteSession = null;
   #earlyCandidates = [];
   #restartTimer;
+  #lookedAround;
 
   /** `tracks` are the local { audio, video }, each a MediaStreamTrack or null. `relayOnly`: through a TURN server. */
   constructor({ polite, iceServers, relayOnly, tracks }) {
@@ -28,7 +30,12 @@ export class Peer extends EventTarget {
     this.#tracks = { ...tracks };
     this.#connection = new RTCPeerConnection({ iceServers, iceTransportPolicy: relayOnly ? 'relay' : 'all' });
     this.#connection.onnegotiationneeded = () => this.#offer();
-    this.#connection.onicecandidate = ({ candidate }) => this.#emit('candidate', candidate?.toJSON() ?? null);
+    this.#lookedAround = new Promise((found) => {
+      this.#connection.onicecandidate = ({ candidate }) => {
+        found();
+        this.#emit('candidate', candidate?.toJSON() ?? null);
+      };
+    });
     this.#connection.onconnectionstatechange = () => this.#stateChanged();
   }
 
@@ -66,6 +73,8 @@ export class Peer extends EventTarget {
       const collision = this.#makingOffer || connection.signalingState !== 'stable';
       this.#ignoringOffer = collision && !this.#polite;
       if (this.#ignoringOffer) return true;
+      // Chromium never finds a candidate if an offer is dropped while it is still asking for the networks.
+      if (collision) await Promise.race([this.#lookedAround, wait(FIRST_CANDIDATE_MS)]);
     }
     const session = sessionOf(description);
     if (this.#remoteSession !== null && this.#remoteSession !== session) return false;
@@ -178,6 +187,10 @@ export class Peer extends EventTarget {
   #emit(type, detail) {
     this.dispatchEvent(new CustomEvent(type, { detail }));
   }
+}
+
+function wait(ms) {
+  return new Promise((resolve) => setTimeout(resolve, ms));
 }
 
 /** Names the RTCPeerConnection that made a description: the session id in the origin line, the same for its lifetime. */
