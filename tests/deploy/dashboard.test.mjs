@@ -3,19 +3,39 @@
 
 import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
-import { read, yaml } from '../support/deployment.mjs';
+import { compose, read, yaml } from '../support/deployment.mjs';
 import { startCluster } from '../support/cluster.mjs';
 import { dashboards, panelsOf, queriesOf, selectorsIn } from '../support/dashboards.mjs';
 import { scrape } from '../support/metrics.mjs';
+import { complaintsOf } from '../support/types.mjs';
 
 const RULES = yaml('deploy/prometheus/rules/switchboard.yml').groups.flatMap(({ rules }) => rules);
 /** What Prometheus itself gives to each series, and to those of its own. */
 const GIVEN = { namespace: null, instance: null, job: ['switchboard'] };
 const OWN = { up: {}, ALERTS: { alertname: ['Switchboard.+'], alertstate: ['firing'], severity: null } };
 
+/** As JSON has it: texts and numbers for enums. */
+const TYPES = `
+import type { Dashboard, GraphFieldConfig, Panel, RowPanel } from '@grafana/schema';
+type Plain<T> = T extends string ? \`\${T}\` : T extends (infer One)[] ? Plain<One>[] : T extends object ? { [Key in keyof T]: Plain<T[Key]> } : T;
+type Query = { refId: string; expr: string; legendFormat?: string; instant?: boolean; range?: boolean; format?: 'table' };
+interface It {
+  dashboard: Plain<Omit<Dashboard, 'panels'>>;
+  rows: Plain<RowPanel>[];
+  panels: (Omit<Plain<Panel>, 'targets'> & { targets: Query[] })[];
+  styles: Plain<Partial<GraphFieldConfig>>[];
+}`;
+
 for (const dashboard of dashboards()) {
   describe(`dashboard ${dashboard.title}`, () => {
     const panels = panelsOf(dashboard);
+
+    test("is what Grafana's own types say a dashboard is", () => {
+      const rows = dashboard.panels.filter(({ type }) => type === 'row');
+      const styles = panels.flatMap(({ fieldConfig }) => fieldConfig.defaults.custom ?? []);
+      const said = { dashboard: { ...dashboard, panels: undefined }, rows, panels, styles };
+      assert.deepEqual(complaintsOf(`${TYPES}\nexport const it: It = ${JSON.stringify(said)};`), []);
+    });
 
     test('has panels that can be told apart, each with its words', () => {
       for (const of of ['id', 'title']) {
@@ -68,6 +88,11 @@ for (const dashboard of dashboards()) {
     });
   });
 }
+
+test('the types are those of the Grafana that compose runs', () => {
+  const [, version] = /:(\d+\.\d+)\./.exec(compose().services.grafana.image);
+  assert.ok(JSON.parse(read('tests/package.json')).dependencies['@grafana/schema'].startsWith(`${version}.`));
+});
 
 describe('what is asked of Prometheus', () => {
   let metrics;
