@@ -24,13 +24,20 @@ async function promtool(t, what, content) {
   return succeed('promtool', [...what, file]);
 }
 
+function aMinuteBefore(time) {
+  const [, minutes] = /^(\d+)m$/.exec(time) ?? assert.fail(`${time} is not in minutes`);
+  return `${minutes - 1}m`;
+}
+
 /** One case, as promtool wants it. */
 function unitTest({ alert, labels: own, annotations }, { at, series, labels, says }) {
   const fires = { exp_labels: { ...own, ...labels }, exp_annotations: { ...annotations, summary: says } };
   return {
     interval: '1m',
     input_series: Object.entries(series).map(([name, values]) => ({ series: name, values })),
-    alert_rule_test: [{ eval_time: at, alertname: alert, exp_alerts: says ? [fires] : [] }],
+    alert_rule_test: says
+      ? [{ eval_time: aMinuteBefore(at), alertname: alert, exp_alerts: [] }, { eval_time: at, alertname: alert, exp_alerts: [fires] }]
+      : [{ eval_time: at, alertname: alert, exp_alerts: [] }],
   };
 }
 
