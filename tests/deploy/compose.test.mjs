@@ -91,6 +91,7 @@ test('Grafana finds its Prometheus and its dashboards, and every query can be re
   assert.equal(source.url, 'http://prometheus:9090');
   const { providers: [provider] } = yaml('deploy/grafana/provisioning/dashboards/switchboard.yaml');
   assert.ok(mountsOf(services.grafana).some(([from, to]) => from === './grafana/dashboards' && to === provider.options.path));
+  assert.ok(existsSync(services.grafana.environment.GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH.replace(provider.options.path, path('deploy/grafana/dashboards'))));
   const shipped = dashboards();
   assert.ok(shipped.length > 0);
   assert.equal(new Set(shipped.map(({ uid }) => uid)).size, shipped.length);
