@@ -104,6 +104,11 @@ describe('alerts', { concurrency: 4 }, () => {
     assert.deepEqual(spec.groups, yaml(FILE).groups);
   });
 
+  test('every limit is watched by one alert', () => {
+    const limitsOf = (name) => /limit(?:=~|!~)"([^"]+)"/.exec(alerts.find(({ alert }) => alert === name).expr);
+    assert.equal(limitsOf('SwitchboardClientLimits')[0].replace('!~', '=~'), limitsOf('SwitchboardOwnLimits')[0]);
+  });
+
   test('memory is said to be short before the node is killed for it', () => {
     const [{ resources }] = rendered('overlays/production').one('Deployment', 'switchboard').spec.template.spec.containers;
     const limit = 2 ** 30 * Number(/^(\d+)Gi$/.exec(resources.limits.memory)[1]);
