@@ -14,7 +14,7 @@ CLUSTER_NODES = 2 3 8
 HISTORY_STORIES = history operation
 
 .DEFAULT_GOAL := help
-.PHONY: help run build bench lint test test-setup test-rust test-server test-clients test-api test-cluster test-browser test-deploy types alerts
+.PHONY: help run build bench lint test test-setup test-rust test-server test-clients test-api test-cluster test-browser test-deploy types
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,10 @@ build: ## the release binary, target/release/switchboard
 lint: ## formatting and clippy, warnings denied
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings
+
+.PHONY: alerts
+alerts: ## write the alerts for Kubernetes anew, after a change in deploy/prometheus/rules/
+	node scripts/alerts.mjs
 
 bench: build ## measure beside Node and a bare relay, write the table into docs/PERFORMANCE.md
 	cargo build --release --locked --manifest-path benches/floor/Cargo.toml --target-dir target/floor
@@ -76,6 +80,3 @@ test-deploy: test-setup test-server ## deploy/ and k8s/: valid, agreeing with ea
 
 types: test-setup test-server ## write web/protocol.d.ts anew, after a change of the protocol or the HTTP API
 	node scripts/types.mjs
-
-alerts: ## write the alerts for Kubernetes anew, after a change in deploy/prometheus/rules/
-	node scripts/alerts.mjs
