@@ -76,3 +76,6 @@ test-deploy: test-setup test-server ## deploy/ and k8s/: valid, agreeing with ea
 
 types: test-setup test-server ## write web/protocol.d.ts anew, after a change of the protocol or the HTTP API
 	node scripts/types.mjs
+
+deny: ## licences, duplicates and sources of all crates (needs `cargo install cargo-deny --locked`)
+	cargo deny --locked check bans licenses sources

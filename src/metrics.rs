@@ -47,7 +47,7 @@ labels! {
     /// Why a socket is gone.
     Closed { Client = "client", Transport = "transport", Heartbeat = "heartbeat", Server = "server" }
     /// What a client that does not read did to be cut off.
-    Slow { Queue = "queue", Stalled = "stalled" }
+    Slow { Queue = "queue", Stalled = "stalled", Body = "body" }
     Live { Ringing = "ringing", Active = "active", Reconnecting = "reconnecting" }
     /// What came of an attempt to call.
     Outcome {
@@ -79,6 +79,7 @@ labels! {
         Inbox = "inbox", ClientQueue = "client_queue", Waiting = "waiting", Watched = "watched",
         Decisions = "decisions", Sweep = "sweep", NodeQueue = "node_queue",
         NodeInbox = "node_inbox", Backlog = "history_backlog",
+        Connections = "connections", Posts = "posts",
     }
     Found { Overdue = "overdue", Unstored = "unstored", Nothing = "nothing" }
     Invariant { EndChanged = "end_changed", NotAParty = "not_a_party" }

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const ORDER: [&str; 23] = [
+const ORDER: [&str; 24] = [
     "secret",
     "fetch",
     "time",
@@ -26,6 +26,7 @@ const ORDER: [&str; 23] = [
     "gateway",
     "logs",
     "http",
+    "fuzz",
     "bench",
     "config",
     "shutdown",
