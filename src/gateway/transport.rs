@@ -20,9 +20,7 @@ use engineioxide::service::NotFoundService;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use hyper::body::Body as _;
 use hyper_util::rt::TokioIo;
-use socketioxide::{
-    SocketIo, TransportType, adapter::LocalAdapter, service::SocketIoService, socket::Sid,
-};
+use socketioxide::{SocketIo, adapter::LocalAdapter, service::SocketIoService, socket::Sid};
 use tokio::runtime::Handle;
 use tower_service::Service;
 use tracing::debug;
@@ -44,8 +42,6 @@ use crate::{
 const CLOSE_PACKET: &str = "1";
 /// How long the body of a polling request may take.
 const BODY_TIME: Duration = Duration::from_secs(10);
-/// How long a session may be between its transports. Nobody asks it for a sign of life meanwhile.
-const UPGRADE_TIME: Duration = Duration::from_secs(10);
 
 pub type Engine = SocketIoService<NotFoundService, LocalAdapter>;
 
@@ -223,9 +219,6 @@ impl Transport {
         if let Some(None) = registration {
             return StatusCode::BAD_REQUEST.into_response();
         }
-        if let Some(sid) = sid {
-            tokio::spawn(self.clone().expect_upgrade(sid, kill.clone()));
-        }
         let mut head = self.detached(&request).map(|_| ());
         head.extensions_mut().insert(kill.clone());
         let upgrade = hyper::upgrade::on(&mut request);
@@ -261,19 +254,6 @@ impl Transport {
             detached.extensions_mut().insert(Bearer(Arc::new(Mutex::new(token))));
         }
         detached
-    }
-
-    /// Cuts an upgrade off that does not come to its end.
-    async fn expect_upgrade(self, sid: Sid, kill: Kill) {
-        tokio::time::sleep(UPGRADE_TIME).await;
-        let socket = self.io.get_socket(sid);
-        let is_through =
-            socket.is_some_and(|socket| socket.transport_type() == TransportType::Websocket);
-        if !is_through && !kill.is_killed() {
-            debug!(%sid, "an upgrade to a websocket did not come to its end: closed");
-            kill.kill();
-            end_polling(self.engine, sid);
-        }
     }
 }
 

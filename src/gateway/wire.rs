@@ -50,10 +50,6 @@ impl Kill {
         self.0.writer.wake();
     }
 
-    pub fn is_killed(&self) -> bool {
-        self.0.killed.load(Ordering::Acquire)
-    }
-
     /// Notes that the client is sent this much. False if it lags too far behind.
     pub fn note_sent(&self, bytes: usize) -> bool {
         let before = self.0.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);

@@ -73,14 +73,6 @@ describe('an upgrade', { concurrency: true }, () => {
     await eventually(async () => (await fetch(polling(sid))).status === 400, 'the session is gone');
   });
 
-  test('that comes to its end late enough stays', async (t) => {
-    const client = await join(t, server, { transports: ['polling', 'websocket'], userId: someone('upgraded') });
-    await eventually(() => client.socket.io.engine.transport.name === 'websocket', 'it is on a websocket');
-    await new Promise((resolve) => setTimeout(resolve, 11_000));
-    assert.ok(client.socket.connected);
-    await client.fence();
-  });
-
   test('that is tried twice at once is refused the second time', async () => {
     const sid = await pollingSession(someone('twice'));
     const first = upgrade(sid);
