@@ -21,6 +21,8 @@ use utoipa::ToSchema;
 pub const USER_CONNECTED: &str = "user-connected";
 /// How much of an event's name is said back in an error.
 pub const MAX_NAME_CHARS: usize = 64;
+/// How much of why a payload cannot be read is said back in an error.
+pub const MAX_REASON_CHARS: usize = 128;
 /// Longest SDP of an offer or an answer, in bytes of UTF-8.
 pub const MAX_SDP_BYTES: usize = 64 * 1024;
 /// Longest offer or answer as JSON text: room for an SDP at its limit that is escaped, and for 4 KiB
