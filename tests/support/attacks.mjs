@@ -120,7 +120,8 @@ async function pour(crowd, socket, data) {
 const LARGE_ANSWER = (id) => `42${id}["presence:subscribe",{"userIds":${JSON.stringify(Array.from({ length: 500 }, (_, n) => `${n}`.padStart(128, 'x')))}}]`;
 
 let users = 0;
-const user = () => `40{"userId":"mallory-${process.pid}-${(users += 1)}"}`;
+const user = () => `mallory-${process.pid}-${(users += 1)}`;
+const hello = (userId) => `40${JSON.stringify({ userId })}`;
 
 export const ATTACKS = {
   'connections that send no byte': {
@@ -147,7 +148,7 @@ export const ATTACKS = {
     // They answer no ping, as a phone that lost its network does.
     number: 2_000,
     seconds: 60,
-    run: (crowd, number) => crowd.keep(number, () => crowd.websocket({ join: user(), answersPings: false })),
+    run: (crowd, number) => crowd.keep(number, () => crowd.websocket({ join: hello(user()), answersPings: false })),
   },
   'sessions on polling, never used': {
     number: 10_000,
@@ -161,7 +162,7 @@ export const ATTACKS = {
     run: (crowd, number) =>
       crowd.keep(number, () =>
         crowd.websocket({
-          join: user(),
+          join: hello(user()),
           onJoined(socket) {
             socket.write(frameHead(2 ** 42));
             pour(crowd, socket, Buffer.alloc(64 * KIB, '4'));
@@ -173,28 +174,28 @@ export const ATTACKS = {
     number: 20,
     run(crowd, number) {
       const large = frame(`42["call:offer",{"toUserId":"x","offer":{"type":"offer","sdp":"${'x'.repeat(250 * KIB)}"}}]`);
-      return crowd.keep(number, () => crowd.websocket({ join: user(), onJoined: (socket) => pour(crowd, socket, large) }));
+      return crowd.keep(number, () => crowd.websocket({ join: hello(user()), onJoined: (socket) => pour(crowd, socket, large) }));
     },
   },
   'frames that never end': {
     number: 1_000,
     async run(crowd, number) {
       const most = Buffer.concat([frameHead(256 * KIB), Buffer.alloc(250 * KIB, '4')]);
-      await crowd.keep(number, () => crowd.websocket({ join: user(), onJoined: (socket) => socket.write(most) }), 50);
+      await crowd.keep(number, () => crowd.websocket({ join: hello(user()), onJoined: (socket) => socket.write(most) }), 50);
     },
   },
   'small events, as fast as they go': {
     number: 20,
     run(crowd, number) {
       const burst = Buffer.concat(Array(500).fill(frame(eventFrame('call:bogus', {}))));
-      return crowd.keep(number, () => crowd.websocket({ join: user(), onJoined: (socket) => pour(crowd, socket, burst) }));
+      return crowd.keep(number, () => crowd.websocket({ join: hello(user()), onJoined: (socket) => pour(crowd, socket, burst) }));
     },
   },
   'joining again and again on one connection': {
     number: 20,
     run(crowd, number) {
       const burst = Buffer.concat(Array(100).fill(frame(`40{"userId":"mallory","x":"${'x'.repeat(2 * KIB)}"}`)));
-      return crowd.keep(number, () => crowd.websocket({ join: user(), onJoined: (socket) => pour(crowd, socket, burst) }));
+      return crowd.keep(number, () => crowd.websocket({ join: hello(user()), onJoined: (socket) => pour(crowd, socket, burst) }));
     },
   },
   'websockets that ask and do not read': {
@@ -203,7 +204,7 @@ export const ATTACKS = {
       const ask = frame(LARGE_ANSWER(1));
       return crowd.keep(number, () =>
         crowd.websocket({
-          join: user(),
+          join: hello(user()),
           onJoined(socket) {
             socket.pause();
             pour(crowd, socket, ask);
@@ -212,21 +213,29 @@ export const ATTACKS = {
       );
     },
   },
-  'sessions on polling that ask and do not fetch': {
+  'sessions on polling that are sent to and do not fetch': {
     number: 20,
     async run(crowd, number) {
       const one = async () => {
         while (!crowd.isOver) {
-          const sid = await crowd.session(user()).catch(() => pause(200));
+          const [callee, caller] = [user(), user()];
+          const sid = await crowd.session(hello(callee)).catch(() => '');
           const url = `http://127.0.0.1:${crowd.port}${POLLING}&sid=${sid}`;
-          for (let id = 0, status = 200; sid && status === 200 && !crowd.isOver; id += 1) {
-            const response = await fetch(url, { method: 'POST', body: LARGE_ANSWER(id) }).catch(() => undefined);
-            await response?.arrayBuffer();
-            status = response?.status;
-            crowd.count(status ?? 'closed by the server');
-            // When it is cut off, its posts are taken and do nothing: begin anew.
-            if (id === 60) status = 0;
-          }
+          const say = (event, payload) => fetch(url, { method: 'POST', body: eventFrame(event, payload) }).catch(() => {});
+          const offer = { toUserId: callee, offer: { type: 'offer', sdp: 'x'.repeat(60 * KIB) } };
+          const flood = Buffer.concat(Array(4).fill(frame(eventFrame('call:offer', offer))));
+          crowd.websocket({
+            join: hello(caller),
+            async onJoined(socket) {
+              socket.write(frame(eventFrame('call:initiate', { toUserId: callee, callType: 'audio' })));
+              await pause(200);
+              await say('call:answer', { toUserId: caller, answer: { type: 'answer', sdp: '' } });
+              pour(crowd, socket, flood);
+              await pause(2_000);
+              socket.destroy();
+            },
+          });
+          await pause(2_500);
         }
       };
       await Promise.all(Array.from({ length: number }, one));
@@ -239,7 +248,7 @@ export const ATTACKS = {
       let sid = '';
       const renew = async () => {
         while (!crowd.isOver) {
-          sid = await crowd.session(user()).catch(() => '');
+          sid = await crowd.session(hello(user())).catch(() => '');
           await pause(5_000);
         }
       };
@@ -254,8 +263,8 @@ export const ATTACKS = {
   'many polls on one session': {
     number: 500,
     async run(crowd, number) {
-      let sid = await crowd.session(user());
-      const renewing = setInterval(async () => (sid = await crowd.session(user()).catch(() => sid)), 1_000);
+      let sid = await crowd.session(hello(user()));
+      const renewing = setInterval(async () => (sid = await crowd.session(hello(user())).catch(() => sid)), 1_000);
       await crowd.keep(number, () => crowd.connect(get(`${POLLING}&sid=${sid}`), (_, socket) => socket.write(get(`${POLLING}&sid=${sid}`))));
       clearInterval(renewing);
     },
