@@ -22,7 +22,11 @@ use tracing::debug;
 use tungstenite::handshake::derive_accept_key;
 
 use super::wire::{Kill, Upgraded, Wire};
-use crate::{auth::bearer, secret::Secret};
+use crate::{
+    auth::bearer,
+    limits::{Limits, Seat, TooMany, What},
+    secret::Secret,
+};
 
 /// Engine.IO's packet that closes a session.
 const CLOSE_PACKET: &str = "1";
@@ -34,6 +38,7 @@ struct Transport {
     engine: Engine,
     upgraded: Upgraded,
     doors: Arc<Doors>,
+    limits: Arc<Limits>,
     /// Whether tokens are of use here.
     takes_tokens: bool,
 }
@@ -74,8 +79,14 @@ impl Bearer {
 }
 
 /// The route of the transport.
-pub fn routes(engine: Engine, upgraded: Upgraded, doors: Arc<Doors>, takes_tokens: bool) -> Router {
-    let transport = Transport { engine, upgraded, doors, takes_tokens };
+pub fn routes(
+    engine: Engine,
+    upgraded: Upgraded,
+    doors: Arc<Doors>,
+    limits: Arc<Limits>,
+    takes_tokens: bool,
+) -> Router {
+    let transport = Transport { engine, upgraded, doors, limits, takes_tokens };
     Router::new().route("/socket.io/", any(serve)).with_state(transport)
 }
 
@@ -84,9 +95,14 @@ async fn serve(State(transport): State<Transport>, request: Request) -> Response
     if is_new && transport.doors.are_closed() {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     }
-    if is_websocket(request.uri()) {
+    let is_websocket = is_websocket(request.uri());
+    let seat = match transport.seat(&request, is_new, is_websocket) {
+        Ok(seat) => seat,
+        Err(too_many) => return turn_away(&too_many),
+    };
+    if is_websocket {
         return match websocket_accept(&request) {
-            Some(accept) => transport.upgrade(request, accept),
+            Some(accept) => transport.upgrade(request, accept, seat),
             None => StatusCode::BAD_REQUEST.into_response(),
         };
     }
@@ -97,8 +113,18 @@ async fn serve(State(transport): State<Transport>, request: Request) -> Response
     if transport.doors.closed_to_polling.load(Ordering::Relaxed) {
         return StatusCode::BAD_REQUEST.into_response();
     }
-    let request = if is_new { transport.detached(&request) } else { request };
+    let request = if is_new { transport.detached(&request, seat) } else { request };
     transport.pass_on(request).await
+}
+
+/// The client's library tries again by itself, later each time.
+fn turn_away(too_many: &TooMany) -> Response {
+    let status = match too_many.what {
+        What::Sockets => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::TOO_MANY_REQUESTS,
+    };
+    let retry_after = HeaderValue::from(too_many.retry_after_s());
+    (status, [(header::RETRY_AFTER, retry_after)], too_many.to_string()).into_response()
 }
 
 /// Whether a request wants a websocket of Engine.IO 4.
@@ -125,7 +151,22 @@ impl Transport {
         }
     }
 
-    fn upgrade(self, mut request: Request, accept: HeaderValue) -> Response {
+    /// The place of the connection that a request opens; none is needed by one that has it.
+    fn seat(
+        &self,
+        request: &Request,
+        is_new: bool,
+        is_websocket: bool,
+    ) -> Result<Option<Seat>, TooMany> {
+        let source = || self.limits.source_of(request.extensions(), request.headers());
+        match (is_new, is_websocket) {
+            (true, _) => self.limits.open(source()).map(Some),
+            (false, true) => self.limits.handshake(source()).map(|()| None),
+            (false, false) => Ok(None),
+        }
+    }
+
+    fn upgrade(self, mut request: Request, accept: HeaderValue, seat: Option<Seat>) -> Response {
         let sid: Option<Sid> = query_value(request.uri(), "sid").and_then(|sid| sid.parse().ok());
         let kill = Kill::default();
         let registration = sid.map(|sid| {
@@ -135,7 +176,7 @@ impl Transport {
         if let Some(None) = registration {
             return StatusCode::BAD_REQUEST.into_response();
         }
-        let mut head = self.detached(&request).map(|_| ());
+        let mut head = self.detached(&request, seat).map(|_| ());
         head.extensions_mut().insert(kill.clone());
         let upgrade = hyper::upgrade::on(&mut request);
         tokio::spawn(async move {
@@ -160,14 +201,18 @@ impl Transport {
 
     /// A request that holds on to nothing of the one that came. The library keeps the head of a
     /// session's first request for as long as the session lives, and each piece of it is a slice of
-    /// the 16 KiB buffer that it was read into.
-    fn detached(&self, request: &Request) -> Request {
+    /// the 16 KiB buffer that it was read into. The session's place goes with it, and is free again when
+    /// the session is gone.
+    fn detached(&self, request: &Request, seat: Option<Seat>) -> Request {
         let mut detached = Request::new(Body::empty());
         *detached.method_mut() = request.method().clone();
         *detached.uri_mut() = request.uri().to_string().parse().expect("it was a URI before");
         if let Some(token) = bearer(request.headers()).filter(|_| self.takes_tokens) {
             let token = Some(Secret::from(token.to_owned()));
             detached.extensions_mut().insert(Bearer(Arc::new(Mutex::new(token))));
+        }
+        if let Some(seat) = seat {
+            detached.extensions_mut().insert(seat);
         }
         detached
     }

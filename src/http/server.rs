@@ -1,15 +1,25 @@
 //! The listener. The library's own has no time limit for a request's head.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use axum::Router;
-use hyper::server::conn::http1;
+use hyper::{
+    body::Incoming,
+    server::conn::http1,
+    service::{Service, service_fn},
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
 use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, warn};
+
+use crate::limits::address::Peer;
 
 /// How long a client may take to send a request's head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -42,8 +52,8 @@ impl Server {
                 () = &mut shutdown => return,
             };
             match accepted {
-                Ok((stream, _)) => {
-                    tokio::spawn(serve(stream, routes.clone()));
+                Ok((stream, peer)) => {
+                    tokio::spawn(serve(stream, peer.ip(), routes.clone()));
                 }
                 Err(error) => {
                     warn!(%error, "a connection could not be accepted");
@@ -54,16 +64,21 @@ impl Server {
     }
 }
 
-async fn serve(stream: TcpStream, routes: Router) {
+async fn serve(stream: TcpStream, peer: IpAddr, routes: Router) {
     // Signaling is small messages that somebody waits for.
     if let Err(error) = stream.set_nodelay(true) {
         return debug!(%error, "a connection was gone before it was served");
     }
+    let routes = TowerToHyperService::new(routes);
+    let routes = service_fn(move |mut request: http::Request<Incoming>| {
+        request.extensions_mut().insert(Peer(peer));
+        routes.call(request)
+    });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(MAX_HEADER_BYTES)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes))
+        .serve_connection(TokioIo::new(stream), routes)
         .with_upgrades()
         .await;
     if let Err(error) = served {
