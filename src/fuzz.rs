@@ -25,8 +25,8 @@ use crate::{
         },
     },
     gateway::{
+        decode::decode,
         reply::{About, Ack},
-        session::decode,
     },
     history::Row,
     http::{
@@ -38,10 +38,7 @@ use crate::{
         stats,
     },
     ids::{NodeId, UserId},
-    protocol::{
-        ClientEvent, ErrorType, MAX_CALLER_INFO_BYTES, MAX_CANDIDATE_BYTES, MAX_DESCRIPTION_BYTES,
-        MAX_REASON_BYTES, MAX_WATCHED_USERS,
-    },
+    protocol::{ClientEvent, ErrorType, MAX_REASON_BYTES, MAX_WATCHED_USERS, Sizes},
     secret::Secret,
     time::Timestamp,
 };
@@ -58,7 +55,7 @@ const RULES: Rules = Rules {
 
 /// An event of a client, as its frame has it: `["name",payload]`.
 pub fn client_event(text: &str) {
-    let (name, event) = decode(&Packet::Str(text.to_owned().into(), None));
+    let (name, event) = decode(&Packet::Str(text.to_owned().into(), None), &Sizes::default());
     match event {
         Ok(event) => check_event(text, event),
         Err(rejected) => {
@@ -76,18 +73,21 @@ pub fn client_event(text: &str) {
 
 /// Nothing is beyond its bound, and what is passed on stands in the frame as it is.
 fn check_event(text: &str, event: ClientEvent) {
+    let sizes = Sizes::default();
     match event {
         ClientEvent::Initiate { to, caller_info, .. } => {
             check_user(&to);
             if let Some(info) = caller_info {
-                assert!(info.len_bytes() <= MAX_CALLER_INFO_BYTES && text.contains(info.as_json()));
+                assert!(
+                    info.len_bytes() <= sizes.caller_info_bytes && text.contains(info.as_json())
+                );
             }
         }
         ClientEvent::Signal { call, signal, payload } => {
             check_user(&call.to);
             let bound = match signal {
-                crate::call::Signal::Candidate => MAX_CANDIDATE_BYTES,
-                _ => MAX_DESCRIPTION_BYTES,
+                crate::call::Signal::Candidate => sizes.candidate_bytes,
+                _ => sizes.description_bytes(),
             };
             assert!(payload.len_bytes() <= bound && text.contains(payload.as_json()));
             let json: Json = serde_json::from_str(payload.as_json()).expect("it was read before");

@@ -68,6 +68,7 @@ pub mod history;
 pub mod http;
 pub mod ice;
 pub mod ids;
+pub mod limits;
 pub mod logs;
 pub mod metrics;
 pub mod payload;

@@ -78,8 +78,11 @@ labels! {
     Limit {
         Inbox = "inbox", ClientQueue = "client_queue", Waiting = "waiting", Watched = "watched",
         Decisions = "decisions", Sweep = "sweep", NodeQueue = "node_queue",
-        NodeInbox = "node_inbox", Backlog = "history_backlog",
-        Connections = "connections", Posts = "posts",
+        NodeInbox = "node_inbox", Backlog = "history_backlog", Events = "events",
+        Candidates = "candidates", Flood = "flood", CallAttempts = "call_attempts",
+        UserSockets = "user_sockets", AddressSockets = "address_sockets", Sockets = "sockets",
+        Handshakes = "handshakes", FailedTokens = "failed_tokens", Identify = "identify",
+        Remembered = "remembered", Connections = "connections", Posts = "posts",
     }
     Found { Overdue = "overdue", Unstored = "unstored", Nothing = "nothing" }
     Invariant { EndChanged = "end_changed", NotAParty = "not_a_party" }

@@ -33,6 +33,7 @@ use super::{
 };
 use crate::{
     auth::bearer,
+    limits::{Limits, Seat, TooMany, What},
     metrics::{self, Limit},
     protocol::MAX_MESSAGE_BYTES,
     secret::Secret,
@@ -52,6 +53,7 @@ struct Transport {
     upgraded: Upgraded,
     posting: Posting,
     doors: Arc<Doors>,
+    limits: Arc<Limits>,
     /// Whether tokens are of use here.
     takes_tokens: bool,
 }
@@ -124,10 +126,11 @@ pub fn routes(
     io: SocketIo,
     upgraded: Upgraded,
     doors: Arc<Doors>,
+    limits: Arc<Limits>,
     takes_tokens: bool,
 ) -> Router {
     let posting = Posting::default();
-    let transport = Transport { engine, io, upgraded, posting, doors, takes_tokens };
+    let transport = Transport { engine, io, upgraded, posting, doors, limits, takes_tokens };
     Router::new().route("/socket.io/", any(serve)).with_state(transport)
 }
 
@@ -136,9 +139,14 @@ async fn serve(State(transport): State<Transport>, request: Request) -> Response
     if is_new && transport.doors.are_closed() {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     }
-    if is_websocket(request.uri()) {
+    let is_websocket = is_websocket(request.uri());
+    let seat = match transport.seat(&request, is_new, is_websocket) {
+        Ok(seat) => seat,
+        Err(too_many) => return turn_away(&too_many),
+    };
+    if is_websocket {
         return match websocket_accept(&request) {
-            Some(accept) => transport.upgrade(request, accept),
+            Some(accept) => transport.upgrade(request, accept, seat),
             None => StatusCode::BAD_REQUEST.into_response(),
         };
     }
@@ -150,7 +158,7 @@ async fn serve(State(transport): State<Transport>, request: Request) -> Response
         return StatusCode::BAD_REQUEST.into_response();
     }
     if is_new {
-        let request = transport.detached(&request);
+        let request = transport.detached(&request, seat);
         return transport.pass_on(request).await;
     }
     match sid_of(request.uri()) {
@@ -162,6 +170,16 @@ async fn serve(State(transport): State<Transport>, request: Request) -> Response
 
 fn sid_of(uri: &Uri) -> Option<Sid> {
     query_value(uri, "sid")?.parse().ok()
+}
+
+/// The client's library tries again by itself, later each time.
+fn turn_away(too_many: &TooMany) -> Response {
+    let status = match too_many.what {
+        What::Sockets => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::TOO_MANY_REQUESTS,
+    };
+    let retry_after = HeaderValue::from(too_many.retry_after_s());
+    (status, [(header::RETRY_AFTER, retry_after)], too_many.to_string()).into_response()
 }
 
 /// Whether a request wants a websocket of Engine.IO 4.
@@ -209,7 +227,22 @@ impl Transport {
         pass_on(self.engine, request).await
     }
 
-    fn upgrade(self, mut request: Request, accept: HeaderValue) -> Response {
+    /// The place of the connection that a request opens; none is needed by one that has it.
+    fn seat(
+        &self,
+        request: &Request,
+        is_new: bool,
+        is_websocket: bool,
+    ) -> Result<Option<Seat>, TooMany> {
+        let source = || self.limits.source_of(request.extensions(), request.headers());
+        match (is_new, is_websocket) {
+            (true, _) => self.limits.open(source()).map(Some),
+            (false, true) => self.limits.handshake(source()).map(|()| None),
+            (false, false) => Ok(None),
+        }
+    }
+
+    fn upgrade(self, mut request: Request, accept: HeaderValue, seat: Option<Seat>) -> Response {
         let sid = sid_of(request.uri());
         let kill = Kill::default();
         let registration = sid.map(|sid| {
@@ -219,7 +252,7 @@ impl Transport {
         if let Some(None) = registration {
             return StatusCode::BAD_REQUEST.into_response();
         }
-        let mut head = self.detached(&request).map(|_| ());
+        let mut head = self.detached(&request, seat).map(|_| ());
         head.extensions_mut().insert(kill.clone());
         let upgrade = hyper::upgrade::on(&mut request);
         tokio::spawn(async move {
@@ -244,14 +277,18 @@ impl Transport {
 
     /// A request that holds on to nothing of the one that came. The library keeps the head of a
     /// session's first request for as long as the session lives, and each piece of it is a slice of
-    /// the 16 KiB buffer that it was read into.
-    fn detached(&self, request: &Request) -> Request {
+    /// the 16 KiB buffer that it was read into. The session's place goes with it, and is free again when
+    /// the session is gone.
+    fn detached(&self, request: &Request, seat: Option<Seat>) -> Request {
         let mut detached = Request::new(Body::empty());
         *detached.method_mut() = request.method().clone();
         *detached.uri_mut() = request.uri().to_string().parse().expect("it was a URI before");
         if let Some(token) = bearer(request.headers()).filter(|_| self.takes_tokens) {
             let token = Some(Secret::from(token.to_owned()));
             detached.extensions_mut().insert(Bearer(Arc::new(Mutex::new(token))));
+        }
+        if let Some(seat) = seat {
+            detached.extensions_mut().insert(seat);
         }
         detached
     }

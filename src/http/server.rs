@@ -1,6 +1,11 @@
 //! The listener. The library's own has no time limit for a request's head.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{Router, body::Body};
 use http::StatusCode;
@@ -11,6 +16,7 @@ use tower_service::Service;
 use tracing::{debug, warn};
 
 use super::waiting::{MAX_WAITING, Seat, Waiting};
+use crate::limits::address::Peer;
 
 /// How long a client may take to send a request's head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -47,8 +53,8 @@ impl Server {
                 () = &mut shutdown => return,
             };
             match accepted {
-                Ok((stream, _)) => {
-                    tokio::spawn(serve(stream, routes.clone(), waiting.seat()));
+                Ok((stream, peer)) => {
+                    tokio::spawn(serve(stream, peer.ip(), routes.clone(), waiting.seat()));
                 }
                 Err(error) => {
                     warn!(%error, "a connection could not be accepted");
@@ -59,15 +65,16 @@ impl Server {
     }
 }
 
-async fn serve(stream: TcpStream, routes: Router, seat: Seat) {
+async fn serve(stream: TcpStream, peer: IpAddr, routes: Router, seat: Seat) {
     if let Err(error) = prepare(&stream) {
         return debug!(%error, "a connection was gone before it was served");
     }
     let seat = Arc::new(seat);
-    let answer = service_fn(|request: Request<Incoming>| {
+    let answer = service_fn(|mut request: Request<Incoming>| {
         let (mut routes, seat) = (routes.clone(), seat.clone());
         async move {
             seat.is_served();
+            request.extensions_mut().insert(Peer(peer));
             let response = routes.call(request.map(Body::new)).await;
             let is_upgraded =
                 matches!(&response, Ok(r) if r.status() == StatusCode::SWITCHING_PROTOCOLS);

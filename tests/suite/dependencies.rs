@@ -39,19 +39,29 @@ fn crates_are_from_where_they_should_be_and_stand_once() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deny.toml");
     let rules: toml::Value = toml::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let allowed = texts(&rules["licenses"]["allow"]);
-    let skipped: BTreeSet<String> = rules["bans"]["skip"].as_array().unwrap().iter()
+    let skipped: BTreeSet<String> = rules["bans"]["skip"]
+        .as_array()
+        .unwrap()
+        .iter()
         .map(|entry| entry["crate"].as_str().unwrap().to_owned())
         .collect();
 
     let metadata = metadata();
-    let built: BTreeSet<&str> = metadata["resolve"]["nodes"].as_array().unwrap().iter()
+    let built: BTreeSet<&str> = metadata["resolve"]["nodes"]
+        .as_array()
+        .unwrap()
+        .iter()
         .map(|node| node["id"].as_str().unwrap())
         .collect();
-    let packages = metadata["packages"].as_array().unwrap().iter()
+    let packages = metadata["packages"]
+        .as_array()
+        .unwrap()
+        .iter()
         .filter(|package| built.contains(package["id"].as_str().unwrap()));
     let mut versions: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for package in packages {
-        let (name, version) = (package["name"].as_str().unwrap(), package["version"].as_str().unwrap());
+        let (name, version) =
+            (package["name"].as_str().unwrap(), package["version"].as_str().unwrap());
         let licence = package["license"].as_str().unwrap_or_default();
         assert!(is_allowed(licence, &allowed), "{name} {version} has the licence {licence:?}");
         let source = package["source"].as_str();

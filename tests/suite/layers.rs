@@ -19,6 +19,7 @@ const ORDER: [&str; 24] = [
     "protocol",
     "ice",
     "metrics",
+    "limits",
     "cluster",
     "history",
     "calls",
