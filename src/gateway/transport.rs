@@ -35,7 +35,6 @@ use crate::{
     auth::bearer,
     limits::{Limits, Seat, TooMany, What},
     metrics::{self, Limit},
-    protocol::MAX_MESSAGE_BYTES,
     secret::Secret,
 };
 
@@ -216,7 +215,8 @@ impl Transport {
     /// A polling client sends. What is too large is refused before it is read, and what comes too
     /// slowly ends the session.
     async fn post(self, sid: Sid, request: Request) -> Response {
-        if request.body().size_hint().lower() > MAX_MESSAGE_BYTES as u64 {
+        let bound = self.limits.settings().message_bytes as u64;
+        if request.body().size_hint().lower() > bound {
             return StatusCode::PAYLOAD_TOO_LARGE.into_response();
         }
         let Some(_post) = self.posting.begin(sid) else {
