@@ -4,6 +4,7 @@ mod auth;
 mod commands;
 mod gate;
 mod media;
+mod traces;
 
 use std::{
     fmt::Write as _,
@@ -23,6 +24,7 @@ use crate::{
     http::Origin,
     ice, logs,
     secret::{self, Secret, ServiceUrl},
+    telemetry,
 };
 
 /// A shorter history is surely a mistake in the unit.
@@ -179,6 +181,8 @@ pub struct Config {
     /// None: everybody may call everybody.
     pub authorize: Option<authorize::Settings>,
     pub cors_origins: Vec<Origin>,
+    /// None: no traces.
+    pub traces: Option<telemetry::Settings>,
 }
 
 /// A setting that cannot be used. Displays which, and what it may be.
@@ -280,6 +284,7 @@ impl Settings {
             ice,
             authorize,
             cors_origins,
+            traces: None,
         })
     }
 }
@@ -302,6 +307,7 @@ impl Config {
             ice,
             authorize,
             cors_origins,
+            traces,
         } = self;
         let mut toml = String::new();
         let mut line = |name: &str, value: toml::Value| {
@@ -371,6 +377,9 @@ impl Config {
         }
         let origins: Vec<_> = cors_origins.iter().map(Origin::to_string).collect();
         line("cors_origins", origins.into());
+        if let Some(traces) = traces {
+            toml += &traces::comments(traces);
+        }
         toml
     }
 }

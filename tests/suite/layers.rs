@@ -6,19 +6,21 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const ORDER: [&str; 23] = [
+const ORDER: [&str; 25] = [
     "secret",
     "fetch",
     "time",
     "health",
     "redact",
     "ids",
+    "trace",
     "auth",
     "payload",
     "call",
     "protocol",
     "ice",
     "metrics",
+    "telemetry",
     "cluster",
     "history",
     "calls",
