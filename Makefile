@@ -14,7 +14,7 @@ CLUSTER_NODES = 2 3 8
 HISTORY_STORIES = history operation
 
 .DEFAULT_GOAL := help
-.PHONY: help run build bench lint test test-setup test-rust test-server test-clients test-api test-cluster test-browser test-deploy types
+.PHONY: help run build bench bench-traces lint test test-setup test-rust test-server test-clients test-api test-cluster test-browser test-deploy types
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ lint: ## formatting and clippy, warnings denied
 bench: build ## measure beside Node and a bare relay, write the table into docs/PERFORMANCE.md
 	cargo build --release --locked --manifest-path benches/floor/Cargo.toml --target-dir target/floor
 	cd benches && npm ci --no-audit --no-fund --loglevel=error && node run.mjs
+
+bench-traces: build ## what traces cost: takes 10 minutes, Redis and valgrind
+	node benches/traces.mjs
 
 test: test-setup ## everything: set-up, Rust tests, real clients, browser
 	$(MAKE) --no-print-directory test-rust

@@ -3,7 +3,7 @@
 use std::{mem, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::Full;
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse},
@@ -168,9 +168,9 @@ impl Exporter {
     }
 
     async fn post(&self, body: Bytes) -> Result<u64, ExportError> {
-        let mut request = Request::post(&self.endpoint)
-            .body(Full::new(body))
-            .expect("the address has been used for a request before");
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = Method::POST;
+        request.uri_mut().clone_from(&self.endpoint);
         request.headers_mut().clone_from(&self.headers);
         let response = self.fetcher.fetch(request).await?;
         if !response.status().is_success() {
