@@ -148,12 +148,22 @@ describe('a collector', { ...ONE_NODE, concurrency: true }, () => {
   });
 
   test('that refuses is not', async (t) => {
-    const { collector, server } = await traced(t);
+    const { collector, server } = await traced(t, { OTEL_BSP_SCHEDULE_DELAY: '2000' });
     collector.status = 400;
     await talk(t, server);
     await eventually(() => dropped(server, 'export'), 'steps are dropped');
+    assert.equal(collector.requests.length, 1, 'they went in one export, once');
     assert.match(server.logs(), /traces cannot be delivered.*400/);
     assert.equal(await exported(server), 0);
+  });
+
+  test('says which steps it does not want: they count as dropped', async (t) => {
+    const { collector, server } = await traced(t, { OTEL_BSP_SCHEDULE_DELAY: '2000' });
+    collector.rejects = 2;
+    await talk(t, server);
+    await eventually(() => exported(server), 'steps are exported');
+    assert.equal(await dropped(server, 'rejected'), 2);
+    assert.equal(await exported(server), collector.spans.length - 2);
   });
 
   test('that never answers fills a queue that has a bound', async (t) => {

@@ -28,6 +28,8 @@ class Collector {
   requests = [];
   /** What requests are answered; null for nothing at all. */
   status = 200;
+  /** Of each export so many steps are said to have been rejected. */
+  rejects = 0;
 
   async listen(port) {
     this.server = createServer((request, response) => this.#serve(request, response));
@@ -65,8 +67,9 @@ class Collector {
     this.requests.push({ method, url, headers });
     if (this.status === null) return;
     if (this.status === 200) this.spans.push(...spansIn(Buffer.concat(chunks)));
-    // An empty answer is one in which nothing was rejected.
-    response.writeHead(this.status, { 'content-type': 'application/x-protobuf' }).end();
+    // An ExportTraceServiceResponse: empty, or with `partial_success.rejected_spans`.
+    const body = this.rejects ? [0x0a, 2, 0x08, this.rejects] : [];
+    response.writeHead(this.status, { 'content-type': 'application/x-protobuf' }).end(Buffer.from(body));
   }
 }
 
