@@ -70,6 +70,8 @@ pub struct Calls {
     rules: Rules,
     clock: Clock,
     gate: Option<Arc<dyn Gate>>,
+    /// Names a call that is made now.
+    name: Box<dyn Fn(Timestamp) -> CallId + Send + Sync>,
     live: LiveCalls,
     watchers: Watchers,
     /// The devices on this node.
@@ -143,6 +145,7 @@ impl Calls {
             rules,
             clock,
             gate: None,
+            name: Box::new(CallId::generate),
             live,
             watchers,
             devices: Mutex::default(),
@@ -150,6 +153,13 @@ impl Calls {
             resets: Resets::default(),
             doubtful: Mutex::default(),
         }
+    }
+
+    /// Has new calls named by `name`: a simulation repeats itself.
+    #[must_use]
+    pub fn named_by(mut self, name: impl Fn(Timestamp) -> CallId + Send + Sync + 'static) -> Self {
+        self.name = Box::new(name);
+        self
     }
 
     /// What time it is, in microseconds.
@@ -190,8 +200,12 @@ impl Calls {
     /// Tells a socket that joined, and that can be reached now, of the call that its user is in: a
     /// device that was lost gets its call back, a device of a user who is being called rings.
     pub async fn welcome(&self, device: &Device) -> Result<(), Unavailable> {
+        self.tell_of_call(device, Event::Joined(device.clone())).await
+    }
+
+    async fn tell_of_call(&self, device: &Device, back: Event) -> Result<(), Unavailable> {
         let Some(call) = self.cluster.latest(&device.user).await? else { return Ok(()) };
-        match self.transition(call.clone(), &Event::Joined(device.clone())).await {
+        match self.transition(call.clone(), &back).await {
             Ok(_) => return Ok(()),
             Err(Failure::Refused(_)) => {}
             Err(failure) => {
@@ -259,7 +273,7 @@ impl Calls {
 
     async fn place(&self, device: &Device, initiate: Initiate) -> Result<Call, Failure> {
         let attempt = Attempt {
-            id: CallId::generate(self.clock.now()),
+            id: (self.name)(self.clock.now()),
             from: device.clone(),
             to: initiate.to,
             call_type: initiate.call_type,
@@ -403,13 +417,21 @@ impl Calls {
         event: Event,
     ) -> Result<Call, Failure> {
         let live = self.find(device, target).await?;
-        match self.transition(live.snapshot(), &event).await {
-            Err(Failure::Refused(Refusal::Over)) => {
-                let ended = self.cluster.load(live.id()).await?;
-                ended.ok_or(Refusal::NotInCall.into())
-            }
+        let before = live.snapshot();
+        let result = match self.transition(before.clone(), &event).await {
+            Err(Failure::Refused(Refusal::Over)) => match self.cluster.load(live.id()).await {
+                Ok(ended) => ended.ok_or(Refusal::NotInCall.into()),
+                Err(error) => Err(error.into()),
+            },
             other => other,
+        };
+        match &result {
+            Err(Failure::Unavailable(_)) => {
+                live.leave_unanswered(device.socket, &before, &self.reach());
+            }
+            _ => live.answer(device.socket),
         }
+        result
     }
 
     /// The live call of the user, or the call with this id, live or ended less than a minute ago.
@@ -481,17 +503,8 @@ impl Calls {
             let change = Change { call: next.clone(), claims: Vec::new() };
             match self.cluster.commit(change).await? {
                 Committed::Stored(stored) => {
-                    tally::changed(&call, &next);
-                    self.recorder.record(&next);
-                    self.observe(&call, &next);
-                    if next.is_ringing() && next.caller.link.node() == Some(self.node()) {
-                        self.live.open(&next).rings_on(&stored.callee_nodes, &self.reach());
-                    }
-                    self.spread(&call, &next, &stored.callee_nodes);
+                    self.tell_changed(&call, &next, &stored.callee_nodes);
                     self.announce(stored.edges);
-                    if let Some(reason) = next.end_reason() {
-                        debug!(call = %next.id, reason = reason.as_str(), "call ended");
-                    }
                     return Ok(next);
                 }
                 Committed::Conflict(found) => {
@@ -503,6 +516,20 @@ impl Calls {
         }
         metrics::LIMITS.of(Limit::Decisions).increment(1);
         Err(Unavailable.into())
+    }
+
+    /// A change is written: history, the sockets here and the other nodes hear of it.
+    fn tell_changed(&self, before: &Call, after: &Call, callee_nodes: &[NodeId]) {
+        tally::changed(before, after);
+        self.recorder.record(after);
+        self.observe(before, after);
+        if after.is_ringing() && after.caller.link.node() == Some(self.node()) {
+            self.live.open(after).rings_on(callee_nodes, &self.reach());
+        }
+        self.spread(before, after, callee_nodes);
+        if let Some(reason) = after.end_reason() {
+            debug!(call = %after.id, reason = reason.as_str(), "call ended");
+        }
     }
 
     fn announce(&self, edges: impl IntoIterator<Item = Edge>) {
