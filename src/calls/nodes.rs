@@ -159,7 +159,11 @@ impl Calls {
 
     async fn look_up_one(&self, seen: &Call) -> Result<(), Unavailable> {
         match self.cluster.load(seen.id).await? {
-            Some(call) if call.succeeds(seen) => self.take_in(&call).await,
+            Some(call) if call.succeeds(seen) => {
+                // Whoever wrote it may not know that it did.
+                self.recorder.record(&call);
+                self.take_in(&call).await
+            }
             Some(call) if seen.succeeds(&call) => self.put_back(seen, Some(call.version)).await,
             Some(call) => self.reclaim(&call).await,
             None => self.put_back(seen, None).await,

@@ -49,7 +49,10 @@ pub fn run(seed: u64, script: &[Step], mistake: Option<Mistake>) -> Outcome {
 }
 
 async fn live(world: Arc<World>, script: &[Step]) {
-    world.witness().may_forget = script.iter().any(|step| step.what.forgets());
+    let may_forget = script.iter().any(|step| step.what.forgets());
+    let kills = script.iter().any(|step| matches!(step.what, What::Kill { .. }));
+    world.witness().may_forget = may_forget;
+    world.witness().may_lose_rows = may_forget && kills;
     let started = world.now();
     let clients = Clients::new(world.clone(), NODES);
     for device in 0..DEVICES {
