@@ -90,17 +90,7 @@ pub async fn serve(
     let (cluster, inbox, leaving, clock) = join(&config, process.node, &health).await?;
     let keeping_up = tokio::spawn(process.metrics.clone().keep_up());
     let (recorder, writer) = history::recorder(store.clone(), cluster.clone(), health.clone());
-    // In a file that holds one node's part, the end of a call is often missing, and not because all
-    // that knew of the call died.
-    let longest_call =
-        (!is_partial(&config)).then(|| config.rules.max_call_duration + ORPHAN_MARGIN);
-    let keeper = Keeper {
-        store: store.clone(),
-        clock: clock.clone(),
-        retention: config.history_retention,
-        longest_call,
-        health: health.clone(),
-    };
+    let keeper = keeper(&config, store.clone(), clock.clone(), health.clone());
     let access = Arc::new(Access::new(checker, clock.clone()));
     access.prepare().await;
     let limits = Arc::new(Limits::new(config.limits, config.proxies, clock.clone()));
@@ -174,6 +164,14 @@ pub async fn serve(
         warn!(%error, "the admin listener had failed");
     }
     Ok(())
+}
+
+fn keeper(config: &Config, store: Arc<dyn Store>, clock: Clock, health: Health) -> Keeper {
+    // In a file that holds one node's part, the end of a call is often missing, and not because all
+    // that knew of the call died.
+    let longest_call =
+        (!is_partial(config)).then(|| config.rules.max_call_duration + ORPHAN_MARGIN);
+    Keeper { store, clock, retention: config.history_retention, longest_call, health }
 }
 
 /// The cluster that the settings name, what comes from it, how to leave it, and its clock.

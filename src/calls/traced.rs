@@ -182,9 +182,10 @@ fn step(event: &Event) -> (&'static str, SpanKind) {
         Event::Busy(_) => ("busy", SpanKind::Server),
         Event::End { .. } => ("end", SpanKind::Server),
         Event::Gone { .. } => ("lose device", SpanKind::Internal),
-        Event::Joined(_) => ("bring device back", SpanKind::Internal),
+        Event::Joined(_) | Event::Stayed(_) => ("bring device back", SpanKind::Internal),
         Event::Confirmed(_) => ("confirm device", SpanKind::Internal),
         Event::Superseded(_) => ("supersede", SpanKind::Internal),
+        Event::Displaced(_) => ("displace", SpanKind::Internal),
         Event::Terminated => ("terminate", SpanKind::Server),
         Event::Due => ("end overdue", SpanKind::Internal),
     }
