@@ -126,7 +126,7 @@ describe('events of a socket', { concurrency: true }, () => {
       raw.send(...some);
       await new Promise((resolve) => setTimeout(resolve, 20));
     }
-    await raw.frame((text) => text === '41', 'the end of the socket').catch(() => raw.closed);
+    await Promise.race([raw.frame((text) => text === '41', 'the end of the socket'), raw.closed]);
     const after = await scrape(server);
     const hits = after.byLabels('switchboard_limits_hit_total', before);
     assert.ok(hits.flood === 1 || hits.inbox === 1, JSON.stringify(hits));
