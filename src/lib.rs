@@ -60,6 +60,8 @@ pub mod calls;
 pub mod cluster;
 pub mod config;
 pub mod fetch;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod gateway;
 pub mod health;
 pub mod history;

@@ -32,10 +32,7 @@ pub fn decode(value: &Value, sizes: &Sizes) -> (String, Result<ClientEvent, Reje
     };
     let frame: Frame = match serde_json::from_str(text) {
         Ok(frame) => frame,
-        Err(error) => {
-            let malformed = Malformed::invalid(format!("payload: {error}"));
-            return (String::new(), Err(malformed.into()));
-        }
+        Err(error) => return (String::new(), Err(Malformed::unreadable(error).into())),
     };
     let has_attachments = attachments.as_ref().is_some_and(|all| !all.is_empty());
     let event = if has_attachments {

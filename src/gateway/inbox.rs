@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 /// Most events of one socket that wait to be handled.
 pub const MAX_EVENTS: usize = 1_024;
 /// Most bytes of them.
-pub const MAX_BYTES: usize = 8 * 1024 * 1024;
+pub const MAX_BYTES: usize = 2 * 1024 * 1024;
 
 /// A bounded queue, drained by at most one task at a time, which runs only while there is
 /// something to drain: an idle socket has no task. At first it is held: nothing is drained until it

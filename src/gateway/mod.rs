@@ -1,11 +1,12 @@
 //! Socket.IO: handshake, identity, order, answers, and the end of a connection.
 
-mod decode;
+mod body;
+pub(crate) mod decode;
 mod expiry;
 mod inbox;
 mod leases;
 mod outlet;
-mod reply;
+pub(crate) mod reply;
 mod session;
 mod transport;
 mod wire;
@@ -34,7 +35,7 @@ use self::{
     outlet::{SocketOutlet, sid_of, socket_id},
     session::{Context, NotJoined, Receiver, Session},
     transport::{Bearer, Doors, Engine},
-    wire::Upgraded,
+    wire::{Kill, Upgraded},
 };
 use crate::{
     auth::{Access, CheckError, Identity},
@@ -80,6 +81,16 @@ pub struct Serving {
     io: SocketIo,
     upgraded: Upgraded,
     context: Arc<Context>,
+    doors: Arc<Doors>,
+}
+
+/// What it takes to let a socket in.
+#[derive(Clone)]
+struct Gate {
+    context: Arc<Context>,
+    io: SocketIo,
+    engine: Engine,
+    upgraded: Upgraded,
     doors: Arc<Doors>,
 }
 
@@ -130,16 +141,27 @@ impl Gateway {
             (self.outlet(), self.upgraded.clone(), self.limits.clone());
         let context = Arc::new(Context::new(calls, access, outlet, upgraded, ice, limits));
         let gate = {
-            let (context, io) = (context.clone(), self.io.clone());
-            let (upgraded, doors) = (self.upgraded.clone(), doors.clone());
+            let gate = Gate {
+                context: context.clone(),
+                io: self.io.clone(),
+                engine: self.engine.clone(),
+                upgraded: self.upgraded.clone(),
+                doors: doors.clone(),
+            };
             move |socket: SocketRef, auth: TryData<Map<String, Value>>| {
-                count_refused(admit(context, io, upgraded, doors, socket, auth))
+                count_refused(admit(gate, socket, auth))
             }
         };
         self.io.ns("/", greet.with(gate));
         let Self { engine, io, upgraded, limits } = self;
-        let routes =
-            transport::routes(engine, upgraded.clone(), doors.clone(), limits, takes_tokens);
+        let routes = transport::routes(
+            engine,
+            io.clone(),
+            upgraded.clone(),
+            doors.clone(),
+            limits,
+            takes_tokens,
+        );
         (Serving { io, upgraded, context, doors }, routes)
     }
 }
@@ -244,13 +266,13 @@ async fn count_refused(admitted: impl Future<Output = Result<(), Refused>>) -> R
 /// Runs before the client is told that it is connected: whatever it sends then finds a receiver,
 /// and whoever it names itself is online.
 async fn admit(
-    context: Arc<Context>,
-    io: SocketIo,
-    upgraded: Upgraded,
-    doors: Arc<Doors>,
+    gate: Gate,
     socket: SocketRef,
     TryData(auth): TryData<Map<String, Value>>,
 ) -> Result<(), Refused> {
+    let Gate { context, io, engine, upgraded, doors } = gate;
+    // One at a time: whoever says it a thousand times does not have a thousand tokens checked at once.
+    let _turn = context.turn_of(socket_id(socket.id)).ok_or_else(Refused::again)?;
     if doors.are_closed() {
         upgraded.close_transport(socket);
         return Err(Refused::again());
@@ -282,7 +304,15 @@ async fn admit(
     let session = session.ok_or_else(Refused::again)?;
     socket.extensions.insert(session.clone());
     let leaving = session.clone();
-    socket.on_disconnect(async move |reason: DisconnectReason| leaving.disconnected(reason));
+    let (closing, sid) = ((upgraded.switch_of(&socket), upgraded.clone(), engine), socket.id);
+    socket.on_disconnect(async move |reason: DisconnectReason| {
+        if keeps_connection(&reason) {
+            let (own, upgraded, engine) = closing;
+            let context = leaving.context.clone();
+            tokio::spawn(expect_return(context, own, upgraded, engine, sid));
+        }
+        leaving.disconnected(reason);
+    });
     socket.on_fallback(Receiver(session.clone()));
     match user {
         Some(user) => {
@@ -350,6 +380,31 @@ async fn expect_identity(io: SocketIo, sid: Sid, session: Weak<Session>, limits:
         limits.closed(Limit::Identify, sid);
         // Its queue is full only if it reads nothing, and then its transport is cut off.
         let _ = socket.disconnect();
+    }
+}
+
+/// Whether the connection may live on after its socket went away.
+fn keeps_connection(reason: &DisconnectReason) -> bool {
+    use DisconnectReason::{ClientNSDisconnect, ServerNSDisconnect};
+    matches!(reason, ClientNSDisconnect | ServerNSDisconnect)
+}
+
+/// Closes a connection whose socket went away and does not come back: it is nobody's, and the library
+/// would keep it for as long as it answers pings.
+async fn expect_return(
+    context: Arc<Context>,
+    own: Option<Kill>,
+    upgraded: Upgraded,
+    engine: Engine,
+    sid: Sid,
+) {
+    tokio::time::sleep(CONNECT_TIMEOUT).await;
+    if context.sessions().contains(&socket_id(sid)) {
+        return;
+    }
+    match own.or_else(|| upgraded.switch_at(sid)) {
+        Some(switch) => switch.kill(),
+        None => transport::end_polling(engine, sid),
     }
 }
 

@@ -4,14 +4,15 @@ use std::{
     collections::HashSet,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use socketioxide::{
+    SendError, SocketError,
     adapter::LocalAdapter,
-    extract::AckSender,
+    extract::{AckSender, SocketRef},
     handler::{FromMessageParts, MessageHandler, Value},
     socket::{DisconnectReason, Socket},
 };
@@ -23,7 +24,7 @@ use super::{
     leases::Leases,
     outlet::room_of,
     reply::{About, Ack, Rejected},
-    wire::Upgraded,
+    wire::{MAX_WAITING_BYTES, Upgraded},
 };
 use crate::{
     auth::Access,
@@ -41,6 +42,8 @@ use crate::{
     time::Timestamp,
 };
 
+/// Room for an error as JSON, roughly.
+const ERROR_BYTES: usize = 256;
 /// When the token of a socket expires that has none.
 pub(super) const NEVER_MS: u64 = u64::MAX;
 
@@ -57,6 +60,20 @@ pub struct Context {
     ends_calls: AtomicBool,
     /// The sockets that are connected, or gone and not signed off yet.
     sessions: Mutex<HashSet<SocketId>>,
+    /// The sockets that are being let in right now.
+    entering: Mutex<HashSet<SocketId>>,
+}
+
+/// A socket's turn to be let in.
+pub struct Turn {
+    context: Arc<Context>,
+    socket: SocketId,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.context.entering().remove(&self.socket);
+    }
 }
 
 impl Context {
@@ -68,9 +85,20 @@ impl Context {
         ice: Arc<Ice>,
         limits: Arc<Limits>,
     ) -> Self {
-        let (leases, sessions) = (Leases::default(), Mutex::default());
+        let (leases, sessions, entering) = Default::default();
         let ends_calls = AtomicBool::new(false);
-        Self { calls, access, leases, outlet, upgraded, ice, limits, ends_calls, sessions }
+        Self {
+            calls,
+            access,
+            leases,
+            outlet,
+            upgraded,
+            ice,
+            limits,
+            ends_calls,
+            sessions,
+            entering,
+        }
     }
 
     /// From now on a socket that goes away takes its call with it.
@@ -80,6 +108,16 @@ impl Context {
 
     pub(super) fn sessions(&self) -> MutexGuard<'_, HashSet<SocketId>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn entering(&self) -> MutexGuard<'_, HashSet<SocketId>> {
+        self.entering.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// None while this socket is being let in already.
+    pub fn turn_of(self: &Arc<Self>, socket: SocketId) -> Option<Turn> {
+        let is_first = self.entering().insert(socket);
+        is_first.then(|| Turn { context: self.clone(), socket })
     }
 
     /// How many sessions there are. One ends when all that its socket sent has been handled and it
@@ -108,6 +146,8 @@ pub struct Session {
     dismissed: AtomicBool,
     /// Set when its transport is about to be closed.
     hushed: AtomicBool,
+    /// Bytes that wait for a client on polling to fetch them, roughly.
+    unfetched_bytes: AtomicUsize,
     inbox: Mutex<Inbox<Input>>,
 }
 
@@ -147,6 +187,7 @@ impl Session {
                 welcomed: AtomicBool::new(false),
                 dismissed: AtomicBool::new(false),
                 hushed: AtomicBool::new(false),
+                unfetched_bytes: AtomicUsize::new(0),
                 inbox: Mutex::default(),
             })
         })
@@ -173,6 +214,17 @@ impl Session {
 
     pub fn is_hushed(&self) -> bool {
         self.hushed.load(Ordering::Relaxed)
+    }
+
+    /// Notes that a client on polling is sent this much. False if it lags too far behind.
+    pub fn note_unfetched(&self, bytes: usize) -> bool {
+        self.unfetched_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= MAX_WAITING_BYTES
+    }
+
+    pub fn note_fetched(&self, bytes: usize) {
+        let fetched = |waiting: usize| Some(waiting.saturating_sub(bytes));
+        // It cannot fail: the closure always gives a value.
+        let _ = self.unfetched_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fetched);
     }
 
     /// The client has been told that it is connected, and the library sends it what it is given.
@@ -287,7 +339,11 @@ impl Session {
             metrics::ERRORS.of(body.error_type).increment(1);
             debug!(socket = %self.socket, event = %body.event, error = ?body.error_type, "refused");
         }
+        let socket_ref = SocketRef::from(socket.clone());
+        let bytes = result.as_ref().map_or(ERROR_BYTES, Answer::size_bytes);
+        let keeps_up = self.context.upgraded.keeps_up(&socket_ref, bytes);
         let sent = match result {
+            _ if !keeps_up => Err(SendError::Socket(SocketError::InternalChannelFull)),
             Err(body) if ack.is_none() => {
                 let error = ServerEvent::Error(body);
                 metrics::SENT.of(Sent::Error).increment(1);
@@ -303,8 +359,9 @@ impl Session {
         };
         if sent.is_err() && socket.connected() {
             metrics::SLOW_CLIENTS.of(Slow::Queue).increment(1);
+            metrics::LIMITS.of(Limit::ClientQueue).increment(1);
             warn!(socket = %self.socket, "a client does not read its answers and is cut off");
-            self.context.upgraded.close_transport(socket.clone().into());
+            self.context.upgraded.close_transport(socket_ref);
         }
     }
 

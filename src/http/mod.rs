@@ -4,20 +4,21 @@
 //! To add an endpoint, write its handler with a `utoipa::path` annotation and name it in [`endpoints`].
 //! What it takes from the query is a type that implements [`parameters::FromQuery`].
 
-mod access;
-mod admin;
+pub(crate) mod access;
+pub(crate) mod admin;
 mod asyncapi;
-mod calls;
+pub(crate) mod calls;
 mod document;
-mod ice;
+pub(crate) mod ice;
 pub mod ops;
 mod origin;
 mod page;
-mod parameters;
-mod presence;
-mod problem;
+pub(crate) mod parameters;
+pub(crate) mod presence;
+pub(crate) mod problem;
 mod server;
-mod stats;
+pub(crate) mod stats;
+mod waiting;
 
 use std::sync::Arc;
 

@@ -6,8 +6,8 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::{
-    ErrorType, MAX_CLIENT_CALL_ID_BYTES, MAX_NAME_CHARS, MAX_REASON_BYTES, MAX_STATS_TEXT_BYTES,
-    MAX_WATCHED_USERS, Sizes, USER_CONNECTED,
+    ErrorType, MAX_CLIENT_CALL_ID_BYTES, MAX_NAME_CHARS, MAX_REASON_BYTES, MAX_REASON_CHARS,
+    MAX_STATS_TEXT_BYTES, MAX_WATCHED_USERS, Sizes, USER_CONNECTED,
 };
 use crate::{
     auth::MAX_TOKEN_BYTES,
@@ -236,8 +236,7 @@ impl<'a> Fields<'a> {
         if !raw.get().starts_with('{') {
             return Err(Malformed::invalid("payload: expected an object".to_owned()));
         }
-        serde_json::from_str(raw.get())
-            .map_err(|error| Malformed::invalid(format!("payload: {error}")))
+        serde_json::from_str(raw.get()).map_err(Malformed::unreadable)
     }
 
     fn call_ref(&self) -> Result<CallRef, Malformed> {
@@ -251,6 +250,13 @@ impl<'a> Fields<'a> {
 impl Malformed {
     pub fn invalid(message: String) -> Self {
         Self { error_type: ErrorType::InvalidPayload, message, to: None }
+    }
+
+    /// For JSON that is not what it should be. The error may say what was sent, however long: only its
+    /// beginning is said back.
+    pub fn unreadable(error: serde_json::Error) -> Self {
+        let start: String = error.to_string().chars().take(MAX_REASON_CHARS).collect();
+        Self::invalid(format!("payload: {start}"))
     }
 
     fn field(name: &str, expected: impl fmt::Display) -> Self {

@@ -21,6 +21,8 @@ use utoipa::ToSchema;
 pub const USER_CONNECTED: &str = "user-connected";
 /// How much of an event's name is said back in an error.
 pub const MAX_NAME_CHARS: usize = 64;
+/// How much of why a payload cannot be read is said back in an error.
+pub const MAX_REASON_CHARS: usize = 128;
 /// Longest `reason` of a `call:reject`, in bytes.
 pub const MAX_REASON_BYTES: usize = 1024;
 /// Longest `clientCallId`, in bytes.

@@ -27,6 +27,7 @@ const ORDER: [&str; 24] = [
     "gateway",
     "logs",
     "http",
+    "fuzz",
     "bench",
     "config",
     "shutdown",
