@@ -306,7 +306,7 @@ async fn admit(
     let leaving = session.clone();
     let (closing, sid) = ((upgraded.switch_of(&socket), upgraded.clone(), engine), socket.id);
     socket.on_disconnect(async move |reason: DisconnectReason| {
-        if keeps_connection(&reason) {
+        if keeps_connection(reason) {
             let (own, upgraded, engine) = closing;
             let context = leaving.context.clone();
             tokio::spawn(expect_return(context, own, upgraded, engine, sid));
@@ -384,7 +384,7 @@ async fn expect_identity(io: SocketIo, sid: Sid, session: Weak<Session>, limits:
 }
 
 /// Whether the connection may live on after its socket went away.
-fn keeps_connection(reason: &DisconnectReason) -> bool {
+fn keeps_connection(reason: DisconnectReason) -> bool {
     use DisconnectReason::{ClientNSDisconnect, ServerNSDisconnect};
     matches!(reason, ClientNSDisconnect | ServerNSDisconnect)
 }
