@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const ORDER: [&str; 24] = [
+const ORDER: [&str; 25] = [
     "secret",
     "fetch",
     "time",
