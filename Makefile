@@ -32,6 +32,10 @@ lint: ## formatting and clippy, warnings denied
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings
 
+.PHONY: alerts
+alerts: ## write the alerts for Kubernetes anew, after a change in deploy/prometheus/rules/
+	node scripts/alerts.mjs
+
 bench: build ## measure beside Node and a bare relay, write the table into docs/PERFORMANCE.md
 	cargo build --release --locked --manifest-path benches/floor/Cargo.toml --target-dir target/floor
 	cd benches && npm ci --no-audit --no-fund --loglevel=error && node run.mjs

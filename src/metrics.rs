@@ -243,6 +243,8 @@ metrics! {
     Counter CONFLICTS[] "switchboard_decisions_repeated_total"
         "Decisions made again because somebody else changed the call meanwhile.";
     Counter SWEEPS[] "switchboard_sweeps_total" "Looks for calls whose deadline has passed.";
+    Counter SWEEPS_FAILED[] "switchboard_sweeps_failed_total"
+        "Sweeps, and looks at the records of live calls, that were not carried through.";
     Counter SWEPT["found": Found] "switchboard_sweep_calls_total"
         "Calls that a sweep took: ended or changed, not stored yet, seen to by others meanwhile.";
     Histogram LATENESS[] "switchboard_sweep_lateness_seconds"
@@ -295,6 +297,8 @@ metrics! {
         "How long the database took, by operation." in ANSWERS;
     Counter STORE_ERRORS["operation": Operation] "switchboard_history_errors_total"
         "Operations that the database refused or did not answer in time.";
+    Counter STORE_CONNECTIONS[] "switchboard_history_connections_total"
+        "Connections to Postgres that were made, also in place of lost ones.";
     Counter ROWS_WRITTEN[] "switchboard_history_rows_written_total" "Rows of call history written.";
     Counter ROWS_REFUSED[] "switchboard_history_rows_refused_total"
         "Rows that the database refused, and that are lost.";
