@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const ORDER: [&str; 28] = [
+const ORDER: [&str; 27] = [
     "secret",
     "fetch",
     "time",
