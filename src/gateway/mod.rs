@@ -1,5 +1,6 @@
 //! Socket.IO: handshake, identity, order, answers, and the end of a connection.
 
+mod abandoned;
 mod body;
 pub(crate) mod decode;
 mod expiry;
@@ -9,6 +10,7 @@ mod outlet;
 pub(crate) mod reply;
 mod session;
 mod transport;
+mod turns;
 mod wire;
 
 use std::{
@@ -35,7 +37,7 @@ use self::{
     outlet::{SocketOutlet, sid_of, socket_id},
     session::{Context, NotJoined, Receiver, Session},
     transport::{Bearer, Doors, Engine},
-    wire::{Kill, Upgraded},
+    wire::Upgraded,
 };
 use crate::{
     auth::{Access, CheckError, Identity},
@@ -272,7 +274,7 @@ async fn admit(
 ) -> Result<(), Refused> {
     let Gate { context, io, engine, upgraded, doors } = gate;
     // One at a time: whoever says it a thousand times does not have a thousand tokens checked at once.
-    let _turn = context.turn_of(socket_id(socket.id)).ok_or_else(Refused::again)?;
+    let _turn = context.entering.take(socket_id(socket.id)).ok_or_else(Refused::again)?;
     if doors.are_closed() {
         upgraded.close_transport(socket);
         return Err(Refused::again());
@@ -306,10 +308,10 @@ async fn admit(
     let leaving = session.clone();
     let (closing, sid) = ((upgraded.switch_of(&socket), upgraded.clone(), engine), socket.id);
     socket.on_disconnect(async move |reason: DisconnectReason| {
-        if keeps_connection(reason) {
+        if abandoned::is_possible(reason) {
             let (own, upgraded, engine) = closing;
             let context = leaving.context.clone();
-            tokio::spawn(expect_return(context, own, upgraded, engine, sid));
+            tokio::spawn(abandoned::close(context, own, upgraded, engine, sid));
         }
         leaving.disconnected(reason);
     });
@@ -380,31 +382,6 @@ async fn expect_identity(io: SocketIo, sid: Sid, session: Weak<Session>, limits:
         limits.closed(Limit::Identify, sid);
         // Its queue is full only if it reads nothing, and then its transport is cut off.
         let _ = socket.disconnect();
-    }
-}
-
-/// Whether the connection may live on after its socket went away.
-fn keeps_connection(reason: DisconnectReason) -> bool {
-    use DisconnectReason::{ClientNSDisconnect, ServerNSDisconnect};
-    matches!(reason, ClientNSDisconnect | ServerNSDisconnect)
-}
-
-/// Closes a connection whose socket went away and does not come back: it is nobody's, and the library
-/// would keep it for as long as it answers pings.
-async fn expect_return(
-    context: Arc<Context>,
-    own: Option<Kill>,
-    upgraded: Upgraded,
-    engine: Engine,
-    sid: Sid,
-) {
-    tokio::time::sleep(CONNECT_TIMEOUT).await;
-    if context.sessions().contains(&socket_id(sid)) {
-        return;
-    }
-    match own.or_else(|| upgraded.switch_at(sid)) {
-        Some(switch) => switch.kill(),
-        None => transport::end_polling(engine, sid),
     }
 }
 

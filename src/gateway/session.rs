@@ -24,6 +24,7 @@ use super::{
     leases::Leases,
     outlet::room_of,
     reply::{About, Ack, Rejected},
+    turns::Turns,
     wire::{MAX_WAITING_BYTES, Upgraded},
 };
 use crate::{
@@ -61,19 +62,7 @@ pub struct Context {
     /// The sockets that are connected, or gone and not signed off yet.
     sessions: Mutex<HashSet<SocketId>>,
     /// The sockets that are being let in right now.
-    entering: Mutex<HashSet<SocketId>>,
-}
-
-/// A socket's turn to be let in.
-pub struct Turn {
-    context: Arc<Context>,
-    socket: SocketId,
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        self.context.entering().remove(&self.socket);
-    }
+    pub(super) entering: Turns<SocketId>,
 }
 
 impl Context {
@@ -85,7 +74,7 @@ impl Context {
         ice: Arc<Ice>,
         limits: Arc<Limits>,
     ) -> Self {
-        let (leases, sessions, entering) = Default::default();
+        let (leases, sessions, entering) = (Leases::default(), Mutex::default(), Turns::default());
         let ends_calls = AtomicBool::new(false);
         Self {
             calls,
@@ -108,16 +97,6 @@ impl Context {
 
     pub(super) fn sessions(&self) -> MutexGuard<'_, HashSet<SocketId>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn entering(&self) -> MutexGuard<'_, HashSet<SocketId>> {
-        self.entering.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// None while this socket is being let in already.
-    pub fn turn_of(self: &Arc<Self>, socket: SocketId) -> Option<Turn> {
-        let is_first = self.entering().insert(socket);
-        is_first.then(|| Turn { context: self.clone(), socket })
     }
 
     /// How many sessions there are. One ends when all that its socket sent has been handled and it

@@ -1,9 +1,8 @@
 //! `/socket.io/`: websockets on the project's own [`Wire`], polling as the library has it.
 
 use std::{
-    collections::HashSet,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -29,6 +28,7 @@ use tungstenite::handshake::derive_accept_key;
 use super::{
     body::Timed,
     session_of,
+    turns::Turns,
     wire::{Kill, Upgraded, Wire},
 };
 use crate::{
@@ -50,38 +50,12 @@ struct Transport {
     engine: Engine,
     io: SocketIo,
     upgraded: Upgraded,
-    posting: Posting,
+    /// The sessions that are sending right now. A client sends one request after the other.
+    posting: Turns<Sid>,
     doors: Arc<Doors>,
     limits: Arc<Limits>,
     /// Whether tokens are of use here.
     takes_tokens: bool,
-}
-
-/// The sessions that are sending right now. A client sends one request after the other.
-#[derive(Debug, Clone, Default)]
-struct Posting(Arc<Mutex<HashSet<Sid>>>);
-
-/// A session's place in [`Posting`].
-struct Post {
-    posting: Posting,
-    sid: Sid,
-}
-
-impl Posting {
-    fn sids(&self) -> MutexGuard<'_, HashSet<Sid>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// None if the session is sending already.
-    fn begin(&self, sid: Sid) -> Option<Post> {
-        self.sids().insert(sid).then(|| Post { posting: self.clone(), sid })
-    }
-}
-
-impl Drop for Post {
-    fn drop(&mut self) {
-        self.posting.sids().remove(&self.sid);
-    }
 }
 
 /// What a node that stops takes no more of.
@@ -128,7 +102,7 @@ pub fn routes(
     limits: Arc<Limits>,
     takes_tokens: bool,
 ) -> Router {
-    let posting = Posting::default();
+    let posting = Turns::default();
     let transport = Transport { engine, io, upgraded, posting, doors, limits, takes_tokens };
     Router::new().route("/socket.io/", any(serve)).with_state(transport)
 }
@@ -219,7 +193,7 @@ impl Transport {
         if request.body().size_hint().lower() > bound {
             return StatusCode::PAYLOAD_TOO_LARGE.into_response();
         }
-        let Some(_post) = self.posting.begin(sid) else {
+        let Some(_post) = self.posting.take(sid) else {
             metrics::LIMITS.of(Limit::Posts).increment(1);
             return StatusCode::BAD_REQUEST.into_response();
         };

@@ -123,3 +123,17 @@ impl From<&Call> for Answer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_size_of_a_large_answer_is_about_that_of_its_json() {
+        let user = |n: usize| format!("{n:0>128}").parse().expect("a user id");
+        let presence = (0..500).map(|n| (user(n), Presence::Online)).collect();
+        let answer = Answer::Presence { presence };
+        let json = serde_json::to_string(&answer).expect("an answer is plain data");
+        assert!((json.len() * 9 / 10..=json.len() * 11 / 10).contains(&answer.size_bytes()));
+    }
+}

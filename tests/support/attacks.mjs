@@ -78,6 +78,11 @@ class Crowd {
     }
   }
 
+  /** A little more from everybody who has begun. */
+  drip(text) {
+    for (const socket of this.open) if (!socket.connecting) socket.write(text);
+  }
+
   /** A websocket that has joined; `heard` gets what comes after that. Pings are answered. */
   websocket({ join = '40{"userId":"mallory"}', onJoined = () => {}, answersPings = true } = {}) {
     let isJoined = false;
@@ -131,7 +136,7 @@ export const ATTACKS = {
   'requests that trickle in': {
     number: 3_000,
     async run(crowd, number) {
-      const drip = setInterval(() => crowd.open.forEach((socket) => socket.write('X-Slow: 1\r\n')), 1_000);
+      const drip = setInterval(() => crowd.drip('X-Slow: 1\r\n'), 1_000);
       await crowd.keep(number, () => crowd.connect('GET / HTTP/1.1\r\nHost: x\r\n'));
       clearInterval(drip);
     },
@@ -244,7 +249,7 @@ export const ATTACKS = {
   'bodies that trickle in, many to one session': {
     number: 2_000,
     async run(crowd, number) {
-      const drip = setInterval(() => crowd.open.forEach((socket) => socket.write('x')), 1_000);
+      const drip = setInterval(() => crowd.drip('x'), 1_000);
       let sid = '';
       const renew = async () => {
         while (!crowd.isOver) {
