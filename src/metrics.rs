@@ -47,7 +47,7 @@ labels! {
     /// Why a socket is gone.
     Closed { Client = "client", Transport = "transport", Heartbeat = "heartbeat", Server = "server" }
     /// What a client that does not read did to be cut off.
-    Slow { Queue = "queue", Stalled = "stalled" }
+    Slow { Queue = "queue", Stalled = "stalled", Body = "body" }
     Live { Ringing = "ringing", Active = "active", Reconnecting = "reconnecting" }
     /// What came of an attempt to call.
     Outcome {
@@ -78,7 +78,11 @@ labels! {
     Limit {
         Inbox = "inbox", ClientQueue = "client_queue", Waiting = "waiting", Watched = "watched",
         Decisions = "decisions", Sweep = "sweep", NodeQueue = "node_queue",
-        NodeInbox = "node_inbox", Backlog = "history_backlog",
+        NodeInbox = "node_inbox", Backlog = "history_backlog", Events = "events",
+        Candidates = "candidates", Flood = "flood", CallAttempts = "call_attempts",
+        UserSockets = "user_sockets", AddressSockets = "address_sockets", Sockets = "sockets",
+        Handshakes = "handshakes", FailedTokens = "failed_tokens", Identify = "identify",
+        Remembered = "remembered", Connections = "connections", Posts = "posts",
     }
     Found { Overdue = "overdue", Unstored = "unstored", Nothing = "nothing" }
     Invariant { EndChanged = "end_changed", NotAParty = "not_a_party" }
@@ -241,6 +245,8 @@ metrics! {
     Counter CONFLICTS[] "switchboard_decisions_repeated_total"
         "Decisions made again because somebody else changed the call meanwhile.";
     Counter SWEEPS[] "switchboard_sweeps_total" "Looks for calls whose deadline has passed.";
+    Counter SWEEPS_FAILED[] "switchboard_sweeps_failed_total"
+        "Sweeps, and looks at the records of live calls, that were not carried through.";
     Counter SWEPT["found": Found] "switchboard_sweep_calls_total"
         "Calls that a sweep took: ended or changed, not stored yet, seen to by others meanwhile.";
     Histogram LATENESS[] "switchboard_sweep_lateness_seconds"
@@ -293,6 +299,8 @@ metrics! {
         "How long the database took, by operation." in ANSWERS;
     Counter STORE_ERRORS["operation": Operation] "switchboard_history_errors_total"
         "Operations that the database refused or did not answer in time.";
+    Counter STORE_CONNECTIONS[] "switchboard_history_connections_total"
+        "Connections to Postgres that were made, also in place of lost ones.";
     Counter ROWS_WRITTEN[] "switchboard_history_rows_written_total" "Rows of call history written.";
     Counter ROWS_REFUSED[] "switchboard_history_rows_refused_total"
         "Rows that the database refused, and that are lost.";

@@ -114,6 +114,7 @@ impl Calls {
                 () = &mut shutdown => return,
             };
             if let Err(error) = attended {
+                metrics::SWEEPS_FAILED.increment(1);
                 warn!(%error, "deadlines could not be looked through");
             }
         }

@@ -78,6 +78,8 @@ describe('the health page', { concurrency: true }, () => {
     const postgres = await startPostgres();
     t.after(() => postgres.stop());
     const { cluster, node } = await clusterFor(t, { args: ['--database-url', postgres.url] });
+    const connected = (await scrape(node)).value('switchboard_history_connections_total');
+    assert.ok(connected > 0);
     await postgres.halt();
     const { caller, callee } = await pair(t, cluster);
     const { callId } = await dial(caller, callee);
@@ -98,6 +100,7 @@ describe('the health page', { concurrency: true }, () => {
     assert.equal(written.value('switchboard_trouble'), 0);
     assert.equal(written.value('switchboard_history_backlog_rows'), 0);
     assert.equal(written.value('switchboard_history_backlog_age_seconds'), 0);
+    assert.ok(written.value('switchboard_history_connections_total') > connected);
     await row(node, caller.userId, callId);
   });
 
@@ -112,7 +115,7 @@ describe('the health page', { concurrency: true }, () => {
       const now = await scrape(cluster);
       const more = (name, labels) => now.value(name, labels) > before.value(name, labels);
       return more('switchboard_redis_errors_total', { command: 'beat' })
-        && more('switchboard_redis_reconnects_total') && more('switchboard_cluster_resets_total');
+        && more('switchboard_sweeps_failed_total') && more('switchboard_redis_reconnects_total') && more('switchboard_cluster_resets_total');
     }, 'it is counted');
     for (const node of cluster.nodes) await says(node.adminUrl, 'ok', 20_000);
 

@@ -1,11 +1,12 @@
 // deploy/compose.yaml and what it mounts.
 
 import assert from 'node:assert/strict';
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync } from 'node:fs';
 import { rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { compose, filesUnder, fromVenv, path, read, succeed, yaml } from '../support/deployment.mjs';
+import { dashboards, filledIn, panelsOf, queriesOf } from '../support/dashboards.mjs';
+import { compose, fromVenv, path, read, succeed, yaml } from '../support/deployment.mjs';
 import { privateFolder } from '../support/server.mjs';
 
 const { services, networks, volumes, variables, used } = compose();
@@ -90,13 +91,12 @@ test('Grafana finds its Prometheus and its dashboards, and every query can be re
   assert.equal(source.url, 'http://prometheus:9090');
   const { providers: [provider] } = yaml('deploy/grafana/provisioning/dashboards/switchboard.yaml');
   assert.ok(mountsOf(services.grafana).some(([from, to]) => from === './grafana/dashboards' && to === provider.options.path));
-  const dashboards = filesUnder('deploy/grafana/dashboards').map((file) => JSON.parse(readFileSync(path(file), 'utf8')));
-  assert.ok(dashboards.length > 0);
-  assert.equal(new Set(dashboards.map(({ uid }) => uid)).size, dashboards.length);
-  const panels = dashboards.flatMap((dashboard) => dashboard.panels.filter(({ type }) => type !== 'row'));
-  assert.ok(panels.every(({ datasource }) => datasource.uid === source.uid));
-  const queries = panels.flatMap(({ targets }) => targets.map(({ expr }) => expr));
-  const rules = queries.map((expr, index) => ({ record: `query_${index}`, expr: expr.replaceAll(/\$__\w+/g, '5m') }));
+  assert.ok(existsSync(services.grafana.environment.GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH.replace(provider.options.path, path('deploy/grafana/dashboards'))));
+  const shipped = dashboards();
+  assert.ok(shipped.length > 0);
+  assert.equal(new Set(shipped.map(({ uid }) => uid)).size, shipped.length);
+  const panels = shipped.flatMap(panelsOf);
+  const rules = queriesOf(panels).map((query, index) => ({ record: `query_${index}`, expr: filledIn(query, '5m') }));
   const folder = await privateFolder();
   t.after(() => rm(folder, { recursive: true }));
   await writeFile(join(folder, 'queries.json'), JSON.stringify({ groups: [{ name: 'dashboards', rules }] }));

@@ -4,9 +4,9 @@ import assert from 'node:assert/strict';
 import { rm, writeFile } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { describe, test } from 'node:test';
-import typescript from 'typescript';
 import { environmentOf, filesUnder, fromVenv, LAYERS, path, podsOf, read, render, rendered, succeed } from '../support/deployment.mjs';
 import { privateFolder } from '../support/server.mjs';
+import { complaintsOf } from '../support/types.mjs';
 
 /** The oldest and the newest Kubernetes that the files are for. */
 const VERSIONS = ['1.31', '1.37'];
@@ -17,16 +17,8 @@ const [, COMMAND] = /kubectl[^`]*? create secret generic switchboard([^`]*)```/.
 const SECRET = Object.fromEntries([...COMMAND.matchAll(/--from-literal=([a-z-]+)=/g)].map(([, key]) => [key, 'said by hand']));
 
 /** What the schema's TypeScript type says against the object: the schema itself passes over fields that it does not know. */
-function strangersIn(object) {
-  const source = `import type { I${object.kind} } from '${CUSTOM[object.apiVersion]}/${object.kind}';\nexport const it: I${object.kind} = ${JSON.stringify(object)};`;
-  const name = path('tests/deploy/custom.ts');
-  const options = { strict: true, noEmit: true, skipLibCheck: true, types: [], module: typescript.ModuleKind.ESNext, moduleResolution: typescript.ModuleResolutionKind.Bundler };
-  const host = typescript.createCompilerHost(options);
-  const { getSourceFile } = host;
-  host.getSourceFile = (file, ...rest) => (file === name ? typescript.createSourceFile(file, source, ...rest) : getSourceFile(file, ...rest));
-  const program = typescript.createProgram([name], options, host);
-  return typescript.getPreEmitDiagnostics(program).map(({ messageText }) => typescript.flattenDiagnosticMessageText(messageText, '\n'));
-}
+const strangersIn = (object) =>
+  complaintsOf(`import type { I${object.kind} } from '${CUSTOM[object.apiVersion]}/${object.kind}';\nexport const it: I${object.kind} = ${JSON.stringify(object)};`);
 
 for (const layer of LAYERS) {
   describe(`k8s/${layer}`, () => {

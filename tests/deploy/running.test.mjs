@@ -1,39 +1,18 @@
 // The shipped settings, run by the programs that they are for: HAProxy, Prometheus and coturn from Debian.
 
 import assert from 'node:assert/strict';
-import { execFile, spawn } from 'node:child_process';
+import { execFile } from 'node:child_process';
 import { createHmac } from 'node:crypto';
 import { createSocket } from 'node:dgram';
 import { once } from 'node:events';
-import { cp, rm, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:http';
-import { join } from 'node:path';
 import { test } from 'node:test';
 import { eventually } from '../support/check.mjs';
 import { freePort, startCluster } from '../support/cluster.mjs';
-import { path, read, succeed } from '../support/deployment.mjs';
-import { privateFolder } from '../support/server.mjs';
+import { path, succeed } from '../support/deployment.mjs';
+import { folderFor, running, startPrometheus } from '../support/prometheus.mjs';
 
 const HAPROXY = path('deploy/haproxy/haproxy.cfg');
-
-/** Runs a program until the test ends, and answers what it has said so far. */
-function running(t, program, args, options = {}) {
-  const child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', program, ...args], { stdio: ['ignore', 'pipe', 'pipe'], ...options });
-  const run = { output: '' };
-  for (const pipe of [child.stdout, child.stderr]) pipe.setEncoding('utf8').on('data', (text) => (run.output += text));
-  const gone = once(child, 'close');
-  t.after(async () => {
-    child.kill('SIGKILL');
-    await gone;
-  });
-  return run;
-}
-
-async function folderFor(t) {
-  const folder = await privateFolder();
-  t.after(() => rm(folder, { recursive: true, force: true }));
-  return folder;
-}
 
 test("HAProxy takes its settings, with and without a name server's address", async () => {
   const containers = { BALANCER_DNS: '127.0.0.11:53', NODE_1: 'node1:3000', NODE_2: 'node2:3000', NODE_3: 'node3:3000' };
@@ -65,9 +44,6 @@ test('HAProxy starts before its nodes have addresses, and finds one that came ba
 test('Prometheus scrapes three nodes', async (t) => {
   const cluster = await startCluster(3);
   t.after(() => cluster.stop());
-  const [{ adminUrl }] = cluster.nodes;
-  const { ok } = adminUrl ? await fetch(`${adminUrl}/metrics`) : {};
-  if (!ok) return t.skip('the binary has no /metrics yet');
   const targets = cluster.nodes.map((node) => new URL(node.adminUrl).host);
   const asked = await scraped(t, targets);
   assert.deepEqual(asked, targets.map((target) => [target, '1']).sort());
@@ -82,24 +58,13 @@ test('Prometheus scrapes whatever the file of targets names', async (t) => {
 
 /** What `up` says of each of these, asked by a Prometheus with the shipped settings. */
 async function scraped(t, targets) {
-  const folder = await folderFor(t);
-  const settings = join(folder, 'settings');
-  await cp(path('deploy/prometheus'), settings, { recursive: true });
-  // As shipped, but more often.
-  const file = join(settings, 'prometheus.yml');
-  await writeFile(file, read('deploy/prometheus/prometheus.yml').replaceAll(/(scrape_\w+): \d+s/g, '$1: 1s'));
-  await writeFile(join(settings, 'targets/switchboard.yml'), JSON.stringify([{ targets }]));
-  const port = await freePort();
-  const args = [`--config.file=${file}`, `--storage.tsdb.path=${folder}/data`, `--web.listen-address=127.0.0.1:${port}`];
-  const prometheus = running(t, 'prometheus', args);
-  const query = new URLSearchParams({ query: 'up{job="switchboard"}' });
+  const prometheus = await startPrometheus(t, [{ targets }]);
   const series = async () => {
-    const answer = await fetch(`http://127.0.0.1:${port}/api/v1/query?${query}`).catch(() => null);
-    const { data } = answer?.ok ? await answer.json() : {};
-    return data?.result.length === targets.length && data.result;
+    const all = await prometheus.query('up{job="switchboard"}');
+    return all.length === targets.length && all;
   };
-  const all = await eventually(series, `each was asked once\n${prometheus.output}`, 30_000);
-  return all.map(({ metric, value: [, value] }) => [metric.instance, value]).sort();
+  const all = await eventually(series, `each was asked once\n${prometheus.run.output}`, 30_000);
+  return all.map(({ metric, value }) => [metric.instance, `${value}`]).sort();
 }
 
 test('coturn relays for those who know the secret, and not to where it must not', async (t) => {

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const ORDER: [&str; 25] = [
+const ORDER: [&str; 27] = [
     "secret",
     "fetch",
     "time",
@@ -21,6 +21,7 @@ const ORDER: [&str; 25] = [
     "ice",
     "metrics",
     "telemetry",
+    "limits",
     "cluster",
     "history",
     "calls",
@@ -28,6 +29,7 @@ const ORDER: [&str; 25] = [
     "gateway",
     "logs",
     "http",
+    "fuzz",
     "bench",
     "config",
     "shutdown",

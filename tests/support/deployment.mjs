@@ -18,6 +18,12 @@ export const path = (...parts) => join(ROOT, ...parts);
 export const read = (...parts) => readFileSync(path(...parts), 'utf8');
 export const yaml = (...parts) => parse(read(...parts), { merge: true });
 
+/** The block of YAML in a document that mentions this. */
+export function yamlIn(document, word) {
+  const blocks = [...document.matchAll(/^```yaml\n(.*?)^```/gms)].map(([, block]) => block);
+  return parse(blocks.find((block) => block.includes(word)) ?? assert.fail(`no block with ${word}`));
+}
+
 /** Runs a program and answers what it printed; fails with that if it fails. */
 export async function succeed(program, args, options = {}) {
   try {

@@ -10,6 +10,8 @@ use sqlx::{
 };
 use tokio::time::timeout;
 
+use crate::metrics;
+
 /// How long to wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a connection that nobody uses may take to show that it is alive.
@@ -31,6 +33,10 @@ impl Connections {
             // The pool's own test has no time limit of its own: with it, a connection that fell
             // silent costs its finder all the time there is to get one.
             .test_before_acquire(false)
+            .after_connect(|_, _| {
+                metrics::STORE_CONNECTIONS.increment(1);
+                Box::pin(async { Ok(()) })
+            })
             .before_acquire(|connection, _| Box::pin(async { Ok(is_alive(connection).await) }))
             .connect_lazy_with(options);
         Self { pool }

@@ -1,0 +1,28 @@
+// Writes k8s/overlays/production/prometheus-rule.yaml: the alerts of deploy/prometheus/rules/ for the Prometheus
+// operator. kustomize takes no files from outside, so there have to be two; a test compares them.
+
+import { readFileSync, writeFileSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+
+const HEAD = `# Made from deploy/prometheus/rules/switchboard.yml by \`make alerts\`: change that one. If your operator takes only
+# rules with a label of its own (\`release\`, often), add it in an overlay.
+apiVersion: monitoring.coreos.com/v1
+kind: PrometheusRule
+metadata:
+  name: switchboard
+  labels:
+    app.kubernetes.io/name: switchboard
+spec:
+`;
+
+/** The rules as an object of the operator, comments and all. */
+export function prometheusRule(rules) {
+  const groups = rules.slice(rules.indexOf('groups:\n'));
+  return HEAD + groups.replaceAll(/^(?=.)/gm, '  ');
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  const at = (path) => new URL(`../${path}`, import.meta.url);
+  const rules = readFileSync(at('deploy/prometheus/rules/switchboard.yml'), 'utf8');
+  writeFileSync(at('k8s/overlays/production/prometheus-rule.yaml'), prometheusRule(rules));
+}
