@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use crate::{
     auth::{Access, Checker, KeyError},
-    authorize::Authorizer,
+    authorize::{self, Authorizer},
     calls::{Calls, as_gauge},
     cluster::{Cluster, ConnectError, Hub, Inbound, Redis},
     config::{Auth, Config, is_postgres},
@@ -102,14 +102,8 @@ pub async fn serve(
         recorder.clone(),
         config.rules,
         clock.clone(),
-    )
-    .traced_by(traces);
-    let calls = Arc::new(match config.authorize {
-        Some(settings) => {
-            calls.guarded_by(Arc::new(Authorizer::new(settings).map_err(StartError::Authorize)?))
-        }
-        None => calls,
-    });
+    );
+    let calls = Arc::new(guarded(calls.traced_by(traces), config.authorize)?);
     let ice = Arc::new(Ice::new(config.ice, clock));
     let (serving, socket_routes) = gateway.serve(calls.clone(), access.clone(), ice.clone());
     let serving = Arc::new(serving);
@@ -190,6 +184,13 @@ async fn join(
     let (redis, inbox) = joined.map_err(StartError::Redis)?;
     let leaving = Leaving::HandOver { window: config.drain_window };
     Ok((redis, inbox, leaving, Clock::Shared(clock)))
+}
+
+/// With the backend that says who may call whom, if the settings name one.
+fn guarded(calls: Calls, settings: Option<authorize::Settings>) -> Result<Calls, StartError> {
+    let Some(settings) = settings else { return Ok(calls) };
+    let authorizer = Authorizer::new(settings).map_err(StartError::Authorize)?;
+    Ok(calls.guarded_by(Arc::new(authorizer)))
 }
 
 /// The way to note steps of calls, and what brings them to the collector, if the settings name one.

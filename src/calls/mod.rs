@@ -320,10 +320,8 @@ impl Calls {
             let claims = call.claimants().iter().map(claim).collect();
             call.traceparent = span.context();
             let change = Change { call: call.clone(), claims };
-            let committing = span.part("commit", SpanKind::Client);
             let committed =
-                self.cluster.commit(change).await.inspect_err(|_| self.doubt(&call, device));
-            drop(committing);
+                self.commit(change, span).await.inspect_err(|_| self.doubt(&call, device));
             let Committed::Stored(stored) = committed? else {
                 metrics::CONFLICTS.increment(1);
                 continue;
@@ -519,10 +517,7 @@ impl Calls {
             let mut next = self.rules.apply(&call, event, self.node(), self.clock.now())?;
             self.trace_change(&mut span, event, &mut next);
             let change = Change { call: next.clone(), claims: Vec::new() };
-            let committing = span.part("commit", SpanKind::Client);
-            let committed = self.cluster.commit(change).await?;
-            drop(committing);
-            match committed {
+            match self.commit(change, &mut span).await? {
                 Committed::Stored(stored) => {
                     self.trace_changed(&mut span, &call, &next);
                     self.tell_changed(&call, &next, &stored.callee_nodes);
