@@ -13,8 +13,11 @@ CLUSTER_NODES = 2 3 8
 # Those about history, told again with Postgres.
 HISTORY_STORIES = history operation
 
+FUZZ_TARGETS = client_event bus_message redis_record token query
+FUZZ_SECONDS ?= 300
+
 .DEFAULT_GOAL := help
-.PHONY: help run build bench lint test test-setup test-rust test-server test-clients test-api test-cluster test-browser test-deploy types
+.PHONY: help run build bench deny fuzz abuse lint test test-setup test-rust test-server test-clients test-api test-cluster test-browser test-deploy types
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -80,3 +83,19 @@ test-deploy: test-setup test-server ## deploy/ and k8s/: valid, agreeing with ea
 
 types: test-setup test-server ## write web/protocol.d.ts anew, after a change of the protocol or the HTTP API
 	node scripts/types.mjs
+
+deny: ## licences, duplicates and sources of all crates, by cargo-deny
+	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
+	cargo deny --locked check bans licenses sources
+
+# libFuzzer needs coverage, which a stable toolchain gives, and no sanitizer, which it does not: the code is safe Rust.
+fuzz: ## what comes from outside, made up by a fuzzer; FUZZ_SECONDS for each kind, 300 by default
+	@command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
+	cargo fuzz build --sanitizer none
+	for target in $(FUZZ_TARGETS); do \
+		mkdir -p fuzz/found/$$target && cargo fuzz run --sanitizer none $$target fuzz/found/$$target fuzz/corpus/$$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -timeout=5 -max_len=8192 -rss_limit_mb=2048 || exit 1; \
+	done
+
+abuse: test-setup build ## attacks beside calls that go on: memory and latency, written into docs/SECURITY.md
+	SWITCHBOARD_BIN=$(CURDIR)/target/release/switchboard node tests/abuse/run.mjs

@@ -78,6 +78,7 @@ const KINDS = {
   switchboard: (number, redis) =>
     start(SERVERS, switchboard, [
       '--listen', '127.0.0.1:0', '--admin-listen', '127.0.0.1:0', '--database-url', `sqlite://${folder}/${Date.now()}-${number}.db`,
+      '--limits', 'off',
       ...(redis ? ['--redis-url', redis.url] : []),
     ]),
   floor: (number, redis) => start(SERVERS, floor, [], redis ? { REDIS_URL: redis.url } : {}),

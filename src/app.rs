@@ -17,6 +17,7 @@ use crate::{
     http::{self, Server},
     ice::Ice,
     ids::NodeId,
+    limits::Limits,
     logs,
     metrics::{self, Exposition},
     shutdown::{self, Shutdown},
@@ -99,7 +100,8 @@ pub async fn serve(
     };
     let access = Arc::new(Access::new(checker, clock.clone()));
     access.prepare().await;
-    let gateway = Gateway::default();
+    let limits = Arc::new(Limits::new(config.limits, config.proxies, clock.clone()));
+    let gateway = Gateway::new(limits.clone());
     let calls = Calls::new(
         cluster.clone(),
         gateway.outlet(),
@@ -117,7 +119,8 @@ pub async fn serve(
     let (serving, socket_routes) = gateway.serve(calls.clone(), access.clone(), ice.clone());
     let serving = Arc::new(serving);
     process.metrics.sample_with(sampler(health.clone(), serving.clone(), calls.clone(), recorder));
-    let routes = http::routes(store.clone(), cluster.clone(), calls.clone(), access.clone(), ice);
+    let routes =
+        http::routes(store.clone(), cluster.clone(), calls.clone(), access.clone(), ice, limits);
     let routes = http::guarded(routes.merge(socket_routes), config.cors_origins);
 
     let (stop_listening, listening_stops) = shutdown::shutdown();

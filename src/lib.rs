@@ -60,12 +60,15 @@ pub mod calls;
 pub mod cluster;
 pub mod config;
 pub mod fetch;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod gateway;
 pub mod health;
 pub mod history;
 pub mod http;
 pub mod ice;
 pub mod ids;
+pub mod limits;
 pub mod logs;
 pub mod metrics;
 pub mod payload;

@@ -47,7 +47,7 @@ labels! {
     /// Why a socket is gone.
     Closed { Client = "client", Transport = "transport", Heartbeat = "heartbeat", Server = "server" }
     /// What a client that does not read did to be cut off.
-    Slow { Queue = "queue", Stalled = "stalled" }
+    Slow { Queue = "queue", Stalled = "stalled", Body = "body" }
     Live { Ringing = "ringing", Active = "active", Reconnecting = "reconnecting" }
     /// What came of an attempt to call.
     Outcome {
@@ -78,7 +78,11 @@ labels! {
     Limit {
         Inbox = "inbox", ClientQueue = "client_queue", Waiting = "waiting", Watched = "watched",
         Decisions = "decisions", Sweep = "sweep", NodeQueue = "node_queue",
-        NodeInbox = "node_inbox", Backlog = "history_backlog",
+        NodeInbox = "node_inbox", Backlog = "history_backlog", Events = "events",
+        Candidates = "candidates", Flood = "flood", CallAttempts = "call_attempts",
+        UserSockets = "user_sockets", AddressSockets = "address_sockets", Sockets = "sockets",
+        Handshakes = "handshakes", FailedTokens = "failed_tokens", Identify = "identify",
+        Remembered = "remembered", Connections = "connections", Posts = "posts",
     }
     Found { Overdue = "overdue", Unstored = "unstored", Nothing = "nothing" }
     Invariant { EndChanged = "end_changed", NotAParty = "not_a_party" }

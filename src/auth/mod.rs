@@ -92,6 +92,14 @@ pub enum Unauthenticated {
     NoTime,
 }
 
+impl Unauthenticated {
+    /// Whether somebody may be trying what comes through. Who has no token tries nothing, and who has one
+    /// with a good signature that is over, or not valid yet, was given it.
+    pub fn is_guess(self) -> bool {
+        !matches!(self, Self::Missing | Self::Expired | Self::TooEarly)
+    }
+}
+
 /// Why a token was not found good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CheckError {

@@ -130,8 +130,8 @@ impl Receiver {
         if frame.link != self.link {
             *self = Self { link: frame.link, ..Self::default() };
         }
-        let sent_up_to = frame.first + frame.messages.len() as u64;
-        for (number, message) in (frame.first..).zip(frame.messages) {
+        let sent_up_to = frame.first.saturating_add(frame.messages.len() as u64);
+        for (number, message) in (frame.first..sent_up_to).zip(frame.messages) {
             if number >= self.expected && self.early.len() < MAX_KEPT {
                 self.early.insert(number, message);
             }
@@ -144,8 +144,11 @@ impl Receiver {
             if self.expected >= frame.oldest {
                 break;
             }
-            delivery.lost += 1;
-            self.expected += 1;
+            // In one step: a number that is far off must not be counted up to.
+            let next =
+                self.early.keys().next().map_or(frame.oldest, |next| frame.oldest.min(*next));
+            delivery.lost = delivery.lost.saturating_add(next - self.expected);
+            self.expected = next;
         }
         if self.expected < sent_up_to || !self.early.is_empty() {
             delivery.ask_from = Some(self.expected);
@@ -183,6 +186,16 @@ mod tests {
         let late = message(2);
         let delivery = receiver.receive(sender.send(vec![late.clone()], at(60)));
         assert_eq!(delivery, Delivery { messages: vec![late], ask_from: None, lost: 1 });
+    }
+
+    #[test]
+    fn numbers_at_the_end_of_all_numbers_are_taken_at_once() {
+        let mut receiver = Receiver::default();
+        let messages = vec![message(1)];
+        let frame = |first, oldest| Frame { link: 1, first, oldest, messages: messages.clone() };
+        assert_eq!(receiver.receive(frame(u64::MAX, 0)).messages, []);
+        let delivery = receiver.receive(frame(7, u64::MAX));
+        assert_eq!((delivery.messages, delivery.lost), (messages, u64::MAX - 1));
     }
 
     #[test]

@@ -2,9 +2,9 @@
 //!
 //! A backend compares, writes and expires whole records. It knows no rule about calls.
 
-mod link;
+pub(crate) mod link;
 mod memory;
-mod redis;
+pub(crate) mod redis;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};

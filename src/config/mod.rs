@@ -21,7 +21,12 @@ use crate::{
     authorize::{self, Fail},
     call::Rules,
     http::Origin,
-    ice, logs,
+    ice,
+    limits::{
+        self,
+        address::{ForwardedHeader, Network, Proxies},
+    },
+    logs,
     secret::{self, Secret, ServiceUrl},
 };
 
@@ -139,6 +144,22 @@ struct Settings {
     /// `https://app.example.org` [default: none]
     #[arg(long, env = "SWITCHBOARD_CORS_ORIGINS", value_name = "ORIGINS", value_delimiter = ',')]
     cors_origins: Option<Vec<String>>,
+    /// Changes of the limits, separated by commas, such as `events=200/4s,sockets=5000`; `off` takes away
+    /// all that can be. docs/SECURITY.md names them [default: none]
+    #[arg(long, env = "SWITCHBOARD_LIMITS", value_name = "LIMITS", value_delimiter = ',')]
+    limits: Option<Vec<String>>,
+    /// The addresses and networks of proxies that are believed when they say for whom they ask, separated
+    /// by commas, such as `10.0.0.0/8` [default: none]
+    #[arg(
+        long,
+        env = "SWITCHBOARD_TRUSTED_PROXIES",
+        value_name = "NETWORKS",
+        value_delimiter = ','
+    )]
+    trusted_proxies: Option<Vec<String>>,
+    /// Where those proxies say it [default: x-forwarded-for]
+    #[arg(long, env = "SWITCHBOARD_FORWARDED_HEADER", value_enum, value_name = "HEADER")]
+    forwarded_header: Option<ForwardedHeader>,
 }
 
 /// How clients show who they are.
@@ -179,6 +200,8 @@ pub struct Config {
     /// None: everybody may call everybody.
     pub authorize: Option<authorize::Settings>,
     pub cors_origins: Vec<Origin>,
+    pub limits: limits::Settings,
+    pub proxies: Proxies,
 }
 
 /// A setting that cannot be used. Displays which, and what it may be.
@@ -218,6 +241,9 @@ impl Settings {
             authorize_cache: self.authorize_cache.or(next.authorize_cache),
             authorize_fail: self.authorize_fail.or(next.authorize_fail),
             cors_origins: self.cors_origins.or(next.cors_origins),
+            limits: self.limits.or(next.limits),
+            trusted_proxies: self.trusted_proxies.or(next.trusted_proxies),
+            forwarded_header: self.forwarded_header.or(next.forwarded_header),
         }
     }
 
@@ -257,6 +283,18 @@ impl Settings {
         };
         let cors_origins = self.cors_origins.unwrap_or_default();
         let cors_origins = cors_origins.iter().map(origin).collect::<Result<_, _>>()?;
+        let limits = limits::Settings::with(&self.limits.unwrap_or_default());
+        let limits = limits.map_err(|error| ConfigError(format!("limits: {error}")))?;
+        let network = |text: &String| {
+            let refuse =
+                |what| ConfigError(format!("trusted_proxies: expected {what}, not {text:?}"));
+            text.parse().map_err(refuse)
+        };
+        let networks = self.trusted_proxies.unwrap_or_default();
+        let proxies = Proxies {
+            networks: networks.iter().map(network).collect::<Result<_, _>>()?,
+            header: self.forwarded_header.unwrap_or_default(),
+        };
         Ok(Config {
             listen,
             admin_listen: self.admin_listen.unwrap_or((Ipv4Addr::LOCALHOST, 9300).into()),
@@ -280,6 +318,8 @@ impl Settings {
             ice,
             authorize,
             cors_origins,
+            limits,
+            proxies,
         })
     }
 }
@@ -302,6 +342,8 @@ impl Config {
             ice,
             authorize,
             cors_origins,
+            limits,
+            proxies: Proxies { networks, header },
         } = self;
         let mut toml = String::new();
         let mut line = |name: &str, value: toml::Value| {
@@ -371,6 +413,10 @@ impl Config {
         }
         let origins: Vec<_> = cors_origins.iter().map(Origin::to_string).collect();
         line("cors_origins", origins.into());
+        line("limits", limits.list().into());
+        let networks: Vec<_> = networks.iter().map(Network::to_string).collect();
+        line("trusted_proxies", networks.into());
+        line("forwarded_header", header.as_str().into());
         toml
     }
 }
@@ -441,7 +487,9 @@ mod tests {
                         database_url = 'postgres://db/calls'\nhistory_retention = '90days'\n\
                         turn_urls = ['turn:a']\nturn_secret = 'b,c'\nturn_ttl = '2h'\n\
                         authorize_url = 'https://a/b'\nauthorize_token = 'c'\nauthorize_cache = '0s'\n\
-                        cors_origins = ['https://a', 'http://b:1']";
+                        cors_origins = ['https://a', 'http://b:1']\n\
+                        limits = ['off', 'sockets=7']\nforwarded_header = 'forwarded'\n\
+                        trusted_proxies = ['10.0.0.0/8', '::1']";
         let config = resolve(settings).unwrap();
         let printed = config.to_toml();
         assert_eq!(resolve(&printed).unwrap().to_toml(), printed);

@@ -2,10 +2,12 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
+use socketioxide::socket::Socket;
 use tracing::debug;
 
 use super::{
     reply::Rejected,
+    seat_of,
     session::{NEVER_MS, Session},
 };
 use crate::{
@@ -34,10 +36,21 @@ impl Session {
     }
 
     /// Takes a new token of the same user.
-    pub(super) async fn refresh(&self, token: &Secret) -> Result<Answer, Rejected> {
+    pub(super) async fn refresh(
+        &self,
+        socket: &Socket,
+        token: &Secret,
+    ) -> Result<Answer, Rejected> {
         let context = &self.context;
-        let identity = context.access.admit(Some(token.expose())).await?;
-        let identity = identity.ok_or(Rejected::NoTokens)?;
+        let source = seat_of(socket).ok_or(Rejected::Unauthenticated)?.source();
+        // Who came in with a good token need not suffer for what others try at its address, once.
+        if self.has_failed.load(Ordering::Relaxed) {
+            context.limits.takes_tokens(source)?;
+        }
+        let (access, token) = (&context.access, Some(token.expose()));
+        let checked = context.limits.check_token(access, token, source).await;
+        self.has_failed.store(checked.is_err(), Ordering::Relaxed);
+        let identity = checked?.ok_or(Rejected::NoTokens)?;
         if self.device.get().is_none_or(|device| device.user != identity.user) {
             return Err(Rejected::AnotherUser);
         }

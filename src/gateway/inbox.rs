@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 /// Most events of one socket that wait to be handled.
 pub const MAX_EVENTS: usize = 1_024;
 /// Most bytes of them.
-pub const MAX_BYTES: usize = 8 * 1024 * 1024;
+pub const MAX_BYTES: usize = 2 * 1024 * 1024;
 
 /// A bounded queue, drained by at most one task at a time, which runs only while there is
 /// something to drain: an idle socket has no task. At first it is held: nothing is drained until it
@@ -56,15 +56,21 @@ impl<T> Inbox<T> {
             return Pushed::Nothing;
         }
         if self.waiting.len() >= MAX_EVENTS || self.size_bytes + size_bytes > MAX_BYTES {
-            self.closed = true;
-            // Whoever is closed for this gets no more of our time.
-            self.waiting = VecDeque::new();
-            self.size_bytes = 0;
+            self.close();
             return Pushed::Overflow;
         }
         self.waiting.push_back((event, size_bytes));
         self.size_bytes += size_bytes;
         if self.drain == Drain::Held { Pushed::Nothing } else { self.start() }
+    }
+
+    /// Takes nothing more but the end, and drops what waits: whoever is closed for sending too much gets no
+    /// more of our time.
+    pub fn close(&mut self) {
+        if !std::mem::replace(&mut self.closed, true) {
+            self.waiting = VecDeque::new();
+            self.size_bytes = 0;
+        }
     }
 
     /// Puts the end in, for which there is always room. There is one: the first.
@@ -151,6 +157,20 @@ mod tests {
         let mut large = released();
         assert_eq!(large.push((), MAX_BYTES), Pushed::Drain);
         assert_eq!(large.push((), 1), Pushed::Overflow);
+    }
+
+    #[test]
+    fn closed_it_drops_what_waits_but_for_the_end() {
+        let mut inbox = released();
+        inbox.push(1, 1);
+        inbox.push(2, 1);
+        assert_eq!(inbox.pop(), Some(1));
+        inbox.close();
+        assert_eq!(inbox.push(3, 1), Pushed::Nothing);
+        assert_eq!(inbox.pop(), None);
+        assert_eq!(inbox.push_end(4), Pushed::Drain);
+        inbox.close();
+        assert_eq!(inbox.pop(), Some(4));
     }
 
     #[test]

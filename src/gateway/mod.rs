@@ -1,10 +1,12 @@
 //! Socket.IO: handshake, identity, order, answers, and the end of a connection.
 
+mod body;
+pub(crate) mod decode;
 mod expiry;
 mod inbox;
 mod leases;
 mod outlet;
-mod reply;
+pub(crate) mod reply;
 mod session;
 mod transport;
 mod wire;
@@ -23,7 +25,7 @@ use socketioxide::{
     ParserConfig, SocketIo,
     extract::{SocketRef, TryData},
     handler::ConnectHandler,
-    socket::{DisconnectReason, Sid},
+    socket::{DisconnectReason, Sid, Socket},
 };
 use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
@@ -31,22 +33,21 @@ use tracing::{info, warn};
 use self::{
     leases::Due,
     outlet::{SocketOutlet, sid_of, socket_id},
-    session::{Context, Receiver, Session},
+    session::{Context, NotJoined, Receiver, Session},
     transport::{Bearer, Doors, Engine},
-    wire::Upgraded,
+    wire::{Kill, Upgraded},
 };
 use crate::{
     auth::{Access, CheckError, Identity},
     calls::{Calls, Outlet, as_gauge},
     ice::Ice,
     ids::UserId,
-    metrics::{self, Sent, Transport},
-    protocol::{ErrorType, MAX_MESSAGE_BYTES, ServerEvent},
+    limits::{Denied, Limits, Seat, TooMany},
+    metrics::{self, Limit, Sent, Transport},
+    protocol::{ErrorType, ServerEvent},
     secret::Secret,
 };
 
-/// How long a socket may stay without saying who it is.
-const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection may take to join the namespace.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long connections may take to end when the service stops.
@@ -72,6 +73,7 @@ pub struct Gateway {
     engine: Engine,
     io: SocketIo,
     upgraded: Upgraded,
+    limits: Arc<Limits>,
 }
 
 /// The gateway in service.
@@ -79,6 +81,16 @@ pub struct Serving {
     io: SocketIo,
     upgraded: Upgraded,
     context: Arc<Context>,
+    doors: Arc<Doors>,
+}
+
+/// What it takes to let a socket in.
+#[derive(Clone)]
+struct Gate {
+    context: Arc<Context>,
+    io: SocketIo,
+    engine: Engine,
+    upgraded: Upgraded,
     doors: Arc<Doors>,
 }
 
@@ -98,25 +110,24 @@ struct Refused {
     message: String,
 }
 
-impl Default for Gateway {
-    fn default() -> Self {
+impl Gateway {
+    pub fn new(limits: Arc<Limits>) -> Self {
+        let message_bytes = limits.settings().message_bytes;
         let parser = ParserConfig::common()
             .max_incoming_binaries(MAX_ATTACHMENTS)
-            .max_incoming_binary_buf_size(MAX_MESSAGE_BYTES);
+            .max_incoming_binary_buf_size(message_bytes);
         let (engine, io) = SocketIo::builder()
             .with_parser(parser)
-            .max_payload(MAX_MESSAGE_BYTES as u64)
-            .ws_max_message_size(MAX_MESSAGE_BYTES)
-            .ws_max_frame_size(MAX_MESSAGE_BYTES)
+            .max_payload(message_bytes as u64)
+            .ws_max_message_size(message_bytes)
+            .ws_max_frame_size(message_bytes)
             .ws_read_buffer_size(READ_BUFFER_BYTES)
             .max_buffer_size(MAX_OUTGOING_PACKETS)
             .connect_timeout(CONNECT_TIMEOUT)
             .build_svc();
-        Self { engine, io, upgraded: Upgraded::default() }
+        Self { engine, io, upgraded: Upgraded::default(), limits }
     }
-}
 
-impl Gateway {
     /// The way to this node's sockets.
     pub fn outlet(&self) -> Arc<dyn Outlet> {
         Arc::new(SocketOutlet::new(self.io.clone(), self.upgraded.clone()))
@@ -126,18 +137,31 @@ impl Gateway {
     pub fn serve(self, calls: Arc<Calls>, access: Arc<Access>, ice: Arc<Ice>) -> (Serving, Router) {
         let doors = Arc::new(Doors::default());
         let takes_tokens = !access.is_open();
-        let context = Context::new(calls, access, self.outlet(), self.upgraded.clone(), ice);
-        let context = Arc::new(context);
+        let (outlet, upgraded, limits) =
+            (self.outlet(), self.upgraded.clone(), self.limits.clone());
+        let context = Arc::new(Context::new(calls, access, outlet, upgraded, ice, limits));
         let gate = {
-            let (context, io) = (context.clone(), self.io.clone());
-            let (upgraded, doors) = (self.upgraded.clone(), doors.clone());
+            let gate = Gate {
+                context: context.clone(),
+                io: self.io.clone(),
+                engine: self.engine.clone(),
+                upgraded: self.upgraded.clone(),
+                doors: doors.clone(),
+            };
             move |socket: SocketRef, auth: TryData<Map<String, Value>>| {
-                count_refused(admit(context, io, upgraded, doors, socket, auth))
+                count_refused(admit(gate, socket, auth))
             }
         };
         self.io.ns("/", greet.with(gate));
-        let Self { engine, io, upgraded } = self;
-        let routes = transport::routes(engine, upgraded.clone(), doors.clone(), takes_tokens);
+        let Self { engine, io, upgraded, limits } = self;
+        let routes = transport::routes(
+            engine,
+            io.clone(),
+            upgraded.clone(),
+            doors.clone(),
+            limits,
+            takes_tokens,
+        );
         (Serving { io, upgraded, context, doors }, routes)
     }
 }
@@ -242,22 +266,26 @@ async fn count_refused(admitted: impl Future<Output = Result<(), Refused>>) -> R
 /// Runs before the client is told that it is connected: whatever it sends then finds a receiver,
 /// and whoever it names itself is online.
 async fn admit(
-    context: Arc<Context>,
-    io: SocketIo,
-    upgraded: Upgraded,
-    doors: Arc<Doors>,
+    gate: Gate,
     socket: SocketRef,
     TryData(auth): TryData<Map<String, Value>>,
 ) -> Result<(), Refused> {
+    let Gate { context, io, engine, upgraded, doors } = gate;
+    // One at a time: whoever says it a thousand times does not have a thousand tokens checked at once.
+    let _turn = context.turn_of(socket_id(socket.id)).ok_or_else(Refused::again)?;
     if doors.are_closed() {
         upgraded.close_transport(socket);
         return Err(Refused::again());
     }
+    if let Err(too_many) = seat_of(&socket).map_or(Ok(()), |seat| context.limits.join(&seat)) {
+        upgraded.close_transport(socket);
+        return Err(too_many.into());
+    }
     let auth = auth.map_err(|_| Refused::invalid("auth", "expected an object"))?;
     let named: Option<UserId> = parse("userId", &auth)?;
     let device = parse("deviceId", &auth)?;
-    let identity = match identify(&context.access, &socket, &auth).await {
-        Err(error @ Refused { error_type: ErrorType::TemporarilyUnavailable, .. }) => {
+    let identity = match identify(&context, &socket, &auth).await {
+        Err(error) if error.may_pass() => {
             upgraded.close_transport(socket);
             return Err(error);
         }
@@ -272,22 +300,38 @@ async fn admit(
             (Some(user), Some(expires_at))
         }
     };
-    let session = Session::begin(context, socket_id(socket.id), device, expires_at);
+    let session = Session::begin(context.clone(), socket_id(socket.id), device, expires_at);
     let session = session.ok_or_else(Refused::again)?;
     socket.extensions.insert(session.clone());
     let leaving = session.clone();
-    socket.on_disconnect(async move |reason: DisconnectReason| leaving.disconnected(reason));
+    let (closing, sid) = ((upgraded.switch_of(&socket), upgraded.clone(), engine), socket.id);
+    socket.on_disconnect(async move |reason: DisconnectReason| {
+        if keeps_connection(&reason) {
+            let (own, upgraded, engine) = closing;
+            let context = leaving.context.clone();
+            tokio::spawn(expect_return(context, own, upgraded, engine, sid));
+        }
+        leaving.disconnected(reason);
+    });
     socket.on_fallback(Receiver(session.clone()));
     match user {
         Some(user) => {
-            if let Err(error) = session.join(&socket, user).await {
-                // A client that is refused does not try again by itself; one whose transport closes
-                // does.
-                upgraded.close_transport(socket);
-                return Err(Refused::unavailable(error));
+            match session.join(&socket, user).await {
+                Ok(()) => {}
+                // To try again and again would not help: the user's other sockets have to go first.
+                Err(NotJoined::TooMany(too_many)) => return Err(too_many.into()),
+                Err(NotJoined::Unavailable(error)) => {
+                    // A client that is refused does not try again by itself; one whose transport closes
+                    // does.
+                    upgraded.close_transport(socket);
+                    return Err(Refused::unavailable(error));
+                }
             }
         }
-        None => drop(tokio::spawn(expect_identity(io, socket.id, Arc::downgrade(&session)))),
+        None => {
+            let limits = context.limits.clone();
+            tokio::spawn(expect_identity(io, socket.id, Arc::downgrade(&session), limits));
+        }
     }
     Ok(())
 }
@@ -295,7 +339,7 @@ async fn admit(
 /// Whose token a client shows, in what it says when it connects or in the head of its handshake.
 /// None where nobody needs one.
 async fn identify(
-    access: &Access,
+    Context { access, limits, .. }: &Context,
     socket: &SocketRef,
     auth: &Map<String, Value>,
 ) -> Result<Option<Identity>, Refused> {
@@ -305,7 +349,11 @@ async fn identify(
     let given: Option<Secret> = parse("token", auth)?;
     let in_head = || socket.req_parts().extensions.get::<Bearer>()?.take();
     let token = given.or_else(in_head);
-    Ok(access.admit(token.as_ref().map(Secret::expose)).await?)
+    let token = token.as_ref().map(Secret::expose);
+    match seat_of(socket) {
+        Some(seat) => Ok(limits.admit(access, token, seat.source()).await?),
+        None => Err(Refused::again()),
+    }
 }
 
 /// Runs when the client has been told that it is connected.
@@ -315,18 +363,48 @@ async fn greet(socket: SocketRef) {
     }
 }
 
+/// The place of a socket's connection. Each has one: the library keeps it with its first request.
+fn seat_of(socket: &Socket) -> Option<Seat> {
+    socket.req_parts().extensions.get::<Seat>().cloned()
+}
+
 fn session_of(socket: &SocketRef) -> Option<Arc<Session>> {
     socket.extensions.get::<Arc<Session>>()
 }
 
 /// Holds on to nothing meanwhile: most sockets say who they are, or are gone, long before.
-async fn expect_identity(io: SocketIo, sid: Sid, session: Weak<Session>) {
-    tokio::time::sleep(IDENTIFY_TIMEOUT).await;
+async fn expect_identity(io: SocketIo, sid: Sid, session: Weak<Session>, limits: Arc<Limits>) {
+    tokio::time::sleep(limits.settings().identify).await;
     let is_unknown = session.upgrade().is_some_and(|session| !session.is_identified());
     if let Some(socket) = io.get_socket(sid).filter(|_| is_unknown) {
-        info!(socket = %sid, "a socket did not say who it is in time: closed");
+        limits.closed(Limit::Identify, sid);
         // Its queue is full only if it reads nothing, and then its transport is cut off.
         let _ = socket.disconnect();
+    }
+}
+
+/// Whether the connection may live on after its socket went away.
+fn keeps_connection(reason: &DisconnectReason) -> bool {
+    use DisconnectReason::{ClientNSDisconnect, ServerNSDisconnect};
+    matches!(reason, ClientNSDisconnect | ServerNSDisconnect)
+}
+
+/// Closes a connection whose socket went away and does not come back: it is nobody's, and the library
+/// would keep it for as long as it answers pings.
+async fn expect_return(
+    context: Arc<Context>,
+    own: Option<Kill>,
+    upgraded: Upgraded,
+    engine: Engine,
+    sid: Sid,
+) {
+    tokio::time::sleep(CONNECT_TIMEOUT).await;
+    if context.sessions().contains(&socket_id(sid)) {
+        return;
+    }
+    match own.or_else(|| upgraded.switch_at(sid)) {
+        Some(switch) => switch.kill(),
+        None => transport::end_polling(engine, sid),
     }
 }
 
@@ -383,6 +461,11 @@ impl Refused {
         Self { error_type: ErrorType::TemporarilyUnavailable, message }
     }
 
+    /// Whether the same may be let in later: its transport is closed, so that it tries again by itself.
+    fn may_pass(&self) -> bool {
+        matches!(self.error_type, ErrorType::TemporarilyUnavailable | ErrorType::RateLimited)
+    }
+
     fn another_user() -> Self {
         let message = "userId: the token is another user's".to_owned();
         Self { error_type: ErrorType::Forbidden, message }
@@ -394,14 +477,21 @@ impl Refused {
     }
 }
 
-impl From<CheckError> for Refused {
-    fn from(error: CheckError) -> Self {
-        match error {
-            CheckError::Unauthenticated(why) => {
+impl From<Denied> for Refused {
+    fn from(denied: Denied) -> Self {
+        match denied {
+            Denied::Token(CheckError::Unauthenticated(why)) => {
                 Self { error_type: ErrorType::Unauthenticated, message: why.to_string() }
             }
-            CheckError::NoKeys => Self::unavailable(error),
+            Denied::Token(error @ CheckError::NoKeys) => Self::unavailable(error),
+            Denied::TooMany(too_many) => too_many.into(),
         }
+    }
+}
+
+impl From<TooMany> for Refused {
+    fn from(too_many: TooMany) -> Self {
+        Self { error_type: ErrorType::RateLimited, message: too_many.to_string() }
     }
 }
 

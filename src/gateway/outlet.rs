@@ -67,8 +67,7 @@ impl Outlet for SocketOutlet {
             }
         }
         let (label, bytes) = (label(event.name(), Sent::Other), event.size_bytes());
-        let kept_up = self.upgraded.switch_of(&socket).is_none_or(|switch| switch.note_sent(bytes));
-        let sent = if kept_up {
+        let sent = if self.upgraded.keeps_up(&socket, bytes) {
             socket.emit(event.name(), event)
         } else {
             Err(SendError::Socket(SocketError::InternalChannelFull))

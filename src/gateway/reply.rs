@@ -1,15 +1,17 @@
 //! From what came of an event to what its client is told: the one match from failure to code.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::value::RawValue;
 
+use super::session::NotJoined;
 use crate::{
     auth::CheckError,
     call::Refusal,
     calls::Failure,
     ids::{CallId, UserId},
+    limits::TooMany,
     protocol::{Answer, ErrorBody, ErrorType, MAX_NAME_CHARS, MAX_WATCHED_USERS, Malformed},
 };
 
@@ -55,12 +57,32 @@ pub enum Rejected {
     Token(CheckError),
     Binary,
     Malformed(Malformed),
+    /// The socket sends more than it may.
+    TooFast {
+        retry_after: Duration,
+    },
+    TooMany(TooMany),
     Failed(Failure),
 }
 
 impl From<Malformed> for Rejected {
     fn from(malformed: Malformed) -> Self {
         Self::Malformed(malformed)
+    }
+}
+
+impl From<TooMany> for Rejected {
+    fn from(too_many: TooMany) -> Self {
+        Self::TooMany(too_many)
+    }
+}
+
+impl From<NotJoined> for Rejected {
+    fn from(error: NotJoined) -> Self {
+        match error {
+            NotJoined::TooMany(too_many) => Self::TooMany(too_many),
+            NotJoined::Unavailable(error) => Self::Failed(error.into()),
+        }
     }
 }
 
@@ -87,9 +109,10 @@ impl Rejected {
     pub fn into_body(self, event: &str, about: About) -> ErrorBody {
         let (error_type, message) = self.describe();
         let retry_after_ms = match &self {
-            Self::Failed(Failure::Full { retry_after }) => {
-                Some(u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX))
+            Self::Failed(Failure::Full { retry_after }) | Self::TooFast { retry_after } => {
+                Some(u64::try_from(retry_after.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX))
             }
+            Self::TooMany(too_many) => Some(too_many.retry_after_ms()),
             Self::Failed(Failure::Unavailable(_)) | Self::Token(CheckError::NoKeys) => {
                 Some(RETRY_UNAVAILABLE_MS)
             }
@@ -132,6 +155,10 @@ impl Rejected {
             Self::Token(error @ CheckError::NoKeys) => {
                 return (ErrorType::TemporarilyUnavailable, error.to_string());
             }
+            Self::TooFast { .. } => {
+                (ErrorType::RateLimited, "You send faster than this server takes: try again later")
+            }
+            Self::TooMany(too_many) => return (ErrorType::RateLimited, too_many.to_string()),
             Self::Binary => (ErrorType::InvalidPayload, "payload: binary data is not accepted"),
             Self::Malformed(malformed) => {
                 return (malformed.error_type, malformed.message.clone());

@@ -4,37 +4,46 @@ use std::{
     collections::HashSet,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use socketioxide::{
+    SendError, SocketError,
     adapter::LocalAdapter,
-    extract::AckSender,
+    extract::{AckSender, SocketRef},
     handler::{FromMessageParts, MessageHandler, Value},
     socket::{DisconnectReason, Socket},
 };
 use tracing::{debug, info, warn};
 
 use super::{
+    decode::{about, decode, size_of},
     inbox::{Inbox, Pushed},
     leases::Leases,
     outlet::room_of,
-    reply::{About, Ack, Frame, Rejected},
-    wire::Upgraded,
+    reply::{About, Ack, Rejected},
+    wire::{MAX_WAITING_BYTES, Upgraded},
 };
 use crate::{
     auth::Access,
     call::Device,
-    calls::{Calls, Failure, Initiate, Outlet, reported},
+    calls::{Calls, Initiate, Outlet, reported},
     cluster::Unavailable,
     ice::{Ice, Servers},
     ids::{DeviceId, SocketId, UserId},
+    limits::{
+        Limits, TooMany, UserPlace,
+        budget::{Budget, Spent},
+    },
     metrics::{self, Closed, Limit, Received, Sent, Slow, label},
-    protocol::{Answer, ClientEvent, Malformed, ServerEvent, USER_CONNECTED},
+    protocol::{Answer, ClientEvent, ServerEvent, USER_CONNECTED},
     time::Timestamp,
 };
 
+/// Room for an error as JSON, roughly.
+const ERROR_BYTES: usize = 256;
 /// When the token of a socket expires that has none.
 pub(super) const NEVER_MS: u64 = u64::MAX;
 
@@ -46,10 +55,25 @@ pub struct Context {
     pub(super) outlet: Arc<dyn Outlet>,
     upgraded: Upgraded,
     ice: Arc<Ice>,
+    pub(super) limits: Arc<Limits>,
     /// Set when the whole service ends: no device can come back to a call.
     ends_calls: AtomicBool,
     /// The sockets that are connected, or gone and not signed off yet.
     sessions: Mutex<HashSet<SocketId>>,
+    /// The sockets that are being let in right now.
+    entering: Mutex<HashSet<SocketId>>,
+}
+
+/// A socket's turn to be let in.
+pub struct Turn {
+    context: Arc<Context>,
+    socket: SocketId,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.context.entering().remove(&self.socket);
+    }
 }
 
 impl Context {
@@ -59,10 +83,22 @@ impl Context {
         outlet: Arc<dyn Outlet>,
         upgraded: Upgraded,
         ice: Arc<Ice>,
+        limits: Arc<Limits>,
     ) -> Self {
-        let (leases, sessions) = (Leases::default(), Mutex::default());
+        let (leases, sessions, entering) = Default::default();
         let ends_calls = AtomicBool::new(false);
-        Self { calls, access, leases, outlet, upgraded, ice, ends_calls, sessions }
+        Self {
+            calls,
+            access,
+            leases,
+            outlet,
+            upgraded,
+            ice,
+            limits,
+            ends_calls,
+            sessions,
+            entering,
+        }
     }
 
     /// From now on a socket that goes away takes its call with it.
@@ -72,6 +108,16 @@ impl Context {
 
     pub(super) fn sessions(&self) -> MutexGuard<'_, HashSet<SocketId>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn entering(&self) -> MutexGuard<'_, HashSet<SocketId>> {
+        self.entering.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// None while this socket is being let in already.
+    pub fn turn_of(self: &Arc<Self>, socket: SocketId) -> Option<Turn> {
+        let is_first = self.entering().insert(socket);
+        is_first.then(|| Turn { context: self.clone(), socket })
     }
 
     /// How many sessions there are. One ends when all that its socket sent has been handled and it
@@ -89,13 +135,27 @@ pub struct Session {
     pub(super) expires_at_ms: AtomicU64,
     /// Set once, when the socket's user is known to the cluster.
     pub(super) device: OnceLock<Device>,
+    /// Its place among its user's sockets. Set before the device.
+    place: OnceLock<UserPlace>,
+    budget: Mutex<Budget>,
+    /// Whether a new token of its was not good.
+    pub(super) has_failed: AtomicBool,
     /// Whether the device has been told of its user's call.
     welcomed: AtomicBool,
     /// Whether the socket is being closed for good.
     dismissed: AtomicBool,
     /// Set when its transport is about to be closed.
     hushed: AtomicBool,
+    /// Bytes that wait for a client on polling to fetch them, roughly.
+    unfetched_bytes: AtomicUsize,
     inbox: Mutex<Inbox<Input>>,
+}
+
+/// Why a socket is not one of its user's.
+#[derive(Debug)]
+pub enum NotJoined {
+    TooMany(TooMany),
+    Unavailable(Unavailable),
 }
 
 /// What happens to a socket.
@@ -121,9 +181,13 @@ impl Session {
                 device_id,
                 expires_at_ms: AtomicU64::new(expires_at.map_or(NEVER_MS, Timestamp::as_millis)),
                 device: OnceLock::new(),
+                place: OnceLock::new(),
+                budget: Mutex::default(),
+                has_failed: AtomicBool::new(false),
                 welcomed: AtomicBool::new(false),
                 dismissed: AtomicBool::new(false),
                 hushed: AtomicBool::new(false),
+                unfetched_bytes: AtomicUsize::new(0),
                 inbox: Mutex::default(),
             })
         })
@@ -150,6 +214,17 @@ impl Session {
 
     pub fn is_hushed(&self) -> bool {
         self.hushed.load(Ordering::Relaxed)
+    }
+
+    /// Notes that a client on polling is sent this much. False if it lags too far behind.
+    pub fn note_unfetched(&self, bytes: usize) -> bool {
+        self.unfetched_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= MAX_WAITING_BYTES
+    }
+
+    pub fn note_fetched(&self, bytes: usize) {
+        let fetched = |waiting: usize| Some(waiting.saturating_sub(bytes));
+        // It cannot fail: the closure always gives a value.
+        let _ = self.unfetched_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fetched);
     }
 
     /// The client has been told that it is connected, and the library sends it what it is given.
@@ -187,10 +262,8 @@ impl Session {
             Pushed::Overflow => {
                 metrics::LIMITS.of(Limit::Inbox).increment(1);
                 warn!(socket = %self.socket, "a client sends faster than it can be served: closed");
-                if let Some(socket) = socket
-                    && socket.clone().disconnect().is_err()
-                {
-                    self.context.upgraded.close_transport(socket.into());
+                if let Some(socket) = socket {
+                    self.close(socket);
                 }
             }
         }
@@ -223,7 +296,8 @@ impl Session {
     }
 
     /// Makes the socket one of `user`'s.
-    pub async fn join(&self, socket: &Socket, user: UserId) -> Result<(), Unavailable> {
+    pub async fn join(&self, socket: &Socket, user: UserId) -> Result<(), NotJoined> {
+        let place = self.context.limits.enter(&user).map_err(NotJoined::TooMany)?;
         let (node, id) = (self.context.calls.node(), self.device_id.clone());
         let device = Device { user, node, socket: self.socket, id };
         let room = room_of(&device.user);
@@ -231,10 +305,12 @@ impl Session {
         socket.join(room.clone());
         if let Err(error) = self.context.calls.join(&device).await {
             socket.leave(room);
-            return Err(error);
+            return Err(NotJoined::Unavailable(error));
         }
         debug!(user = %device.user.logged(), socket = %self.socket, "joined");
         metrics::SOCKETS_JOINED.increment(1);
+        // It joins once, by its middleware or its inbox.
+        self.place.get_or_init(|| place);
         self.device.set(device).expect("a socket joins once, by its middleware or its inbox");
         Ok(())
     }
@@ -263,7 +339,11 @@ impl Session {
             metrics::ERRORS.of(body.error_type).increment(1);
             debug!(socket = %self.socket, event = %body.event, error = ?body.error_type, "refused");
         }
+        let socket_ref = SocketRef::from(socket.clone());
+        let bytes = result.as_ref().map_or(ERROR_BYTES, Answer::size_bytes);
+        let keeps_up = self.context.upgraded.keeps_up(&socket_ref, bytes);
         let sent = match result {
+            _ if !keeps_up => Err(SendError::Socket(SocketError::InternalChannelFull)),
             Err(body) if ack.is_none() => {
                 let error = ServerEvent::Error(body);
                 metrics::SENT.of(Sent::Error).increment(1);
@@ -279,22 +359,27 @@ impl Session {
         };
         if sent.is_err() && socket.connected() {
             metrics::SLOW_CLIENTS.of(Slow::Queue).increment(1);
+            metrics::LIMITS.of(Limit::ClientQueue).increment(1);
             warn!(socket = %self.socket, "a client does not read its answers and is cut off");
-            self.context.upgraded.close_transport(socket.clone().into());
+            self.context.upgraded.close_transport(socket_ref);
         }
     }
 
     /// The event's name, and what came of it.
     async fn carry_out(
         self: &Arc<Self>,
-        socket: &Socket,
+        socket: &Arc<Socket>,
         value: &Value,
         received_us: u64,
     ) -> (String, Result<Answer, (Rejected, About)>) {
-        let (name, event) = decode(value);
+        let (name, event) = decode(value, &self.context.limits.settings().sizes);
         let received = label(&name, Received::Unknown);
         metrics::RECEIVED.of(received).increment(1);
         metrics::RECEIVED_BYTES.of(received).increment(size_of(value) as u64);
+        if let Err(rejected) = self.spend(socket, &name, received_us) {
+            let about = event.as_ref().map(about).unwrap_or_default();
+            return (name, Err((rejected, about)));
+        }
         if !self.is_identified() && name != USER_CONNECTED {
             return (name, Err((Rejected::Unauthenticated, About::default())));
         }
@@ -313,6 +398,34 @@ impl Session {
         (name, result)
     }
 
+    /// Counts the event called `name` as one more that its socket sent.
+    fn spend(&self, socket: &Arc<Socket>, name: &str, received_us: u64) -> Result<(), Rejected> {
+        let limits = &self.context.limits;
+        let spent = {
+            let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
+            budget.spend(limits.settings(), name, received_us)
+        };
+        let (kind, retry_after) = match spent {
+            Spent::Fine => return Ok(()),
+            Spent::Wait(kind, retry_after) => (kind, retry_after),
+            Spent::Enough(kind) => {
+                limits.closed(Limit::Flood, self.socket);
+                self.inbox().close();
+                self.close(socket.clone());
+                (kind, Duration::ZERO)
+            }
+        };
+        limits.sends_too_much(kind, self.socket);
+        Err(Rejected::TooFast { retry_after })
+    }
+
+    /// Closes the socket: its client does not come back by itself.
+    fn close(&self, socket: Arc<Socket>) {
+        if socket.clone().disconnect().is_err() {
+            self.context.upgraded.close_transport(socket.into());
+        }
+    }
+
     async fn dispatch(
         &self,
         socket: &Socket,
@@ -324,6 +437,7 @@ impl Session {
         Ok(match event {
             ClientEvent::UserConnected { user } => self.identify(socket, user).await?,
             ClientEvent::Initiate { to, call_type, caller_info, client_call_id } => {
+                self.context.limits.call(&device()?.user)?;
                 let initiate = Initiate { to, call_type, caller_info, client_call_id };
                 Answer::from(&calls.initiate(device()?, initiate).await?)
             }
@@ -358,7 +472,7 @@ impl Session {
                 let Servers { ice_servers, ttl_s } = self.context.ice.servers_for(&device()?.user);
                 Answer::IceServers { ice_servers, ttl: ttl_s }
             }
-            ClientEvent::AuthRefresh { token } => self.refresh(&token).await?,
+            ClientEvent::AuthRefresh { token } => self.refresh(socket, &token).await?,
         })
     }
 
@@ -367,7 +481,7 @@ impl Session {
             Some(device) if device.user != user => return Err(Rejected::AnotherUser),
             Some(_) => {}
             None => {
-                self.join(socket, user.clone()).await.map_err(Failure::from)?;
+                self.join(socket, user.clone()).await?;
                 self.welcome().await;
             }
         }
@@ -411,55 +525,5 @@ fn cause(reason: DisconnectReason) -> Closed {
         | DisconnectReason::MultipleHttpPollingError
         | DisconnectReason::PacketParsingError
         | DisconnectReason::TransportError => Closed::Transport,
-    }
-}
-
-fn about(event: &ClientEvent) -> About {
-    match event {
-        ClientEvent::Initiate { to, .. } => About { to: Some(to.clone()), call_id: None },
-        ClientEvent::Signal { call, .. }
-        | ClientEvent::Reject { call, .. }
-        | ClientEvent::Busy { call }
-        | ClientEvent::End { call, .. } => {
-            About { to: Some(call.to.clone()), call_id: call.call_id }
-        }
-        ClientEvent::Stats { call_id, .. } => About { to: None, call_id: Some(*call_id) },
-        ClientEvent::UserConnected { .. }
-        | ClientEvent::Sync { .. }
-        | ClientEvent::Subscribe { .. }
-        | ClientEvent::Unsubscribe { .. }
-        | ClientEvent::IceServers
-        | ClientEvent::AuthRefresh { .. } => About::default(),
-    }
-}
-
-/// The event's name, as far as it can be read, and the event.
-fn decode(value: &Value) -> (String, Result<ClientEvent, Rejected>) {
-    let Value::Str(text, attachments) = value else {
-        return (String::new(), Err(Rejected::Binary));
-    };
-    let frame: Frame = match serde_json::from_str(text) {
-        Ok(frame) => frame,
-        Err(error) => {
-            let malformed = Malformed::invalid(format!("payload: {error}"));
-            return (String::new(), Err(malformed.into()));
-        }
-    };
-    let has_attachments = attachments.as_ref().is_some_and(|all| !all.is_empty());
-    let event = if has_attachments {
-        Err(Rejected::Binary)
-    } else {
-        ClientEvent::decode(&frame.name, frame.payload).map_err(Rejected::from)
-    };
-    (frame.name, event)
-}
-
-fn size_of(value: &Value) -> usize {
-    match value {
-        Value::Str(text, attachments) => {
-            let attached = attachments.iter().flatten().map(bytes::Bytes::len).sum::<usize>();
-            text.len() + attached
-        }
-        Value::Bytes(bytes) => bytes.len(),
     }
 }

@@ -1,8 +1,12 @@
 //! `/socket.io/`: websockets on the project's own [`Wire`], polling as the library has it.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use axum::{
@@ -14,28 +18,70 @@ use axum::{
 };
 use engineioxide::service::NotFoundService;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use hyper::body::Body as _;
 use hyper_util::rt::TokioIo;
-use socketioxide::{adapter::LocalAdapter, service::SocketIoService, socket::Sid};
+use socketioxide::{SocketIo, adapter::LocalAdapter, service::SocketIoService, socket::Sid};
 use tokio::runtime::Handle;
 use tower_service::Service;
 use tracing::debug;
 use tungstenite::handshake::derive_accept_key;
 
-use super::wire::{Kill, Upgraded, Wire};
-use crate::{auth::bearer, secret::Secret};
+use super::{
+    body::Timed,
+    session_of,
+    wire::{Kill, Upgraded, Wire},
+};
+use crate::{
+    auth::bearer,
+    limits::{Limits, Seat, TooMany, What},
+    metrics::{self, Limit},
+    secret::Secret,
+};
 
 /// Engine.IO's packet that closes a session.
 const CLOSE_PACKET: &str = "1";
+/// How long the body of a polling request may take.
+const BODY_TIME: Duration = Duration::from_secs(10);
 
 pub type Engine = SocketIoService<NotFoundService, LocalAdapter>;
 
 #[derive(Clone)]
 struct Transport {
     engine: Engine,
+    io: SocketIo,
     upgraded: Upgraded,
+    posting: Posting,
     doors: Arc<Doors>,
+    limits: Arc<Limits>,
     /// Whether tokens are of use here.
     takes_tokens: bool,
+}
+
+/// The sessions that are sending right now. A client sends one request after the other.
+#[derive(Debug, Clone, Default)]
+struct Posting(Arc<Mutex<HashSet<Sid>>>);
+
+/// A session's place in [`Posting`].
+struct Post {
+    posting: Posting,
+    sid: Sid,
+}
+
+impl Posting {
+    fn sids(&self) -> MutexGuard<'_, HashSet<Sid>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// None if the session is sending already.
+    fn begin(&self, sid: Sid) -> Option<Post> {
+        self.sids().insert(sid).then(|| Post { posting: self.clone(), sid })
+    }
+}
+
+impl Drop for Post {
+    fn drop(&mut self) {
+        self.posting.sids().remove(&self.sid);
+    }
 }
 
 /// What a node that stops takes no more of.
@@ -74,8 +120,16 @@ impl Bearer {
 }
 
 /// The route of the transport.
-pub fn routes(engine: Engine, upgraded: Upgraded, doors: Arc<Doors>, takes_tokens: bool) -> Router {
-    let transport = Transport { engine, upgraded, doors, takes_tokens };
+pub fn routes(
+    engine: Engine,
+    io: SocketIo,
+    upgraded: Upgraded,
+    doors: Arc<Doors>,
+    limits: Arc<Limits>,
+    takes_tokens: bool,
+) -> Router {
+    let posting = Posting::default();
+    let transport = Transport { engine, io, upgraded, posting, doors, limits, takes_tokens };
     Router::new().route("/socket.io/", any(serve)).with_state(transport)
 }
 
@@ -84,9 +138,14 @@ async fn serve(State(transport): State<Transport>, request: Request) -> Response
     if is_new && transport.doors.are_closed() {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     }
-    if is_websocket(request.uri()) {
+    let is_websocket = is_websocket(request.uri());
+    let seat = match transport.seat(&request, is_new, is_websocket) {
+        Ok(seat) => seat,
+        Err(too_many) => return turn_away(&too_many),
+    };
+    if is_websocket {
         return match websocket_accept(&request) {
-            Some(accept) => transport.upgrade(request, accept),
+            Some(accept) => transport.upgrade(request, accept, seat),
             None => StatusCode::BAD_REQUEST.into_response(),
         };
     }
@@ -97,8 +156,29 @@ async fn serve(State(transport): State<Transport>, request: Request) -> Response
     if transport.doors.closed_to_polling.load(Ordering::Relaxed) {
         return StatusCode::BAD_REQUEST.into_response();
     }
-    let request = if is_new { transport.detached(&request) } else { request };
-    transport.pass_on(request).await
+    if is_new {
+        let request = transport.detached(&request, seat);
+        return transport.pass_on(request).await;
+    }
+    match sid_of(request.uri()) {
+        Some(sid) if request.method() == Method::GET => transport.fetch(sid, request).await,
+        Some(sid) if request.method() == Method::POST => transport.post(sid, request).await,
+        _ => transport.pass_on(request).await,
+    }
+}
+
+fn sid_of(uri: &Uri) -> Option<Sid> {
+    query_value(uri, "sid")?.parse().ok()
+}
+
+/// The client's library tries again by itself, later each time.
+fn turn_away(too_many: &TooMany) -> Response {
+    let status = match too_many.what {
+        What::Sockets => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::TOO_MANY_REQUESTS,
+    };
+    let retry_after = HeaderValue::from(too_many.retry_after_s());
+    (status, [(header::RETRY_AFTER, retry_after)], too_many.to_string()).into_response()
 }
 
 /// Whether a request wants a websocket of Engine.IO 4.
@@ -118,24 +198,61 @@ fn websocket_accept(request: &Request) -> Option<HeaderValue> {
 }
 
 impl Transport {
-    async fn pass_on(mut self, request: Request) -> Response {
-        match self.engine.call(request).await {
-            Ok(response) => response.map(Body::new),
-            Err(never) => match never {},
+    async fn pass_on(self, request: Request) -> Response {
+        pass_on(self.engine, request).await
+    }
+
+    /// A polling client fetches what waits for it.
+    async fn fetch(self, sid: Sid, request: Request) -> Response {
+        let response = pass_on(self.engine, request).await;
+        let bytes = response.body().size_hint().lower();
+        if let Some(session) = self.io.get_socket(sid).as_ref().and_then(session_of) {
+            session.note_fetched(usize::try_from(bytes).unwrap_or(usize::MAX));
+        }
+        response
+    }
+
+    /// A polling client sends. What is too large is refused before it is read, and what comes too
+    /// slowly ends the session.
+    async fn post(self, sid: Sid, request: Request) -> Response {
+        let bound = self.limits.settings().message_bytes as u64;
+        if request.body().size_hint().lower() > bound {
+            return StatusCode::PAYLOAD_TOO_LARGE.into_response();
+        }
+        let Some(_post) = self.posting.begin(sid) else {
+            metrics::LIMITS.of(Limit::Posts).increment(1);
+            return StatusCode::BAD_REQUEST.into_response();
+        };
+        let request = request.map(|body| Body::new(Timed::new(body, BODY_TIME)));
+        pass_on(self.engine, request).await
+    }
+
+    /// The place of the connection that a request opens; none is needed by one that has it.
+    fn seat(
+        &self,
+        request: &Request,
+        is_new: bool,
+        is_websocket: bool,
+    ) -> Result<Option<Seat>, TooMany> {
+        let source = || self.limits.source_of(request.extensions(), request.headers());
+        match (is_new, is_websocket) {
+            (true, _) => self.limits.open(source()).map(Some),
+            (false, true) => self.limits.handshake(source()).map(|()| None),
+            (false, false) => Ok(None),
         }
     }
 
-    fn upgrade(self, mut request: Request, accept: HeaderValue) -> Response {
-        let sid: Option<Sid> = query_value(request.uri(), "sid").and_then(|sid| sid.parse().ok());
+    fn upgrade(self, mut request: Request, accept: HeaderValue, seat: Option<Seat>) -> Response {
+        let sid = sid_of(request.uri());
         let kill = Kill::default();
         let registration = sid.map(|sid| {
-            let transport = self.clone();
-            self.upgraded.register(sid, kill.clone(), move || transport.end_session(sid))
+            let engine = self.engine.clone();
+            self.upgraded.register(sid, kill.clone(), move || end_polling(engine, sid))
         });
         if let Some(None) = registration {
             return StatusCode::BAD_REQUEST.into_response();
         }
-        let mut head = self.detached(&request).map(|_| ());
+        let mut head = self.detached(&request, seat).map(|_| ());
         head.extensions_mut().insert(kill.clone());
         let upgrade = hyper::upgrade::on(&mut request);
         tokio::spawn(async move {
@@ -160,8 +277,9 @@ impl Transport {
 
     /// A request that holds on to nothing of the one that came. The library keeps the head of a
     /// session's first request for as long as the session lives, and each piece of it is a slice of
-    /// the 16 KiB buffer that it was read into.
-    fn detached(&self, request: &Request) -> Request {
+    /// the 16 KiB buffer that it was read into. The session's place goes with it, and is free again when
+    /// the session is gone.
+    fn detached(&self, request: &Request, seat: Option<Seat>) -> Request {
         let mut detached = Request::new(Body::empty());
         *detached.method_mut() = request.method().clone();
         *detached.uri_mut() = request.uri().to_string().parse().expect("it was a URI before");
@@ -169,18 +287,28 @@ impl Transport {
             let token = Some(Secret::from(token.to_owned()));
             detached.extensions_mut().insert(Bearer(Arc::new(Mutex::new(token))));
         }
+        if let Some(seat) = seat {
+            detached.extensions_mut().insert(seat);
+        }
         detached
     }
+}
 
-    /// Ends a session whose upgrade to a websocket broke off half-way: the library would leave it
-    /// between its transports for ever, with its user online. If the upgrade had gone through, the
-    /// session is gone already, or not on polling, and this is refused.
-    fn end_session(self, sid: Sid) {
-        let uri = format!("/socket.io/?EIO=4&transport=polling&sid={sid}");
-        let close = http::Request::post(uri).body(Body::from(CLOSE_PACKET));
-        if let (Ok(close), Ok(runtime)) = (close, Handle::try_current()) {
-            runtime.spawn(self.pass_on(close));
-        }
+async fn pass_on(mut engine: Engine, request: Request) -> Response {
+    match engine.call(request).await {
+        Ok(response) => response.map(Body::new),
+        Err(never) => match never {},
+    }
+}
+
+/// Ends a session that is on polling, or between its transports: if its upgrade breaks off half-way the
+/// library would leave it there for ever, with its user online. If the upgrade has gone through, or
+/// the session is gone, this is refused.
+pub fn end_polling(engine: Engine, sid: Sid) {
+    let uri = format!("/socket.io/?EIO=4&transport=polling&sid={sid}");
+    let close = http::Request::post(uri).body(Body::from(CLOSE_PACKET));
+    if let (Ok(close), Ok(runtime)) = (close, Handle::try_current()) {
+        runtime.spawn(pass_on(engine, close));
     }
 }
 

@@ -21,10 +21,11 @@ use tokio::{
 };
 use tracing::info;
 
+use super::session_of;
 use crate::metrics::{self, Slow};
 
 /// Most bytes that wait for a client to read them.
-const MAX_WAITING_BYTES: usize = 8 * 1024 * 1024;
+pub const MAX_WAITING_BYTES: usize = 2 * 1024 * 1024;
 /// How long a client may take nothing of what is sent to it.
 const WRITE_STALL: Duration = Duration::from_secs(10);
 
@@ -106,7 +107,20 @@ impl Upgraded {
     /// The switch of `socket`'s transport. None for polling, which has no connection to close.
     pub fn switch_of(&self, socket: &SocketRef) -> Option<Kill> {
         let own = socket.req_parts().extensions.get::<Kill>().cloned();
-        own.or_else(|| self.switches().get(&socket.id).cloned())
+        own.or_else(|| self.switch_at(socket.id))
+    }
+
+    /// The switch of a session that began as polling, when it is on a websocket.
+    pub fn switch_at(&self, sid: Sid) -> Option<Kill> {
+        self.switches().get(&sid).cloned()
+    }
+
+    /// Notes that `socket` is sent this much. False if its client lags too far behind.
+    pub fn keeps_up(&self, socket: &SocketRef, bytes: usize) -> bool {
+        match self.switch_of(socket) {
+            Some(switch) => switch.note_sent(bytes),
+            None => session_of(socket).is_none_or(|session| session.note_unfetched(bytes)),
+        }
     }
 
     /// Closes the transport of `socket`. A socket on polling is disconnected instead.

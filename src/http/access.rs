@@ -13,6 +13,7 @@ use super::problem::Problem;
 use crate::{
     auth::{Access, CheckError, Identity, Scopes, bearer},
     ids::UserId,
+    limits::{Denied, Limits},
 };
 
 /// Who asks: part of every request that has come through [`know_who_asks`].
@@ -50,17 +51,31 @@ impl Asker {
     }
 }
 
+/// What finds out who asks.
+#[derive(Clone)]
+pub struct Door {
+    pub access: Arc<Access>,
+    pub limits: Arc<Limits>,
+}
+
 /// In front of every endpoint.
 pub async fn know_who_asks(
-    State(access): State<Arc<Access>>,
+    State(Door { access, limits }): State<Door>,
     mut request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    let asker = match access.admit(bearer(request.headers())).await {
+    let headers = request.headers();
+    let source = limits.source_of(request.extensions(), headers);
+    let asker = match limits.admit(&access, bearer(headers), source).await {
         Ok(None) => Asker::Anybody,
         Ok(Some(identity)) => Asker::Known(identity),
-        Err(CheckError::Unauthenticated(why)) => return Err(Problem::unauthenticated(why)),
-        Err(error @ CheckError::NoKeys) => return Err(Problem::unavailable(error.to_string())),
+        Err(Denied::Token(CheckError::Unauthenticated(why))) => {
+            return Err(Problem::unauthenticated(why));
+        }
+        Err(Denied::Token(error @ CheckError::NoKeys)) => {
+            return Err(Problem::unavailable(error.to_string()));
+        }
+        Err(Denied::TooMany(too_many)) => return Err(Problem::too_many(&too_many)),
     };
     request.extensions_mut().insert(asker);
     Ok(next.run(request).await)

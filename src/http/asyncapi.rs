@@ -10,7 +10,7 @@ use utoipa::{
 use crate::{
     ids::{DeviceId, UserId},
     protocol::{
-        Answer, ErrorBody, ServerEvent,
+        Answer, ErrorBody, ServerEvent, Sizes,
         catalogue::{CLIENT_MESSAGES, ClientMessage},
         schema::{CallerInfo, IceCandidate, SessionDescription},
     },
@@ -23,8 +23,8 @@ const DESCRIPTION: &str = "Signaling for calls between two users, over Socket.IO
 const SOCKET: &str = "Namespace `/`. Who connects gives `auth: {token, userId, deviceId}`: see `Auth`. The token may also come as \
     `Authorization: Bearer` of the handshake.";
 
-/// The whole document.
-pub fn asyncapi() -> Value {
+/// The whole document, where what is passed on may be as long as `sizes` say.
+pub fn asyncapi(sizes: &Sizes) -> Value {
     let mut messages = Map::new();
     let mut operations = Map::new();
     for message in &CLIENT_MESSAGES {
@@ -65,7 +65,7 @@ pub fn asyncapi() -> Value {
         "defaultContentType": "application/json",
         "channels": channels,
         "operations": operations,
-        "components": {"messages": messages, "schemas": schemas()},
+        "components": {"messages": messages, "schemas": schemas(sizes)},
     })
 }
 
@@ -110,7 +110,7 @@ fn title_of(variant: &Value) -> String {
 }
 
 /// All schemas that others refer to.
-fn schemas() -> Map<String, Value> {
+fn schemas(sizes: &Sizes) -> Map<String, Value> {
     fn with<T: ToSchema>(all: &mut Vec<(String, RefOr<Schema>)>) {
         all.push((T::name().into_owned(), T::schema()));
         T::schemas(all);
@@ -121,9 +121,9 @@ fn schemas() -> Map<String, Value> {
     with::<ErrorBody>(&mut all);
     with::<UserId>(&mut all);
     with::<DeviceId>(&mut all);
-    with::<CallerInfo>(&mut all);
-    with::<SessionDescription>(&mut all);
-    with::<IceCandidate>(&mut all);
+    all.push((CallerInfo::name().into_owned(), CallerInfo::sized(sizes)));
+    all.push((SessionDescription::name().into_owned(), SessionDescription::sized(sizes)));
+    all.push((IceCandidate::name().into_owned(), IceCandidate::sized(sizes)));
     let mut schemas: Map<_, _> =
         all.into_iter().map(|(name, schema)| (name, json!(schema))).collect();
     schemas.insert("Refusal".to_owned(), refusal());

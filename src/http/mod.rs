@@ -4,20 +4,21 @@
 //! To add an endpoint, write its handler with a `utoipa::path` annotation and name it in [`endpoints`].
 //! What it takes from the query is a type that implements [`parameters::FromQuery`].
 
-mod access;
-mod admin;
+pub(crate) mod access;
+pub(crate) mod admin;
 mod asyncapi;
-mod calls;
+pub(crate) mod calls;
 mod document;
-mod ice;
+pub(crate) mod ice;
 pub mod ops;
 mod origin;
 mod page;
-mod parameters;
-mod presence;
-mod problem;
+pub(crate) mod parameters;
+pub(crate) mod presence;
+pub(crate) mod problem;
 mod server;
-mod stats;
+pub(crate) mod stats;
+mod waiting;
 
 use std::sync::Arc;
 
@@ -29,10 +30,13 @@ use axum::{
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+use access::Door;
 pub use origin::{Origin, guarded};
 pub use server::Server;
 
-use crate::{auth::Access, calls::Calls, cluster::Cluster, history::Store, ice::Ice};
+use crate::{
+    auth::Access, calls::Calls, cluster::Cluster, history::Store, ice::Ice, limits::Limits,
+};
 
 /// What the endpoints work with.
 #[derive(Clone, FromRef)]
@@ -44,7 +48,7 @@ struct Parts {
 }
 
 /// The endpoints, each with its description.
-fn endpoints(access: &Arc<Access>) -> OpenApiRouter<Parts> {
+fn endpoints(door: Door) -> OpenApiRouter<Parts> {
     let users = OpenApiRouter::new()
         .routes(routes!(calls::list))
         .routes(routes!(calls::show))
@@ -59,7 +63,7 @@ fn endpoints(access: &Arc<Access>) -> OpenApiRouter<Parts> {
         .routes(routes!(admin::disconnect))
         .route_layer(from_fn(access::admins_only));
     let all = users.merge(statistics).merge(operators);
-    all.route_layer(from_fn_with_state(access.clone(), access::know_who_asks))
+    all.route_layer(from_fn_with_state(door, access::know_who_asks))
 }
 
 /// The routes of the API, its documents and the page.
@@ -69,13 +73,15 @@ pub fn routes(
     calls: Arc<Calls>,
     access: Arc<Access>,
     ice: Arc<Ice>,
+    limits: Arc<Limits>,
 ) -> Router {
-    let (router, described) = endpoints(&access).split_for_parts();
-    let described = document::openapi(described, access.is_open());
+    let (is_open, sizes) = (access.is_open(), limits.settings().sizes);
+    let (router, described) = endpoints(Door { access, limits }).split_for_parts();
+    let described = document::openapi(described, is_open);
     router
         .with_state(Parts { history, cluster, calls, ice })
         .route("/openapi.json", document::served(&described))
-        .route("/asyncapi.json", document::served(&asyncapi::asyncapi()))
+        .route("/asyncapi.json", document::served(&asyncapi::asyncapi(&sizes)))
         .fallback(get(page::file).fallback(problem::method_not_allowed))
         .method_not_allowed_fallback(problem::method_not_allowed)
 }

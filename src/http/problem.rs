@@ -16,11 +16,11 @@ use utoipa::{
     },
 };
 
-use crate::auth::Unauthenticated;
+use crate::{auth::Unauthenticated, limits::TooMany};
 
 const CONTENT_TYPE: &str = "application/problem+json";
 /// When to try again what could not be done right now.
-const RETRY_AFTER_S: u16 = 1;
+const RETRY_AFTER_S: u64 = 1;
 
 /// An error as the client of the API sees it.
 #[derive(Debug, Serialize, ToSchema)]
@@ -41,6 +41,9 @@ pub struct Problem {
     /// `WWW-Authenticate`: how to show who one is.
     #[serde(skip)]
     challenge: Option<&'static str>,
+    /// `Retry-After`.
+    #[serde(skip)]
+    retry_after_s: Option<u64>,
 }
 
 impl Problem {
@@ -52,6 +55,7 @@ impl Problem {
             detail: detail.into(),
             field: None,
             challenge: None,
+            retry_after_s: None,
         }
     }
 
@@ -82,7 +86,14 @@ impl Problem {
 
     /// Something that this service rests on is away.
     pub fn unavailable(detail: impl Into<String>) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+        let problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, detail);
+        Self { retry_after_s: Some(RETRY_AFTER_S), ..problem }
+    }
+
+    /// Who asks has done something too often.
+    pub fn too_many(too_many: &TooMany) -> Self {
+        let problem = Self::new(StatusCode::TOO_MANY_REQUESTS, too_many.to_string());
+        Self { retry_after_s: Some(too_many.retry_after_s()), ..problem }
     }
 }
 
@@ -91,13 +102,14 @@ impl IntoResponse for Problem {
         let status = StatusCode::from_u16(self.status).expect("it was a status before");
         let content_type = HeaderValue::from_static(CONTENT_TYPE);
         let challenge = self.challenge.map(HeaderValue::from_static);
+        let retry_after_s = self.retry_after_s;
         let mut response =
             (status, [(header::CONTENT_TYPE, content_type)], Json(self)).into_response();
         if let Some(challenge) = challenge {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
         }
-        if status == StatusCode::SERVICE_UNAVAILABLE {
-            response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER_S.into());
+        if let Some(seconds) = retry_after_s {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
         }
         response
     }
@@ -126,9 +138,12 @@ impl IntoResponses for Unknown {
         let header =
             HeaderBuilder::new().schema(Some(text)).description(Some("`Bearer …`.")).build();
         let description = "In `jwt` mode only: there is no token, or it is not good";
-        answered(StatusCode::UNAUTHORIZED, description, |response| {
+        let mut responses = answered(StatusCode::UNAUTHORIZED, description, |response| {
             response.header("WWW-Authenticate", header)
-        })
+        });
+        let description = "In `jwt` mode only: too many tokens from this address were not good";
+        responses.extend(answered(StatusCode::TOO_MANY_REQUESTS, description, retry_after));
+        responses
     }
 }
 
@@ -156,15 +171,18 @@ pub struct Unavailable;
 
 impl IntoResponses for Unavailable {
     fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
-        let seconds = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1));
-        let header = HeaderBuilder::new()
-            .schema(Some(seconds))
-            .description(Some("After how many seconds to try again."))
-            .build();
-        answered(StatusCode::SERVICE_UNAVAILABLE, "Not right now: try again shortly", |response| {
-            response.header("Retry-After", header)
-        })
+        let description = "Not right now: try again shortly";
+        answered(StatusCode::SERVICE_UNAVAILABLE, description, retry_after)
     }
+}
+
+fn retry_after(response: ResponseBuilder) -> ResponseBuilder {
+    let seconds = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1));
+    let header = HeaderBuilder::new()
+        .schema(Some(seconds))
+        .description(Some("After how many seconds to try again."))
+        .build();
+    response.header("Retry-After", header)
 }
 
 fn answered(

@@ -1,15 +1,22 @@
 //! The listener. The library's own has no time limit for a request's head.
 
-use std::{io, net::SocketAddr, time::Duration};
-
-use axum::Router;
-use hyper::server::conn::http1;
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
 };
+
+use axum::{Router, body::Body};
+use http::StatusCode;
+use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
+use tower_service::Service;
 use tracing::{debug, warn};
+
+use super::waiting::{MAX_WAITING, Seat, Waiting};
+use crate::limits::address::Peer;
 
 /// How long a client may take to send a request's head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -17,6 +24,9 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_HEADER_BYTES: usize = 16 * 1024;
 /// How long to wait after a connection could not be accepted, for example for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a client may acknowledge or take nothing of what is sent to it: it is gone, or does not read.
+#[cfg(target_os = "linux")]
+const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
 
 /// A bound address, ready to serve.
 pub struct Server {
@@ -36,14 +46,15 @@ impl Server {
     /// Accepts connections until `shutdown` completes. Those accepted go on.
     pub async fn run(self, routes: Router, shutdown: impl Future<Output = ()>) {
         let mut shutdown = std::pin::pin!(shutdown);
+        let waiting = Waiting::new(MAX_WAITING);
         loop {
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
                 () = &mut shutdown => return,
             };
             match accepted {
-                Ok((stream, _)) => {
-                    tokio::spawn(serve(stream, routes.clone()));
+                Ok((stream, peer)) => {
+                    tokio::spawn(serve(stream, peer.ip(), routes.clone(), waiting.seat()));
                 }
                 Err(error) => {
                     warn!(%error, "a connection could not be accepted");
@@ -54,19 +65,43 @@ impl Server {
     }
 }
 
-async fn serve(stream: TcpStream, routes: Router) {
-    // Signaling is small messages that somebody waits for.
-    if let Err(error) = stream.set_nodelay(true) {
+async fn serve(stream: TcpStream, peer: IpAddr, routes: Router, seat: Seat) {
+    if let Err(error) = prepare(&stream) {
         return debug!(%error, "a connection was gone before it was served");
     }
-    let served = http1::Builder::new()
+    let seat = Arc::new(seat);
+    let answer = service_fn(|mut request: Request<Incoming>| {
+        let (mut routes, seat) = (routes.clone(), seat.clone());
+        async move {
+            seat.is_served();
+            request.extensions_mut().insert(Peer(peer));
+            let response = routes.call(request.map(Body::new)).await;
+            let is_upgraded =
+                matches!(&response, Ok(r) if r.status() == StatusCode::SWITCHING_PROTOCOLS);
+            if !is_upgraded {
+                seat.wait();
+            }
+            response
+        }
+    });
+    let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(MAX_HEADER_BYTES)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes))
-        .with_upgrades()
-        .await;
-    if let Err(error) = served {
-        debug!(%error, "a connection ended with an error");
+        .serve_connection(TokioIo::new(stream), answer)
+        .with_upgrades();
+    tokio::select! {
+        served = connection => if let Err(error) = served {
+            debug!(%error, "a connection ended with an error");
+        },
+        () = seat.told_to_leave() => debug!("a connection that sent no request made room"),
     }
+}
+
+fn prepare(stream: &TcpStream) -> io::Result<()> {
+    // Signaling is small messages that somebody waits for.
+    stream.set_nodelay(true)?;
+    #[cfg(target_os = "linux")]
+    socket2::SockRef::from(stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
+    Ok(())
 }

@@ -93,6 +93,26 @@ impl IceServer {
     }
 }
 
+impl Answer {
+    /// About how many bytes it takes.
+    pub fn size_bytes(&self) -> usize {
+        const FIELDS_BYTES: usize = 256;
+        /// What stands around a user in a list.
+        const STATUS_BYTES: usize = 16;
+        let payload = match self {
+            Self::Presence { presence } => {
+                presence.keys().map(|user| user.as_str().len() + STATUS_BYTES).sum()
+            }
+            Self::Sync { call: Some(call) } => call.payload_bytes(),
+            Self::IceServers { ice_servers, .. } => {
+                ice_servers.iter().flat_map(|server| &server.urls).map(String::len).sum()
+            }
+            _ => 0,
+        };
+        FIELDS_BYTES + payload
+    }
+}
+
 impl From<&Call> for Answer {
     fn from(call: &Call) -> Self {
         Self::Call {

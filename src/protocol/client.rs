@@ -6,9 +6,8 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::{
-    ErrorType, MAX_CALLER_INFO_BYTES, MAX_CANDIDATE_BYTES, MAX_CLIENT_CALL_ID_BYTES,
-    MAX_DESCRIPTION_BYTES, MAX_NAME_CHARS, MAX_REASON_BYTES, MAX_SDP_BYTES, MAX_STATS_TEXT_BYTES,
-    MAX_WATCHED_USERS, USER_CONNECTED,
+    ErrorType, MAX_CLIENT_CALL_ID_BYTES, MAX_NAME_CHARS, MAX_REASON_BYTES, MAX_REASON_CHARS,
+    MAX_STATS_TEXT_BYTES, MAX_WATCHED_USERS, Sizes, USER_CONNECTED,
 };
 use crate::{
     auth::MAX_TOKEN_BYTES,
@@ -141,43 +140,47 @@ fn present<'de: 'a, 'a, D: Deserializer<'de>>(field: D) -> Result<Option<&'a Raw
 }
 
 impl ClientEvent {
-    /// Reads the payload of the event called `name`.
+    /// Reads the payload of the event called `name`. What is passed on may be as long as `sizes` say.
     ///
     /// # Errors
     /// [`Malformed`] for an event that is not known and for a payload that is not what it takes.
-    pub fn decode(name: &str, payload: Option<&RawValue>) -> Result<Self, Malformed> {
+    pub fn decode(
+        name: &str,
+        payload: Option<&RawValue>,
+        sizes: &Sizes,
+    ) -> Result<Self, Malformed> {
         if name == USER_CONNECTED {
             return Self::user_connected(payload);
         }
         let fields = Fields::read(payload)?;
-        Self::decode_fields(name, &fields).map_err(|malformed| Malformed {
+        Self::decode_fields(name, &fields, sizes).map_err(|malformed| Malformed {
             to: fields.to_user_id.and_then(|raw| parse_string(raw)?.parse().ok()),
             ..malformed
         })
     }
 
-    fn decode_fields(name: &str, fields: &Fields) -> Result<Self, Malformed> {
+    fn decode_fields(name: &str, fields: &Fields, sizes: &Sizes) -> Result<Self, Malformed> {
         Ok(match name {
             "call:initiate" => Self::Initiate {
                 to: id("toUserId", fields.to_user_id)?,
                 call_type: call_type(fields.call_type)?,
-                caller_info: caller_info(fields.caller_info)?,
+                caller_info: caller_info(fields.caller_info, sizes)?,
                 client_call_id: client_call_id(fields.client_call_id)?,
             },
             "call:offer" => Self::Signal {
                 call: fields.call_ref()?,
                 signal: Signal::Offer,
-                payload: description("offer", fields.offer)?,
+                payload: description("offer", fields.offer, sizes)?,
             },
             "call:answer" => Self::Signal {
                 call: fields.call_ref()?,
                 signal: Signal::Answer,
-                payload: description("answer", fields.answer)?,
+                payload: description("answer", fields.answer, sizes)?,
             },
             "call:ice-candidate" => Self::Signal {
                 call: fields.call_ref()?,
                 signal: Signal::Candidate,
-                payload: candidate(fields.candidate)?,
+                payload: candidate(fields.candidate, sizes)?,
             },
             "call:reject" => Self::Reject {
                 call: fields.call_ref()?,
@@ -233,8 +236,7 @@ impl<'a> Fields<'a> {
         if !raw.get().starts_with('{') {
             return Err(Malformed::invalid("payload: expected an object".to_owned()));
         }
-        serde_json::from_str(raw.get())
-            .map_err(|error| Malformed::invalid(format!("payload: {error}")))
+        serde_json::from_str(raw.get()).map_err(Malformed::unreadable)
     }
 
     fn call_ref(&self) -> Result<CallRef, Malformed> {
@@ -248,6 +250,13 @@ impl<'a> Fields<'a> {
 impl Malformed {
     pub fn invalid(message: String) -> Self {
         Self { error_type: ErrorType::InvalidPayload, message, to: None }
+    }
+
+    /// For JSON that is not what it should be. The error may say what was sent, however long: only its
+    /// beginning is said back.
+    pub fn unreadable(error: serde_json::Error) -> Self {
+        let start: String = error.to_string().chars().take(MAX_REASON_CHARS).collect();
+        Self::invalid(format!("payload: {start}"))
     }
 
     fn field(name: &str, expected: impl fmt::Display) -> Self {
@@ -338,12 +347,12 @@ fn call_type(raw: Option<&RawValue>) -> Result<CallType, Malformed> {
         .ok_or_else(|| Malformed::field("callType", "\"audio\" or \"video\""))
 }
 
-fn caller_info(raw: Option<&RawValue>) -> Result<Option<Payload>, Malformed> {
+fn caller_info(raw: Option<&RawValue>, sizes: &Sizes) -> Result<Option<Payload>, Malformed> {
     let Some(raw) = raw.filter(|raw| !is_null(raw)) else {
         return Ok(None);
     };
-    if raw.get().len() > MAX_CALLER_INFO_BYTES {
-        return Err(Malformed::too_large("callerInfo", MAX_CALLER_INFO_BYTES));
+    if raw.get().len() > sizes.caller_info_bytes {
+        return Err(Malformed::too_large("callerInfo", sizes.caller_info_bytes));
     }
     if !raw.get().starts_with('{') {
         return Err(Malformed::field("callerInfo", "an object"));
@@ -352,7 +361,7 @@ fn caller_info(raw: Option<&RawValue>) -> Result<Option<Payload>, Malformed> {
 }
 
 /// An offer or an answer: `{type, sdp}`, both strings, and whatever else the client adds.
-fn description(name: &str, raw: Option<&RawValue>) -> Result<Payload, Malformed> {
+fn description(name: &str, raw: Option<&RawValue>, sizes: &Sizes) -> Result<Payload, Malformed> {
     #[derive(Deserialize)]
     struct Description<'a> {
         #[serde(rename = "type")]
@@ -361,13 +370,13 @@ fn description(name: &str, raw: Option<&RawValue>) -> Result<Payload, Malformed>
         sdp: std::borrow::Cow<'a, str>,
     }
     let raw = raw.ok_or_else(|| Malformed::field(name, "an object {type, sdp}"))?;
-    if raw.get().len() > MAX_DESCRIPTION_BYTES {
-        return Err(Malformed::too_large(name, MAX_SDP_BYTES));
+    if raw.get().len() > sizes.description_bytes() {
+        return Err(Malformed::too_large(name, sizes.sdp_bytes));
     }
     match serde_json::from_str::<Description>(raw.get()) {
         Ok(description) if raw.get().starts_with('{') => {
-            if description.sdp.len() > MAX_SDP_BYTES {
-                return Err(Malformed::too_large(&format!("{name}.sdp"), MAX_SDP_BYTES));
+            if description.sdp.len() > sizes.sdp_bytes {
+                return Err(Malformed::too_large(&format!("{name}.sdp"), sizes.sdp_bytes));
             }
             Ok(raw.into())
         }
@@ -376,7 +385,7 @@ fn description(name: &str, raw: Option<&RawValue>) -> Result<Payload, Malformed>
 }
 
 /// A candidate: `{candidate, …}`, or `null` or `""` for the end of candidates.
-fn candidate(raw: Option<&RawValue>) -> Result<Payload, Malformed> {
+fn candidate(raw: Option<&RawValue>, sizes: &Sizes) -> Result<Payload, Malformed> {
     #[derive(Deserialize)]
     struct Candidate {
         #[serde(rename = "candidate")]
@@ -391,8 +400,8 @@ fn candidate(raw: Option<&RawValue>) -> Result<Payload, Malformed> {
     const EXPECTED: &str =
         "an object {candidate, sdpMLineIndex, sdpMid, usernameFragment?}, null or \"\"";
     let raw = raw.ok_or_else(|| Malformed::field("candidate", EXPECTED))?;
-    if raw.get().len() > MAX_CANDIDATE_BYTES {
-        return Err(Malformed::too_large("candidate", MAX_CANDIDATE_BYTES));
+    if raw.get().len() > sizes.candidate_bytes {
+        return Err(Malformed::too_large("candidate", sizes.candidate_bytes));
     }
     let is_candidate =
         || raw.get().starts_with('{') && serde_json::from_str::<Candidate>(raw.get()).is_ok();

@@ -21,15 +21,8 @@ use utoipa::ToSchema;
 pub const USER_CONNECTED: &str = "user-connected";
 /// How much of an event's name is said back in an error.
 pub const MAX_NAME_CHARS: usize = 64;
-/// Longest SDP of an offer or an answer, in bytes of UTF-8.
-pub const MAX_SDP_BYTES: usize = 64 * 1024;
-/// Longest offer or answer as JSON text: room for an SDP at its limit that is escaped, and for 4 KiB
-/// beside it.
-pub const MAX_DESCRIPTION_BYTES: usize = 3 * MAX_SDP_BYTES + 4 * 1024;
-/// Longest candidate as JSON text.
-pub const MAX_CANDIDATE_BYTES: usize = 4 * 1024;
-/// Longest `callerInfo` as JSON text.
-pub const MAX_CALLER_INFO_BYTES: usize = 4 * 1024;
+/// How much of why a payload cannot be read is said back in an error.
+pub const MAX_REASON_CHARS: usize = 128;
 /// Longest `reason` of a `call:reject`, in bytes.
 pub const MAX_REASON_BYTES: usize = 1024;
 /// Longest `clientCallId`, in bytes.
@@ -38,8 +31,33 @@ pub const MAX_CLIENT_CALL_ID_BYTES: usize = 128;
 pub const MAX_STATS_TEXT_BYTES: usize = 64;
 /// Most user ids in one presence request, and most users that one socket may watch.
 pub const MAX_WATCHED_USERS: usize = 500;
-/// Longest message that the transport takes; what is longer closes it.
+/// Longest message that the transport takes, unless the operator says otherwise; what is longer closes it.
 pub const MAX_MESSAGE_BYTES: usize = 256 * 1024;
+
+/// The longest payloads that are passed on. The default is what stands in docs/PROTOCOL.md.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sizes {
+    /// The SDP of an offer or an answer, in bytes of UTF-8.
+    pub sdp_bytes: usize,
+    /// A candidate as JSON text.
+    pub candidate_bytes: usize,
+    /// `callerInfo` as JSON text.
+    pub caller_info_bytes: usize,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self { sdp_bytes: 64 * 1024, candidate_bytes: 4 * 1024, caller_info_bytes: 4 * 1024 }
+    }
+}
+
+impl Sizes {
+    /// Longest offer or answer as JSON text: room for an SDP at its limit that is escaped, and for 4 KiB
+    /// beside it.
+    pub const fn description_bytes(&self) -> usize {
+        3 * self.sdp_bytes + 4 * 1024
+    }
+}
 
 /// The `type` of a `call:error`. It tells whether to try again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, ToSchema)]

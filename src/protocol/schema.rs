@@ -11,7 +11,7 @@ use utoipa::{
     },
 };
 
-use super::{MAX_CALLER_INFO_BYTES, MAX_CANDIDATE_BYTES, MAX_SDP_BYTES};
+use super::Sizes;
 use crate::{
     call::{CallType, EndReason, Role, Status, Told},
     ids::{CallId, DeviceId, NodeId, UserId},
@@ -172,9 +172,15 @@ impl ToSchema for CallerInfo {}
 
 impl PartialSchema for CallerInfo {
     fn schema() -> RefOr<Schema> {
-        let limit = format!(
-            "At most {MAX_CALLER_INFO_BYTES} bytes of JSON. Any fields more are passed on."
-        );
+        Self::sized(&Sizes::default())
+    }
+}
+
+impl CallerInfo {
+    /// The schema where it may be as long as `sizes` say.
+    pub fn sized(sizes: &Sizes) -> RefOr<Schema> {
+        let most = sizes.caller_info_bytes;
+        let limit = format!("At most {most} bytes of JSON. Any fields more are passed on.");
         ObjectBuilder::new()
             .schema_type(Type::Object)
             .description(Some(limit))
@@ -188,14 +194,19 @@ impl ToSchema for SessionDescription {}
 
 impl PartialSchema for SessionDescription {
     fn schema() -> RefOr<Schema> {
+        Self::sized(&Sizes::default())
+    }
+}
+
+impl SessionDescription {
+    /// The schema where it may be as long as `sizes` say.
+    pub fn sized(sizes: &Sizes) -> RefOr<Schema> {
+        let sdp = text_with("Counted in bytes of UTF-8.").max_length(Some(sizes.sdp_bytes));
         ObjectBuilder::new()
             .schema_type(Type::Object)
             .description(Some("As `RTCPeerConnection` makes it. Any fields more are passed on."))
             .property("type", text())
-            .property(
-                "sdp",
-                text_with("Counted in bytes of UTF-8.").max_length(Some(MAX_SDP_BYTES)),
-            )
+            .property("sdp", sdp)
             .required("type")
             .required("sdp")
             .into()
@@ -206,6 +217,13 @@ impl ToSchema for IceCandidate {}
 
 impl PartialSchema for IceCandidate {
     fn schema() -> RefOr<Schema> {
+        Self::sized(&Sizes::default())
+    }
+}
+
+impl IceCandidate {
+    /// The schema where it may be as long as `sizes` say.
+    pub fn sized(sizes: &Sizes) -> RefOr<Schema> {
         let optional_text = || text().schema_type(or_null(Type::String));
         let line = ObjectBuilder::new()
             .schema_type(or_null(Type::Integer))
@@ -218,8 +236,9 @@ impl PartialSchema for IceCandidate {
             .property("sdpMid", optional_text())
             .property("usernameFragment", optional_text())
             .required("candidate");
+        let most = sizes.candidate_bytes;
         let limit = format!(
-            "As `RTCPeerConnection` makes it, at most {MAX_CANDIDATE_BYTES} bytes of JSON; null or an empty \
+            "As `RTCPeerConnection` makes it, at most {most} bytes of JSON; null or an empty \
              text is the end of candidates. Any fields more are passed on."
         );
         OneOfBuilder::new()

@@ -285,6 +285,11 @@ impl ServerEvent {
 }
 
 impl CallView {
+    /// Bytes of what is passed on in it.
+    pub fn payload_bytes(&self) -> usize {
+        self.caller_info.as_ref().map_or(0, Payload::len_bytes)
+    }
+
     /// `call` as the party with role `seen_by` may see it.
     pub fn new(call: &Call, seen_by: Role) -> Self {
         Self {

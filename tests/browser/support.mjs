@@ -5,7 +5,7 @@ import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { chromium } from 'playwright-core';
 import { eventually, someone } from '../support/check.mjs';
-import { startServer } from '../support/server.mjs';
+import { USUAL_LIMITS, startServer } from '../support/server.mjs';
 
 const CHROMIUM = process.env.CHROMIUM ?? '/usr/bin/chromium';
 
@@ -33,7 +33,7 @@ export const PATIENCE_MS = 20_000;
  * each invents its own people, so that they cannot meet.
  */
 export async function world({ args = [], env = {}, flags = [] } = {}) {
-  const server = await startServer({ args, env });
+  const server = await startServer({ args, env: { ...USUAL_LIMITS, ...env } });
   try {
     const browser = await chromium.launch({
       executablePath: CHROMIUM,

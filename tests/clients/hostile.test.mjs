@@ -197,6 +197,18 @@ describe('wrong fields', { concurrency: false }, () => {
     await assertTalking(caller, callee);
   });
 
+  test('however long what is refused is, the answer is short', async (t) => {
+    const raw = await rawSocket(t, server, { userId: someone('long') });
+    const long = '\u007f'.repeat(60_000);
+    const events = [`42"${long}"`, `42["${long}",{}]`, `42["call:end","${long}"]`, `42["call:end",{"${long}":1,"${long}":1}]`, `42["call:end",{"toUserId":"${long}"}]`];
+    for (const event of events) {
+      raw.send(event);
+      const answer = await Promise.race([raw.frame((text) => text.startsWith('42["call:error"'), 'the refusal'), raw.closed]);
+      if (typeof answer === 'string') assert.ok(answer.length < 2_048, `${event.slice(0, 20)}: ${answer.length}`);
+      else break;
+    }
+  });
+
   test('unknown events are refused by name', async (t) => {
     const alice = await join(t, server, { userId: someone('alice') });
     const unknown = ['call:bogus', 'CALL:INITIATE', 'call:initiate ', 'message', '', '__proto__', 'constructor', 'toString', 'x'.repeat(5_000), '💥'];

@@ -59,6 +59,20 @@ describe('an upgrade', { concurrency: true }, () => {
     });
   }
 
+  test('that never comes to its end is cut off, and its user is offline', async (t) => {
+    const watcher = await join(t, server, { userId: someone('watcher') });
+    const userId = someone('stalled');
+    const sid = await pollingSession(userId);
+    assert.equal((await watcher.ok('presence:subscribe', { userIds: [userId] })).presence[userId], 'online');
+    const { ws, opened } = upgrade(sid);
+    const closed = new Promise((resolve) => ws.once('close', resolve));
+    await opened;
+    // It says nothing, and would not be asked for a sign of life.
+    await within(20_000, closed, 'the connection is closed');
+    assert.equal((await watcher.next('presence:update')).status, 'offline');
+    await eventually(async () => (await fetch(polling(sid))).status === 400, 'the session is gone');
+  });
+
   test('that is tried twice at once is refused the second time', async () => {
     const sid = await pollingSession(someone('twice'));
     const first = upgrade(sid);
@@ -96,6 +110,39 @@ test('a client that leaves the namespace and comes back on its connection is onl
     await raw.event('call:ended');
   }
   await assertCallsWork(t, server);
+});
+
+describe('a connection whose socket is gone and does not come back is closed', { concurrency: true }, () => {
+  test('on a websocket', async (t) => {
+    const raw = await rawSocket(t, server, { userId: someone('left') });
+    raw.send('41');
+    await within(20_000, raw.closed, 'the connection is closed');
+  });
+
+  test('on polling', async () => {
+    const sid = await pollingSession(someone('left'));
+    await fetch(polling(sid), { method: 'POST', body: '41' });
+    await eventually(async () => (await fetch(polling(sid))).status === 400, 'the session is gone', 20_000);
+  });
+
+  test('on a websocket that began as polling', async (t) => {
+    const sid = await pollingSession(someone('left'));
+    const { ws, opened } = upgrade(sid);
+    const closed = new Promise((resolve) => ws.once('close', resolve));
+    await opened;
+    const pong = new Promise((resolve) => ws.once('message', resolve));
+    ws.send('2probe');
+    await pong;
+    ws.send('5');
+    ws.send('41');
+    await within(20_000, closed, 'the connection is closed');
+  });
+
+  test('also if the server has closed the socket, because it did not say who it is', async (t) => {
+    const raw = await rawSocket(t, server, { joins: false });
+    raw.send('40');
+    await within(30_000, raw.closed, 'the connection is closed');
+  });
 });
 
 test('the caller hears that it rings before it hears of an answer', async (t) => {

@@ -147,3 +147,13 @@ describe('versions', () => {
     for (const [name, all] of Object.entries(tags)) assert.equal(all.size, 1, `${name}: ${[...all]}`);
   });
 });
+
+describe('addresses of clients', () => {
+  test('are said by the balancer and believed by the nodes behind it', () => {
+    assert.match(read('deploy/haproxy/haproxy.cfg'), /^\s+option forwardfor$/m);
+    for (const name of ['node1', 'node2', 'node3']) assert.ok(services[name].environment.SWITCHBOARD_TRUSTED_PROXIES, name);
+    assert.ok(production.one('ConfigMap', 'switchboard').data.SWITCHBOARD_TRUSTED_PROXIES);
+    // HAProxy's controller sends the header unless it is told not to.
+    assert.notEqual(production.one('Ingress', 'switchboard').metadata.annotations?.['haproxy.org/forwarded-for'], 'false');
+  });
+});

@@ -8,7 +8,7 @@ use switchboard::{
     ids::{CallId, UserId},
     payload::Payload,
     protocol::{
-        CallView, ClientEvent, ErrorBody, ErrorType, Malformed, Presence, ServerEvent,
+        CallView, ClientEvent, ErrorBody, ErrorType, Malformed, Presence, ServerEvent, Sizes,
         USER_CONNECTED,
         catalogue::{CLIENT_MESSAGES, ClientMessage},
     },
@@ -35,7 +35,7 @@ fn good() -> Map<String, Value> {
 
 fn decode(name: &str, payload: &Map<String, Value>) -> Result<ClientEvent, Malformed> {
     let raw = RawValue::from_string(json!(payload).to_string()).unwrap();
-    ClientEvent::decode(name, Some(&raw))
+    ClientEvent::decode(name, Some(&raw), &Sizes::default())
 }
 
 fn only(names: &[&str]) -> Map<String, Value> {

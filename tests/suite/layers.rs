@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const ORDER: [&str; 23] = [
+const ORDER: [&str; 24] = [
     "secret",
     "fetch",
     "time",
@@ -19,6 +19,7 @@ const ORDER: [&str; 23] = [
     "protocol",
     "ice",
     "metrics",
+    "limits",
     "cluster",
     "history",
     "calls",
@@ -26,6 +27,7 @@ const ORDER: [&str; 23] = [
     "gateway",
     "logs",
     "http",
+    "fuzz",
     "bench",
     "config",
     "shutdown",

@@ -5,6 +5,7 @@ mod auth;
 mod calls;
 mod catalogue;
 mod cluster;
+mod dependencies;
 mod history;
 mod keeper;
 mod key_set;

@@ -3,12 +3,13 @@
 use serde_json::{Value, json, value::RawValue};
 use switchboard::{
     call::{CallType, Signal},
-    protocol::{ClientEvent, ErrorType, MAX_CALLER_INFO_BYTES, MAX_CANDIDATE_BYTES, MAX_SDP_BYTES},
+    protocol::{ClientEvent, ErrorType, Sizes},
 };
 
 fn decode(name: &str, payload: &Value) -> Result<ClientEvent, (ErrorType, String)> {
     let raw = RawValue::from_string(payload.to_string()).unwrap();
-    ClientEvent::decode(name, Some(&raw)).map_err(|bad| (bad.error_type, bad.message))
+    ClientEvent::decode(name, Some(&raw), &Sizes::default())
+        .map_err(|bad| (bad.error_type, bad.message))
 }
 
 /// A payload that each event takes.
@@ -106,7 +107,7 @@ fn a_payload_that_is_no_object_is_refused() {
             assert_eq!(error_type, ErrorType::InvalidPayload, "{name} {payload}");
         }
     }
-    let missing = ClientEvent::decode("call:end", None).unwrap_err();
+    let missing = ClientEvent::decode("call:end", None, &Sizes::default()).unwrap_err();
     assert_eq!(missing.message, "toUserId: expected a string");
 }
 
@@ -128,20 +129,16 @@ fn limits_are_named_and_reached_exactly() {
         let padding = "x".repeat(length - r#"{"name":""}"#.len());
         json!({"toUserId": "ben", "callType": "audio", "callerInfo": {"name": padding}})
     };
+    let Sizes { sdp_bytes, candidate_bytes, caller_info_bytes } = Sizes::default();
     let cases = [
-        ("call:offer", MAX_SDP_BYTES, sdp(MAX_SDP_BYTES), sdp(MAX_SDP_BYTES + 1)),
+        ("call:offer", sdp_bytes, sdp(sdp_bytes), sdp(sdp_bytes + 1)),
         (
             "call:ice-candidate",
-            MAX_CANDIDATE_BYTES,
-            candidate(MAX_CANDIDATE_BYTES),
-            candidate(MAX_CANDIDATE_BYTES + 1),
+            candidate_bytes,
+            candidate(candidate_bytes),
+            candidate(candidate_bytes + 1),
         ),
-        (
-            "call:initiate",
-            MAX_CALLER_INFO_BYTES,
-            info(MAX_CALLER_INFO_BYTES),
-            info(MAX_CALLER_INFO_BYTES + 1),
-        ),
+        ("call:initiate", caller_info_bytes, info(caller_info_bytes), info(caller_info_bytes + 1)),
     ];
     for (name, limit, longest, too_long) in cases {
         decode(name, &longest).unwrap();
@@ -155,7 +152,7 @@ fn limits_are_named_and_reached_exactly() {
 fn what_is_relayed_stays_as_it_was_written() {
     let text = r#"{"toUserId":"ben","offer":{"sdp":"v=0\r\n","type":"offer" , "x":1e2,"y":1.0}}"#;
     let raw = RawValue::from_string(text.to_owned()).unwrap();
-    match ClientEvent::decode("call:offer", Some(&raw)).unwrap() {
+    match ClientEvent::decode("call:offer", Some(&raw), &Sizes::default()).unwrap() {
         ClientEvent::Signal { signal: Signal::Offer, payload, .. } => {
             assert_eq!(payload.as_json(), r#"{"sdp":"v=0\r\n","type":"offer" , "x":1e2,"y":1.0}"#);
         }
@@ -166,7 +163,7 @@ fn what_is_relayed_stays_as_it_was_written() {
 #[test]
 fn an_error_says_to_whom_the_event_was_if_it_can() {
     let raw = RawValue::from_string(r#"{"toUserId":"ben","callType":"fax"}"#.to_owned()).unwrap();
-    let bad = ClientEvent::decode("call:initiate", Some(&raw)).unwrap_err();
+    let bad = ClientEvent::decode("call:initiate", Some(&raw), &Sizes::default()).unwrap_err();
     assert_eq!(bad.to, Some("ben".parse().unwrap()));
     assert_eq!(CallType::ALL.map(CallType::as_str), ["audio", "video"]);
 }

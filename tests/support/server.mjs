@@ -24,6 +24,12 @@ const NODES = Number(process.env.TEST_NODES ?? 1);
 /** For tests that restart the one process there is. */
 export const ONE_NODE = { skip: NODES > 1 && 'it takes one process' };
 
+/** Tests do in a second what people do in an hour. Those about limits, and browsers, have them as they are. */
+const HASTE = 'events=off,candidates=off,call-attempts=off,failed-tokens=off';
+
+/** Settings of a server that has all limits as they are by default. */
+export const USUAL_LIMITS = { SWITCHBOARD_LIMITS: undefined };
+
 /** Whether these keep their history in Postgres. */
 const ON_POSTGRES = process.env.TEST_POSTGRES === '1';
 
@@ -88,7 +94,7 @@ export class Server {
   async start() {
     const history = this.args.includes('--database-url') ? [] : ['--database-url', `sqlite://${this.db}`];
     const args = ['--listen', this.listen, '--admin-listen', this.adminListen, ...history, ...this.args];
-    this.process = launch(args, { env: this.env, dir: this.dir });
+    this.process = launch(args, { env: { SWITCHBOARD_LIMITS: HASTE, ...this.env }, dir: this.dir });
     const line = await firstLine(this.process);
     const [, address, port] = READY_LINE.exec(line) ?? assert.fail(`not the ready line: ${line}`);
     this.readyLine = line;

@@ -4,8 +4,8 @@
 mod asked;
 mod bus;
 mod connect;
-mod envelope;
-mod facts;
+pub(crate) mod envelope;
+pub(crate) mod facts;
 mod life;
 mod outgoing;
 

@@ -1,0 +1,144 @@
+//! The connections that nothing is being done for: they have not sent a request yet, or have got their
+//! answer. There are never more than so many. Whoever has waited longest makes room for who comes: a client
+//! sends its request at once, and one that only holds a connection open is the first to go.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::Notify, time::Instant};
+use tracing::warn;
+
+use crate::metrics::{self, Limit};
+
+/// Most connections that wait. Each takes some 10 KiB.
+pub const MAX_WAITING: usize = 4_096;
+/// How often the log says that connections had to make room.
+const SAY_EVERY: Duration = Duration::from_secs(10);
+
+/// All that wait, those that have waited longest first.
+#[derive(Debug, Clone)]
+pub struct Waiting {
+    room: Arc<Mutex<Room>>,
+    bound: usize,
+}
+
+#[derive(Debug, Default)]
+struct Room {
+    seats: BTreeMap<u64, Arc<Notify>>,
+    next: u64,
+    said_at: Option<Instant>,
+}
+
+/// One connection, waiting or not.
+#[derive(Debug)]
+pub struct Seat {
+    waiting: Waiting,
+    /// Told when it has to make room.
+    leave: Arc<Notify>,
+    number: Mutex<Option<u64>>,
+}
+
+impl Waiting {
+    pub fn new(bound: usize) -> Self {
+        Self { room: Arc::default(), bound }
+    }
+
+    /// A connection that waits from now on.
+    pub fn seat(&self) -> Seat {
+        let seat = Seat { waiting: self.clone(), leave: Arc::default(), number: Mutex::default() };
+        seat.wait();
+        seat
+    }
+
+    fn room(&self) -> MutexGuard<'_, Room> {
+        self.room.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Seat {
+    /// Completes when the connection has to make room.
+    pub async fn told_to_leave(&self) {
+        self.leave.notified().await;
+    }
+
+    /// It waits (again).
+    pub fn wait(&self) {
+        self.is_served();
+        let mut room = self.waiting.room();
+        let number = room.next;
+        room.next += 1;
+        room.seats.insert(number, self.leave.clone());
+        *self.number() = Some(number);
+        if room.seats.len() <= self.waiting.bound {
+            return;
+        }
+        if let Some((_, longest)) = room.seats.pop_first() {
+            metrics::LIMITS.of(Limit::Connections).increment(1);
+            longest.notify_one();
+        }
+        if room.said_at.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
+            room.said_at = Some(Instant::now());
+            warn!(
+                waiting = room.seats.len(),
+                "too many connections send no request: those that have waited longest are closed"
+            );
+        }
+    }
+
+    /// Something is being done for it.
+    pub fn is_served(&self) {
+        let number = self.number().take();
+        if let Some(number) = number {
+            self.waiting.room().seats.remove(&number);
+        }
+    }
+
+    fn number(&self) -> MutexGuard<'_, Option<u64>> {
+        self.number.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.is_served();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    fn has_to_leave(seat: &Seat) -> bool {
+        seat.told_to_leave().now_or_never().is_some()
+    }
+
+    #[tokio::test]
+    async fn who_has_waited_longest_makes_room() {
+        let waiting = Waiting::new(2);
+        let [first, second] = [waiting.seat(), waiting.seat()];
+        assert!(!has_to_leave(&first) && !has_to_leave(&second));
+        let third = waiting.seat();
+        assert!(has_to_leave(&first) && !has_to_leave(&second) && !has_to_leave(&third));
+    }
+
+    #[tokio::test]
+    async fn who_is_served_or_gone_takes_no_room() {
+        let waiting = Waiting::new(2);
+        let [served, gone, waits] = [waiting.seat(), waiting.seat(), waiting.seat()];
+        assert!(has_to_leave(&served), "there is room for two");
+        drop(gone);
+        let again = waiting.seat();
+        waits.is_served();
+        let last = waiting.seat();
+        assert!(!has_to_leave(&again) && !has_to_leave(&last));
+        // It waits again, and is the latest to do so.
+        waits.wait();
+        assert!(has_to_leave(&again) && !has_to_leave(&last) && !has_to_leave(&waits));
+        assert_eq!(waiting.room().seats.len(), 2);
+    }
+}

@@ -1,0 +1,339 @@
+//! Where clients come from, as far as proxies can be believed.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    str::FromStr,
+};
+
+use clap::ValueEnum;
+use http::{Extensions, HeaderMap, HeaderName};
+use serde::Deserialize;
+
+/// The other end of a request's connection. The listener puts it into each request.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub IpAddr);
+
+/// What counts as one address: an IPv4 address, or the /64 of an IPv6 address, of which one household has
+/// all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Source {
+    V4(Ipv4Addr),
+    V6([u8; 8]),
+}
+
+impl From<IpAddr> for Source {
+    fn from(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V4(address) => Self::V4(address),
+            IpAddr::V6(address) => {
+                Self::V6(*address.octets().first_chunk().expect("it has 16 bytes"))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::V4(address) => address.fmt(f),
+            Self::V6(prefix) => {
+                let mut octets = [0; 16];
+                octets[..8].copy_from_slice(prefix);
+                write!(f, "{}/64", Ipv6Addr::from(octets))
+            }
+        }
+    }
+}
+
+/// A range of addresses: `10.0.0.0/8`, `2001:db8::/32`, or one alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Network {
+    address: IpAddr,
+    bits: u8,
+}
+
+impl Network {
+    fn contains(self, address: IpAddr) -> bool {
+        let shifted = |text: u128, width: u8| text.checked_shr(u32::from(width - self.bits));
+        match (self.address, address.to_canonical()) {
+            (IpAddr::V4(own), IpAddr::V4(other)) => {
+                let bits = |address: Ipv4Addr| shifted(address.to_bits().into(), 32);
+                bits(own) == bits(other)
+            }
+            (IpAddr::V6(own), IpAddr::V6(other)) => {
+                let bits = |address: Ipv6Addr| shifted(address.to_bits(), 128);
+                bits(own) == bits(other)
+            }
+            _ => false,
+        }
+    }
+}
+
+impl FromStr for Network {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const EXPECTED: &str = "an address or a network such as 10.0.0.0/8";
+        let (address, bits) = match text.split_once('/') {
+            Some((address, bits)) => (address, Some(bits.parse().map_err(|_| EXPECTED)?)),
+            None => (text, None),
+        };
+        let address = address.parse::<IpAddr>().map_err(|_| EXPECTED)?;
+        let width = if address.is_ipv4() { 32 } else { 128 };
+        let bits: u8 = bits.unwrap_or(width);
+        if bits <= width { Ok(Self { address, bits }) } else { Err(EXPECTED) }
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.bits)
+    }
+}
+
+/// The header in which proxies say for whom they ask.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum ForwardedHeader {
+    #[default]
+    XForwardedFor,
+    /// RFC 7239.
+    Forwarded,
+}
+
+impl ForwardedHeader {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::XForwardedFor => "x-forwarded-for",
+            Self::Forwarded => "forwarded",
+        }
+    }
+
+    fn name(self) -> HeaderName {
+        HeaderName::from_static(self.as_str())
+    }
+
+    /// The hops that one line of the header names, the last one first; None for one that is not an
+    /// address.
+    fn hops(self, line: &str) -> Vec<Option<IpAddr>> {
+        match self {
+            Self::XForwardedFor => line.rsplit(',').map(|hop| hop_in(hop.trim())).collect(),
+            Self::Forwarded => {
+                let elements = split_unquoted(line, ',');
+                elements.into_iter().rev().map(|element| hop_of_element(element?)).collect()
+            }
+        }
+    }
+}
+
+/// The proxies that are believed, and where they say for whom they ask.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Proxies {
+    pub networks: Vec<Network>,
+    pub header: ForwardedHeader,
+}
+
+/// Who sent a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sender {
+    pub source: Source,
+    /// Set if somebody who is not believed says that they ask for others.
+    pub doubted: Option<IpAddr>,
+}
+
+impl Proxies {
+    fn trust(&self, address: IpAddr) -> bool {
+        self.networks.iter().any(|network| network.contains(address))
+    }
+
+    /// Who sent a request: from the end of what proxies say, the first address that is not a
+    /// proxy's. What stands before that was said by somebody who is not believed.
+    pub fn sender_of(&self, extensions: &Extensions, headers: &HeaderMap) -> Sender {
+        let peer = extensions.get::<Peer>().map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.0);
+        let says = headers.contains_key(self.header.name());
+        if !self.trust(peer) {
+            return Sender { source: peer.into(), doubted: Some(peer).filter(|_| says) };
+        }
+        let mut nearest = peer;
+        let lines: Vec<_> = headers.get_all(self.header.name()).iter().collect();
+        'hops: for line in lines.into_iter().rev() {
+            let hops = line.to_str().map(|line| self.header.hops(line)).unwrap_or_default();
+            for hop in hops {
+                let Some(hop) = hop else { break 'hops };
+                nearest = hop;
+                if !self.trust(hop) {
+                    break 'hops;
+                }
+            }
+        }
+        Sender { source: nearest.into(), doubted: None }
+    }
+}
+
+/// `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:80`.
+fn hop_in(text: &str) -> Option<IpAddr> {
+    let bare = || text.parse().ok();
+    let with_port = || text.parse::<SocketAddr>().ok().map(|address| address.ip());
+    let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok().map(IpAddr::V6);
+    bare().or_else(with_port).or_else(bracketed)
+}
+
+/// The `for=` of one element of `Forwarded`.
+fn hop_of_element(element: &str) -> Option<IpAddr> {
+    let mut found = None;
+    for pair in split_unquoted(element, ';') {
+        let (name, value) = pair?.split_once('=')?;
+        if name.trim().eq_ignore_ascii_case("for") {
+            let value = value.trim();
+            let unquoted = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+            found = hop_in(unquoted.unwrap_or(value));
+        }
+    }
+    found
+}
+
+/// The parts between `separator`s that are not in quotes. One that begins a quote without an end is None:
+/// nobody can tell where it was to end.
+fn split_unquoted(text: &str, separator: char) -> Vec<Option<&str>> {
+    let (mut parts, mut start, mut is_quoted, mut is_escaped) = (Vec::new(), 0, false, false);
+    for (place, c) in text.char_indices() {
+        match c {
+            _ if is_escaped => is_escaped = false,
+            '\\' if is_quoted => is_escaped = true,
+            '"' => is_quoted = !is_quoted,
+            c if c == separator && !is_quoted => {
+                parts.push(Some(&text[start..place]));
+                start = place + c.len_utf8();
+            }
+            _ => {}
+        }
+    }
+    parts.push(Some(&text[start..]).filter(|_| !is_quoted));
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn proxies(networks: &[&str], header: ForwardedHeader) -> Proxies {
+        let networks = networks.iter().map(|network| network.parse().unwrap()).collect();
+        Proxies { networks, header }
+    }
+
+    fn source(address: &str) -> Source {
+        address.parse::<IpAddr>().unwrap().into()
+    }
+
+    fn asked(proxies: &Proxies, peer: &str, lines: &[&str]) -> Sender {
+        let mut extensions = Extensions::new();
+        extensions.insert(Peer(peer.parse().unwrap()));
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append(proxies.header.name(), line.parse().unwrap());
+        }
+        proxies.sender_of(&extensions, &headers)
+    }
+
+    #[test]
+    fn a_household_is_one_address() {
+        assert_eq!(source("2001:db8:1:2::1"), source("2001:db8:1:2:ffff::1"));
+        assert_ne!(source("2001:db8:1:2::1"), source("2001:db8:1:3::1"));
+        assert_eq!(source("::ffff:192.0.2.1"), source("192.0.2.1"));
+        assert_ne!(source("192.0.2.1"), source("192.0.2.2"));
+        assert_eq!(source("2001:db8:1:2::1").to_string(), "2001:db8:1:2::/64");
+        assert_eq!(source("192.0.2.1").to_string(), "192.0.2.1");
+    }
+
+    #[test]
+    fn a_network_is_its_first_bits() {
+        let contains = |network: &str, address: &str| {
+            network.parse::<Network>().unwrap().contains(address.parse().unwrap())
+        };
+        assert!(contains("10.0.0.0/8", "10.255.0.1") && !contains("10.0.0.0/8", "11.0.0.1"));
+        assert!(contains("10.0.0.0/8", "::ffff:10.1.1.1"));
+        assert!(contains("127.0.0.1", "127.0.0.1") && !contains("127.0.0.1", "127.0.0.2"));
+        assert!(contains("0.0.0.0/0", "192.0.2.1") && !contains("0.0.0.0/0", "2001:db8::1"));
+        assert!(contains("2001:db8::/33", "2001:db8:7fff::1"));
+        assert!(!contains("2001:db8::/33", "2001:db8:8000::1"));
+        assert!(contains("::/0", "2001:db8::1") && !contains("::/0", "192.0.2.1"));
+        for wrong in ["", "10.0.0.0/33", "::/129", "10.0.0/8", "10.0.0.0/", "a/8", "10.0.0.0/-1"] {
+            assert!(wrong.parse::<Network>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn only_proxies_are_believed_and_of_what_they_say_the_end() {
+        let proxies = proxies(&["10.0.0.0/8", "2001:db8::/32"], ForwardedHeader::XForwardedFor);
+        for (peer, lines, from) in [
+            ("192.0.2.9", &["198.51.100.1"][..], "192.0.2.9"),
+            ("10.0.0.1", &[], "10.0.0.1"),
+            ("10.0.0.1", &["198.51.100.1"], "198.51.100.1"),
+            ("::ffff:10.0.0.1", &["198.51.100.1"], "198.51.100.1"),
+            ("10.0.0.1", &["203.0.113.7, 198.51.100.1"], "198.51.100.1"),
+            ("10.0.0.1", &["203.0.113.7", "198.51.100.1"], "198.51.100.1"),
+            ("10.0.0.1", &["203.0.113.7, 198.51.100.1, 10.2.2.2"], "198.51.100.1"),
+            ("10.0.0.1", &["203.0.113.7, 198.51.100.1", "2001:db8::1,10.2.2.2"], "198.51.100.1"),
+            ("10.0.0.1", &["10.3.3.3, 10.2.2.2"], "10.3.3.3"),
+            ("10.0.0.1", &["198.51.100.1:1234"], "198.51.100.1"),
+            ("10.0.0.1", &["[2001:7f8::1]:1234"], "2001:7f8::1"),
+            ("10.0.0.1", &["2001:7f8::1"], "2001:7f8::1"),
+            ("10.0.0.1", &["203.0.113.7, nonsense, 10.2.2.2"], "10.2.2.2"),
+            ("10.0.0.1", &["203.0.113.7,"], "10.0.0.1"),
+            ("10.0.0.1", &[""], "10.0.0.1"),
+        ] {
+            assert_eq!(asked(&proxies, peer, lines).source, source(from), "{peer} {lines:?}");
+        }
+        let doubted = asked(&proxies, "192.0.2.9", &["198.51.100.1"]).doubted;
+        assert_eq!(doubted, Some("192.0.2.9".parse().unwrap()));
+        assert_eq!(asked(&proxies, "192.0.2.9", &[]).doubted, None);
+    }
+
+    #[test]
+    fn forwarded_is_read_as_its_standard_says() {
+        let proxies = proxies(&["10.0.0.0/8"], ForwardedHeader::Forwarded);
+        for (line, from) in [
+            ("for=198.51.100.1", "198.51.100.1"),
+            ("For=\"198.51.100.1:1234\"; proto=https;by=10.0.0.1", "198.51.100.1"),
+            ("for=203.0.113.7, for=198.51.100.1;host=\"a, for=203.0.113.8\"", "198.51.100.1"),
+            ("for=\"[2001:db8:cafe::17]:4711\"", "2001:db8:cafe::17"),
+            ("for=198.51.100.1, for=10.1.1.1;proto=http", "198.51.100.1"),
+            ("for=203.0.113.7, for=unknown", "10.0.0.1"),
+            ("for=203.0.113.7, for=_hidden, for=10.2.2.2", "10.2.2.2"),
+            ("proto=https", "10.0.0.1"),
+            // Whoever opens a quote cannot hide in it what the proxy adds.
+            ("for=\", for=198.51.100.1", "10.0.0.1"),
+            ("for=203.0.113.7;x=\", for=\"198.51.100.1\"", "10.0.0.1"),
+            ("for=203.0.113.7;x=\"\\\", for=198.51.100.1;by=\"a\"", "10.0.0.1"),
+        ] {
+            assert_eq!(asked(&proxies, "10.0.0.1", &[line]).source, source(from), "{line}");
+        }
+    }
+
+    proptest! {
+        /// Whatever a client says, the address that the proxy adds is the one that counts, or none is.
+        #[test]
+        fn a_client_cannot_choose_its_address(
+            said in "[ -~]{0,60}",
+            own_line: bool,
+            is_standard: bool,
+        ) {
+            let (header, added) = if is_standard {
+                (ForwardedHeader::Forwarded, "for=\"[2001:7f8::1]:80\";by=\"10.0.0.1\"")
+            } else {
+                (ForwardedHeader::XForwardedFor, "2001:7f8::1")
+            };
+            let proxies = proxies(&["10.0.0.0/8"], header);
+            let joined = format!("{said}, {added}");
+            let lines = if own_line { vec![said.as_str(), added] } else { vec![joined.as_str()] };
+            let counted = asked(&proxies, "10.0.0.1", &lines).source;
+            prop_assert!([source("2001:7f8::1"), source("10.0.0.1")].contains(&counted), "{counted}");
+            if own_line || !is_standard {
+                prop_assert_eq!(counted, source("2001:7f8::1"));
+            }
+        }
+    }
+}

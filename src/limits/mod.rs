@@ -1,0 +1,294 @@
+//! How much of everything an address, a user or a socket may have. Each node counts for itself.
+//!
+//! [`bucket`], [`table`], [`budget`] and [`address`] are pure: the time is an argument.
+
+pub mod address;
+pub mod bucket;
+pub mod budget;
+mod notice;
+mod settings;
+pub mod table;
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use http::{Extensions, HeaderMap};
+
+use self::{
+    address::{Proxies, Source},
+    budget::Kind,
+    notice::Notices,
+    table::{Buckets, Counts, No, Place},
+};
+pub use settings::Settings;
+
+use crate::{
+    auth::{Access, CheckError, Identity},
+    ids::UserId,
+    metrics::Limit,
+    time::Clock,
+};
+
+/// When to try again where it depends on others.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// The limits, and how much of them is used.
+pub struct Limits {
+    settings: Settings,
+    proxies: Proxies,
+    clock: Clock,
+    notices: Notices,
+    handshakes: Buckets<Source>,
+    failed_tokens: Buckets<Source>,
+    call_attempts: Buckets<UserId>,
+    sockets: Arc<Counts<()>>,
+    address_sockets: Arc<Counts<Source>>,
+    user_sockets: Arc<Counts<UserId>>,
+}
+
+/// Why somebody is turned away, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TooMany {
+    pub what: What,
+    pub retry_after: Duration,
+}
+
+/// What there is too much of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    Sockets,
+    AddressSockets,
+    UserSockets,
+    Handshakes,
+    FailedTokens,
+    CallAttempts,
+}
+
+/// Why a token is not accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Denied {
+    /// For what it is.
+    Token(CheckError),
+    /// It was not looked at: too many from its address were not good.
+    TooMany(TooMany),
+}
+
+/// A connection's place among those of this node and of its address, until it is dropped.
+#[derive(Debug, Clone)]
+pub struct Seat(Arc<Taken>);
+
+#[derive(Debug)]
+struct Taken {
+    source: Source,
+    /// Whether it has asked to join once.
+    has_joined: AtomicBool,
+    _places: (Place<()>, Place<Source>),
+}
+
+/// A socket's place among those of its user, until it is dropped.
+pub type UserPlace = Place<UserId>;
+
+impl Limits {
+    pub fn new(settings: Settings, proxies: Proxies, clock: Clock) -> Self {
+        Self {
+            settings,
+            proxies,
+            clock,
+            notices: Notices::default(),
+            handshakes: Buckets::new(settings.handshakes),
+            failed_tokens: Buckets::new(settings.failed_tokens),
+            call_attempts: Buckets::new(settings.call_attempts),
+            sockets: Arc::default(),
+            address_sockets: Arc::default(),
+            user_sockets: Arc::default(),
+        }
+    }
+
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The address that a request counts for.
+    pub fn source_of(&self, extensions: &Extensions, headers: &HeaderMap) -> Source {
+        let sender = self.proxies.sender_of(extensions, headers);
+        if let Some(proxy) = sender.doubted {
+            self.notices.doubted(proxy, self.proxies.header.as_str());
+        }
+        sender.source
+    }
+
+    /// A place for a new connection.
+    pub fn open(&self, source: Source) -> Result<Seat, TooMany> {
+        let no = |what| {
+            self.reached(what, source);
+            TooMany { what, retry_after: RETRY }
+        };
+        let settings = &self.settings;
+        let place = self.sockets.enter(&(), settings.sockets);
+        let place = place.ok_or_else(|| no(What::Sockets))?;
+        self.takes_tokens(source)?;
+        self.handshake(source)?;
+        let own = self.address_sockets.enter(&source, settings.address_sockets);
+        let own = own.ok_or_else(|| no(What::AddressSockets))?;
+        let has_joined = AtomicBool::new(false);
+        Ok(Seat(Arc::new(Taken { source, has_joined, _places: (place, own) })))
+    }
+
+    /// Counts something that costs as much as opening a connection.
+    pub fn handshake(&self, source: Source) -> Result<(), TooMany> {
+        let taken = self.handshakes.take(&source, self.clock.now_us());
+        self.answer(taken, What::Handshakes, source)
+    }
+
+    /// Counts an attempt to join: the first of a connection belongs to its handshake.
+    pub fn join(&self, seat: &Seat) -> Result<(), TooMany> {
+        if seat.0.has_joined.swap(true, Ordering::Relaxed) {
+            return self.handshake(seat.source());
+        }
+        Ok(())
+    }
+
+    /// A place for a socket of `user`.
+    pub fn enter(&self, user: &UserId) -> Result<UserPlace, TooMany> {
+        let place = self.user_sockets.enter(user, self.settings.user_sockets);
+        place.ok_or_else(|| {
+            self.reached(What::UserSockets, user.logged());
+            TooMany { what: What::UserSockets, retry_after: RETRY }
+        })
+    }
+
+    /// Counts an attempt to call.
+    pub fn call(&self, user: &UserId) -> Result<(), TooMany> {
+        let taken = self.call_attempts.take(user, self.clock.now_us());
+        self.answer(taken, What::CallAttempts, user.logged())
+    }
+
+    /// Whose token this is; None where nobody needs one.
+    pub async fn admit(
+        &self,
+        access: &Access,
+        token: Option<&str>,
+        source: Source,
+    ) -> Result<Option<Identity>, Denied> {
+        self.takes_tokens(source)?;
+        Ok(self.check_token(access, token, source).await?)
+    }
+
+    /// The same, also if too many from there were not good.
+    pub async fn check_token(
+        &self,
+        access: &Access,
+        token: Option<&str>,
+        source: Source,
+    ) -> Result<Option<Identity>, CheckError> {
+        let admitted = access.admit(token).await;
+        if let Err(CheckError::Unauthenticated(why)) = admitted
+            && why.is_guess()
+        {
+            // Whether there is one left was asked above. Those that were checked meanwhile count too.
+            let _ = self.failed_tokens.take(&source, self.clock.now_us());
+        }
+        admitted
+    }
+
+    /// Whether tokens from there are looked at.
+    pub fn takes_tokens(&self, source: Source) -> Result<(), TooMany> {
+        let left = self.failed_tokens.check(&source, self.clock.now_us());
+        self.answer(left, What::FailedTokens, source)
+    }
+
+    fn answer(
+        &self,
+        taken: Result<(), No>,
+        what: What,
+        who: impl fmt::Display,
+    ) -> Result<(), TooMany> {
+        match taken {
+            Ok(()) => Ok(()),
+            Err(No::NotCounted) => {
+                self.notices.reached(Limit::Remembered, who, self.clock.now_us());
+                Ok(())
+            }
+            Err(No::Wait(retry_after)) => {
+                self.reached(what, who);
+                Err(TooMany { what, retry_after })
+            }
+        }
+    }
+
+    fn reached(&self, what: What, who: impl fmt::Display) {
+        let limit = match what {
+            What::Sockets => Limit::Sockets,
+            What::AddressSockets => Limit::AddressSockets,
+            What::UserSockets => Limit::UserSockets,
+            What::Handshakes => Limit::Handshakes,
+            What::FailedTokens => Limit::FailedTokens,
+            What::CallAttempts => Limit::CallAttempts,
+        };
+        self.notices.reached(limit, who, self.clock.now_us());
+    }
+
+    /// A socket sends too much.
+    pub fn sends_too_much(&self, kind: Kind, who: impl fmt::Display) {
+        let limit = match kind {
+            Kind::Event => Limit::Events,
+            Kind::Candidate => Limit::Candidates,
+        };
+        self.notices.reached(limit, who, self.clock.now_us());
+    }
+
+    /// A socket is closed for one of these reasons.
+    pub fn closed(&self, limit: Limit, who: impl fmt::Display) {
+        self.notices.reached(limit, who, self.clock.now_us());
+    }
+}
+
+impl Seat {
+    pub fn source(&self) -> Source {
+        self.0.source
+    }
+}
+
+impl From<CheckError> for Denied {
+    fn from(error: CheckError) -> Self {
+        Self::Token(error)
+    }
+}
+
+impl From<TooMany> for Denied {
+    fn from(too_many: TooMany) -> Self {
+        Self::TooMany(too_many)
+    }
+}
+
+impl TooMany {
+    /// For `Retry-After`.
+    pub fn retry_after_s(&self) -> u64 {
+        self.retry_after.as_millis().div_ceil(1_000).try_into().unwrap_or(u64::MAX)
+    }
+
+    pub fn retry_after_ms(&self) -> u64 {
+        self.retry_after.as_nanos().div_ceil(1_000_000).try_into().unwrap_or(u64::MAX)
+    }
+}
+
+/// In words for whoever is turned away.
+impl fmt::Display for TooMany {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.what {
+            What::Sockets => "this node has as many connections as it takes",
+            What::AddressSockets => "your address has as many connections as it may have",
+            What::UserSockets => "this user has as many connections as a user may have",
+            What::Handshakes => "your address opens connections too fast",
+            What::FailedTokens => "too many tokens from your address were not good",
+            What::CallAttempts => "you call too often",
+        })?;
+        write!(f, ": try again in {} s", self.retry_after_s().max(1))
+    }
+}

@@ -1,0 +1,235 @@
+//! The limits' names, what they are unless somebody says otherwise, and how that is said.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+use super::bucket::Quota;
+use crate::protocol::{MAX_MESSAGE_BYTES, Sizes};
+
+/// What is allowed. None: everything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// Events of one socket, but for candidates and for what ends a call.
+    pub events: Option<Quota>,
+    /// `call:ice-candidate` of one socket.
+    pub candidates: Option<Quota>,
+    /// `call:initiate` of one user.
+    pub call_attempts: Option<Quota>,
+    /// Sockets of one user at a time.
+    pub user_sockets: Option<u32>,
+    /// Sockets of one address at a time.
+    pub address_sockets: Option<u32>,
+    /// Connections that one address opens.
+    pub handshakes: Option<Quota>,
+    /// Tokens of one address that are not good.
+    pub failed_tokens: Option<Quota>,
+    /// Sockets of this node.
+    pub sockets: Option<u32>,
+    /// How long a socket may take to say who it is.
+    pub identify: Duration,
+    /// The longest message that the transport takes.
+    pub message_bytes: usize,
+    pub sizes: Sizes,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            events: Some(Quota::new(200, Duration::from_secs(4))),
+            candidates: Some(Quota::new(500, Duration::from_secs(2))),
+            call_attempts: Some(Quota::new(30, Duration::from_mins(1))),
+            user_sockets: Some(50),
+            address_sockets: Some(2_000),
+            handshakes: Some(Quota::new(1_000, Duration::from_secs(10))),
+            failed_tokens: Some(Quota::new(60, Duration::from_mins(1))),
+            sockets: Some(20_000),
+            identify: Duration::from_secs(10),
+            message_bytes: MAX_MESSAGE_BYTES,
+            sizes: Sizes::default(),
+        }
+    }
+}
+
+/// What `identify` may be.
+const IDENTIFY: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_mins(10);
+/// The longest message that can be allowed: what waits in a node is bounded beside it.
+const MAX_BYTES: usize = 1024 * 1024;
+/// The longest SDP that can be allowed: one has to fit into what waits for a lost device.
+const MAX_SDP_BYTES: usize = 128 * 1024;
+/// The longest candidate and `callerInfo` that can be allowed.
+const MAX_SMALL_BYTES: usize = 64 * 1024;
+/// What a message has beside a description.
+const FRAME_BYTES: usize = 4 * 1024;
+
+impl Settings {
+    /// The default, with `changes` such as `events=200/4s`, one after the other. `off` alone takes all limits
+    /// away that can be taken away: those on time and sizes stay.
+    ///
+    /// # Errors
+    /// One sentence for what is not a limit, or not a value of it.
+    pub fn with(changes: &[String]) -> Result<Self, String> {
+        let mut settings = Self::default();
+        for change in changes {
+            settings.change(change.trim())?;
+        }
+        let least = settings.sizes.description_bytes() + FRAME_BYTES;
+        if settings.message_bytes < least {
+            return Err(format!("message: with this sdp, expected {least} or more"));
+        }
+        Ok(settings)
+    }
+
+    fn change(&mut self, change: &str) -> Result<(), String> {
+        if change == "off" {
+            *self = Self {
+                events: None,
+                candidates: None,
+                call_attempts: None,
+                user_sockets: None,
+                address_sockets: None,
+                handshakes: None,
+                failed_tokens: None,
+                sockets: None,
+                ..*self
+            };
+            return Ok(());
+        }
+        let (name, value) =
+            change.split_once('=').ok_or_else(|| format!("expected NAME=VALUE, not {change:?}"))?;
+        let refuse = |expected: String| format!("{name}: expected {expected}, not {value:?}");
+        let quota = || unless_off(value, "200/4s").map_err(refuse);
+        let count = || unless_off(value, "5000").map_err(refuse);
+        let bytes = |most| bytes(value, most).map_err(refuse);
+        match name {
+            "events" => self.events = quota()?,
+            "candidates" => self.candidates = quota()?,
+            "call-attempts" => self.call_attempts = quota()?,
+            "user-sockets" => self.user_sockets = count()?,
+            "address-sockets" => self.address_sockets = count()?,
+            "handshakes" => self.handshakes = quota()?,
+            "failed-tokens" => self.failed_tokens = quota()?,
+            "sockets" => self.sockets = count()?,
+            "identify" => {
+                let time = humantime::parse_duration(value).ok();
+                let time = time.filter(|time| IDENTIFY.contains(time));
+                self.identify = time.ok_or_else(|| refuse("1s to 10m".to_owned()))?;
+            }
+            "message" => self.message_bytes = bytes(MAX_BYTES)?,
+            "sdp" => self.sizes.sdp_bytes = bytes(MAX_SDP_BYTES)?,
+            "candidate" => self.sizes.candidate_bytes = bytes(MAX_SMALL_BYTES)?,
+            "caller-info" => self.sizes.caller_info_bytes = bytes(MAX_SMALL_BYTES)?,
+            _ => return Err(format!("there is no limit {name:?}; docs/SECURITY.md names all")),
+        }
+        Ok(())
+    }
+
+    /// All limits, as [`Settings::with`] reads them.
+    pub fn list(&self) -> Vec<String> {
+        let Self {
+            events,
+            candidates,
+            call_attempts,
+            user_sockets,
+            address_sockets,
+            handshakes,
+            failed_tokens,
+            sockets,
+            identify,
+            message_bytes,
+            sizes: Sizes { sdp_bytes, candidate_bytes, caller_info_bytes },
+        } = self;
+        [
+            ("events", or_off(events.as_ref())),
+            ("candidates", or_off(candidates.as_ref())),
+            ("call-attempts", or_off(call_attempts.as_ref())),
+            ("user-sockets", or_off(user_sockets.as_ref())),
+            ("address-sockets", or_off(address_sockets.as_ref())),
+            ("handshakes", or_off(handshakes.as_ref())),
+            ("failed-tokens", or_off(failed_tokens.as_ref())),
+            ("sockets", or_off(sockets.as_ref())),
+            ("identify", humantime::format_duration(*identify).to_string().replace(' ', "")),
+            ("message", message_bytes.to_string()),
+            ("sdp", sdp_bytes.to_string()),
+            ("candidate", candidate_bytes.to_string()),
+            ("caller-info", caller_info_bytes.to_string()),
+        ]
+        .map(|(name, value)| format!("{name}={value}"))
+        .to_vec()
+    }
+}
+
+fn or_off(value: Option<&impl fmt::Display>) -> String {
+    value.map_or_else(|| "off".to_owned(), ToString::to_string)
+}
+
+fn unless_off<T: FromStr>(value: &str, example: &str) -> Result<Option<T>, String> {
+    if matches!(value, "off" | "0") {
+        return Ok(None);
+    }
+    value.parse().map(Some).map_err(|_| format!("off or something such as {example}"))
+}
+
+/// `4096` or `4KiB`.
+fn bytes(value: &str, most: usize) -> Result<usize, String> {
+    let (number, unit) = match value.strip_suffix("KiB") {
+        Some(number) => (number, 1024),
+        None => (value, 1),
+    };
+    let bytes = number.parse().ok().and_then(|number: usize| number.checked_mul(unit));
+    let bytes = bytes.filter(|bytes| (1..=most).contains(bytes));
+    bytes.ok_or_else(|| format!("a number of bytes, such as 4KiB, up to {}KiB", most / 1024))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(text: &str) -> Result<Settings, String> {
+        Settings::with(&text.split(',').map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn each_limit_can_be_set_and_what_is_listed_can_be_read_again() {
+        let changed = "events=1/1s,candidates=2/2s,call-attempts=3/3s,user-sockets=4,address-sockets=5,\
+                       handshakes=6/1m,failed-tokens=off,sockets=0,identify=1m30s,message=300KiB,\
+                       sdp=70KiB,candidate=1000,caller-info=8KiB";
+        let settings = with(changed).unwrap();
+        let listed = settings.list();
+        let (default, names) = (Settings::default().list(), changed.split(','));
+        for ((line, default), name) in listed.iter().zip(&default).zip(names) {
+            assert_ne!(line, default);
+            assert_eq!(line.split('=').next(), name.split('=').next());
+        }
+        assert_eq!(Settings::with(&listed), Ok(settings));
+        assert_eq!(Settings::with(&default), Ok(Settings::default()));
+    }
+
+    #[test]
+    fn off_takes_away_what_can_be_taken_away() {
+        let off = with("off").unwrap();
+        assert_eq!(off.list().iter().filter(|line| line.ends_with("=off")).count(), 8);
+        assert_eq!(off.sizes, Sizes::default());
+        assert_eq!(with("off,sockets=5").unwrap().sockets, Some(5));
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused() {
+        for (wrong, mentions) in [
+            ("event=1/1s", "event"),
+            ("events", "NAME=VALUE"),
+            ("events=5", "200/4s"),
+            ("sockets=-5", "sockets"),
+            ("sockets=5/1s", "sockets"),
+            ("identify=off", "1s"),
+            ("identify=500ms", "1s"),
+            ("sdp=0", "bytes"),
+            ("sdp=200KiB", "128KiB"),
+            ("message=2048KiB", "1024KiB"),
+            ("message=64KiB", "sdp"),
+            ("sdp=128KiB", "message"),
+        ] {
+            let error = with(wrong).unwrap_err();
+            assert!(error.contains(mentions), "{wrong}: {error}");
+        }
+    }
+}
