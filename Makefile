@@ -17,7 +17,7 @@ FUZZ_TARGETS = client_event bus_message redis_record token query
 FUZZ_SECONDS ?= 300
 
 .DEFAULT_GOAL := help
-.PHONY: help run build bench deny fuzz abuse lint test test-setup test-rust test-server test-clients test-api test-cluster test-browser test-deploy types
+.PHONY: help run build bench bench-traces deny fuzz abuse lint test test-setup test-rust test-server test-clients test-api test-cluster test-browser test-deploy types
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ alerts: ## write the alerts for Kubernetes anew, after a change in deploy/promet
 bench: build ## measure beside Node and a bare relay, write the table into docs/PERFORMANCE.md
 	cargo build --release --locked --manifest-path benches/floor/Cargo.toml --target-dir target/floor
 	cd benches && npm ci --no-audit --no-fund --loglevel=error && node run.mjs
+
+bench-traces: build ## what traces cost: takes 10 minutes, Redis and valgrind
+	node benches/traces.mjs
 
 test: test-setup ## everything: set-up, Rust tests, real clients, browser
 	$(MAKE) --no-print-directory test-rust

@@ -21,6 +21,7 @@ use crate::{
     logs,
     metrics::{self, Exposition},
     shutdown::{self, Shutdown},
+    telemetry::{self, Exporter, Traces},
     time::{Clock, SharedClock},
 };
 
@@ -50,6 +51,8 @@ pub enum StartError {
     Redis(#[source] ConnectError),
     #[error("cannot ask authorize_url")]
     Authorize(#[source] io::Error),
+    #[error("cannot export traces")]
+    Traces(#[source] io::Error),
     #[error("cannot watch for signals")]
     Signals(#[source] io::Error),
 }
@@ -102,13 +105,15 @@ pub async fn serve(
     access.prepare().await;
     let limits = Arc::new(Limits::new(config.limits, config.proxies, clock.clone()));
     let gateway = Gateway::new(limits.clone());
+    let (traces, exporter) = start_traces(config.traces, process.node, &clock)?;
     let calls = Calls::new(
         cluster.clone(),
         gateway.outlet(),
         recorder.clone(),
         config.rules,
         clock.clone(),
-    );
+    )
+    .traced_by(traces);
     let calls = Arc::new(match config.authorize {
         Some(settings) => {
             calls.guarded_by(Arc::new(Authorizer::new(settings).map_err(StartError::Authorize)?))
@@ -128,12 +133,14 @@ pub async fn serve(
     let (stop_writer, writer_stops) = shutdown::shutdown();
     let (stop_keeper, keeper_stops) = shutdown::shutdown();
     let (stop_keys, keys_stop) = shutdown::shutdown();
+    let (stop_traces, traces_stop) = shutdown::shutdown();
     let receiving = tokio::spawn(receive(calls.clone(), inbox));
     let writing = tokio::spawn(writer.run(writer_stops.wait()));
     let keeping = tokio::spawn(keeper.run(keeper_stops.wait()));
     let sweeping = tokio::spawn(sweep(calls.clone(), calls_stop));
     let leasing = tokio::spawn(serving.run_leases());
     let fetching = tokio::spawn(async move { access.keep_fresh(keys_stop.wait()).await });
+    let tracing = tokio::spawn(export(exporter, traces_stop));
     let listening = tokio::spawn(server.run(routes, listening_stops.wait()));
     let signalled = shutdown::signalled().map_err(StartError::Signals)?;
     health.enter(Phase::Serving);
@@ -154,7 +161,8 @@ pub async fn serve(
     stop_keeper.fire();
     stop_keys.fire();
     stop_writer.fire();
-    for task in [listening, sweeping, keeping, fetching, writing] {
+    stop_traces.fire();
+    for task in [listening, sweeping, keeping, fetching, writing, tracing] {
         if let Err(error) = task.await {
             warn!(%error, "a part of the service had failed");
         }
@@ -184,6 +192,24 @@ async fn join(
     let (redis, inbox) = joined.map_err(StartError::Redis)?;
     let leaving = Leaving::HandOver { window: config.drain_window };
     Ok((redis, inbox, leaving, Clock::Shared(clock)))
+}
+
+/// The way to note steps of calls, and what brings them to the collector, if the settings name one.
+fn start_traces(
+    settings: Option<telemetry::Settings>,
+    node: NodeId,
+    clock: &Clock,
+) -> Result<(Traces, Option<Exporter>), StartError> {
+    let Some(settings) = settings else { return Ok((Traces::default(), None)) };
+    let started = telemetry::start(settings, &node.to_string(), clock.clone());
+    let (traces, exporter) = started.map_err(StartError::Traces)?;
+    Ok((traces, Some(exporter)))
+}
+
+async fn export(exporter: Option<Exporter>, stop: Shutdown) {
+    if let Some(exporter) = exporter {
+        exporter.run(stop.wait()).await;
+    }
 }
 
 /// Sets all gauges that are not kept up to date as things happen.

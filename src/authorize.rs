@@ -115,7 +115,7 @@ impl Authorizer {
             max_bytes: MAX_ANSWER_BYTES,
             max_concurrent: MAX_CONCURRENT,
         };
-        let fetcher = Fetcher::new(&settings.url, limits)?;
+        let fetcher = Fetcher::new(settings.url.uri(), limits)?;
         Ok(Self {
             settings,
             authorization,

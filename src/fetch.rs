@@ -4,7 +4,7 @@
 use std::{fmt, io, net::IpAddr, str::FromStr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{Request, Response, Uri};
+use http::{Request, Response, Uri, uri::Scheme};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
@@ -28,10 +28,6 @@ pub struct Endpoint(Uri);
 impl Endpoint {
     pub fn uri(&self) -> &Uri {
         &self.0
-    }
-
-    fn is_https(&self) -> bool {
-        self.0.scheme_str() == Some("https")
     }
 }
 
@@ -108,12 +104,12 @@ pub struct Fetcher {
 
 impl Fetcher {
     /// # Errors
-    /// The machine names no authority whose certificates it trusts, and the endpoint needs one.
-    pub fn new(endpoint: &Endpoint, limits: Limits) -> io::Result<Self> {
+    /// The machine names no authority whose certificates it trusts, and the address needs one.
+    pub fn new(uri: &Uri, limits: Limits) -> io::Result<Self> {
         let tls = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(io::Error::other)?;
-        let tls = if endpoint.is_https() {
+        let tls = if uri.scheme() == Some(&Scheme::HTTPS) {
             tls.with_native_roots()?
         } else {
             tls.with_root_certificates(RootCertStore::empty())

@@ -94,6 +94,10 @@ impl CallId {
         Self(uuid_at(now))
     }
 
+    pub fn to_bytes(self) -> [u8; 16] {
+        self.0.into_bytes()
+    }
+
     /// When it was made; None for an id that this service did not make.
     pub fn made_at(self) -> Option<Timestamp> {
         let (seconds, nanos) = self.0.get_timestamp()?.to_unix();

@@ -76,4 +76,6 @@ pub mod protocol;
 pub mod redact;
 pub mod secret;
 pub mod shutdown;
+pub mod telemetry;
 pub mod time;
+pub mod trace;

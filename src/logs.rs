@@ -27,7 +27,7 @@ use tracing_subscriber::{
     reload::{self, Handle},
 };
 
-use crate::{ids::NodeId, redact};
+use crate::{ids::NodeId, redact, telemetry};
 
 /// The shape of a line.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ValueEnum)]
@@ -152,7 +152,8 @@ impl<'w> FormatFields<'w> for WithNode {
     }
 }
 
-/// Writes each line as JSON: `timestamp`, `level`, `target`, `message`, `node`, and the fields.
+/// Writes each line as JSON: `timestamp`, `level`, `target`, `message`, `node`, and the fields; with
+/// `trace_id` if it is about a call that is traced.
 struct JsonLines(NodeId);
 
 impl<S, N> FormatEvent<S, N> for JsonLines
@@ -175,7 +176,11 @@ where
         let own = || event.metadata().target().into();
         let target = line.remove("log.target").unwrap_or_else(own);
         line.retain(|name, _| !name.starts_with("log."));
+        let trace = line.get("call").and_then(Value::as_str).and_then(telemetry::trace_id);
         // Whatever a field is called, these are what they say.
+        if let Some(trace) = trace {
+            line.insert("trace_id".to_owned(), trace.into());
+        }
         line.insert("timestamp".to_owned(), timestamp.into());
         line.insert("level".to_owned(), event.metadata().level().as_str().into());
         line.insert("target".to_owned(), target);

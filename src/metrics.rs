@@ -99,6 +99,8 @@ labels! {
         Call = "call", Rings = "rings", Kept = "kept", Relay = "relay", Presence = "presence",
         Disconnect = "disconnect", Void = "void", Dropped = "dropped",
     }
+    /// Why a step of a trace did not reach the collector.
+    LostSpan { Queue = "queue", Export = "export", Rejected = "rejected", Late = "late" }
     Operation {
         Save = "save", List = "list", Get = "get", Open = "open", Stats = "stats", Tidy = "tidy",
     }
@@ -305,6 +307,10 @@ metrics! {
     Gauge BACKLOG_ROWS[] "switchboard_history_backlog_rows" "Rows that wait to be written.";
     Gauge BACKLOG_AGE[] "switchboard_history_backlog_age_seconds"
         "How long the oldest row that waits has waited; 0 if none does.";
+
+    Counter SPANS_EXPORTED[] "switchboard_spans_exported_total" "Steps of traces that the collector has taken.";
+    Counter SPANS_DROPPED["why": LostSpan] "switchboard_spans_dropped_total"
+        "Steps of traces that were dropped: the queue was full, the collector did not take them, or did not want them, or the node had stopped.";
 }
 
 /// Those of the process, which have other names than ours: kind, name, help.

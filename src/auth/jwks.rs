@@ -65,7 +65,7 @@ enum RefreshError {
 
 impl KeySet {
     pub fn new(url: Endpoint) -> Result<Self, KeyError> {
-        let fetcher = Fetcher::new(&url, LIMITS).map_err(KeyError::NoTrust)?;
+        let fetcher = Fetcher::new(url.uri(), LIMITS).map_err(KeyError::NoTrust)?;
         let (keys, asked_at) = (RwLock::default(), tokio::sync::Mutex::default());
         Ok(Self { url, fetcher, keys, asked_at })
     }

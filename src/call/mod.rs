@@ -32,6 +32,7 @@ use crate::{
     ids::{CallId, DeviceId, NodeId, SocketId, UserId},
     payload::Payload,
     time::Timestamp,
+    trace::{self, TraceContext},
 };
 
 /// How long an ended call can still be asked for.
@@ -69,6 +70,9 @@ pub struct Call {
     /// What made each version.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub timeline: Vec<Step>,
+    /// The step of the call's trace that made this version, if the call is sampled. No rule asks.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "trace::lenient")]
+    pub traceparent: Option<TraceContext>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

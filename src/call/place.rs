@@ -87,6 +87,7 @@ impl Rules {
             updated_at: now,
             expires_at: now + self.max_call_duration,
             timeline: Vec::new(),
+            traceparent: None,
         };
         let by = (Role::Caller, attempt.from.id.clone());
         call.note(What::Placed, Some(by), attempt.from.node);

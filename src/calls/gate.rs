@@ -8,6 +8,7 @@ use super::{Calls, Failure};
 use crate::{
     call::{Attempt, Placement},
     cluster::Unavailable,
+    telemetry::{Span, SpanKind},
 };
 
 /// Says who may call whom.
@@ -37,13 +38,14 @@ impl Calls {
 
     /// Asks the gate, if there is one, unless the attempt is refused by the rules or was made before.
     /// What it is decided on is looked up anew after that: the gate may have taken its time.
-    pub(super) async fn pass_gate(&self, attempt: &Attempt) -> Result<(), Failure> {
+    pub(super) async fn pass_gate(&self, attempt: &Attempt, span: &Span) -> Result<(), Failure> {
         let Some(gate) = &self.gate else { return Ok(()) };
         let lobby = self.cluster.lobby(&attempt.from.user, &attempt.to).await?;
         match self.rules.place(attempt, &lobby, self.clock.now())? {
             Placement::Repeated(_) => return Ok(()),
             Placement::New(_) | Placement::Supersede(..) => {}
         }
+        let _asking = span.part("authorize", SpanKind::Client);
         match gate.may_call(attempt).await {
             Verdict::Allowed => Ok(()),
             Verdict::Refused(reason) => Err(Failure::Forbidden(reason)),

@@ -312,8 +312,7 @@ impl LiveCall {
                 view.pass_to_ringing(signal, payload, reach);
                 for node in view.ring_nodes.iter().flatten() {
                     let relay = view.relay_to_ringing(signal, payload.clone());
-                    let relay = Relay { received_us: reach.received_us(), ..relay };
-                    reach.cluster.send(*node, Message::Relay(relay));
+                    reach.cluster.send(*node, Message::Relay(reach.mark(relay)));
                 }
             }
             Route::AfterAnswer(_) => {
@@ -321,8 +320,7 @@ impl LiveCall {
             }
             Route::Bound(to, ..) => {
                 let relay = view.relay(signal, payload.clone(), to.other());
-                let relay = Relay { received_us: reach.received_us(), ..relay };
-                view.deliver(relay, reach);
+                view.deliver(reach.mark(relay), reach);
             }
             Route::WhenBack(to) => {
                 view.waiting_for(to).keep_for_lost(signal, payload, until).map_err(full)?;

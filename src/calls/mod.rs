@@ -8,6 +8,7 @@ mod nodes;
 mod operator;
 mod sweeper;
 mod tally;
+mod traced;
 mod view;
 mod watchers;
 
@@ -39,6 +40,7 @@ use crate::{
     metrics::{self, Limit, Outcome, Path},
     payload::Payload,
     protocol::{CallRef, CallView, ServerEvent},
+    telemetry::{Span, SpanKind, Traces},
     time::{Clock, Timestamp},
 };
 
@@ -70,6 +72,7 @@ pub struct Calls {
     rules: Rules,
     clock: Clock,
     gate: Option<Arc<dyn Gate>>,
+    traces: Traces,
     live: LiveCalls,
     watchers: Watchers,
     /// The devices on this node.
@@ -143,6 +146,7 @@ impl Calls {
             rules,
             clock,
             gate: None,
+            traces: Traces::default(),
             live,
             watchers,
             devices: Mutex::default(),
@@ -249,15 +253,6 @@ impl Calls {
 
     /// Places a call. Answers the call as it was placed: it rings, or ended at once.
     pub async fn initiate(&self, device: &Device, initiate: Initiate) -> Result<Call, Failure> {
-        let call_type = initiate.call_type;
-        let placed = self.place(device, initiate).await;
-        if let Err(failure) = &placed {
-            tally::not_placed(call_type, failure);
-        }
-        placed
-    }
-
-    async fn place(&self, device: &Device, initiate: Initiate) -> Result<Call, Failure> {
         let attempt = Attempt {
             id: CallId::generate(self.clock.now()),
             from: device.clone(),
@@ -266,10 +261,27 @@ impl Calls {
             caller_info: initiate.caller_info,
             client_call_id: initiate.client_call_id,
         };
-        self.pass_gate(&attempt).await?;
+        let mut span = self.trace_attempt(&attempt);
+        let placed = self.place(device, &attempt, &mut span).await;
+        traced::placed(&mut span, &attempt, &placed);
+        if let Err(failure) = &placed {
+            tally::not_placed(attempt.call_type, failure);
+        }
+        placed
+    }
+
+    async fn place(
+        &self,
+        device: &Device,
+        attempt: &Attempt,
+        span: &mut Span,
+    ) -> Result<Call, Failure> {
+        self.pass_gate(attempt, span).await?;
         for _ in 0..MAX_DECISIONS {
+            let looking = span.part("look up", SpanKind::Client);
             let lobby = self.cluster.lobby(&device.user, &attempt.to).await?;
-            let call = match self.rules.place(&attempt, &lobby, self.clock.now())? {
+            drop(looking);
+            let mut call = match self.rules.place(attempt, &lobby, self.clock.now())? {
                 Placement::New(call) => call,
                 Placement::Repeated(call) => {
                     tally::attempted(call.call_type, Outcome::Repeated);
@@ -292,14 +304,18 @@ impl Calls {
                 Claim { user: call.party(*role).user.clone(), was }
             };
             let claims = call.claimants().iter().map(claim).collect();
+            call.traceparent = span.context();
             let change = Change { call: call.clone(), claims };
+            let committing = span.part("commit", SpanKind::Client);
             let committed =
                 self.cluster.commit(change).await.inspect_err(|_| self.doubt(&call, device));
+            drop(committing);
             let Committed::Stored(stored) = committed? else {
                 metrics::CONFLICTS.increment(1);
                 continue;
             };
             tally::placed(&call);
+            traced::rings_on(span, &stored.callee_nodes);
             self.recorder.record(&call);
             self.tell_placed(&call, lobby.callee_sockets, &stored.callee_nodes);
             self.announce(stored.edges);
@@ -347,8 +363,8 @@ impl Calls {
         let live = self.find(device, target).await?;
         self.confirm(&live, device).await?;
         let origin = Origin { received_us, path: Path::Local };
-        let relay = |live: &LiveCall| {
-            let reach = Reach { origin: Some(origin), ..self.reach() };
+        let relay = |live: &LiveCall, span: Span| {
+            let reach = Reach { origin: Some(origin), trace: span.context(), ..self.reach() };
             live.relay(device, signal, &payload, &reach).inspect_err(|failure| {
                 if let Failure::Full { .. } = failure {
                     metrics::LIMITS.of(Limit::Waiting).increment(1);
@@ -356,11 +372,11 @@ impl Calls {
             })
         };
         let id = live.id();
-        match relay(&live)? {
+        match relay(&live, self.trace_offer(&live, signal))? {
             Route::Answers(_) => {
                 self.transition(live.snapshot(), &Event::Answer(device.clone())).await?;
                 // It has won. If the call ended since, there is nobody to pass it on to.
-                if relay(&live).is_ok() {
+                if relay(&live, self.trace_answer(&live)).is_ok() {
                     live.release_early(device, &self.reach());
                 }
                 Ok(id)
@@ -476,12 +492,18 @@ impl Calls {
 
     /// Decides, commits, and tells; again on the newer record when somebody was faster.
     async fn transition(&self, mut call: Call, event: &Event) -> Result<Call, Failure> {
+        let mut span = Span::NONE;
         for _ in 0..MAX_DECISIONS {
-            let next = self.rules.apply(&call, event, self.node(), self.clock.now())?;
+            let mut next = self.rules.apply(&call, event, self.node(), self.clock.now())?;
+            self.trace_change(&mut span, event, &mut next);
             let change = Change { call: next.clone(), claims: Vec::new() };
-            match self.cluster.commit(change).await? {
+            let committing = span.part("commit", SpanKind::Client);
+            let committed = self.cluster.commit(change).await?;
+            drop(committing);
+            match committed {
                 Committed::Stored(stored) => {
                     tally::changed(&call, &next);
+                    self.trace_changed(&mut span, &call, &next);
                     self.recorder.record(&next);
                     self.observe(&call, &next);
                     if next.is_ringing() && next.caller.link.node() == Some(self.node()) {
@@ -518,7 +540,7 @@ impl Calls {
     fn reach(&self) -> Reach<'_> {
         let now = self.clock.now();
         let (outlet, cluster) = (&*self.outlet, &*self.cluster);
-        Reach { outlet, cluster, now, clock: &self.clock, origin: None }
+        Reach { outlet, cluster, now, clock: &self.clock, origin: None, trace: None }
     }
 }
 

@@ -229,7 +229,10 @@ impl Calls {
 
     async fn receive(&self, from: NodeId, message: Message) -> Result<(), Unavailable> {
         match message {
-            Message::Call(call) => self.take_in(&call).await?,
+            Message::Call(call) => {
+                let _span = self.trace_news(from, &call);
+                self.take_in(&call).await?;
+            }
             Message::Rings { call, have } => {
                 if let Some(live) = self.live.get(call) {
                     live.rings_also_on(from, have, &self.reach());
@@ -240,7 +243,10 @@ impl Calls {
                     live.take_over(messages, &self.reach());
                 }
             }
-            Message::Relay(relay) => self.pass_on(relay).await?,
+            Message::Relay(relay) => {
+                let _span = self.trace_relay(from, &relay);
+                self.pass_on(relay).await?;
+            }
             Message::Disconnect(user) => self.outlet.disconnect(&user),
             Message::Void | Message::Dropped { .. } => {}
             Message::Presence(edge) => {

@@ -16,6 +16,7 @@ use crate::{
     payload::Payload,
     protocol::ServerEvent,
     time::{Clock, Timestamp},
+    trace::TraceContext,
 };
 
 /// See [`LiveCall`](super::live::LiveCall), which locks it.
@@ -45,6 +46,8 @@ pub struct Reach<'a> {
     pub clock: &'a Clock,
     /// Where the message comes from that is being passed on at once; none for what has waited.
     pub origin: Option<Origin>,
+    /// The step that passes it on, if it is part of a trace.
+    pub trace: Option<TraceContext>,
 }
 
 /// Where and when a message came in from its sender's socket.
@@ -55,8 +58,10 @@ pub struct Origin {
 }
 
 impl Reach<'_> {
-    pub fn received_us(&self) -> Option<u64> {
-        self.origin.map(|origin| origin.received_us)
+    /// The message, with when it came in here and in which trace.
+    pub fn mark(&self, relay: Relay) -> Relay {
+        let received_us = self.origin.map(|origin| origin.received_us);
+        Relay { received_us, traceparent: self.trace, ..relay }
     }
 
     fn count_relayed(&self, signal: Signal) {
@@ -86,6 +91,7 @@ impl View {
             given_back: false,
             to_ringing: false,
             received_us: None,
+            traceparent: None,
         }
     }
 

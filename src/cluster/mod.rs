@@ -19,6 +19,7 @@ use crate::{
     payload::Payload,
     protocol::Presence,
     time::Timestamp,
+    trace::{self, TraceContext},
 };
 
 /// The shared state of all nodes, as one node sees it.
@@ -205,6 +206,9 @@ pub struct Relay {
     /// When it came in on its sender's socket, on the clock that nodes share; none if it has waited since.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub received_us: Option<u64>,
+    /// The step that sent it, if it is part of a trace.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "trace::lenient")]
+    pub traceparent: Option<TraceContext>,
 }
 
 /// A record to write.

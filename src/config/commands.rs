@@ -90,11 +90,11 @@ impl Cli {
         let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
         refuse_unknown_variables(names)?;
         match self.command {
-            None => self.serve.resolve().map(Task::Serve),
-            Some(Command::Serve(options)) => options.resolve().map(Task::Serve),
+            None => self.serve.resolve()?.traced().map(Task::Serve),
+            Some(Command::Serve(options)) => options.resolve()?.traced().map(Task::Serve),
             Some(Command::Migrate(options)) => options.resolve().map(Task::Migrate),
             Some(Command::Bench(bench)) => Ok(Task::Bench(bench)),
-            Some(Command::Config(options)) => options.resolve().map(Task::PrintConfig),
+            Some(Command::Config(options)) => options.resolve()?.traced().map(Task::PrintConfig),
             Some(Command::Token(options)) => options.resolve(),
         }
     }

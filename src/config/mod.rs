@@ -4,6 +4,7 @@ mod auth;
 mod commands;
 mod gate;
 mod media;
+mod traces;
 
 use std::{
     fmt::Write as _,
@@ -28,6 +29,7 @@ use crate::{
     },
     logs,
     secret::{self, Secret, ServiceUrl},
+    telemetry,
 };
 
 /// A shorter history is surely a mistake in the unit.
@@ -202,6 +204,8 @@ pub struct Config {
     pub cors_origins: Vec<Origin>,
     pub limits: limits::Settings,
     pub proxies: Proxies,
+    /// None: no traces.
+    pub traces: Option<telemetry::Settings>,
 }
 
 /// A setting that cannot be used. Displays which, and what it may be.
@@ -320,6 +324,7 @@ impl Settings {
             cors_origins,
             limits,
             proxies,
+            traces: None,
         })
     }
 }
@@ -344,6 +349,7 @@ impl Config {
             cors_origins,
             limits,
             proxies: Proxies { networks, header },
+            traces,
         } = self;
         let mut toml = String::new();
         let mut line = |name: &str, value: toml::Value| {
@@ -417,6 +423,9 @@ impl Config {
         let networks: Vec<_> = networks.iter().map(Network::to_string).collect();
         line("trusted_proxies", networks.into());
         line("forwarded_header", header.as_str().into());
+        if let Some(traces) = traces {
+            toml += &traces::comments(traces);
+        }
         toml
     }
 }

@@ -121,6 +121,17 @@ describe('time to leave', () => {
   });
 });
 
+test('the traces that k8s/production suggests can leave, and the binary takes them', async () => {
+  const literals = [...read('k8s/overlays/production/kustomization.yaml').matchAll(/^ +# - (OTEL_\w+)=(.+)$/gm)];
+  const environment = Object.fromEntries(literals.map(([, name, value]) => [name, value]));
+  const port = Number(new URL(environment.OTEL_EXPORTER_OTLP_ENDPOINT).port);
+  const leads = production.one('NetworkPolicy', 'switchboard').spec.egress.flatMap(({ ports }) => ports.map(({ port: number }) => number));
+  assert.ok(leads.includes(port), `${leads}`);
+  const { code, stdout, stderr } = await runToExit(['config'], { env: environment });
+  assert.equal(code, 0, stderr);
+  assert.match(stdout, /^# OTEL_TRACES_SAMPLER_ARG = 0\.01$/m);
+});
+
 describe('versions', () => {
   const [, version] = /^version = "(.+)"$/m.exec(read('Cargo.toml'));
   const inKubernetes = Object.values(layers).flatMap((objects) => podsOf(objects).flatMap(({ pod }) => pod.containers.map(({ image: name }) => name)));

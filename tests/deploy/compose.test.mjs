@@ -78,7 +78,7 @@ test('coturn relays on the ports that are published, and shares its secret with 
 
 test('traces go where the collector listens', () => {
   const { receivers, processors, exporters, service } = yaml('deploy/otel/collector.yaml');
-  const port = receivers.otlp.protocols.grpc.endpoint.split(':')[1];
+  const port = receivers.otlp.protocols.http.endpoint.split(':')[1];
   assert.equal(services.node1.environment.OTEL_EXPORTER_OTLP_ENDPOINT, `http://otel-collector:${port}`);
   for (const pipeline of Object.values(service.pipelines)) {
     const named = [[pipeline.receivers, receivers], [pipeline.processors, processors], [pipeline.exporters, exporters]];

@@ -6,19 +6,21 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const ORDER: [&str; 24] = [
+const ORDER: [&str; 27] = [
     "secret",
     "fetch",
     "time",
     "health",
     "redact",
     "ids",
+    "trace",
     "auth",
     "payload",
     "call",
     "protocol",
     "ice",
     "metrics",
+    "telemetry",
     "limits",
     "cluster",
     "history",

@@ -102,6 +102,7 @@ async fn what_a_callers_former_node_still_sends_is_heard_once() {
                 given_back: false,
                 to_ringing: true,
                 received_us: None,
+                traceparent: None,
             };
             elsewhere.send(here, Message::Relay(relay));
         };
@@ -158,6 +159,7 @@ async fn what_was_sent_to_every_ringing_node_reaches_who_answered_once() {
             given_back: false,
             to_ringing: true,
             received_us: None,
+            traceparent: None,
         };
         elsewhere.send(node.id, Message::Relay(relay));
     }

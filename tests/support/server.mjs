@@ -205,9 +205,9 @@ export async function adminUrlOf(run) {
   return url;
 }
 
-// The caller's own switchboard settings must not leak into the server under test.
+// The caller's own settings must not leak into the server under test.
 export function withoutSettings(env) {
-  return Object.fromEntries(Object.entries(env).filter(([name]) => !name.startsWith('SWITCHBOARD_')));
+  return Object.fromEntries(Object.entries(env).filter(([name]) => !/^(SWITCHBOARD|OTEL)_/.test(name)));
 }
 
 function firstLine(run) {

@@ -178,6 +178,32 @@ mod tests {
     }
 
     #[test]
+    fn the_trace_of_a_message_travels_with_it_and_need_not() {
+        let text = "00-01a3185c50007472af72f10178c2693e-00f067aa0ba902b7-01";
+        let line = GOLDEN.lines().find(|line| line.contains("given_back")).unwrap();
+        let with = |trace: &str| {
+            line.replace(
+                "\"given_back\":true",
+                &format!("\"given_back\":true,\"traceparent\":{trace}"),
+            )
+        };
+        let traced = with(&format!("\"{text}\""));
+        let envelope: Envelope = serde_json::from_str(&traced).unwrap();
+        assert_eq!(envelope.write(), traced);
+        let trace = |line: &str| match Envelope::read(line).unwrap().content {
+            Content::Frame(frame) => match &frame.messages[..] {
+                [Message::Relay(relay)] => relay.traceparent,
+                other => panic!("{other:?}"),
+            },
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((trace(line), trace(&traced)), (None, text.parse().ok()));
+        // A message whose trace is not understood is passed on without it.
+        assert_eq!(trace(&with("\"mood\"")), None);
+        assert_eq!(trace(&with("{\"mood\":1}")), None);
+    }
+
+    #[test]
     fn messages_of_a_later_build_are_passed_over_and_the_numbers_go_on() {
         let known = r#"{"rings":{"call":"01a3185c-5000-7472-af72-f10178c2693e","have":3}}"#;
         let unknown = [

@@ -116,11 +116,14 @@ fn texts(value: Value) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::trace::TraceContext;
 
     /// What nodes of other versions have written: an answered call whose caller is lost.
     const RECORD: &str = include_str!("../../../tests/golden/record_1.txt");
     /// The same with steps of each shape, as builds write it that keep a timeline.
     const WITH_TIMELINE: &str = include_str!("../../../tests/golden/record_1_timeline.txt");
+    /// The same of a call that is traced.
+    const TRACED: &str = include_str!("../../../tests/golden/record_1_traced.txt");
 
     #[test]
     fn the_format_of_records_is_what_other_versions_write_and_read() {
@@ -132,13 +135,19 @@ mod tests {
         assert_eq!(call.timeline, [], "builds before the timeline");
         let call = read_record(WITH_TIMELINE.trim_end()).unwrap().unwrap();
         assert_eq!(call.timeline.len(), 3);
+        assert_eq!(call.traceparent, None);
         assert_eq!(write_record(&call), WITH_TIMELINE.trim_end());
+        let call = read_record(TRACED.trim_end()).unwrap().unwrap();
+        assert_eq!(call.traceparent.unwrap().root(), TraceContext::of(call.id));
+        assert_eq!(write_record(&call), TRACED.trim_end());
     }
 
     #[test]
     fn a_record_of_a_later_build_is_read_as_far_as_it_is_known() {
         let later = RECORD.trim_end().replacen('{', r#"{"mood":["good"],"#, 1);
         assert_eq!(read_record(&later), read_record(RECORD.trim_end()));
+        let traced = TRACED.trim_end().replacen("00-01a3", "mood-01a3", 1);
+        assert_eq!(read_record(&traced), read_record(WITH_TIMELINE.trim_end()));
         assert_eq!(read_record("9{}"), Err(Unavailable));
         assert_eq!(read_record("1{"), Err(Unavailable));
         assert_eq!(read_record(""), Ok(None));

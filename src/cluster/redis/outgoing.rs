@@ -261,6 +261,7 @@ mod tests {
             given_back: false,
             to_ringing: false,
             received_us: None,
+            traceparent: None,
         };
         let mut outgoing = Outgoing::new(NOW);
         outgoing.put(Message::Relay(relay("flies")));

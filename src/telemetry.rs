@@ -1,0 +1,200 @@
+//! Traces: what became of a call attempt, step by step and on all nodes, for whoever collects them.
+//! Sent as OTLP over HTTP. Where nothing is sampled, nothing is made.
+
+mod exporter;
+mod span;
+
+use std::{
+    fmt, io,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use http::{HeaderMap, Uri};
+use tokio::sync::mpsc;
+
+pub use exporter::Exporter;
+use opentelemetry_proto::tonic::trace::v1 as otlp;
+pub use otlp::span::SpanKind;
+pub use span::{Span, Value};
+
+use crate::{
+    fetch::{Fetcher, Limits},
+    ids::CallId,
+    time::Clock,
+    trace::TraceContext,
+};
+
+/// Longest answer of a collector.
+const MAX_ANSWER_BYTES: usize = 64 * 1024;
+
+/// Where traces go, and which.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub endpoint: Uri,
+    /// Sent with each export. Their values are marked as sensitive, so nothing shows them.
+    pub headers: HeaderMap,
+    pub timeout: Duration,
+    pub sampler: Sampler,
+    /// What the collector is told of this process, beside its node: in pairs.
+    pub resource: Vec<(String, String)>,
+    pub batches: Batches,
+}
+
+/// How steps travel together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Batches {
+    /// Most steps that wait. More are dropped.
+    pub max_queue: usize,
+    /// Most steps in one export.
+    pub max_batch: usize,
+    /// How long a step waits for others.
+    pub delay: Duration,
+}
+
+/// Which calls are traced. The call's id alone decides, so that all nodes with one setting agree.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sampler {
+    ratio: f64,
+    /// Of the random bits in a call's id, the smallest number that is sampled.
+    threshold: u64,
+}
+
+/// The random bits at the end of an id that decide, as OpenTelemetry has them.
+const RANDOM_BITS: u32 = 56;
+
+/// The sampler of this process, for its log.
+static SAMPLER: OnceLock<Sampler> = OnceLock::new();
+
+impl Sampler {
+    pub const ALL: Self = Self { ratio: 1.0, threshold: 0 };
+    pub const NONE: Self = Self { ratio: 0.0, threshold: 1 << RANDOM_BITS };
+
+    /// One that takes this share of all calls. None unless it is from 0 to 1.
+    pub fn ratio(ratio: f64) -> Option<Self> {
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "from 0 to 2^56, which an f64 holds"
+        )]
+        let threshold = ((1.0 - ratio) * Self::NONE.threshold as f64).round() as u64;
+        (0.0..=1.0).contains(&ratio).then_some(Self { ratio, threshold })
+    }
+
+    pub fn takes(&self, call: CallId) -> bool {
+        let bytes = call.to_bytes();
+        let end = u64::from_be_bytes(*bytes.last_chunk().expect("it has 16 bytes"));
+        end & ((1 << RANDOM_BITS) - 1) >= self.threshold
+    }
+}
+
+/// The share of calls that it takes.
+impl fmt::Display for Sampler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.ratio)
+    }
+}
+
+/// The way to note steps. Cheap to clone; without a collector it notes nothing.
+#[derive(Debug, Clone, Default)]
+pub struct Traces(Option<Arc<Tracer>>);
+
+#[derive(Debug)]
+struct Tracer {
+    clock: Clock,
+    sampler: Sampler,
+    queue: mpsc::Sender<otlp::Span>,
+}
+
+/// Begins to trace, for the whole process. The times of steps are this clock's.
+pub fn start(settings: Settings, node: &str, clock: Clock) -> io::Result<(Traces, Exporter)> {
+    let limits = Limits {
+        timeout: settings.timeout,
+        max_bytes: MAX_ANSWER_BYTES,
+        // One export follows the other.
+        max_concurrent: 1,
+    };
+    let fetcher = Fetcher::new(&settings.endpoint, limits)?;
+    let (queue, inbox) = mpsc::channel(settings.batches.max_queue);
+    let sampler = settings.sampler;
+    // Traces begin once in a process.
+    let _ = SAMPLER.set(sampler);
+    let exporter = Exporter::new(settings, node, fetcher, inbox);
+    Ok((Traces(Some(Arc::new(Tracer { clock, sampler, queue }))), exporter))
+}
+
+/// The trace of a call, given as its id's text, as the log names it. None if it is not sampled.
+pub fn trace_id(call: &str) -> Option<String> {
+    let call: CallId = SAMPLER.get().and_then(|_| call.parse().ok())?;
+    let is_sampled = SAMPLER.get().is_some_and(|sampler| sampler.takes(call));
+    is_sampled.then(|| format!("{:032x}", u128::from_be_bytes(call.to_bytes())))
+}
+
+impl Traces {
+    /// Whether steps of sampled calls are noted.
+    pub fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// The attempt to place this call, if it is sampled.
+    pub fn attempt(&self, call: CallId, name: &'static str) -> Span {
+        match &self.0 {
+            Some(tracer) if tracer.sampler.takes(call) => {
+                Span::root(tracer.clone(), TraceContext::of(call), name)
+            }
+            Some(_) | None => Span::NONE,
+        }
+    }
+
+    /// A step that follows from `parent`, which another node, or an earlier event, has left.
+    pub fn step(&self, parent: Option<TraceContext>, name: &'static str, kind: SpanKind) -> Span {
+        match (&self.0, parent) {
+            (Some(tracer), Some(parent)) => Span::follow(tracer.clone(), parent, name, kind),
+            (Some(_) | None, _) => Span::NONE,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::Timestamp;
+
+    #[test]
+    fn the_share_of_calls_that_is_sampled_is_what_was_asked_for() {
+        let calls: Vec<_> =
+            (0..20_000).map(|ms| CallId::generate(Timestamp::from_millis(ms))).collect();
+        let sampled = |ratio| {
+            let sampler = Sampler::ratio(ratio).unwrap();
+            calls.iter().filter(|call| sampler.takes(**call)).count()
+        };
+        assert_eq!((sampled(0.0), sampled(1.0)), (0, 20_000));
+        // Ten times the standard deviation.
+        assert!(sampled(0.1).abs_diff(2_000) < 430, "{}", sampled(0.1));
+        assert!(sampled(0.5).abs_diff(10_000) < 710, "{}", sampled(0.5));
+        assert_eq!(
+            (Sampler::ratio(1.0), Sampler::ratio(0.0)),
+            (Some(Sampler::ALL), Some(Sampler::NONE))
+        );
+        assert!([-0.1, 1.1, f64::NAN].into_iter().all(|ratio| Sampler::ratio(ratio).is_none()));
+    }
+
+    #[test]
+    fn what_a_smaller_share_takes_a_larger_one_takes_too() {
+        let (small, large) = (Sampler::ratio(0.2).unwrap(), Sampler::ratio(0.3).unwrap());
+        for ms in 0..5_000 {
+            let call = CallId::generate(Timestamp::from_millis(ms));
+            assert!(!small.takes(call) || large.takes(call));
+        }
+    }
+
+    #[test]
+    fn without_a_collector_nothing_is_noted() {
+        let call = CallId::generate(Timestamp::from_millis(1));
+        let traces = Traces::default();
+        assert!(traces.attempt(call, "attempt").context().is_none());
+        let step = traces.step(Some(TraceContext::of(call)), "step", SpanKind::Internal);
+        assert!(step.context().is_none());
+    }
+}
