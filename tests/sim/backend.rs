@@ -110,16 +110,13 @@ impl Backend {
             let node = self.node;
             let beat =
                 self.ask(move |world, state| state.nodes.insert(node, world.now()).is_none());
-            match beat.await {
-                Ok(was_unknown) => {
-                    heard = asked;
-                    if was_unknown {
-                        self.start_over(&inbox).await;
-                    } else if asked - since >= DEAD_AFTER {
-                        let _ = self.bury_dead(&inbox).await;
-                    }
+            if let Ok(was_unknown) = beat.await {
+                heard = asked;
+                if was_unknown {
+                    self.start_over(&inbox).await;
+                } else if asked - since >= DEAD_AFTER {
+                    let _ = self.bury_dead(&inbox).await;
                 }
-                Err(Unavailable) => {}
             }
         }
     }

@@ -200,7 +200,7 @@ impl Bus {
             match content {
                 Content::Canary => {}
                 Content::Again(number) => {
-                    self.outgoing(from, |outgoing| outgoing.send_again(number))
+                    self.outgoing(from, |outgoing| outgoing.send_again(number));
                 }
                 Content::Frame(frame) => {
                     let doubled = (world.mistake == Some(Mistake::DoublesTaken))

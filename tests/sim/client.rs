@@ -27,7 +27,7 @@ use super::{
 pub struct Clients {
     pub world: Arc<World>,
     nodes: Mutex<Vec<Option<Arc<Node>>>>,
-    clients: Mutex<Vec<Client>>,
+    devices: Mutex<Vec<Client>>,
     sockets: Mutex<BTreeMap<SocketId, usize>>,
 }
 
@@ -74,7 +74,7 @@ impl Clients {
         let all = Arc::new(Self {
             world,
             nodes: Mutex::default(),
-            clients: Mutex::new(clients),
+            devices: Mutex::new(clients),
             sockets: Mutex::default(),
         });
         *all.nodes.lock().unwrap() = (0..nodes).map(|_| Some(all.start_node())).collect();
@@ -104,7 +104,7 @@ impl Clients {
     }
 
     fn clients(&self) -> MutexGuard<'_, Vec<Client>> {
-        self.clients.lock().unwrap()
+        self.devices.lock().unwrap()
     }
 
     pub fn open_sockets(&self) -> Vec<SocketId> {

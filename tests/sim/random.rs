@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-/// Numbers that look random and follow from the seed: SplitMix64.
+/// Numbers that look random and follow from the seed, by `SplitMix64`.
 #[derive(Debug, Clone)]
 pub struct Random(u64);
 

@@ -62,10 +62,16 @@ struct Heard {
     /// It is in the call: it placed it, its answer won, or it came back to it.
     is_in: bool,
     ends: usize,
-    /// It ended the call itself, and was told so.
-    ended_it: bool,
-    /// It began another call, which ended this one.
-    moved_on: bool,
+    own_end: Option<OwnEnd>,
+}
+
+/// How a client knows that it has ended a call itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OwnEnd {
+    /// It was told so.
+    Told,
+    /// It began another call.
+    MovedOn,
 }
 
 impl Witness {
@@ -155,7 +161,7 @@ impl Witness {
             ServerEvent::Resumed(_) => heard.is_in = true,
             ServerEvent::Ended { .. } | ServerEvent::Rejected { .. } | ServerEvent::Busy { .. } => {
                 heard.ends += 1;
-                if heard.ends > 1 || heard.ended_it {
+                if heard.ends > 1 || heard.own_end == Some(OwnEnd::Told) {
                     broken = Some((
                         RUNG_KNOWS,
                         format!("{socket} heard a second end of {id}: {event:?}"),
@@ -196,12 +202,15 @@ impl Witness {
     pub fn moved_on(&mut self, socket: SocketId) {
         let Some(ears) = self.sockets.get_mut(&socket) else { return };
         for (id, heard) in &mut ears.calls {
-            heard.moved_on |= self.calls.get(id).is_some_and(|call| {
+            let moved_on = self.calls.get(id).is_some_and(|call| {
                 let role = call.role_of(&ears.user);
                 matches!(&call.state, CallState::Ended {
                     cause: Cause::Superseded { role: by }, ..
                 } if Some(*by) == role)
             });
+            if moved_on {
+                heard.own_end.get_or_insert(OwnEnd::MovedOn);
+            }
         }
     }
 
@@ -216,7 +225,7 @@ impl Witness {
             // It had ended before: who asks is told, and may be told once more in its turn.
             return;
         }
-        heard.ended_it = true;
+        heard.own_end = Some(OwnEnd::Told);
         if heard.ends > 0 {
             let what = format!("{socket} heard an end of {} and its own", call.id);
             self.violated(RUNG_KNOWS, || what);
@@ -241,7 +250,7 @@ impl Witness {
         for (socket, ears) in self.sockets.iter().filter(|(_, ears)| ears.is_open) {
             for (id, heard) in &ears.calls {
                 let is_over = state.load(*id).is_none_or(|call| !call.is_live());
-                let knows = heard.ends > 0 || heard.ended_it || heard.moved_on;
+                let knows = heard.ends > 0 || heard.own_end.is_some();
                 if is_over && !knows && (heard.rang || heard.is_in) {
                     let what = format!("{socket} does not know the end of {id}: {heard:?}");
                     missed = Some((if heard.rang { RUNG_KNOWS } else { TOLD }, what));
