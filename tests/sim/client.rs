@@ -8,8 +8,8 @@ use std::{
 
 use serde_json::value::RawValue;
 use switchboard::{
-    call::{CallType, Device, Signal},
-    calls::Initiate,
+    call::{Call, CallType, Device, Signal},
+    calls::{Failure, Initiate},
     ids::{CallId, SocketId, UserId},
     payload::Payload,
     protocol::{CallRef, ServerEvent},
@@ -365,16 +365,16 @@ async fn session(
     }
 }
 
-fn ended(
-    clients: &Clients,
-    socket: SocketId,
-    result: Result<switchboard::call::Call, switchboard::calls::Failure>,
-) {
+fn ended(clients: &Clients, socket: SocketId, result: Result<Call, Failure>) {
     clients
         .world
         .note(|| format!("{socket} ended: {:?}", result.as_ref().map(|call| short(call.id))));
-    if let Ok(call) = result {
-        clients.world.witness().ended(socket, &call);
-        clients.forget(socket, call.id);
+    match result {
+        Ok(call) => {
+            clients.world.witness().ended(socket, &call);
+            clients.forget(socket, call.id);
+        }
+        Err(Failure::Unavailable(_)) => clients.world.witness().unanswered(socket),
+        Err(_) => {}
     }
 }

@@ -51,6 +51,8 @@ struct Ears {
     user: UserId,
     /// False as soon as the client has given the socket up.
     is_open: bool,
+    /// It was told once that nobody knows what came of its end of a call: it may hear of that too.
+    is_unsure: bool,
     calls: BTreeMap<CallId, Heard>,
     /// The last number heard of each call, sender and kind of message.
     numbers: BTreeMap<(CallId, String), u64>,
@@ -137,8 +139,9 @@ impl Witness {
     }
 
     pub fn opened(&mut self, socket: SocketId, user: &UserId) {
-        let (calls, numbers) = (BTreeMap::new(), BTreeMap::new());
-        self.sockets.insert(socket, Ears { user: user.clone(), is_open: true, calls, numbers });
+        let (calls, numbers, is_unsure) = (BTreeMap::new(), BTreeMap::new(), false);
+        self.sockets
+            .insert(socket, Ears { user: user.clone(), is_open: true, is_unsure, calls, numbers });
     }
 
     /// The client hears nothing more on this socket.
@@ -214,6 +217,13 @@ impl Witness {
         }
     }
 
+    /// The client was told that nobody knows what came of its end of a call.
+    pub fn unanswered(&mut self, socket: SocketId) {
+        if let Some(ears) = self.sockets.get_mut(&socket) {
+            ears.is_unsure = true;
+        }
+    }
+
     /// The client was told that it has ended this call, or had.
     pub fn ended(&mut self, socket: SocketId, call: &Call) {
         let by_it = matches!(&call.state, CallState::Ended {
@@ -226,7 +236,7 @@ impl Witness {
             return;
         }
         heard.own_end = Some(OwnEnd::Told);
-        if heard.ends > 0 {
+        if heard.ends > 0 && !ears.is_unsure {
             let what = format!("{socket} heard an end of {} and its own", call.id);
             self.violated(RUNG_KNOWS, || what);
         }
