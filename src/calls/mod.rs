@@ -260,7 +260,15 @@ impl Calls {
             let Some((device, may_return)) = self.departures().last().cloned() else {
                 return Ok(());
             };
-            self.sign_off(&device, may_return).await?;
+            let has_joined = || self.devices().contains_key(&device.socket);
+            // One that could not join may have tried again.
+            if !has_joined() {
+                self.sign_off(&device, may_return).await?;
+                if has_joined() {
+                    let edge = self.cluster.attach(&device.user, device.socket).await?;
+                    self.announce(edge);
+                }
+            }
             self.departures().retain(|(other, _)| other.socket != device.socket);
         }
     }

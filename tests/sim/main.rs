@@ -49,48 +49,50 @@ use witness::Violation;
 /// After so many runs it is said how far it has come.
 const TELL_EVERY: u64 = 5_000;
 /// How often a failing script is run to find a shorter one.
-const MAX_SHORTER: usize = 1_000;
+const MAX_SHORTER: usize = 4_000;
+/// With how many chances each shorter script is tried.
+const CHANCES: u64 = 8;
 
 fn number(name: &str) -> Option<u64> {
     env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
 }
 
-/// Leaves out of the script what is not needed for the same violation.
-fn shortest(
-    seed: u64,
-    script: Vec<Step>,
-    violation: &Violation,
-    mistake: Option<Mistake>,
-) -> Vec<Step> {
-    let mut script = script;
+/// Leaves out of the script what is not needed for the same violation. What is left out changes the chance
+/// of all that follows, so each is tried a few times; the chance that shows the violation comes with it.
+fn shortest(seed: u64, violation: &Violation) -> (u64, Vec<Step>) {
+    let (mut chance, mut steps) = (seed, script(seed));
     let mut tries = 0;
-    let mut size = script.len() / 2;
-    while size > 0 {
-        let before = script.len();
+    let mut size = steps.len() / 2;
+    while size > 0 && tries < MAX_SHORTER {
+        let before = steps.len();
         let mut from = 0;
-        while from < script.len() && tries < MAX_SHORTER {
-            let mut shorter = script.clone();
-            shorter.drain(from..(from + size).min(script.len()));
-            tries += 1;
-            let again = run(seed, &shorter, mistake).violation;
-            if again.is_some_and(|again| again.invariant == violation.invariant) {
-                script = shorter;
-            } else {
-                from += size;
+        while from < steps.len() && tries < MAX_SHORTER {
+            let mut shorter = steps.clone();
+            shorter.drain(from..(from + size).min(steps.len()));
+            let mut chances =
+                std::iter::once(chance).chain((1..CHANCES).map(|other| chance + other));
+            let shows = |chance: &u64| {
+                tries += 1;
+                let again = run(*chance, &shorter, None).violation;
+                again.is_some_and(|again| again.invariant == violation.invariant)
+            };
+            match chances.find(shows) {
+                Some(other) => (chance, steps) = (other, shorter),
+                None => from += size,
             }
         }
-        size = if size == 1 && tries < MAX_SHORTER && script.len() < before { 1 } else { size / 2 };
+        size = if size == 1 && steps.len() < before { 1 } else { size / 2 };
     }
-    script
+    (chance, steps)
 }
 
 fn report(seed: u64, violation: &Violation) -> String {
-    let script = shortest(seed, script(seed), violation, None);
-    let Outcome { violation, log } = run(seed, &script, None);
+    let (chance, script) = shortest(seed, violation);
+    let Outcome { violation, log } = run(chance, &script, None);
     let violation = violation.expect("the shortest script fails too");
     let steps: Vec<String> = script.iter().map(ToString::to_string).collect();
     format!(
-        "seed {seed} breaks invariant {}\n{}\n\nsteps:\n{}\n\nlog:\n{}\n",
+        "seed {seed} breaks invariant {}\n{}\n\nsteps, with the chance {chance}:\n{}\n\nlog:\n{}\n",
         violation.invariant,
         violation.what,
         steps.join("\n"),
