@@ -17,7 +17,7 @@ FUZZ_TARGETS = client_event bus_message redis_record token query
 FUZZ_SECONDS ?= 300
 
 .DEFAULT_GOAL := help
-.PHONY: help run build bench bench-traces deny fuzz abuse lint test test-setup test-rust test-server test-clients test-api test-cluster test-browser test-deploy types
+.PHONY: help run build bench bench-traces deny fuzz abuse lint test test-setup test-rust test-server test-clients test-api test-cluster test-browser test-deploy sim types
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ test-browser: test-setup test-server ## two pages in headless Chromium call each
 
 test-deploy: test-setup test-server ## deploy/ and k8s/: valid, agreeing with each other and with the binary
 	$(NODE_TEST) tests/deploy/*.test.mjs
+
+sim: ## whole clusters simulated: 20,000 seeds, or RUNS=100000, or SEED=42 again
+	$(if $(SEED),SIM_SEED=$(SEED),SIM_RUNS=$(or $(RUNS),20000)) cargo test --locked --profile sim --test sim many -- --nocapture
 
 types: test-setup test-server ## write web/protocol.d.ts anew, after a change of the protocol or the HTTP API
 	node scripts/types.mjs

@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use crate::{
     auth::{Access, Checker, KeyError},
-    authorize::Authorizer,
+    authorize::{self, Authorizer},
     calls::{Calls, as_gauge},
     cluster::{Cluster, ConnectError, Hub, Inbound, Redis},
     config::{Auth, Config, is_postgres},
@@ -90,17 +90,7 @@ pub async fn serve(
     let (cluster, inbox, leaving, clock) = join(&config, process.node, &health).await?;
     let keeping_up = tokio::spawn(process.metrics.clone().keep_up());
     let (recorder, writer) = history::recorder(store.clone(), cluster.clone(), health.clone());
-    // In a file that holds one node's part, the end of a call is often missing, and not because all
-    // that knew of the call died.
-    let longest_call =
-        (!is_partial(&config)).then(|| config.rules.max_call_duration + ORPHAN_MARGIN);
-    let keeper = Keeper {
-        store: store.clone(),
-        clock: clock.clone(),
-        retention: config.history_retention,
-        longest_call,
-        health: health.clone(),
-    };
+    let keeper = keeper(&config, store.clone(), clock.clone(), health.clone());
     let access = Arc::new(Access::new(checker, clock.clone()));
     access.prepare().await;
     let limits = Arc::new(Limits::new(config.limits, config.proxies, clock.clone()));
@@ -112,14 +102,8 @@ pub async fn serve(
         recorder.clone(),
         config.rules,
         clock.clone(),
-    )
-    .traced_by(traces);
-    let calls = Arc::new(match config.authorize {
-        Some(settings) => {
-            calls.guarded_by(Arc::new(Authorizer::new(settings).map_err(StartError::Authorize)?))
-        }
-        None => calls,
-    });
+    );
+    let calls = Arc::new(guarded(calls.traced_by(traces), config.authorize)?);
     let ice = Arc::new(Ice::new(config.ice, clock));
     let (serving, socket_routes) = gateway.serve(calls.clone(), access.clone(), ice.clone());
     let serving = Arc::new(serving);
@@ -176,6 +160,14 @@ pub async fn serve(
     Ok(())
 }
 
+fn keeper(config: &Config, store: Arc<dyn Store>, clock: Clock, health: Health) -> Keeper {
+    // In a file that holds one node's part, the end of a call is often missing, and not because all
+    // that knew of the call died.
+    let longest_call =
+        (!is_partial(config)).then(|| config.rules.max_call_duration + ORPHAN_MARGIN);
+    Keeper { store, clock, retention: config.history_retention, longest_call, health }
+}
+
 /// The cluster that the settings name, what comes from it, how to leave it, and its clock.
 async fn join(
     config: &Config,
@@ -192,6 +184,13 @@ async fn join(
     let (redis, inbox) = joined.map_err(StartError::Redis)?;
     let leaving = Leaving::HandOver { window: config.drain_window };
     Ok((redis, inbox, leaving, Clock::Shared(clock)))
+}
+
+/// With the backend that says who may call whom, if the settings name one.
+fn guarded(calls: Calls, settings: Option<authorize::Settings>) -> Result<Calls, StartError> {
+    let Some(settings) = settings else { return Ok(calls) };
+    let authorizer = Authorizer::new(settings).map_err(StartError::Authorize)?;
+    Ok(calls.guarded_by(Arc::new(authorizer)))
 }
 
 /// The way to note steps of calls, and what brings them to the collector, if the settings name one.

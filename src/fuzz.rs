@@ -18,9 +18,9 @@ use crate::{
     auth::{Checker, Identity, KeySource, Trust},
     call::{Event, Rules, news},
     cluster::{
-        link::Receiver,
+        link::{Content, Receiver},
         redis::{
-            envelope::{Content, Envelope},
+            envelope::Envelope,
             facts::{Facts, read_record, write_record},
         },
     },
@@ -155,7 +155,7 @@ pub fn redis_record(text: &str) {
             if let Ok(next) = RULES.apply(&call, &event, node, now) {
                 assert!(next.version > call.version);
                 assert!(!next.is_live() || call.is_live(), "an ended call began again");
-                news(&call, &next, &[]);
+                news(&call, &next, &[], &[]);
                 assert!(read_record(&write_record(&next)).is_ok());
             }
         }

@@ -72,22 +72,34 @@ pub fn first_news(call: &Call, devices: usize) -> Option<News> {
 /// What the change from `before` to `after` means for each socket that takes part: the bound ones,
 /// and `rung`, the sockets that ring.
 ///
-/// The socket that made the change itself is left out: its ack tells it.
-pub fn news(before: &Call, after: &Call, rung: &[SocketId]) -> Vec<(SocketId, News)> {
+/// The socket that made the change itself is left out: its ack tells it, unless it is one of
+/// `unanswered`, which were told that nobody knows what came of their event.
+pub fn news(
+    before: &Call,
+    after: &Call,
+    rung: &[SocketId],
+    unanswered: &[SocketId],
+) -> Vec<(SocketId, News)> {
     let mut all = Vec::new();
+    let actor = after.actor().filter(|socket| !unanswered.contains(socket));
     for role in [Role::Caller, Role::Callee] {
-        all.extend(bound_news(before, after, role));
+        all.extend(bound_news(before, after, role, actor));
     }
     let winner = after.callee.link.socket();
     for socket in rung.iter().copied().filter(|socket| Some(*socket) != winner) {
-        let news = rung_news(before, after, socket);
+        let news = rung_news(before, after, socket, actor);
         all.extend(news.map(|news| (socket, news)));
     }
     all
 }
 
 /// News for the sockets that are, or were, bound as `role`.
-fn bound_news(before: &Call, after: &Call, role: Role) -> Vec<(SocketId, News)> {
+fn bound_news(
+    before: &Call,
+    after: &Call,
+    role: Role,
+    actor: Option<SocketId>,
+) -> Vec<(SocketId, News)> {
     let mut told = Vec::new();
     let Some(socket) = after.party(role).link.socket() else {
         return told;
@@ -103,7 +115,8 @@ fn bound_news(before: &Call, after: &Call, role: Role) -> Vec<(SocketId, News)> 
         }
     };
     let news = if !after.is_live() {
-        let hears_end = came_back || (before.is_live() && !after.was_ended_by(role, socket));
+        let ended_it = after.was_superseded_by(role) || actor == Some(socket);
+        let hears_end = came_back || (before.is_live() && !ended_it);
         end_news(after, role).filter(|_| hears_end)
     } else if came_back {
         Some(News::Resumed)
@@ -115,11 +128,16 @@ fn bound_news(before: &Call, after: &Call, role: Role) -> Vec<(SocketId, News)> 
 }
 
 /// News for a socket that rings, and is not the one that answered.
-fn rung_news(before: &Call, after: &Call, socket: SocketId) -> Option<News> {
+fn rung_news(
+    before: &Call,
+    after: &Call,
+    socket: SocketId,
+    actor: Option<SocketId>,
+) -> Option<News> {
     if after.is_ringing() {
         return peer_news(before, after, Role::Caller);
     }
-    if !before.is_ringing() || after.actor() == Some(socket) {
+    if !before.is_ringing() || actor == Some(socket) {
         return None;
     }
     let why = match &after.state {
@@ -178,11 +196,10 @@ impl Call {
         }
     }
 
-    /// Whether the party with this role, on this socket, ended the call itself.
-    fn was_ended_by(&self, role: Role, socket: SocketId) -> bool {
-        let moved_on = matches!(&self.state,
-            State::Ended { cause: Cause::Superseded { role: by }, .. } if *by == role);
-        moved_on || self.actor() == Some(socket)
+    /// Whether the party with this role ended the call by beginning another.
+    fn was_superseded_by(&self, role: Role) -> bool {
+        matches!(&self.state,
+            State::Ended { cause: Cause::Superseded { role: by }, .. } if *by == role)
     }
 
     /// The socket whose own event ended the call.

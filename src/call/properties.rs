@@ -250,7 +250,7 @@ impl World {
             assert_eq!(next.state, call.state);
         }
         let rung = self.rung.get(&call.id).cloned().unwrap_or_default();
-        for (socket, news) in news(call, &next, &rung) {
+        for (socket, news) in news(call, &next, &rung, &[]) {
             self.check_addressee(&next, socket);
             let fate = match news {
                 News::Ended { why: Told::ResumedElsewhere, .. } => continue,

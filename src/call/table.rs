@@ -68,8 +68,13 @@ fn events() -> Vec<(String, Event)> {
     for name in ["a1+", "a1++", "a2", "a1-", "b1+", "b2", "x1"] {
         events.push((format!("joined {name}"), Event::Joined(device(name))));
     }
+    for name in ["a1+", "a2", "b1+", "b2"] {
+        events.push((format!("stayed {name}"), Event::Stayed(device(name))));
+    }
     events.push(("superseded caller".to_owned(), Event::Superseded(Role::Caller)));
     events.push(("superseded callee".to_owned(), Event::Superseded(Role::Callee)));
+    events.push(("displaced caller".to_owned(), Event::Displaced(Role::Caller)));
+    events.push(("displaced callee".to_owned(), Event::Displaced(Role::Callee)));
     events.push(("terminated".to_owned(), Event::Terminated));
     events.push(("due".to_owned(), Event::Due));
     events
@@ -99,7 +104,7 @@ fn show(call: &Call) -> String {
 
 fn show_news(before: &Call, after: &Call) -> String {
     let rung: Vec<_> = ["b1", "b2"].map(|name| device(name).socket).into();
-    let mut told: Vec<_> = news(before, after, &rung)
+    let mut told: Vec<_> = news(before, after, &rung, &[])
         .into_iter()
         .map(|(socket, news)| {
             let what = match news {
@@ -196,7 +201,7 @@ fn durations_are_measured_from_answer_to_end_and_reported_ones_are_told() {
         let end = Event::End { by: device("a1"), reported_duration_s: reported };
         let ended = RULES.apply(&answered, &end, node(), at(9)).unwrap();
         assert_eq!(ended.duration_s(), Some(7));
-        let told = news(&answered, &ended, &[]);
+        let told = news(&answered, &ended, &[], &[]);
         assert!(
             matches!(told[..], [(socket, News::Ended { duration_s, .. })]
                 if socket == device("b1").socket && (duration_s - told_s).abs() < 0.001),
@@ -211,7 +216,7 @@ fn whoever_missed_versions_hears_from_the_last_one() {
     let answered = after(&[Event::Answer(device("b1"))]);
     let ended = RULES.apply(&answered, &end("a1"), node(), now()).unwrap();
     let told = |before: &Call, after: &Call| {
-        news(before, after, &rung).into_iter().map(|(socket, news)| match news {
+        news(before, after, &rung, &[]).into_iter().map(|(socket, news)| match news {
             News::Ended { why, .. } => format!("{} {}", name_of(socket), why.as_str()),
             other => panic!("{other:?}"),
         })

@@ -77,12 +77,13 @@ impl Call {
             _ if was_live && !self.is_live() => What::Ended,
             Event::Answer(_) => What::Answered,
             Event::Gone { .. } => What::Lost,
-            Event::Joined(_) => What::Returned,
+            Event::Joined(_) | Event::Stayed(_) => What::Returned,
             Event::Confirmed(_) => What::Confirmed,
             Event::Reject { .. }
             | Event::Busy(_)
             | Event::End { .. }
             | Event::Superseded(_)
+            | Event::Displaced(_)
             | Event::Terminated
             | Event::Due => What::Ended,
         };
@@ -93,8 +94,9 @@ impl Call {
             | Event::End { by, .. }
             | Event::Gone { device: by, .. }
             | Event::Joined(by)
+            | Event::Stayed(by)
             | Event::Confirmed(by) => self.role_of(&by.user).map(|role| (role, by.id.clone())),
-            Event::Superseded(role) => Some((*role, None)),
+            Event::Superseded(role) | Event::Displaced(role) => Some((*role, None)),
             Event::Terminated | Event::Due => None,
         };
         self.note(what, by, node);

@@ -20,10 +20,14 @@ pub enum Event {
     Gone { device: Device, may_return: bool },
     /// A device of a party has a new socket.
     Joined(Device),
+    /// A device of a party may have been taken for lost, and was connected all the time.
+    Stayed(Device),
     /// A device that came back shows that it knows the call.
     Confirmed(Device),
     /// The party with this role begins another call.
     Superseded(Role),
+    /// The shared state has forgotten the call, and the party with this role is in another by now.
+    Displaced(Role),
     /// An operator ends the call.
     Terminated,
     /// Time has passed.
@@ -99,13 +103,20 @@ impl Rules {
                 }
             }
             (State::Ringing { .. } | State::Active { .. }, Event::Joined(device)) => {
-                call.bring_back(device)
+                call.bring_back(device, true)
+            }
+            // Its device may have a newer socket, and this one be dead without anybody knowing yet.
+            (State::Ringing { .. } | State::Active { .. }, Event::Stayed(device)) => {
+                call.bring_back(device, false)
             }
             (State::Ringing { .. } | State::Active { .. }, Event::Confirmed(device)) => {
                 call.confirm(device)
             }
             (State::Ringing { .. } | State::Active { .. }, Event::Superseded(role)) => {
                 call.end(Cause::Superseded { role: *role }, now)
+            }
+            (State::Ringing { .. } | State::Active { .. }, Event::Displaced(role)) => {
+                call.end(Cause::Lost { role: *role }, now)
             }
             (State::Ringing { .. } | State::Active { .. }, Event::Terminated) => {
                 call.end(Cause::Terminated, now)
@@ -126,8 +137,13 @@ impl Rules {
                 None => Refusal::NotInCall,
             }),
             // The call ended while the device was away: it comes back to hear so, once.
-            (State::Ended { .. }, Event::Joined(device)) => call.bring_back(device),
-            (State::Ended { .. }, Event::Superseded(_) | Event::Terminated) => Err(Refusal::Over),
+            (State::Ended { .. }, Event::Joined(device) | Event::Stayed(device)) => {
+                call.bring_back(device, false)
+            }
+            (
+                State::Ended { .. },
+                Event::Superseded(_) | Event::Displaced(_) | Event::Terminated,
+            ) => Err(Refusal::Over),
             (State::Ended { .. }, Event::Gone { .. } | Event::Confirmed(_) | Event::Due) => {
                 Err(Refusal::NothingToDo)
             }
@@ -174,15 +190,14 @@ impl Call {
         Ok(())
     }
 
-    /// Puts a device that was bound to this call onto its new socket.
-    fn bring_back(&mut self, device: &Device) -> Result<(), Refusal> {
+    /// Puts a device that was lost onto this socket; also one that is bound, if `moves`.
+    fn bring_back(&mut self, device: &Device, moves: bool) -> Result<(), Refusal> {
         let role = self.role_of(&device.user).ok_or(Refusal::NothingToDo)?;
-        let live = self.is_live();
         let link = &mut self.party_mut(role).link;
         let is_it = match (&*link, &device.id) {
             (Link::Lost { device: lost, .. }, Some(id)) => lost == id,
             // The server has not noticed yet that the old socket is dead; the client has.
-            (Link::Bound(binding), Some(id)) if live => {
+            (Link::Bound(binding), Some(id)) if moves => {
                 binding.device.as_ref() == Some(id) && binding.socket != device.socket
             }
             (Link::Open | Link::Bound(_), Some(_)) | (_, None) => false,

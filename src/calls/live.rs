@@ -123,9 +123,11 @@ impl LiveCalls {
         }
     }
 
-    /// All calls in view.
+    /// All calls in view, by their ids.
     pub fn all(&self) -> Vec<Arc<LiveCall>> {
-        self.index().calls.values().cloned().collect()
+        let mut all: Vec<_> = self.index().calls.values().cloned().collect();
+        all.sort_unstable_by_key(|live| live.id);
+        all
     }
 }
 
@@ -137,6 +139,7 @@ impl LiveCall {
                 awaits_answer: call.is_ringing(),
                 call,
                 rung: Vec::new(),
+                unanswered: Vec::new(),
                 replay: Held::default(),
                 ring_nodes: None,
                 inherited: 0,
@@ -166,6 +169,12 @@ impl LiveCall {
     /// What this says of the newest version seen here.
     pub fn peek<T>(&self, say: impl FnOnce(&Call) -> T) -> T {
         say(&self.view().call)
+    }
+
+    /// Whether some socket here rings.
+    pub fn rings_here(&self) -> bool {
+        let view = self.view();
+        view.call.is_ringing() && !view.rung.is_empty()
     }
 
     /// A socket is gone: nothing is kept for it.
@@ -250,10 +259,8 @@ impl LiveCall {
         }
         let before = std::mem::replace(&mut view.call, newer.clone());
         tally::keeps_its_end(&before, newer);
-        for (socket, news) in news(&before, newer, &view.rung) {
-            let is_callers = [&before, newer].iter().any(|call| call.caller.link.is_on(socket));
-            let role = if is_callers { Role::Caller } else { Role::Callee };
-            view.tell(socket, news, role, reach);
+        for (socket, news) in news(&before, newer, &view.rung, &view.unanswered) {
+            view.tell(socket, news, role_on(socket, &before, newer), reach);
         }
         if newer.is_ringing() {
             view.hand_over(reach);
@@ -263,6 +270,7 @@ impl LiveCall {
             view.ring_nodes = None;
         }
         if !newer.is_live() {
+            view.unanswered.clear();
             view.early.clear();
             view.waiting = Default::default();
         }
@@ -277,6 +285,25 @@ impl LiveCall {
             }
             view.give_back(role, reach);
         }
+    }
+
+    /// It is not known whether `socket` has ended the call, which was like `before`: if so, it is told as
+    /// the others are.
+    pub fn leave_unanswered(&self, socket: SocketId, before: &Call, reach: &Reach) {
+        let mut view = self.view();
+        if view.call.is_live() {
+            view.unanswered.retain(|other| *other != socket);
+            return view.unanswered.push(socket);
+        }
+        let told = news(before, &view.call, &[socket], &[socket]);
+        for (_, news) in told.into_iter().filter(|(to, _)| *to == socket) {
+            view.tell(socket, news, role_on(socket, before, &view.call), reach);
+        }
+    }
+
+    /// What came of the event of `socket` is known now, and its ack says so.
+    pub fn answer(&self, socket: SocketId) {
+        self.view().unanswered.retain(|other| *other != socket);
     }
 
     /// Whether a device that was lost on this node is not back yet, or something waits here for one.
@@ -378,4 +405,10 @@ impl LiveCall {
             }
         }
     }
+}
+
+/// Which party a socket speaks for that takes part in the call.
+fn role_on(socket: SocketId, before: &Call, after: &Call) -> Role {
+    let is_callers = [before, after].iter().any(|call| call.caller.link.is_on(socket));
+    if is_callers { Role::Caller } else { Role::Callee }
 }

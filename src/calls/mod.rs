@@ -73,6 +73,8 @@ pub struct Calls {
     clock: Clock,
     gate: Option<Arc<dyn Gate>>,
     traces: Traces,
+    /// Names a call that is made now.
+    name: Box<dyn Fn(Timestamp) -> CallId + Send + Sync>,
     live: LiveCalls,
     watchers: Watchers,
     /// The devices on this node.
@@ -147,6 +149,7 @@ impl Calls {
             clock,
             gate: None,
             traces: Traces::default(),
+            name: Box::new(CallId::generate),
             live,
             watchers,
             devices: Mutex::default(),
@@ -154,6 +157,13 @@ impl Calls {
             resets: Resets::default(),
             doubtful: Mutex::default(),
         }
+    }
+
+    /// Has new calls named by `name`: a simulation repeats itself.
+    #[must_use]
+    pub fn named_by(mut self, name: impl Fn(Timestamp) -> CallId + Send + Sync + 'static) -> Self {
+        self.name = Box::new(name);
+        self
     }
 
     /// What time it is, in microseconds.
@@ -194,8 +204,12 @@ impl Calls {
     /// Tells a socket that joined, and that can be reached now, of the call that its user is in: a
     /// device that was lost gets its call back, a device of a user who is being called rings.
     pub async fn welcome(&self, device: &Device) -> Result<(), Unavailable> {
+        self.tell_of_call(device, Event::Joined(device.clone())).await
+    }
+
+    async fn tell_of_call(&self, device: &Device, back: Event) -> Result<(), Unavailable> {
         let Some(call) = self.cluster.latest(&device.user).await? else { return Ok(()) };
-        match self.transition(call.clone(), &Event::Joined(device.clone())).await {
+        match self.transition(call.clone(), &back).await {
             Ok(_) => return Ok(()),
             Err(Failure::Refused(_)) => {}
             Err(failure) => {
@@ -254,7 +268,7 @@ impl Calls {
     /// Places a call. Answers the call as it was placed: it rings, or ended at once.
     pub async fn initiate(&self, device: &Device, initiate: Initiate) -> Result<Call, Failure> {
         let attempt = Attempt {
-            id: CallId::generate(self.clock.now()),
+            id: (self.name)(self.clock.now()),
             from: device.clone(),
             to: initiate.to,
             call_type: initiate.call_type,
@@ -306,10 +320,8 @@ impl Calls {
             let claims = call.claimants().iter().map(claim).collect();
             call.traceparent = span.context();
             let change = Change { call: call.clone(), claims };
-            let committing = span.part("commit", SpanKind::Client);
             let committed =
-                self.cluster.commit(change).await.inspect_err(|_| self.doubt(&call, device));
-            drop(committing);
+                self.commit(change, span).await.inspect_err(|_| self.doubt(&call, device));
             let Committed::Stored(stored) = committed? else {
                 metrics::CONFLICTS.increment(1);
                 continue;
@@ -419,13 +431,21 @@ impl Calls {
         event: Event,
     ) -> Result<Call, Failure> {
         let live = self.find(device, target).await?;
-        match self.transition(live.snapshot(), &event).await {
-            Err(Failure::Refused(Refusal::Over)) => {
-                let ended = self.cluster.load(live.id()).await?;
-                ended.ok_or(Refusal::NotInCall.into())
-            }
+        let before = live.snapshot();
+        let result = match self.transition(before.clone(), &event).await {
+            Err(Failure::Refused(Refusal::Over)) => match self.cluster.load(live.id()).await {
+                Ok(ended) => ended.ok_or(Refusal::NotInCall.into()),
+                Err(error) => Err(error.into()),
+            },
             other => other,
+        };
+        match &result {
+            Err(Failure::Unavailable(_)) => {
+                live.leave_unanswered(device.socket, &before, &self.reach());
+            }
+            _ => live.answer(device.socket),
         }
+        result
     }
 
     /// The live call of the user, or the call with this id, live or ended less than a minute ago.
@@ -497,23 +517,11 @@ impl Calls {
             let mut next = self.rules.apply(&call, event, self.node(), self.clock.now())?;
             self.trace_change(&mut span, event, &mut next);
             let change = Change { call: next.clone(), claims: Vec::new() };
-            let committing = span.part("commit", SpanKind::Client);
-            let committed = self.cluster.commit(change).await?;
-            drop(committing);
-            match committed {
+            match self.commit(change, &mut span).await? {
                 Committed::Stored(stored) => {
-                    tally::changed(&call, &next);
                     self.trace_changed(&mut span, &call, &next);
-                    self.recorder.record(&next);
-                    self.observe(&call, &next);
-                    if next.is_ringing() && next.caller.link.node() == Some(self.node()) {
-                        self.live.open(&next).rings_on(&stored.callee_nodes, &self.reach());
-                    }
-                    self.spread(&call, &next, &stored.callee_nodes);
+                    self.tell_changed(&call, &next, &stored.callee_nodes);
                     self.announce(stored.edges);
-                    if let Some(reason) = next.end_reason() {
-                        debug!(call = %next.id, reason = reason.as_str(), "call ended");
-                    }
                     return Ok(next);
                 }
                 Committed::Conflict(found) => {
@@ -525,6 +533,20 @@ impl Calls {
         }
         metrics::LIMITS.of(Limit::Decisions).increment(1);
         Err(Unavailable.into())
+    }
+
+    /// A change is written: history, the sockets here and the other nodes hear of it.
+    fn tell_changed(&self, before: &Call, after: &Call, callee_nodes: &[NodeId]) {
+        tally::changed(before, after);
+        self.recorder.record(after);
+        self.observe(before, after);
+        if after.is_ringing() && after.caller.link.node() == Some(self.node()) {
+            self.live.open(after).rings_on(callee_nodes, &self.reach());
+        }
+        self.spread(before, after, callee_nodes);
+        if let Some(reason) = after.end_reason() {
+            debug!(call = %after.id, reason = reason.as_str(), "call ended");
+        }
     }
 
     fn announce(&self, edges: impl IntoIterator<Item = Edge>) {

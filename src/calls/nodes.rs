@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     call::{Binding, Call, Device, Event, Link, Role},
-    cluster::{Departed, Inbound, Message, Relay, Unavailable},
+    cluster::{Change, Claim, Departed, Inbound, Message, Relay, Unavailable},
     ids::{CallId, NodeId, UserId},
     metrics::{self, Path},
 };
@@ -106,7 +106,8 @@ impl Calls {
             return Ok(());
         }
         metrics::RESETS.increment(1);
-        let devices: Vec<Device> = self.devices().values().cloned().collect();
+        let mut devices: Vec<Device> = self.devices().values().cloned().collect();
+        devices.sort_unstable_by_key(|device| device.socket);
         info!(devices = devices.len(), "this node tells the cluster again who is here");
         for some in devices.chunks(AT_ONCE) {
             try_join_all(some.iter().map(|device| self.attach_again(device))).await?;
@@ -132,7 +133,7 @@ impl Calls {
 
     async fn welcome_again(&self, device: &Device) -> Result<(), Unavailable> {
         if self.devices().contains_key(&device.socket) {
-            self.welcome(device).await?;
+            self.tell_of_call(device, Event::Stayed(device.clone())).await?;
         }
         self.sign_off_if_gone(device).await
     }
@@ -158,7 +159,11 @@ impl Calls {
 
     async fn look_up_one(&self, seen: &Call) -> Result<(), Unavailable> {
         match self.cluster.load(seen.id).await? {
-            Some(call) if call.succeeds(seen) => self.take_in(&call).await,
+            Some(call) if call.succeeds(seen) => {
+                // Whoever wrote it may not know that it did.
+                self.recorder.record(&call);
+                self.take_in(&call).await
+            }
             Some(call) if seen.succeeds(&call) => self.put_back(seen, Some(call.version)).await,
             Some(call) => self.reclaim(&call).await,
             None => self.put_back(seen, None).await,
@@ -183,7 +188,7 @@ impl Calls {
             });
             let Some(device) = device.filter(|_| call.is_live()) else { continue };
             info!(call = %call.id, "a connected device was taken for lost: it takes its place again");
-            match self.transition(call.clone(), &Event::Joined(device)).await {
+            match self.transition(call.clone(), &Event::Stayed(device)).await {
                 Ok(_) | Err(Failure::Refused(_)) => {}
                 Err(_) => return Err(Unavailable),
             }
@@ -199,10 +204,10 @@ impl Calls {
             let socket = seen.party(role).link.socket();
             socket.is_some_and(|it| self.devices().contains_key(&it) || is_leaving(it))
         };
-        if is_bound_here(Role::Caller) || is_bound_here(Role::Callee) {
-            metrics::RESTORED.increment(1);
-            warn!(call = %seen.id, ?over, "the record of a live call was gone: it is put back");
-            self.cluster.restore(seen, over).await?;
+        // Whoever rings must hear of an end: if nobody else puts the call back, it comes by the deadline.
+        let rings_here = || self.live.get(seen.id).is_some_and(|live| live.rings_here());
+        if is_bound_here(Role::Caller) || is_bound_here(Role::Callee) || rings_here() {
+            self.restore(seen, over).await?;
         } else if over.is_none() {
             self.live.retire(seen);
         }
@@ -221,10 +226,45 @@ impl Calls {
         if !seen.is_live() || !is_newer {
             return Ok(found);
         }
+        self.restore(&seen, found.map(|found| found.version)).await.map(Some)
+    }
+
+    /// Puts the record of a live call back as it was seen here. Where a party is in another call by now, it
+    /// is put back with its end. Answers the call as it is then.
+    async fn restore(&self, seen: &Call, over: Option<u64>) -> Result<Call, Unavailable> {
         metrics::RESTORED.increment(1);
-        warn!(call = %id, "the record of a live call was gone: it is put back");
-        self.cluster.restore(&seen, found.map(|found| found.version)).await?;
-        Ok(Some(seen))
+        warn!(call = %seen.id, ?over, "the record of a live call was gone: it is put back");
+        let change = |call: &Call, claims| Change { call: call.clone(), claims };
+        if over.is_some() {
+            // Its claims went back with it.
+            self.cluster.restore(change(seen, Vec::new()), over).await?;
+            return Ok(seen.clone());
+        }
+        let lobby = self.cluster.lobby(&seen.caller.user, &seen.callee.user).await?;
+        let latest = |role| match role {
+            Role::Caller => lobby.caller_call.as_ref(),
+            Role::Callee => lobby.callee_call.as_ref(),
+        };
+        let is_elsewhere =
+            |role: &Role| latest(*role).is_some_and(|call| call.is_live() && call.id != seen.id);
+        let Some(role) = [Role::Caller, Role::Callee].into_iter().find(is_elsewhere) else {
+            let claim = |role| {
+                let was = latest(role).map(|call| call.id);
+                Claim { user: seen.party(role).user.clone(), was }
+            };
+            let claims = [Role::Caller, Role::Callee].map(claim).into();
+            self.cluster.restore(change(seen, claims), None).await?;
+            return Ok(seen.clone());
+        };
+        let displaced = Event::Displaced(role);
+        let Ok(ended) = self.rules.apply(seen, &displaced, self.node(), self.clock.now()) else {
+            return Ok(seen.clone());
+        };
+        if self.cluster.restore(change(&ended, Vec::new()), None).await? {
+            let callee_nodes = self.cluster.nodes_of(&ended.callee.user).await?;
+            self.tell_changed(seen, &ended, &callee_nodes);
+        }
+        Ok(ended)
     }
 
     async fn receive(&self, from: NodeId, message: Message) -> Result<(), Unavailable> {

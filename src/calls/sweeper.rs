@@ -109,6 +109,7 @@ impl Calls {
         }
         loop {
             let attended = tokio::select! {
+                biased;
                 _ = sweeps.tick() => self.sweep().await,
                 _ = look_ups.tick() => self.look_up().await,
                 () = &mut shutdown => return,

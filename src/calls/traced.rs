@@ -5,7 +5,7 @@
 use super::{Calls, Failure, live::LiveCall};
 use crate::{
     call::{Attempt, Call, Event, Refusal, Role, Signal, State},
-    cluster::Relay,
+    cluster::{Change, Committed, Relay, Unavailable},
     ids::{NodeId, UserId},
     telemetry::{Span, SpanKind, Traces},
     time::Timestamp,
@@ -52,6 +52,18 @@ impl Calls {
             *span = self.traces.step(root(next), name, kind);
         }
         next.traceparent = span.context();
+    }
+
+    /// Commits, as a part of this step.
+    pub(super) async fn commit(
+        &self,
+        change: Change,
+        span: &mut Span,
+    ) -> Result<Committed, Unavailable> {
+        let part = span.part("commit", SpanKind::Client);
+        let committed = self.cluster.commit(change).await;
+        drop(part);
+        committed.inspect_err(|unavailable| span.fail(&unavailable.to_string()))
     }
 
     /// Notes what a change has made of a call, and how long the phase was that it ended.
@@ -182,9 +194,10 @@ fn step(event: &Event) -> (&'static str, SpanKind) {
         Event::Busy(_) => ("busy", SpanKind::Server),
         Event::End { .. } => ("end", SpanKind::Server),
         Event::Gone { .. } => ("lose device", SpanKind::Internal),
-        Event::Joined(_) => ("bring device back", SpanKind::Internal),
+        Event::Joined(_) | Event::Stayed(_) => ("bring device back", SpanKind::Internal),
         Event::Confirmed(_) => ("confirm device", SpanKind::Internal),
         Event::Superseded(_) => ("supersede", SpanKind::Internal),
+        Event::Displaced(_) => ("displace", SpanKind::Internal),
         Event::Terminated => ("terminate", SpanKind::Server),
         Event::Due => ("end overdue", SpanKind::Internal),
     }

@@ -26,6 +26,8 @@ pub struct View {
     pub rung: Vec<SocketId>,
     /// What the caller sent so far, for devices that join while it rings.
     pub replay: Held,
+    /// The sockets that were told that nobody knows what came of their end of the call.
+    pub unanswered: Vec<SocketId>,
     /// On the caller's node: the other nodes where the call rings.
     pub ring_nodes: Option<Vec<NodeId>>,
     /// How much of `replay` the caller sent before this became its node.

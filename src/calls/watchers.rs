@@ -1,7 +1,7 @@
 //! Which sockets of this node want to know about whose presence.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -24,7 +24,7 @@ pub struct Watchers {
 #[derive(Default)]
 struct Index {
     users: HashMap<UserId, Watched>,
-    sockets: HashMap<SocketId, HashSet<UserId>>,
+    sockets: HashMap<SocketId, BTreeSet<UserId>>,
 }
 
 #[derive(Default)]
@@ -46,7 +46,7 @@ impl Watchers {
         let mut index = self.index();
         let Index { users: watched, sockets } = &mut *index;
         let own = sockets.entry(socket).or_default();
-        let added: HashSet<&UserId> = users.iter().filter(|user| !own.contains(*user)).collect();
+        let added: BTreeSet<&UserId> = users.iter().filter(|user| !own.contains(*user)).collect();
         if own.len() + added.len() > MAX_WATCHED_USERS {
             return Err(TooMany);
         }
@@ -78,7 +78,7 @@ impl Watchers {
         own.into_iter().filter(|user| index.unwatch(socket, user)).collect()
     }
 
-    /// The cluster counts its edges from the beginning again. Answers all users that are watched.
+    /// The cluster counts its edges from the beginning again. Answers all users that are watched, in order.
     pub fn start_over(&self) -> Vec<UserId> {
         let mut index = self.index();
         for watched in index.users.values_mut() {
@@ -86,7 +86,9 @@ impl Watchers {
                 *order = 0;
             }
         }
-        index.users.keys().cloned().collect()
+        let mut users: Vec<_> = index.users.keys().cloned().collect();
+        users.sort_unstable();
+        users
     }
 
     /// Those of `users` that somebody here watches.

@@ -14,7 +14,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::Message;
-use crate::time::Timestamp;
+use crate::{metrics::Publish, time::Timestamp};
 
 /// For how long a sent message is kept to be sent again.
 pub const KEEP: Duration = Duration::from_secs(30);
@@ -31,6 +31,17 @@ pub struct Frame<M = Message> {
     /// The oldest number that the sender could still send. What is older is lost for good.
     pub oldest: u64,
     pub messages: Vec<M>,
+}
+
+/// What goes from one node to another.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Content<M = Message> {
+    Frame(Frame<M>),
+    /// Send again from this number on.
+    Again(u64),
+    /// From this very node: its channel works.
+    Canary,
 }
 
 /// The sending end.
@@ -60,6 +71,18 @@ pub struct Delivery {
     pub ask_from: Option<u64>,
     /// How many messages are lost for good.
     pub lost: u64,
+}
+
+impl Content {
+    /// What it is counted as.
+    pub fn kind(&self) -> Publish {
+        match self {
+            Self::Frame(frame) if frame.messages.is_empty() => Publish::Progress,
+            Self::Frame(_) => Publish::Messages,
+            Self::Again(_) => Publish::Ask,
+            Self::Canary => Publish::Canary,
+        }
+    }
 }
 
 impl Sender {

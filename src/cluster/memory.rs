@@ -172,26 +172,13 @@ impl Cluster for Memory {
     }
 
     async fn commit(&self, change: Change) -> Result<Committed, Unavailable> {
-        Ok(self.store().commit(change))
+        let over = change.call.version - 1;
+        Ok(self.store().write(change, over))
     }
 
-    async fn restore(&self, call: &Call, over: Option<u64>) -> Result<(), Unavailable> {
-        let mut store = self.store();
-        if let Some(over) = over {
-            if store.load(call.id).is_some_and(|known| known.version == over) {
-                store.put(call.clone());
-            }
-            return Ok(());
-        }
-        let parties = [&call.caller.user, &call.callee.user];
-        let is_free = |user: &UserId| store.users.get(user).is_none_or(|user| user.claim.is_none());
-        if !store.calls.contains_key(&call.id) && parties.into_iter().all(is_free) {
-            for user in parties {
-                store.users.entry(user.clone()).or_default().claim = Some(call.id);
-            }
-            store.put(call.clone());
-        }
-        Ok(())
+    async fn restore(&self, change: Change, over: Option<u64>) -> Result<bool, Unavailable> {
+        let over = over.unwrap_or(0);
+        Ok(matches!(self.store().write(change, over), Committed::Stored(_)))
     }
 
     async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Call>, Unavailable> {
@@ -244,7 +231,8 @@ impl Store {
         self.edge_since(user, before)
     }
 
-    fn commit(&mut self, change: Change) -> Committed {
+    /// Writes a record over the version `over`, 0 if there must be none.
+    fn write(&mut self, change: Change, over: u64) -> Committed {
         let Change { call, claims } = change;
         let current = self.load(call.id);
         if current.as_ref() == Some(&call) {
@@ -253,7 +241,7 @@ impl Store {
             return Committed::Stored(Stored { edges, callee_nodes: self.nodes_of(parties[1]) });
         }
         let conflict = |current: Option<Call>| Committed::Conflict(current.map(Box::new));
-        if current.as_ref().map_or(0, |current| current.version) + 1 != call.version {
+        if current.as_ref().map_or(0, |current| current.version) != over {
             return conflict(current);
         }
         let claim_of = |user: &UserId| self.users.get(user).and_then(|user| user.claim);

@@ -2,8 +2,9 @@
 //!
 //! A backend compares, writes and expires whole records. It knows no rule about calls.
 
-pub(crate) mod link;
+pub mod link;
 mod memory;
+pub mod outgoing;
 pub(crate) mod redis;
 
 use async_trait::async_trait;
@@ -72,9 +73,9 @@ pub trait Cluster: Send + Sync + 'static {
     /// exist yet) and every claim is what it was.
     async fn commit(&self, change: Change) -> Result<Committed, Unavailable>;
 
-    /// Puts the record of a live call back, as it is: over the earlier version that is there, after
-    /// the shared state has gone back, or where there is none and no party is in another call by now.
-    async fn restore(&self, call: &Call, over: Option<u64>) -> Result<(), Unavailable>;
+    /// Puts a record back, as it is, after the shared state has gone back: over the earlier version
+    /// that is there, or where there is none, if every claim is what it was. Answers whether it did.
+    async fn restore(&self, change: Change, over: Option<u64>) -> Result<bool, Unavailable>;
 
     /// Up to `limit` calls whose deadline has passed at `now`. Each is left to whoever asked for some
     /// seconds before it is given out again. Stored calls whose time is over are removed.

@@ -88,6 +88,7 @@ impl Writer {
             tokio::time::sleep(CLOSE_TIMEOUT).await;
         };
         tokio::select! {
+            biased;
             () = self.write_all() => {}
             () = closing => {
                 let rows = self.backlog.len();

@@ -62,7 +62,7 @@ impl Bucket {
     /// Takes one of what is left; if nothing is, says how long that will be so.
     pub fn take(&mut self, quota: Quota, now_us: u64) -> Result<(), Duration> {
         self.check(quota, now_us)?;
-        self.full_at_ns += quota.interval_ns();
+        self.full_at_ns = self.full_at_ns.saturating_add(quota.interval_ns());
         Ok(())
     }
 
@@ -72,7 +72,7 @@ impl Bucket {
         let latest = now.saturating_add(quota.window_ns());
         // A clock that was set back must lock nobody out for longer than the quota does.
         self.full_at_ns = self.full_at_ns.clamp(now, latest);
-        match (self.full_at_ns + quota.interval_ns()).checked_sub(latest) {
+        match self.full_at_ns.saturating_add(quota.interval_ns()).checked_sub(latest) {
             None | Some(0) => Ok(()),
             Some(wait_ns) => Err(Duration::from_nanos(wait_ns)),
         }

@@ -270,7 +270,7 @@ impl From<TooMany> for Denied {
 impl TooMany {
     /// For `Retry-After`.
     pub fn retry_after_s(&self) -> u64 {
-        self.retry_after.as_millis().div_ceil(1_000).try_into().unwrap_or(u64::MAX)
+        self.retry_after.as_nanos().div_ceil(1_000_000_000).try_into().unwrap_or(u64::MAX)
     }
 
     pub fn retry_after_ms(&self) -> u64 {
@@ -289,6 +289,6 @@ impl fmt::Display for TooMany {
             What::FailedTokens => "too many tokens from your address were not good",
             What::CallAttempts => "you call too often",
         })?;
-        write!(f, ": try again in {} s", self.retry_after_s().max(1))
+        write!(f, ": try again in {} s", self.retry_after_s())
     }
 }

@@ -3,7 +3,7 @@
 use std::{mem, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header, uri::Authority};
 use http_body_util::Full;
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse},
@@ -134,7 +134,8 @@ impl Exporter {
                 Err(error) => {
                     metrics::SPANS_DROPPED.of(LostSpan::Export).increment(count);
                     if !mem::replace(&mut self.is_away, true) {
-                        warn!(%error, collector = ?self.endpoint.authority(), "traces cannot be delivered: they are dropped for now");
+                        let collector = self.endpoint.authority().map(Authority::as_str);
+                        warn!(%error, collector, "traces cannot be delivered: they are dropped for now");
                     }
                 }
             }

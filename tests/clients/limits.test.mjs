@@ -57,15 +57,15 @@ const retryAfter = ({ headers }) => {
 
 describe('events of a socket', { concurrency: true }, () => {
   test('are limited, and whoever waits as long as told is served again', async (t) => {
-    const server = await limited(t, ['events=20/2s']);
+    const server = await limited(t, ['events=20/20s']);
     const [anna, ben] = [await join(t, server, { userId: someone('anna') }), await join(t, server, { userId: someone('ben') })];
     const before = await scrape(server);
     const answers = await Promise.all(Array.from({ length: 40 }, () => anna.ack('call:sync', {})));
     const refusals = answers.filter(({ ok }) => !ok);
-    assert.ok(refusals.length >= 15 && refusals.length <= 22, `${refusals.length} of 40`);
+    assert.ok(refusals.length >= 15 && refusals.length <= 21, `${refusals.length} of 40`);
     const last = refusals.at(-1);
     assertRefused(last, 'RATE_LIMITED', { event: 'call:sync' });
-    assert.ok(last.error.retryAfterMs > 0 && last.error.retryAfterMs <= 200, JSON.stringify(last));
+    assert.ok(last.error.retryAfterMs > 0 && last.error.retryAfterMs <= 1_000, JSON.stringify(last));
     await reached(server, before, { events: refusals.length });
     await ben.ok('call:sync', {});
     await new Promise((resolve) => setTimeout(resolve, last.error.retryAfterMs));
@@ -126,7 +126,7 @@ describe('events of a socket', { concurrency: true }, () => {
       raw.send(...some);
       await new Promise((resolve) => setTimeout(resolve, 20));
     }
-    await raw.frame((text) => text === '41', 'the end of the socket').catch(() => raw.closed);
+    await Promise.race([raw.frame((text) => text === '41', 'the end of the socket'), raw.closed]);
     const after = await scrape(server);
     const hits = after.byLabels('switchboard_limits_hit_total', before);
     assert.ok(hits.flood === 1 || hits.inbox === 1, JSON.stringify(hits));

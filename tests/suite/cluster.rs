@@ -420,10 +420,14 @@ async fn a_record_that_has_gone_back_is_put_back_and_a_newer_one_is_not() {
         };
         let node = NodeId::generate(START);
         let answered = RULES.apply(&call, &Event::Answer(device), node, START).unwrap();
-        cluster.restore(&answered, Some(1)).await.unwrap();
+        let put_back = async |call: &Call, over| {
+            let change = Change { call: call.clone(), claims: Vec::new() };
+            cluster.restore(change, over).await.unwrap()
+        };
+        assert!(put_back(&answered, Some(1)).await);
         assert_eq!(cluster.load(call.id).await.unwrap(), Some(answered.clone()));
-        cluster.restore(&call, Some(1)).await.unwrap();
-        cluster.restore(&call, None).await.unwrap();
+        assert!(!put_back(&call, Some(1)).await);
+        assert!(!put_back(&call, None).await);
         assert_eq!(cluster.load(call.id).await.unwrap(), Some(answered));
     }
 }

@@ -132,7 +132,7 @@ interleaved! {
     nodes_of(user: &UserId) -> Vec<NodeId>;
     latest(user: &UserId) -> Option<Call>;
     commit(change: Change) -> Committed;
-    restore(call: &Call, over: Option<u64>) -> ();
+    restore(change: Change, over: Option<u64>) -> bool;
     due(now: Timestamp, limit: usize) -> Vec<Call>;
     settle(calls: &[CallId]) -> ();
     seen_off(node: NodeId, users: &[UserId]) -> ();

@@ -10,13 +10,13 @@ use fred::{clients::SubscriberClient, prelude::*};
 use tokio::sync::{Notify, broadcast::error::RecvError, mpsc};
 use tracing::{debug, info, warn};
 
-use super::{
-    asked::timed,
-    envelope::{Content, Envelope},
-    outgoing::{Outgoing, end_of},
-};
+use super::{asked::timed, envelope::Envelope};
 use crate::{
-    cluster::{Inbound, Message, Relay, link::Receiver},
+    cluster::{
+        Inbound, Message, Relay,
+        link::{Content, Receiver},
+        outgoing::{Outgoing, end_of},
+    },
     health::{Health, Part},
     ids::{CallId, NodeId},
     metrics::{self, Command, Connection, Limit},

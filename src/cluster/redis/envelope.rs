@@ -8,9 +8,11 @@ use serde_json::value::RawValue;
 use tracing::warn;
 
 use crate::{
-    cluster::{Message, link::Frame},
+    cluster::{
+        Message,
+        link::{Content, Frame},
+    },
     ids::NodeId,
-    metrics::Publish,
 };
 
 /// The version of this format. A later one is what this build must not try to read.
@@ -23,16 +25,6 @@ pub struct Envelope<M = Message> {
     pub content: Content<M>,
 }
 
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Content<M = Message> {
-    Frame(Frame<M>),
-    /// Send again from this number on.
-    Again(u64),
-    /// From this very node: its channel works.
-    Canary,
-}
-
 /// Why something published cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Unreadable {
@@ -40,18 +32,6 @@ pub enum Unreadable {
     Later(u8),
     #[error(transparent)]
     Malformed(#[from] serde_json::Error),
-}
-
-impl Content {
-    /// What it is counted as.
-    pub fn kind(&self) -> Publish {
-        match self {
-            Self::Frame(frame) if frame.messages.is_empty() => Publish::Progress,
-            Self::Frame(_) => Publish::Messages,
-            Self::Again(_) => Publish::Ask,
-            Self::Canary => Publish::Canary,
-        }
-    }
 }
 
 impl Envelope {

@@ -7,7 +7,6 @@ mod connect;
 pub(crate) mod envelope;
 pub(crate) mod facts;
 mod life;
-mod outgoing;
 
 pub use connect::ConnectError;
 
@@ -35,7 +34,7 @@ use super::{
     Change, Cluster, Committed, Detached, Edge, Inbound, Message, Relay, Stored, Unavailable,
 };
 use crate::{
-    call::{Call, Lobby, Role},
+    call::{Call, Lobby},
     health::Health,
     ids::{CallId, NodeId, SocketId, UserId},
     metrics::Command,
@@ -244,12 +243,12 @@ impl Redis {
     }
 
     /// Writes a record over the version `over`, 0 if there must be none, and the users' claims.
-    async fn write(
-        &self,
-        call: &Call,
-        over: u64,
-        claims: [String; 2],
-    ) -> Result<Committed, Unavailable> {
+    async fn write(&self, change: Change, over: u64) -> Result<Committed, Unavailable> {
+        let Change { call, claims } = &change;
+        let claim_of = |user: &UserId| match claims.iter().find(|claim| claim.user == *user) {
+            Some(claim) => claim.was.map_or(String::new(), |id| id.to_string()),
+            None => "-".to_owned(),
+        };
         let (caller, callee) = (&call.caller.user, &call.callee.user);
         let keys = vec![
             self.keys.call(call.id),
@@ -258,7 +257,6 @@ impl Redis {
             self.keys.user(callee),
         ];
         let life = call.expires_at - call.created_at + RECORD_MARGIN;
-        let [caller_claim, callee_claim] = claims;
         let arguments = vec![
             call.id.to_string(),
             over.to_string(),
@@ -269,8 +267,8 @@ impl Redis {
             life.as_millis().to_string(),
             caller.as_str().to_owned(),
             callee.as_str().to_owned(),
-            caller_claim,
-            callee_claim,
+            claim_of(caller),
+            claim_of(callee),
         ];
         let mut answer = list(self.run(&self.scripts.commit, keys, arguments).await?).into_iter();
         let mut next = || answer.next().unwrap_or(Value::Null);
@@ -391,22 +389,13 @@ impl Cluster for Redis {
     }
 
     async fn commit(&self, change: Change) -> Result<Committed, Unavailable> {
-        let Change { call, claims } = change;
-        let claim_of = |role: Role| {
-            let user = &call.party(role).user;
-            match claims.iter().find(|claim| claim.user == *user) {
-                Some(claim) => claim.was.map_or(String::new(), |id| id.to_string()),
-                None => "-".to_owned(),
-            }
-        };
-        let claims = [claim_of(Role::Caller), claim_of(Role::Callee)];
-        self.write(&call, call.version - 1, claims).await
+        let over = change.call.version - 1;
+        self.write(change, over).await
     }
 
-    async fn restore(&self, call: &Call, over: Option<u64>) -> Result<(), Unavailable> {
-        // A record that went back has its claims; where it is gone, so are they.
-        let claim = if over.is_some() { "-" } else { "" };
-        self.write(call, over.unwrap_or(0), [claim; 2].map(str::to_owned)).await.map(|_| ())
+    async fn restore(&self, change: Change, over: Option<u64>) -> Result<bool, Unavailable> {
+        let written = self.write(change, over.unwrap_or(0)).await?;
+        Ok(matches!(written, Committed::Stored(_)))
     }
 
     async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Call>, Unavailable> {

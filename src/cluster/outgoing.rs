@@ -2,15 +2,11 @@
 
 use std::{collections::VecDeque, ops::Range};
 
-use super::envelope::Content;
-use crate::{
-    cluster::{
-        Message, Relay,
-        link::{Frame, Sender},
-    },
-    ids::CallId,
-    time::Timestamp,
+use super::{
+    Message, Relay,
+    link::{Content, Frame, Sender},
 };
+use crate::{ids::CallId, time::Timestamp};
 
 /// Most messages that wait to be sent to one node.
 const QUEUE_MESSAGES: usize = 10_000;
@@ -20,6 +16,7 @@ const BATCH_MESSAGES: usize = 256;
 /// much more to read.
 const BATCH_BYTES: usize = 1024 * 1024;
 
+/// What waits for one node, and what has been sent and may be asked for again.
 pub struct Outgoing {
     queue: VecDeque<Message>,
     link: Sender,

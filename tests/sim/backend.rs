@@ -1,0 +1,336 @@
+//! One node's side of the shared state, as the driver for Redis has it: operations that may fail or lose
+//! their answer, heartbeats, and burying the dead.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use switchboard::{
+    call::{Call, Lobby},
+    cluster::{
+        Change, Cluster, Committed, Departed, Detached, Edge, Inbound, Message, Relay, Unavailable,
+    },
+    ids::{CallId, NodeId, SocketId, UserId},
+    protocol::Presence,
+    time::Timestamp,
+};
+use tokio::sync::{Notify, mpsc};
+
+use super::{
+    bus::Bus,
+    state::{Mistake, State},
+    world::{Failed, World},
+};
+
+const HEARTBEAT: Duration = Duration::from_secs(2);
+const DEAD_AFTER: Duration = Duration::from_secs(8);
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+pub struct Backend {
+    pub node: NodeId,
+    pub bus: Bus,
+    world: Arc<World>,
+    local: Arc<Mutex<Local>>,
+    leaving: AtomicBool,
+}
+
+#[derive(Default)]
+struct Local {
+    sockets: BTreeMap<UserId, BTreeSet<SocketId>>,
+    watched: BTreeSet<UserId>,
+}
+
+impl From<Failed> for Unavailable {
+    fn from(_: Failed) -> Self {
+        Unavailable
+    }
+}
+
+impl Backend {
+    pub fn new(node: NodeId, world: Arc<World>) -> Self {
+        let bus = Bus::new(node, world.clone());
+        Self { node, bus, world, local: Arc::default(), leaving: AtomicBool::new(false) }
+    }
+
+    async fn ask<T: Send + 'static>(
+        &self,
+        operation: impl FnOnce(&World, &mut State) -> T + Send + 'static,
+    ) -> Result<T, Unavailable> {
+        self.world.carry_out(self.node, operation).await.map_err(|Failed| Unavailable)
+    }
+
+    /// Writes what this node has to do with a user, as it is when Redis carries it out.
+    async fn mark(&self, user: &UserId) -> Result<(Option<Edge>, Edge, Option<Call>), Unavailable> {
+        let (user, node, local) = (user.clone(), self.node, self.local.clone());
+        self.ask(move |_, state| {
+            let local = local.lock().unwrap();
+            let count = local.sockets.get(&user).map_or(0, BTreeSet::len);
+            let edge = state.mark(&user, |entry| {
+                if count > 0 {
+                    entry.nodes.insert(node, count);
+                } else {
+                    entry.nodes.remove(&node);
+                }
+                if local.watched.contains(&user) {
+                    entry.watchers.insert(node);
+                } else {
+                    entry.watchers.remove(&node);
+                }
+            });
+            (edge, state.edge(&user), state.latest(&user))
+        })
+        .await
+    }
+
+    /// Heartbeats, and burying the dead, for ever.
+    pub async fn live(self: Arc<Self>, inbox: mpsc::Sender<Inbound>, reconnected: Arc<Notify>) {
+        let mut ticks = tokio::time::interval(HEARTBEAT);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let started = tokio::time::Instant::now();
+        let (mut heard, mut since) = (started, started);
+        loop {
+            tokio::select! {
+                biased;
+                () = reconnected.notified() => self.start_over(&inbox).await,
+                _ = ticks.tick() => {}
+            }
+            if self.leaving.load(Ordering::Relaxed) {
+                return;
+            }
+            let asked = tokio::time::Instant::now();
+            if asked - heard > 2 * HEARTBEAT {
+                since = asked;
+            }
+            let node = self.node;
+            let beat =
+                self.ask(move |world, state| state.nodes.insert(node, world.now()).is_none());
+            if let Ok(was_unknown) = beat.await {
+                heard = asked;
+                if was_unknown {
+                    self.start_over(&inbox).await;
+                } else if asked - since >= DEAD_AFTER {
+                    let _ = self.bury_dead(&inbox).await;
+                }
+            }
+        }
+    }
+
+    async fn start_over(&self, inbox: &mpsc::Sender<Inbound>) {
+        let ms = self.world.dice.roll(|dice| dice.below(300));
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+        let _ = inbox.send(Inbound::Reset).await;
+    }
+
+    async fn bury_dead(&self, inbox: &mpsc::Sender<Inbound>) -> Result<(), Unavailable> {
+        if self.world.mistake == Some(Mistake::DeadNotBuried) {
+            return Ok(());
+        }
+        let node = self.node;
+        let bury = move |world: &World, state: &mut State| {
+            let now = world.now();
+            state.bury(now - DEAD_AFTER, node, now)
+        };
+        let taken = self.ask(bury).await?;
+        for (dead, _) in &taken {
+            self.bus.forget(*dead);
+        }
+        self.pass_on_departed(taken, inbox).await?;
+        let unseen = self.ask(|world, state| state.unseen(world.now())).await?;
+        self.pass_on_departed(unseen, inbox).await
+    }
+
+    async fn pass_on_departed(
+        &self,
+        users: Vec<(NodeId, UserId)>,
+        inbox: &mpsc::Sender<Inbound>,
+    ) -> Result<(), Unavailable> {
+        let mut by_node: BTreeMap<NodeId, Vec<UserId>> = BTreeMap::new();
+        for (node, user) in users {
+            by_node.entry(node).or_default().push(user);
+        }
+        for (node, users) in by_node {
+            let look = move |_: &World, state: &mut State| {
+                let is_back = |user: &UserId| state.nodes_of(user).contains(&node);
+                let (back, gone): (Vec<_>, Vec<_>) = users.into_iter().partition(is_back);
+                let departed =
+                    |user: UserId| Departed { edge: state.edge(&user), call: state.latest(&user) };
+                (back, gone.into_iter().map(departed).collect::<Vec<_>>())
+            };
+            let (back, departed) = self.ask(look).await?;
+            if !departed.is_empty() {
+                let _ = inbox.send(Inbound::Departed(node, departed)).await;
+            }
+            self.seen_off(node, &back).await?;
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Cluster for Backend {
+    fn node(&self) -> NodeId {
+        self.node
+    }
+
+    async fn attach(&self, user: &UserId, socket: SocketId) -> Result<Option<Edge>, Unavailable> {
+        let is_new =
+            self.local.lock().unwrap().sockets.entry(user.clone()).or_default().insert(socket);
+        match self.mark(user).await {
+            Ok((edge, ..)) => Ok(edge),
+            Err(error) => {
+                if is_new {
+                    self.remove(user, socket);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn detach(&self, user: &UserId, socket: SocketId) -> Result<Detached, Unavailable> {
+        self.remove(user, socket);
+        let (edge, _, call) = self.mark(user).await?;
+        Ok(Detached { call, edge })
+    }
+
+    async fn watch(&self, users: &[UserId]) -> Result<Vec<Edge>, Unavailable> {
+        self.local.lock().unwrap().watched.extend(users.iter().cloned());
+        let mut edges = Vec::new();
+        for user in users {
+            edges.push(self.mark(user).await?.1);
+        }
+        Ok(edges)
+    }
+
+    async fn unwatch(&self, users: &[UserId]) -> Result<(), Unavailable> {
+        for user in users {
+            self.local.lock().unwrap().watched.remove(user);
+        }
+        for user in users {
+            self.mark(user).await?;
+        }
+        Ok(())
+    }
+
+    async fn presence(&self, users: &[UserId]) -> Result<Vec<Presence>, Unavailable> {
+        let users = users.to_vec();
+        self.ask(move |_, state| users.iter().map(|user| state.presence(user)).collect()).await
+    }
+
+    async fn lobby(&self, caller: &UserId, callee: &UserId) -> Result<Lobby, Unavailable> {
+        let (caller, callee, node) = (caller.clone(), callee.clone(), self.node);
+        let lobby = move |world: &World, state: &mut State| {
+            state.lobby(&caller, &callee, |other| other == node || world.listens(other))
+        };
+        self.ask(lobby).await
+    }
+
+    async fn load(&self, id: CallId) -> Result<Option<Call>, Unavailable> {
+        self.ask(move |_, state| state.load(id)).await
+    }
+
+    async fn live(
+        &self,
+        _: Option<&str>,
+        _: usize,
+    ) -> Result<(Vec<Call>, Option<String>), Unavailable> {
+        unreachable!("no operator looks on")
+    }
+
+    async fn nodes_of(&self, user: &UserId) -> Result<Vec<NodeId>, Unavailable> {
+        let user = user.clone();
+        self.ask(move |_, state| state.nodes_of(&user)).await
+    }
+
+    async fn latest(&self, user: &UserId) -> Result<Option<Call>, Unavailable> {
+        let user = user.clone();
+        self.ask(move |_, state| state.latest(&user)).await
+    }
+
+    async fn commit(&self, change: Change) -> Result<Committed, Unavailable> {
+        self.ask(move |world, state| {
+            let written = state.write(&change, change.call.version - 1, world.mistake);
+            if let Committed::Stored(_) = written {
+                world.witness().wrote(world.now(), &change.call, state);
+            }
+            written
+        })
+        .await
+    }
+
+    async fn restore(&self, change: Change, over: Option<u64>) -> Result<bool, Unavailable> {
+        self.ask(move |world, state| {
+            let written = state.write(&change, over.unwrap_or(0), world.mistake);
+            let is_written = matches!(written, Committed::Stored(_));
+            world.witness().restored(world.now(), &change.call, is_written, state);
+            is_written
+        })
+        .await
+    }
+
+    async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Call>, Unavailable> {
+        self.ask(move |world, state| state.due(now, limit, world.mistake)).await
+    }
+
+    async fn settle(&self, calls: &[CallId]) -> Result<(), Unavailable> {
+        let calls = calls.to_vec();
+        self.ask(move |_, state| state.settle(&calls)).await
+    }
+
+    async fn seen_off(&self, node: NodeId, users: &[UserId]) -> Result<(), Unavailable> {
+        let users = users.to_vec();
+        self.ask(move |_, state| {
+            for user in users {
+                state.departed.remove(&(node, user));
+            }
+        })
+        .await
+    }
+
+    fn recall(&self, from: NodeId, call: CallId) -> Vec<Relay> {
+        self.bus.recall(from, call)
+    }
+
+    async fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+        let published = async {
+            while !self.bus.is_idle() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let _ = tokio::time::timeout(LAST_WORDS, published).await;
+        let node = self.node;
+        let _ = self
+            .ask(move |_, state| {
+                let is_there = state
+                    .users
+                    .values()
+                    .any(|user| user.nodes.contains_key(&node) || user.watchers.contains(&node));
+                if !is_there {
+                    state.nodes.remove(&node);
+                }
+            })
+            .await;
+    }
+
+    fn send(&self, to: NodeId, message: Message) {
+        self.bus.send(to, message);
+    }
+}
+
+impl Backend {
+    fn remove(&self, user: &UserId, socket: SocketId) {
+        let mut local = self.local.lock().unwrap();
+        if let Some(sockets) = local.sockets.get_mut(user) {
+            sockets.remove(&socket);
+            if sockets.is_empty() {
+                local.sockets.remove(user);
+            }
+        }
+    }
+}

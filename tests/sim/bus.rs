@@ -1,0 +1,234 @@
+//! Messages between nodes: the real links, over a channel that loses, doubles and holds up.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use switchboard::{
+    cluster::{
+        Inbound, Message, Relay,
+        link::{Content, Receiver},
+        outgoing::{Outgoing, end_of},
+    },
+    ids::{CallId, NodeId},
+    time::Timestamp,
+};
+use tokio::{
+    sync::{Notify, mpsc},
+    task::JoinSet,
+};
+
+use super::{state::Mistake, weather::Way, world::World};
+
+const PROGRESS: Duration = Duration::from_millis(500);
+const FORGET_AFTER: Duration = Duration::from_secs(20);
+const RETRY: Duration = Duration::from_millis(100);
+const TIMEOUT: Duration = Duration::from_secs(1);
+
+#[derive(Clone)]
+pub struct Bus(Arc<Shared>);
+
+struct Shared {
+    node: NodeId,
+    world: Arc<World>,
+    peers: Mutex<BTreeMap<NodeId, Arc<Peer>>>,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+struct Peer {
+    outgoing: Mutex<Outgoing>,
+    wake: Notify,
+}
+
+impl Peer {
+    fn outgoing(&self) -> MutexGuard<'_, Outgoing> {
+        self.outgoing.lock().unwrap()
+    }
+}
+
+impl Bus {
+    pub fn new(node: NodeId, world: Arc<World>) -> Self {
+        Self(Arc::new(Shared { node, world, peers: Mutex::default(), tasks: Mutex::default() }))
+    }
+
+    /// The process ends.
+    pub fn stop(&self) {
+        self.0.tasks.lock().unwrap().abort_all();
+    }
+
+    pub fn send(&self, to: NodeId, message: Message) {
+        self.outgoing(to, |outgoing| {
+            outgoing.put(message);
+        });
+    }
+
+    fn peers(&self) -> MutexGuard<'_, BTreeMap<NodeId, Arc<Peer>>> {
+        self.0.peers.lock().unwrap()
+    }
+
+    fn outgoing(&self, to: NodeId, change: impl FnOnce(&mut Outgoing)) {
+        let mut peers = self.peers();
+        let peer = peers.entry(to).or_insert_with(|| {
+            let outgoing = Mutex::new(Outgoing::new(self.0.world.now()));
+            let peer = Arc::new(Peer { outgoing, wake: Notify::new() });
+            self.0.tasks.lock().unwrap().spawn(self.clone().run_peer(to, peer.clone()));
+            peer
+        });
+        change(&mut peer.outgoing());
+        peer.wake.notify_one();
+    }
+
+    pub fn recall(&self, from: NodeId, call: CallId) -> Vec<Relay> {
+        let peer = self.peers().get(&from).cloned();
+        peer.map_or_else(Vec::new, |peer| peer.outgoing().recall(call))
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.peers().values().all(|peer| !peer.outgoing().is_busy())
+    }
+
+    pub fn forget(&self, node: NodeId) {
+        if let Some(peer) = self.peers().get(&node) {
+            peer.outgoing().forget();
+        }
+    }
+
+    /// Publishes what is next for one peer, one after the other.
+    async fn run_peer(self, to: NodeId, peer: Arc<Peer>) {
+        let mut unheard_since: Option<Timestamp> = None;
+        let mut pause = PROGRESS;
+        loop {
+            if pause == PROGRESS {
+                let _ = tokio::time::timeout(pause, peer.wake.notified()).await;
+            } else {
+                tokio::time::sleep(pause).await;
+            }
+            pause = PROGRESS;
+            loop {
+                let now = self.0.world.now();
+                let contents = peer.outgoing().next(now);
+                let mut is_known = true;
+                for content in contents {
+                    let up_to = end_of(&content);
+                    match self.publish(to, content).await {
+                        Some(false) => {
+                            unheard_since.get_or_insert(now);
+                            pause = RETRY;
+                        }
+                        Some(true) => {
+                            unheard_since = None;
+                            peer.outgoing().heard(up_to);
+                        }
+                        None => {
+                            pause = RETRY;
+                            is_known = false;
+                        }
+                    }
+                }
+                if is_known {
+                    peer.outgoing().landed();
+                }
+                let mut peers = self.peers();
+                if unheard_since.is_some_and(|since| now - since > FORGET_AFTER)
+                    || peer.outgoing().is_over()
+                {
+                    peers.remove(&to);
+                    return;
+                }
+                drop(peers);
+                if pause == RETRY || !peer.outgoing().has_more() {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Whether somebody heard it; None if Redis did not say.
+    async fn publish(&self, to: NodeId, content: Content) -> Option<bool> {
+        let Shared { node, world, .. } = &*self.0;
+        world.stand_still(*node).await;
+        world.latency().await;
+        match world.way(*node) {
+            Way::Open => {}
+            Way::Broken => return None,
+            Way::Frozen(until) => {
+                let left = until - world.now();
+                tokio::time::sleep(left.min(TIMEOUT)).await;
+                if left > TIMEOUT {
+                    return None;
+                }
+            }
+        }
+        let listener = world.listener(to);
+        let Some(listener) = listener else { return Some(false) };
+        let is_lossy = world.weather().lossy.is_some_and(|until| until > world.now());
+        let fate = if is_lossy { world.dice.roll(|dice| dice.below(10)) } else { 9 };
+        match fate {
+            0 => {}
+            1 => {
+                let _ = listener.wire.send((*node, copy(&content)));
+                let _ = listener.wire.send((*node, content));
+            }
+            2 | 3 => {
+                let ms = world.dice.roll(|dice| dice.below(1_500));
+                let node = *node;
+                tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_millis(ms)).await;
+                    let _ = listener.wire.send((node, content));
+                });
+            }
+            _ => {
+                let _ = listener.wire.send((*node, content));
+            }
+        }
+        world.latency().await;
+        (world.way(*node) != Way::Broken).then_some(true)
+    }
+
+    /// Takes what comes on this node's channel.
+    pub async fn listen(
+        self,
+        mut wire: mpsc::UnboundedReceiver<(NodeId, Content)>,
+        inbox: mpsc::Sender<Inbound>,
+    ) {
+        let world = &self.0.world;
+        let mut links: BTreeMap<NodeId, Receiver> = BTreeMap::new();
+        while let Some((from, content)) = wire.recv().await {
+            world.stand_still(self.0.node).await;
+            match content {
+                Content::Canary => {}
+                Content::Again(number) => {
+                    self.outgoing(from, |outgoing| outgoing.send_again(number));
+                }
+                Content::Frame(frame) => {
+                    let doubled = (world.mistake == Some(Mistake::DoublesTaken))
+                        .then(|| frame.messages.clone());
+                    let delivery = links.entry(from).or_default().receive(frame);
+                    if delivery.lost > 0 {
+                        let _ = inbox.send(Inbound::Reset).await;
+                    }
+                    for message in doubled.unwrap_or(delivery.messages) {
+                        let inbound = match message {
+                            Message::Dropped { .. } => Inbound::Reset,
+                            message => Inbound::Message(from, message),
+                        };
+                        let _ = inbox.send(inbound).await;
+                    }
+                    if let Some(number) = delivery.ask_from {
+                        self.outgoing(from, |outgoing| outgoing.ask(number));
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn copy(content: &Content) -> Content {
+    match content {
+        Content::Frame(frame) => Content::Frame(frame.clone()),
+        Content::Again(number) => Content::Again(*number),
+        Content::Canary => Content::Canary,
+    }
+}

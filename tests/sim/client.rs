@@ -1,0 +1,380 @@
+//! The clients: devices that connect to some node, hear, act on what they heard, and come back.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use serde_json::value::RawValue;
+use switchboard::{
+    call::{CallType, Device, Signal},
+    calls::Initiate,
+    ids::{CallId, SocketId, UserId},
+    payload::Payload,
+    protocol::{CallRef, ServerEvent},
+};
+use tokio::sync::mpsc;
+
+use super::{
+    node::{Hear, Node},
+    script::{Act, DEVICES, DEVICES_PER_USER, USERS},
+    witness::{seen, short},
+    world::World,
+};
+
+/// All clients, and the nodes that they can connect to.
+pub struct Clients {
+    pub world: Arc<World>,
+    nodes: Mutex<Vec<Option<Arc<Node>>>>,
+    devices: Mutex<Vec<Client>>,
+    sockets: Mutex<BTreeMap<SocketId, usize>>,
+}
+
+#[derive(Default)]
+struct Client {
+    connection: Option<Connection>,
+    /// How many sockets it has had.
+    sockets: u64,
+    /// How many messages it has sent.
+    sent: u64,
+    ringing: Option<CallRef>,
+    call: Option<CallRef>,
+    last_attempt: Option<Initiate>,
+    has_left: bool,
+}
+
+struct Connection {
+    socket: SocketId,
+    node: Arc<Node>,
+    inputs: mpsc::UnboundedSender<Input>,
+}
+
+/// What comes to the node on a socket.
+enum Input {
+    Call(Initiate),
+    Signal(CallRef, Signal, Payload),
+    Reject(CallRef),
+    Busy(CallRef),
+    End(CallRef),
+    Gone { may_return: bool },
+}
+
+pub fn user(device: usize) -> UserId {
+    name_of(device / DEVICES_PER_USER)
+}
+
+fn name_of(user: usize) -> UserId {
+    format!("u{user}").parse().expect("a user id")
+}
+
+impl Clients {
+    pub fn new(world: Arc<World>, nodes: usize) -> Arc<Self> {
+        let clients = std::iter::repeat_with(Client::default).take(DEVICES).collect();
+        let all = Arc::new(Self {
+            world,
+            nodes: Mutex::default(),
+            devices: Mutex::new(clients),
+            sockets: Mutex::default(),
+        });
+        *all.nodes.lock().unwrap() = (0..nodes).map(|_| Some(all.start_node())).collect();
+        all
+    }
+
+    fn start_node(self: &Arc<Self>) -> Arc<Node> {
+        let own = self.clone();
+        let hear: Hear = Arc::new(move |socket, event| own.hear(socket, event));
+        Node::start(&self.world, hear)
+    }
+
+    /// Takes the node out of its place, where another may be started.
+    pub fn take_node(&self, place: usize) -> Option<Arc<Node>> {
+        self.nodes.lock().unwrap()[place].take()
+    }
+
+    pub fn node(&self, place: usize) -> Option<Arc<Node>> {
+        self.nodes.lock().unwrap()[place].clone()
+    }
+
+    pub fn fill(self: &Arc<Self>, place: usize) {
+        if self.node(place).is_none() {
+            let node = self.start_node();
+            self.nodes.lock().unwrap()[place] = Some(node);
+        }
+    }
+
+    fn clients(&self) -> MutexGuard<'_, Vec<Client>> {
+        self.devices.lock().unwrap()
+    }
+
+    pub fn open_sockets(&self) -> Vec<SocketId> {
+        let clients = self.clients();
+        clients.iter().filter_map(|client| Some(client.connection.as_ref()?.socket)).collect()
+    }
+
+    /// Connects until that works.
+    pub fn connect(self: &Arc<Self>, device: usize, after_ms: u64) {
+        let own = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(after_ms)).await;
+            while !own.try_to_connect(device) {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        });
+    }
+
+    fn try_to_connect(self: &Arc<Self>, device: usize) -> bool {
+        let nodes: Vec<_> = self.nodes.lock().unwrap().iter().flatten().cloned().collect();
+        let nodes: Vec<_> = nodes.into_iter().filter(|node| !node.is_leaving()).collect();
+        if nodes.is_empty() {
+            return false;
+        }
+        let node = nodes[self.world.dice.roll(|dice| dice.index(nodes.len()))].clone();
+        let mut clients = self.clients();
+        let client = &mut clients[device];
+        if client.has_left || client.connection.is_some() {
+            return true;
+        }
+        client.sockets += 1;
+        let socket: SocketId = format!("{:_<16}", format!("d{device}s{}", client.sockets))
+            .parse()
+            .expect("a socket id");
+        let (inputs, received) = mpsc::unbounded_channel();
+        client.connection = Some(Connection { socket, node: node.clone(), inputs });
+        drop(clients);
+        let user = user(device);
+        self.sockets.lock().unwrap().insert(socket, device);
+        self.world.witness().opened(socket, &user);
+        self.world.note(|| format!("d{device} connects as {socket} to {}", node.id));
+        let id = Some(format!("d{device}").parse().expect("a device id"));
+        let device = Device { user, node: node.id, socket, id };
+        let session = session(self.clone(), node.clone(), device, received);
+        node.spawn(session);
+        true
+    }
+
+    /// The client gives its socket up. The node notices after a while, unless it is gone.
+    pub fn disconnect(&self, device: usize, noticed_ms: u64, may_return: bool) {
+        let Some(connection) = self.clients()[device].connection.take() else { return };
+        let Connection { socket, node, inputs } = connection;
+        self.world.witness().closed(socket);
+        self.world.note(|| format!("d{device} loses {socket}"));
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(noticed_ms)).await;
+            node.ears.close(socket);
+            let _ = inputs.send(Input::Gone { may_return });
+        });
+    }
+
+    /// Who is connected to this node.
+    pub fn on(&self, node: &Arc<Node>) -> Vec<usize> {
+        let clients = self.clients();
+        let is_on = |client: &Client| {
+            client.connection.as_ref().is_some_and(|connection| Arc::ptr_eq(&connection.node, node))
+        };
+        (0..DEVICES).filter(|device| is_on(&clients[*device])).collect()
+    }
+
+    /// All leave on purpose, for good.
+    pub fn leave_all(&self) {
+        for device in 0..DEVICES {
+            self.clients()[device].has_left = true;
+            self.disconnect(device, 0, false);
+        }
+    }
+
+    pub fn act(self: &Arc<Self>, device: usize, act: &Act) {
+        match act {
+            Act::Vanish { noticed_ms, back_ms } => {
+                self.disconnect(device, *noticed_ms, true);
+                return self.connect(device, *back_ms);
+            }
+            Act::Leave { back_ms } => {
+                self.disconnect(device, 0, false);
+                return self.connect(device, *back_ms);
+            }
+            _ => {}
+        }
+        let mut clients = self.clients();
+        let client = &mut clients[device];
+        let by_id = self.world.dice.roll(|dice| dice.percent(70));
+        let target = |call: &Option<CallRef>| {
+            let call = call.clone()?;
+            Some(CallRef { call_id: call.call_id.filter(|_| by_id), ..call })
+        };
+        let current = target(&client.call).or_else(|| target(&client.ringing));
+        let somebody = CallRef { to: name_of(device % USERS), call_id: None };
+        let inputs: Vec<Input> = match act {
+            Act::Call { to, named } => {
+                let client_call_id = named.then(|| format!("d{device}c{}", client.sent).into());
+                let to = name_of(*to);
+                let initiate =
+                    Initiate { to, call_type: CallType::Audio, caller_info: None, client_call_id };
+                client.last_attempt = Some(initiate.clone());
+                vec![Input::Call(initiate)]
+            }
+            Act::CallAgain => client.last_attempt.clone().map(Input::Call).into_iter().collect(),
+            Act::Offer => current.map(|to| client.say(to, Signal::Offer)).into_iter().collect(),
+            Act::Answer => {
+                let ringing = target(&client.ringing).or(current);
+                ringing.map(|to| client.say(to, Signal::Answer)).into_iter().collect()
+            }
+            Act::Reject => target(&client.ringing).map(Input::Reject).into_iter().collect(),
+            Act::Busy => target(&client.ringing).map(Input::Busy).into_iter().collect(),
+            Act::End => current.map(Input::End).into_iter().collect(),
+            Act::Candidates(count) => current.map_or_else(Vec::new, |to| {
+                (0..*count).map(|_| client.say(to.clone(), Signal::Candidate)).collect()
+            }),
+            Act::Nonsense => vec![
+                client.say(somebody.clone(), Signal::Answer),
+                Input::Reject(somebody.clone()),
+                Input::End(somebody),
+            ],
+            Act::Vanish { .. } | Act::Leave { .. } => Vec::new(),
+        };
+        if let Some(connection) = &client.connection {
+            for input in inputs {
+                let _ = connection.inputs.send(input);
+            }
+        }
+    }
+
+    fn hear(&self, socket: SocketId, event: &ServerEvent) {
+        let device = self.sockets.lock().unwrap()[&socket];
+        self.world.witness().heard(self.world.now(), socket, event);
+        let mut clients = self.clients();
+        let client = &mut clients[device];
+        if client.connection.as_ref().is_none_or(|connection| connection.socket != socket) {
+            return;
+        }
+        match event {
+            ServerEvent::Incoming { call_id, from_user_id, .. } => {
+                client.ringing =
+                    Some(CallRef { to: from_user_id.clone(), call_id: Some(*call_id) });
+            }
+            ServerEvent::Ended { call_id, .. }
+            | ServerEvent::Rejected { call_id, .. }
+            | ServerEvent::Busy { call_id, .. } => client.forget(*call_id),
+            ServerEvent::Resumed(view) => {
+                let [id, caller, receiver] = seen(view);
+                let own = user(device);
+                let to = if caller == own.as_str() { receiver } else { caller };
+                let (to, id) = (to.parse().expect("a user id"), id.parse().expect("a call id"));
+                client.call = Some(CallRef { to, call_id: Some(id) });
+            }
+            _ => {}
+        }
+    }
+
+    /// A call that `socket` placed or answered is its call.
+    fn is_in(&self, socket: SocketId, call: CallRef) {
+        let id = call.call_id.expect("it is named");
+        let device = self.sockets.lock().unwrap()[&socket];
+        self.world.witness().is_in(socket, id);
+        let mut clients = self.clients();
+        clients[device].call = Some(call);
+    }
+
+    fn forget(&self, socket: SocketId, id: CallId) {
+        let device = self.sockets.lock().unwrap()[&socket];
+        self.clients()[device].forget(id);
+    }
+}
+
+impl Client {
+    fn forget(&mut self, id: CallId) {
+        for call in [&mut self.ringing, &mut self.call] {
+            if call.as_ref().is_some_and(|call| call.call_id == Some(id)) {
+                *call = None;
+            }
+        }
+    }
+
+    fn say(&mut self, to: CallRef, signal: Signal) -> Input {
+        self.sent += 1;
+        let socket = self.connection.as_ref().map(|connection| connection.socket.to_string());
+        let text = format!("\"{}/{}\"", socket.unwrap_or_default(), self.sent);
+        let raw = RawValue::from_string(text).expect("it is JSON");
+        Input::Signal(to, signal, Payload::from(&*raw))
+    }
+}
+
+/// One socket on its node: joins, then handles what comes in its order, as the gateway does.
+async fn session(
+    clients: Arc<Clients>,
+    node: Arc<Node>,
+    device: Device,
+    mut inputs: mpsc::UnboundedReceiver<Input>,
+) {
+    let (world, calls, socket) = (clients.world.clone(), node.calls.clone(), device.socket);
+    let mut is_joined = false;
+    node.ears.open(socket, &device.user);
+    while !is_joined {
+        world.stand_still(node.id).await;
+        is_joined = calls.join(&device).await.is_ok();
+        if !is_joined {
+            // It is not in its user's room until it has joined.
+            node.ears.close(socket);
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            while let Ok(input) = inputs.try_recv() {
+                if let Input::Gone { .. } = input {
+                    return;
+                }
+            }
+            node.ears.open(socket, &device.user);
+        }
+    }
+    let _ = calls.welcome(&device).await;
+    while let Some(input) = inputs.recv().await {
+        world.stand_still(node.id).await;
+        match input {
+            Input::Call(initiate) => {
+                let to = initiate.to.clone();
+                let placed = calls.initiate(&device, initiate).await;
+                world.note(|| {
+                    format!(
+                        "{socket} called {}: {:?}",
+                        to.as_str(),
+                        placed.as_ref().map(|call| short(call.id))
+                    )
+                });
+                world.witness().moved_on(socket);
+                if let Ok(call) = placed
+                    && call.is_live()
+                {
+                    clients.is_in(socket, CallRef { to, call_id: Some(call.id) });
+                }
+            }
+            Input::Signal(to, signal, payload) => {
+                let sent = calls.signal(&device, &to, signal, payload, calls.now_us()).await;
+                world.note(|| {
+                    format!("{socket} sent {signal:?}: {:?}", sent.as_ref().map(|id| short(*id)))
+                });
+                if let (Ok(id), Signal::Answer) = (sent, signal) {
+                    clients.is_in(socket, CallRef { call_id: Some(id), ..to });
+                }
+            }
+            Input::Reject(to) => ended(&clients, socket, calls.reject(&device, &to, None).await),
+            Input::Busy(to) => ended(&clients, socket, calls.busy(&device, &to).await),
+            Input::End(to) => ended(&clients, socket, calls.end(&device, &to, None).await),
+            Input::Gone { may_return } => {
+                calls.leave(&device, may_return).await;
+                return;
+            }
+        }
+    }
+}
+
+fn ended(
+    clients: &Clients,
+    socket: SocketId,
+    result: Result<switchboard::call::Call, switchboard::calls::Failure>,
+) {
+    clients
+        .world
+        .note(|| format!("{socket} ended: {:?}", result.as_ref().map(|call| short(call.id))));
+    if let Ok(call) = result {
+        clients.world.witness().ended(socket, &call);
+        clients.forget(socket, call.id);
+    }
+}

@@ -1,0 +1,97 @@
+//! The database of the history, which may be away, slow, or take a part of what it is given.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use switchboard::{
+    history::{Period, Query, Row, Stats, Store, StoreError},
+    ids::{CallId, UserId},
+    time::Timestamp,
+};
+
+use super::{state::Mistake, world::World};
+
+/// All rows, as one table keeps them for all nodes.
+#[derive(Default)]
+pub struct Table(Mutex<BTreeMap<CallId, Row>>);
+
+impl Table {
+    pub fn rows(&self) -> Vec<Row> {
+        self.0.lock().unwrap().values().cloned().collect()
+    }
+}
+
+/// A node's way to the [`Table`].
+pub struct Database {
+    pub world: Arc<World>,
+}
+
+fn away() -> StoreError {
+    sqlx::Error::Io(io::ErrorKind::ConnectionRefused.into()).into()
+}
+
+#[async_trait]
+impl Store for Database {
+    async fn save(&self, rows: &[Row]) -> Result<(), StoreError> {
+        let world = &self.world;
+        world.latency().await;
+        let now = world.clock.now();
+        let (down, half, slow) = {
+            let weather = world.weather();
+            let lasts = |until: Option<Timestamp>| until.is_some_and(|until| until > now);
+            (lasts(weather.history_down), lasts(weather.history_half), lasts(weather.history_slow))
+        };
+        if down {
+            return Err(away());
+        }
+        if slow {
+            tokio::time::sleep(Duration::from_millis(world.dice.roll(|dice| dice.below(3_000))))
+                .await;
+        }
+        let taken = if half { rows.len() / 2 } else { rows.len() };
+        {
+            let mut table = world.table.0.lock().unwrap();
+            for row in &rows[..taken] {
+                if world.mistake == Some(Mistake::RowsDropped)
+                    && world.dice.roll(|dice| dice.percent(5))
+                {
+                    continue;
+                }
+                let newest = table.entry(row.id).or_insert_with(|| row.clone());
+                let ends = row.version == newest.version && newest.ended_at.is_none();
+                if row.version > newest.version || ends {
+                    *newest = row.clone();
+                }
+            }
+        }
+        world.latency().await;
+        if half { Err(away()) } else { Ok(()) }
+    }
+
+    async fn list(&self, _: &Query) -> Result<Vec<Row>, StoreError> {
+        unreachable!("calls write history and do not read it")
+    }
+
+    async fn get(&self, _: CallId, _: &UserId) -> Result<Option<Row>, StoreError> {
+        unreachable!("calls write history and do not read it")
+    }
+
+    async fn open(&self, _: Timestamp, _: u32) -> Result<Vec<Row>, StoreError> {
+        unreachable!("calls write history and do not read it")
+    }
+
+    async fn stats(&self, _: &Period) -> Result<Stats, StoreError> {
+        unreachable!("calls write history and do not read it")
+    }
+
+    async fn tidy(&self, _: Timestamp, _: Option<Timestamp>) -> Result<(), StoreError> {
+        unreachable!("nobody keeps this history in order")
+    }
+
+    async fn close(&self) {}
+}

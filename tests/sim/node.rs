@@ -1,0 +1,170 @@
+//! One node: the real driver, sweeper and history writer, on the faulty backend.
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use switchboard::{
+    call::Rules,
+    calls::{Calls, Outlet},
+    cluster::Cluster,
+    health::Health,
+    history,
+    ids::{NodeId, SocketId, UserId},
+    protocol::ServerEvent,
+    shutdown::{self, Trigger},
+};
+use tokio::{
+    sync::{Notify, mpsc},
+    task::JoinSet,
+};
+
+use super::{
+    backend::Backend,
+    history::Database,
+    world::{Listener, World},
+};
+
+pub const RULES: Rules = Rules {
+    ring_timeout: Duration::from_secs(12),
+    reconnect_grace: Duration::from_secs(10),
+    max_call_duration: Duration::from_mins(1),
+};
+
+/// Hears what a socket is sent.
+pub type Hear = Arc<dyn Fn(SocketId, &ServerEvent) + Send + Sync>;
+
+pub struct Node {
+    pub id: NodeId,
+    pub calls: Arc<Calls>,
+    pub ears: Arc<Ears>,
+    backend: Arc<Backend>,
+    world: Arc<World>,
+    tasks: Mutex<JoinSet<()>>,
+    stop_calls: Trigger,
+    stop_writer: Trigger,
+    is_leaving: AtomicBool,
+}
+
+/// The sockets of a node.
+pub struct Ears {
+    sockets: Mutex<BTreeMap<SocketId, UserId>>,
+    is_hushed: AtomicBool,
+    hear: Hear,
+}
+
+impl Ears {
+    pub fn open(&self, socket: SocketId, user: &UserId) {
+        self.sockets.lock().unwrap().insert(socket, user.clone());
+    }
+
+    pub fn close(&self, socket: SocketId) {
+        self.sockets.lock().unwrap().remove(&socket);
+    }
+}
+
+impl Outlet for Ears {
+    fn sockets_of(&self, user: &UserId) -> Vec<SocketId> {
+        let sockets = self.sockets.lock().unwrap();
+        sockets.iter().filter(|(_, owner)| *owner == user).map(|(socket, _)| *socket).collect()
+    }
+
+    fn emit(&self, socket: SocketId, event: &ServerEvent, for_user: Option<&UserId>) -> bool {
+        let owner = self.sockets.lock().unwrap().get(&socket).cloned();
+        let Some(owner) = owner else { return false };
+        if event.is_relayed() && self.is_hushed.load(Ordering::Relaxed) {
+            return false;
+        }
+        assert!(for_user.is_none_or(|user| *user == owner), "{event:?} is not for {socket}");
+        (self.hear)(socket, event);
+        true
+    }
+
+    fn close(&self, socket: SocketId) {
+        Ears::close(self, socket);
+    }
+
+    fn disconnect(&self, _: &UserId) {
+        unreachable!("no operator looks on")
+    }
+}
+
+impl Node {
+    pub fn start(world: &Arc<World>, hear: Hear) -> Arc<Self> {
+        let id: NodeId = world.name_call(world.now()).to_string().parse().expect("an id");
+        let backend = Arc::new(Backend::new(id, world.clone()));
+        let (sender, inbox) = mpsc::channel(10_000);
+        let (wire, wired) = mpsc::unbounded_channel();
+        let reconnected = Arc::new(Notify::new());
+        world.listeners().insert(id, Listener { wire, reconnected: reconnected.clone() });
+        let store = Arc::new(Database { world: world.clone() });
+        let (recorder, writer) = history::recorder(store, backend.clone(), Health::default());
+        let ears =
+            Arc::new(Ears { sockets: Mutex::default(), is_hushed: AtomicBool::new(false), hear });
+        let names = world.clone();
+        let calls = Calls::new(backend.clone(), ears.clone(), recorder, RULES, world.clock.clone())
+            .named_by(move |now| names.name_call(now));
+        let calls = Arc::new(calls);
+        let (stop_calls, calls_stop) = shutdown::shutdown();
+        let (stop_writer, writer_stops) = shutdown::shutdown();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(backend.bus.clone().listen(wired, sender.clone()));
+        tasks.spawn(backend.clone().live(sender, reconnected));
+        tasks.spawn(writer.run(writer_stops.wait()));
+        let own = calls.clone();
+        tasks.spawn(async move { own.run_inbox(inbox).await });
+        let own = calls.clone();
+        tasks.spawn(async move { own.run_sweeper(calls_stop.wait()).await });
+        Arc::new(Self {
+            id,
+            calls,
+            ears,
+            backend,
+            world: world.clone(),
+            tasks: Mutex::new(tasks),
+            stop_calls,
+            stop_writer,
+            is_leaving: AtomicBool::new(false),
+        })
+    }
+
+    /// Runs a task that ends with the process.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.lock().unwrap().spawn(task);
+    }
+
+    pub fn is_leaving(&self) -> bool {
+        self.is_leaving.load(Ordering::Relaxed)
+    }
+
+    /// The process is gone, as it is after `kill -9`.
+    pub fn kill(&self) {
+        self.is_leaving.store(true, Ordering::Relaxed);
+        self.world.listeners().remove(&self.id);
+        self.tasks.lock().unwrap().abort_all();
+        self.backend.bus.stop();
+    }
+
+    /// No new clients, and what is passed on waits for those who must go.
+    pub fn begin_to_leave(&self) {
+        self.is_leaving.store(true, Ordering::Relaxed);
+        self.ears.is_hushed.store(true, Ordering::Relaxed);
+    }
+
+    /// After its sockets are closed: the rest of an orderly end.
+    pub async fn leave(&self, window: Duration) {
+        self.calls.hand_over(window).await;
+        self.stop_calls.fire();
+        self.backend.leave().await;
+        self.stop_writer.fire();
+        // The writer has this long for its last rows.
+        tokio::time::sleep(Duration::from_secs(11)).await;
+        self.kill();
+    }
+}

@@ -1,0 +1,199 @@
+//! What happens in a run, and when: data, so that it can be printed and made shorter.
+
+use std::fmt;
+
+use super::random::Random;
+
+pub const USERS: usize = 4;
+pub const DEVICES_PER_USER: usize = 2;
+pub const DEVICES: usize = USERS * DEVICES_PER_USER;
+pub const NODES: usize = 3;
+
+/// For how long things go on happening.
+const LENGTH_MS: u64 = 60_000;
+
+/// One thing that happens.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Step {
+    pub at_ms: u64,
+    pub what: What,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum What {
+    /// A device does something.
+    Device(usize, Act),
+    /// The process of this node is killed; another takes its place.
+    Kill {
+        node: usize,
+        back_ms: u64,
+    },
+    /// The process stands still.
+    Pause {
+        node: usize,
+        for_ms: u64,
+    },
+    /// The node is replaced in an orderly way.
+    Drain {
+        node: usize,
+        back_ms: u64,
+    },
+    /// Redis does not answer, and carries out afterwards what it was sent.
+    RedisFrozen {
+        for_ms: u64,
+    },
+    /// Redis is down, with what it knew.
+    RedisDown {
+        for_ms: u64,
+    },
+    /// Redis is down, and comes back empty.
+    RedisEmpty {
+        for_ms: u64,
+    },
+    /// Redis fails over to a replica that lacks the last writes.
+    RedisBehind {
+        writes: usize,
+    },
+    /// Some operations fail, some only lose their answer.
+    Flaky {
+        for_ms: u64,
+    },
+    /// This node alone does not reach Redis.
+    CutOff {
+        node: usize,
+        for_ms: u64,
+    },
+    /// What nodes publish is lost, doubled and held up.
+    Lossy {
+        for_ms: u64,
+    },
+    HistoryDown {
+        for_ms: u64,
+    },
+    /// The database takes a part of what it is given, and fails.
+    HistoryHalf {
+        for_ms: u64,
+    },
+    HistorySlow {
+        for_ms: u64,
+    },
+}
+
+/// What a device does, as far as it can in the state that it is in.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Act {
+    Call {
+        to: usize,
+        named: bool,
+    },
+    /// Sends the last attempt once more.
+    CallAgain,
+    Offer,
+    Answer,
+    Reject,
+    Busy,
+    End,
+    Candidates(usize),
+    /// Sends something that does not fit its state.
+    Nonsense,
+    /// Its connection is dead: the server notices later, the client may be back sooner.
+    Vanish {
+        noticed_ms: u64,
+        back_ms: u64,
+    },
+    /// Leaves on purpose.
+    Leave {
+        back_ms: u64,
+    },
+}
+
+impl Act {
+    fn any(random: &mut Random) -> Self {
+        match random.below(100) {
+            0..22 => Self::Call { to: random.index(USERS), named: random.percent(50) },
+            22..24 => Self::CallAgain,
+            24..30 => Self::Offer,
+            30..52 => Self::Answer,
+            52..55 => Self::Reject,
+            55..58 => Self::Busy,
+            58..66 => Self::End,
+            66..82 => Self::Candidates(random.index(12) + 1),
+            82..85 => Self::Nonsense,
+            85..96 => {
+                Self::Vanish { noticed_ms: random.below(6_000), back_ms: random.below(12_000) }
+            }
+            _ => Self::Leave { back_ms: random.below(8_000) },
+        }
+    }
+}
+
+impl What {
+    fn fault(random: &mut Random) -> Self {
+        let node = random.index(NODES);
+        let for_ms = random.between(100, 8_000);
+        let back_ms = random.between(200, 6_000);
+        match random.below(17) {
+            0..3 => Self::Kill { node, back_ms },
+            3 => Self::Pause { node, for_ms: random.between(500, 20_000) },
+            4..6 => Self::Drain { node, back_ms },
+            6 => Self::RedisFrozen { for_ms },
+            7 => Self::RedisDown { for_ms },
+            8 => Self::RedisEmpty { for_ms: random.between(100, 3_000) },
+            9 => Self::RedisBehind { writes: random.index(6) + 1 },
+            10 | 11 => Self::Flaky { for_ms },
+            12 => Self::CutOff { node, for_ms: random.between(500, 15_000) },
+            13 => Self::Lossy { for_ms },
+            14 => Self::HistoryDown { for_ms: 3 * for_ms },
+            15 => Self::HistoryHalf { for_ms },
+            _ => Self::HistorySlow { for_ms },
+        }
+    }
+
+    /// Whether the shared state forgets what it had confirmed.
+    pub fn forgets(&self) -> bool {
+        matches!(self, Self::RedisEmpty { .. } | Self::RedisBehind { .. })
+    }
+}
+
+/// What happens in the run with this seed. Calls come in bursts of things that belong together, so that
+/// most get somewhere; a third of the runs has no fault at all.
+pub fn script(seed: u64) -> Vec<Step> {
+    let mut random = Random::new(seed);
+    let mut steps = Vec::new();
+    for _ in 0..random.between(2, 9) {
+        let at_ms = random.below(LENGTH_MS);
+        let (caller, callee) = (random.index(DEVICES), random.index(DEVICES));
+        let mut at_ms = at_ms;
+        let mut then = |random: &mut Random, device: usize, act: Act| {
+            steps.push(Step { at_ms, what: What::Device(device, act) });
+            at_ms += if random.percent(30) { random.below(5) } else { random.below(1_500) };
+        };
+        let to = callee / DEVICES_PER_USER;
+        then(&mut random, caller, Act::Call { to, named: true });
+        then(&mut random, caller, Act::Offer);
+        then(&mut random, caller, Act::Candidates(5));
+        then(&mut random, callee, Act::Answer);
+        then(&mut random, callee, Act::Candidates(5));
+        then(&mut random, caller, Act::Candidates(5));
+        if random.percent(40) {
+            then(&mut random, caller, Act::End);
+        }
+    }
+    for _ in 0..random.between(5, 60) {
+        let what = What::Device(random.index(DEVICES), Act::any(&mut random));
+        steps.push(Step { at_ms: random.below(LENGTH_MS), what });
+    }
+    let faults = if random.percent(33) { 0 } else { random.between(1, 7) };
+    for _ in 0..faults {
+        let what = What::fault(&mut random);
+        steps.push(Step { at_ms: random.below(LENGTH_MS), what });
+    }
+    steps.sort_by_key(|step| step.at_ms);
+    steps
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{:>6} ms  {:?}", self.at_ms, self.what)
+    }
+}

@@ -1,0 +1,251 @@
+//! What Redis would hold, and what its scripts do with it: compare, write, expire.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use switchboard::{
+    call::{Call, Lobby, Role},
+    cluster::{Change, Committed, Edge, Stored},
+    ids::{CallId, NodeId, UserId},
+    protocol::Presence,
+    time::Timestamp,
+};
+
+const LIVE_LEASE: Duration = Duration::from_secs(5);
+const ENDED_LEASE: Duration = Duration::from_secs(30);
+const SEE_OFF_LEASE: Duration = Duration::from_secs(5);
+
+/// A mistake that is made on purpose, to see whether it is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mistake {
+    /// A record is written whatever version is there.
+    VersionUnchecked,
+    /// A call that is over keeps its users' claims.
+    ClaimsKept,
+    /// A record is written without its deadline.
+    NoDeadline,
+    /// Claims are not compared.
+    ClaimsUnchecked,
+    /// Nobody takes the users off a dead node.
+    DeadNotBuried,
+    /// A message that arrives twice is taken twice.
+    DoublesTaken,
+    /// History says that it has written what it has not.
+    RowsDropped,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct State {
+    pub calls: BTreeMap<CallId, Record>,
+    pub users: BTreeMap<UserId, User>,
+    pub deadlines: BTreeSet<(Timestamp, CallId)>,
+    /// The last heartbeat of each node.
+    pub nodes: BTreeMap<NodeId, Timestamp>,
+    pub departed: BTreeMap<(NodeId, UserId), Timestamp>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Record {
+    pub call: Call,
+    due_at: Timestamp,
+    settled: bool,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct User {
+    pub claim: Option<CallId>,
+    pub nodes: BTreeMap<NodeId, usize>,
+    pub watchers: BTreeSet<NodeId>,
+    order: u64,
+}
+
+impl State {
+    pub fn load(&self, id: CallId) -> Option<Call> {
+        self.calls.get(&id).map(|record| record.call.clone())
+    }
+
+    pub fn latest(&self, user: &UserId) -> Option<Call> {
+        self.load(self.users.get(user)?.claim?)
+    }
+
+    pub fn presence(&self, user: &UserId) -> Presence {
+        let is_live = self.latest(user).is_some_and(|call| call.is_live());
+        Presence::of(is_live, self.users.get(user).is_some_and(|user| !user.nodes.is_empty()))
+    }
+
+    pub fn edge(&self, user: &UserId) -> Edge {
+        let entry = self.users.get(user);
+        Edge {
+            user: user.clone(),
+            presence: self.presence(user),
+            order: entry.map_or(0, |entry| entry.order),
+            watchers: entry
+                .map(|entry| entry.watchers.iter().copied().collect())
+                .unwrap_or_default(),
+        }
+    }
+
+    pub fn nodes_of(&self, user: &UserId) -> Vec<NodeId> {
+        self.users.get(user).map(|user| user.nodes.keys().copied().collect()).unwrap_or_default()
+    }
+
+    /// Changes a user; answers the edge if there is one.
+    pub fn mark(&mut self, user: &UserId, change: impl FnOnce(&mut User)) -> Option<Edge> {
+        let before = self.presence(user);
+        let entry = self.users.entry(user.clone()).or_default();
+        change(entry);
+        entry.order += 1;
+        let edge = self.edge(user);
+        self.forget_idle(user);
+        Some(edge).filter(|edge| edge.presence != before)
+    }
+
+    pub fn lobby(
+        &self,
+        caller: &UserId,
+        callee: &UserId,
+        listens: impl Fn(NodeId) -> bool,
+    ) -> Lobby {
+        let nodes = self.users.get(callee).map(|user| user.nodes.clone()).unwrap_or_default();
+        let reachable = nodes.iter().filter(|(node, _)| listens(**node));
+        Lobby {
+            caller_call: self.latest(caller),
+            callee_call: self.latest(callee),
+            callee_sockets: reachable.map(|(_, count)| count).sum(),
+        }
+    }
+
+    /// Writes a record over the version `over`, 0 if there must be none.
+    pub fn write(&mut self, change: &Change, over: u64, mistake: Option<Mistake>) -> Committed {
+        let Change { call, claims } = change;
+        let current = self.load(call.id);
+        let parties = [&call.caller.user, &call.callee.user];
+        if current.as_ref() == Some(call) {
+            let edges = parties.map(|user| self.edge(user)).into();
+            return Committed::Stored(Stored { edges, callee_nodes: self.nodes_of(parties[1]) });
+        }
+        let version = current.as_ref().map_or(0, |current| current.version);
+        if version != over && mistake != Some(Mistake::VersionUnchecked) {
+            return Committed::Conflict(current.map(Box::new));
+        }
+        let claim_of = |user: &UserId| self.users.get(user).and_then(|user| user.claim);
+        if claims.iter().any(|claim| claim_of(&claim.user) != claim.was)
+            && mistake != Some(Mistake::ClaimsUnchecked)
+        {
+            return Committed::Conflict(current.map(Box::new));
+        }
+        let before = parties.map(|user| self.presence(user));
+        for claim in claims {
+            self.users.entry(claim.user.clone()).or_default().claim = Some(call.id);
+        }
+        self.put(call, mistake);
+        let edges = std::iter::zip(parties, before)
+            .map(|(user, before)| (self.edge(user), before))
+            .filter(|(edge, before)| edge.presence != *before)
+            .map(|(edge, _)| edge)
+            .collect();
+        Committed::Stored(Stored { edges, callee_nodes: self.nodes_of(parties[1]) })
+    }
+
+    fn put(&mut self, call: &Call, mistake: Option<Mistake>) {
+        let (id, due_at) = (call.id, call.deadline());
+        let record = Record { call: call.clone(), due_at, settled: false };
+        if let Some(old) = self.calls.insert(id, record) {
+            self.deadlines.remove(&(old.due_at, id));
+        }
+        if mistake != Some(Mistake::NoDeadline) {
+            self.deadlines.insert((due_at, id));
+        }
+        for role in [Role::Caller, Role::Callee] {
+            if let Some(user) = self.users.get_mut(&call.party(role).user) {
+                user.order += 1;
+            }
+        }
+    }
+
+    pub fn due(&mut self, now: Timestamp, limit: usize, mistake: Option<Mistake>) -> Vec<Call> {
+        let passed = self.deadlines.iter().take_while(|(at, _)| *at <= now).take(limit);
+        let mut due = Vec::new();
+        for (at, id) in passed.copied().collect::<Vec<_>>() {
+            self.deadlines.remove(&(at, id));
+            let Some(record) = self.calls.get_mut(&id) else { continue };
+            if record.settled {
+                self.remove(id, mistake);
+            } else {
+                let lease = if record.call.is_live() { LIVE_LEASE } else { ENDED_LEASE };
+                record.due_at = now + lease;
+                self.deadlines.insert((record.due_at, id));
+                due.push(record.call.clone());
+            }
+        }
+        due
+    }
+
+    fn remove(&mut self, id: CallId, mistake: Option<Mistake>) {
+        let Some(record) = self.calls.remove(&id) else { return };
+        if mistake == Some(Mistake::ClaimsKept) {
+            return;
+        }
+        for user in [record.call.caller.user, record.call.callee.user] {
+            if let Some(entry) = self.users.get_mut(&user) {
+                entry.claim = entry.claim.filter(|claim| *claim != id);
+            }
+            self.forget_idle(&user);
+        }
+    }
+
+    pub fn settle(&mut self, calls: &[CallId]) {
+        for id in calls {
+            if let Some(record) = self.calls.get_mut(id).filter(|record| !record.call.is_live()) {
+                record.settled = true;
+            }
+        }
+    }
+
+    fn forget_idle(&mut self, user: &UserId) {
+        let is_idle =
+            |user: &User| user.nodes.is_empty() && user.claim.is_none() && user.watchers.is_empty();
+        if self.users.get(user).is_some_and(is_idle) {
+            self.users.remove(user);
+        }
+    }
+
+    /// Takes the users off the nodes that were silent since `latest`. Answers them.
+    pub fn bury(
+        &mut self,
+        latest: Timestamp,
+        but: NodeId,
+        now: Timestamp,
+    ) -> Vec<(NodeId, UserId)> {
+        let silent = self.nodes.iter().filter(|(node, beat)| **beat <= latest && **node != but);
+        let dead: Vec<NodeId> = silent.map(|(node, _)| *node).collect();
+        let mut taken = Vec::new();
+        for node in dead {
+            let is_there =
+                |user: &User| user.nodes.contains_key(&node) || user.watchers.contains(&node);
+            let users = self.users.iter().filter(|(_, user)| is_there(user));
+            for user in users.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
+                self.departed.insert((node, user.clone()), now + SEE_OFF_LEASE);
+                self.mark(&user, |user| {
+                    user.nodes.remove(&node);
+                    user.watchers.remove(&node);
+                });
+                taken.push((node, user));
+            }
+            self.nodes.remove(&node);
+        }
+        taken
+    }
+
+    /// The users of dead nodes whom nobody has seen off in time.
+    pub fn unseen(&mut self, now: Timestamp) -> Vec<(NodeId, UserId)> {
+        let late = self.departed.iter_mut().filter(|(_, until)| **until <= now);
+        late.map(|(who, until)| {
+            *until = now + SEE_OFF_LEASE;
+            who.clone()
+        })
+        .collect()
+    }
+}

@@ -1,0 +1,42 @@
+//! The faults that are at work now.
+
+use std::collections::BTreeMap;
+
+use switchboard::{ids::NodeId, time::Timestamp};
+
+/// Each fault until when it lasts.
+#[derive(Debug, Default)]
+pub struct Weather {
+    pub frozen: Option<Timestamp>,
+    pub down: Option<Timestamp>,
+    pub flaky: Option<Timestamp>,
+    pub lossy: Option<Timestamp>,
+    pub cut_off: BTreeMap<NodeId, Timestamp>,
+    pub paused: BTreeMap<NodeId, Timestamp>,
+    pub history_down: Option<Timestamp>,
+    pub history_half: Option<Timestamp>,
+    pub history_slow: Option<Timestamp>,
+}
+
+/// How a node reaches Redis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    Open,
+    /// There is no connection.
+    Broken,
+    /// Nothing is answered until then.
+    Frozen(Timestamp),
+}
+
+impl Weather {
+    pub fn way(&self, node: NodeId, now: Timestamp) -> Way {
+        let lasts = |until: Option<&Timestamp>| until.is_some_and(|until| *until > now);
+        if lasts(self.down.as_ref()) || lasts(self.cut_off.get(&node)) {
+            return Way::Broken;
+        }
+        match self.frozen {
+            Some(until) if until > now => Way::Frozen(until),
+            _ => Way::Open,
+        }
+    }
+}

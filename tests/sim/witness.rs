@@ -1,0 +1,340 @@
+//! Sees all that is written and all that clients hear, and compares it with the invariants.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use switchboard::{
+    call::{Call, Cause, Role, State as CallState},
+    history::Row,
+    ids::{CallId, SocketId, UserId},
+    protocol::{CallView, ServerEvent},
+    time::Timestamp,
+};
+
+use super::state::State;
+
+/// How many lines of the log are kept.
+const LOG_LINES: usize = 400;
+
+/// An invariant that does not hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    pub invariant: &'static str,
+    pub what: String,
+}
+
+pub const ONE_CALL: &str = "1: a user has at most one live call";
+pub const ONE_END: &str = "2: a call has exactly one end, and its version never goes back";
+pub const RUNG_KNOWS: &str = "3: who rings learns exactly one end of it";
+pub const DEADLINE: &str = "4: no live call outlives its deadline";
+pub const HISTORY: &str = "5: every ended call is in history once, with its true end";
+pub const ORDER: &str = "6: what one socket sends arrives in order, at most once";
+pub const PARTIES: &str = "7: nobody gets a message of a call that they are not in";
+pub const CONNECTED: &str = "no live call without connected parties";
+pub const LEFT_OVER: &str = "nothing is left over";
+pub const TOLD: &str = "whoever was in a call learns its end";
+pub const PANIC: &str = "nothing panics";
+
+#[derive(Default)]
+pub struct Witness {
+    /// Whether the shared state forgets, in this run, what it had confirmed.
+    pub may_forget: bool,
+    /// Whether, besides, a node dies with rows that it has not written yet.
+    pub may_lose_rows: bool,
+    pub violation: Option<Violation>,
+    log: VecDeque<String>,
+    calls: BTreeMap<CallId, Call>,
+    sockets: BTreeMap<SocketId, Ears>,
+}
+
+/// What a client heard on one socket.
+struct Ears {
+    user: UserId,
+    /// False as soon as the client has given the socket up.
+    is_open: bool,
+    calls: BTreeMap<CallId, Heard>,
+    /// The last number heard of each call, sender and kind of message.
+    numbers: BTreeMap<(CallId, String), u64>,
+}
+
+#[derive(Debug, Default)]
+struct Heard {
+    rang: bool,
+    /// It is in the call: it placed it, its answer won, or it came back to it.
+    is_in: bool,
+    ends: usize,
+    own_end: Option<OwnEnd>,
+}
+
+/// How a client knows that it has ended a call itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OwnEnd {
+    /// It was told so.
+    Told,
+    /// It began another call.
+    MovedOn,
+}
+
+impl Witness {
+    pub fn note(&mut self, now: Timestamp, text: impl FnOnce() -> String) {
+        if self.log.len() == LOG_LINES {
+            self.log.pop_front();
+        }
+        let line = format!("{:>7} {}", now.as_millis() % 10_000_000, text());
+        self.log.push_back(line);
+    }
+
+    pub fn log(&self) -> impl Iterator<Item = &String> {
+        self.log.iter()
+    }
+
+    pub fn violated(&mut self, invariant: &'static str, what: impl FnOnce() -> String) {
+        if self.violation.is_none() {
+            self.violation = Some(Violation { invariant, what: what() });
+        }
+    }
+
+    /// A record was written.
+    pub fn wrote(&mut self, now: Timestamp, call: &Call, state: &State) {
+        self.note(now, || format!("       wrote {}", brief(call)));
+        let known = self.calls.insert(call.id, call.clone());
+        if let Some(known) = known.filter(|_| !self.may_forget) {
+            let is_repeated = known == *call;
+            // A device that comes back after the end is told of it: a version more, and the same end.
+            let has_another_end = !known.is_live() && known.state != call.state;
+            if !is_repeated && (has_another_end || known.version >= call.version) {
+                self.violated(ONE_END, || format!("{} after {}", brief(call), brief(&known)));
+            }
+        }
+        self.one_call_each(call, state);
+    }
+
+    /// A record was put back, or was not.
+    pub fn restored(&mut self, now: Timestamp, call: &Call, is_there: bool, state: &State) {
+        self.note(now, || format!("       put back {}: {is_there}", brief(call)));
+        // What is there already may be said again.
+        if is_there && self.calls.get(&call.id) != Some(call) {
+            if !self.may_forget {
+                self.violated(ONE_END, || format!("{} was put back", brief(call)));
+            }
+            self.calls.insert(call.id, call.clone());
+            self.one_call_each(call, state);
+        }
+    }
+
+    fn one_call_each(&mut self, call: &Call, state: &State) {
+        if !call.is_live() {
+            return;
+        }
+        for role in [Role::Caller, Role::Callee] {
+            let user = &call.party(role).user;
+            let is_live = |other: &&Call| other.is_live() && other.role_of(user).is_some();
+            let others = state.calls.values().map(|record| &record.call).filter(is_live);
+            let live: Vec<String> = others.map(brief).collect();
+            if live.len() > 1 {
+                self.violated(ONE_CALL, || format!("{} is in {live:?}", user.as_str()));
+            }
+        }
+    }
+
+    pub fn opened(&mut self, socket: SocketId, user: &UserId) {
+        let (calls, numbers) = (BTreeMap::new(), BTreeMap::new());
+        self.sockets.insert(socket, Ears { user: user.clone(), is_open: true, calls, numbers });
+    }
+
+    /// The client hears nothing more on this socket.
+    pub fn closed(&mut self, socket: SocketId) {
+        if let Some(ears) = self.sockets.get_mut(&socket) {
+            ears.is_open = false;
+        }
+    }
+
+    /// The client heard this.
+    pub fn heard(&mut self, now: Timestamp, socket: SocketId, event: &ServerEvent) {
+        let Some(ears) = self.sockets.get_mut(&socket).filter(|ears| ears.is_open) else { return };
+        let user = ears.user.clone();
+        let Some(id) = call_of(event) else { return };
+        let is_party = self.calls.get(&id).is_some_and(|call| call.role_of(&user).is_some());
+        let mut broken = None;
+        let heard = ears.calls.entry(id).or_default();
+        match event {
+            ServerEvent::Incoming { .. } => heard.rang = true,
+            ServerEvent::Resumed(_) => heard.is_in = true,
+            ServerEvent::Ended { .. } | ServerEvent::Rejected { .. } | ServerEvent::Busy { .. } => {
+                heard.ends += 1;
+                if heard.ends > 1 || heard.own_end == Some(OwnEnd::Told) {
+                    broken = Some((
+                        RUNG_KNOWS,
+                        format!("{socket} heard a second end of {id}: {event:?}"),
+                    ));
+                }
+            }
+            ServerEvent::Offer { offer: payload, .. }
+            | ServerEvent::Answer { answer: payload, .. }
+            | ServerEvent::IceCandidate { candidate: payload, .. } => {
+                let text = payload.as_json().trim_matches('"');
+                let (from, number) = text.split_once('/').expect("a socket and a number");
+                let number: u64 = number.parse().expect("it is a number");
+                let is_candidate = matches!(event, ServerEvent::IceCandidate { .. });
+                let last = ears.numbers.insert((id, format!("{from}{is_candidate}")), number);
+                if last.is_some_and(|last| last >= number) {
+                    broken = Some((ORDER, format!("{socket} heard {text} after {last:?}")));
+                }
+            }
+            _ => {}
+        }
+        self.note(now, || format!("    {socket} heard {} {}", event.name(), short(id)));
+        if !is_party {
+            broken = Some((PARTIES, format!("{socket} of {} heard {event:?}", user.as_str())));
+        }
+        if let Some((invariant, what)) = broken {
+            self.violated(invariant, || what);
+        }
+    }
+
+    /// The client was told that this is its call now.
+    pub fn is_in(&mut self, socket: SocketId, id: CallId) {
+        if let Some(ears) = self.sockets.get_mut(&socket) {
+            ears.calls.entry(id).or_default().is_in = true;
+        }
+    }
+
+    /// The client placed a call: one that it came back to, and had not shown to know, ended by that.
+    pub fn moved_on(&mut self, socket: SocketId) {
+        let Some(ears) = self.sockets.get_mut(&socket) else { return };
+        for (id, heard) in &mut ears.calls {
+            let moved_on = self.calls.get(id).is_some_and(|call| {
+                let role = call.role_of(&ears.user);
+                matches!(&call.state, CallState::Ended {
+                    cause: Cause::Superseded { role: by }, ..
+                } if Some(*by) == role)
+            });
+            if moved_on {
+                heard.own_end.get_or_insert(OwnEnd::MovedOn);
+            }
+        }
+    }
+
+    /// The client was told that it has ended this call, or had.
+    pub fn ended(&mut self, socket: SocketId, call: &Call) {
+        let by_it = matches!(&call.state, CallState::Ended {
+            cause: Cause::HangUp { by, .. } | Cause::Reject { by, .. } | Cause::Busy { by }, ..
+        } if *by == socket);
+        let Some(ears) = self.sockets.get_mut(&socket) else { return };
+        let heard = ears.calls.entry(call.id).or_default();
+        if !by_it {
+            // It had ended before: who asks is told, and may be told once more in its turn.
+            return;
+        }
+        heard.own_end = Some(OwnEnd::Told);
+        if heard.ends > 0 {
+            let what = format!("{socket} heard an end of {} and its own", call.id);
+            self.violated(RUNG_KNOWS, || what);
+        }
+    }
+
+    /// All faults are over, and time enough has passed for all of them to be made good.
+    pub fn settled(&mut self, state: &State, now: Timestamp, open: &[SocketId]) {
+        for record in state.calls.values().filter(|record| record.call.is_live()) {
+            let call = &record.call;
+            if call.deadline() + std::time::Duration::from_secs(8) < now {
+                self.violated(DEADLINE, || brief(call));
+            }
+            for role in [Role::Caller, Role::Callee] {
+                let socket = call.party(role).link.socket();
+                if socket.is_some_and(|socket| !open.contains(&socket)) {
+                    self.violated(CONNECTED, || format!("{} has no {role:?}", brief(call)));
+                }
+            }
+        }
+        let mut missed = None;
+        for (socket, ears) in self.sockets.iter().filter(|(_, ears)| ears.is_open) {
+            for (id, heard) in &ears.calls {
+                let is_over = state.load(*id).is_none_or(|call| !call.is_live());
+                let knows = heard.ends > 0 || heard.own_end.is_some();
+                if is_over && !knows && (heard.rang || heard.is_in) {
+                    let what = format!("{socket} does not know the end of {id}: {heard:?}");
+                    missed = Some((if heard.rang { RUNG_KNOWS } else { TOLD }, what));
+                }
+            }
+        }
+        if let Some((invariant, what)) = missed {
+            self.violated(invariant, || what);
+        }
+    }
+
+    /// Everybody has left, and time enough has passed for all to be cleared away.
+    pub fn over(&mut self, state: &State, rows: &[Row]) {
+        let State { calls, users, deadlines, departed, .. } = state;
+        if !(calls.is_empty() && users.is_empty() && deadlines.is_empty() && departed.is_empty()) {
+            let calls: Vec<String> = calls.values().map(|record| brief(&record.call)).collect();
+            let what = format!("{calls:?} {users:?} {deadlines:?} {departed:?}");
+            self.violated(LEFT_OVER, || what);
+        }
+        let rows: BTreeMap<CallId, &Row> = rows.iter().map(|row| (row.id, row)).collect();
+        let mut wrong = None;
+        for call in self.calls.values() {
+            let is_right = |row: &&Row| {
+                row.ended_at.is_some() && (self.may_forget || **row == Row::from(call))
+            };
+            if self.may_lose_rows {
+                continue;
+            }
+            if call.is_live() && !self.may_forget {
+                wrong = Some(format!("{} never ended", brief(call)));
+            } else if !rows.get(&call.id).is_some_and(is_right) {
+                wrong = Some(format!("{}: {:?}", brief(call), rows.get(&call.id)));
+            }
+        }
+        if let Some(what) = wrong {
+            self.violated(HISTORY, || what);
+        }
+    }
+}
+
+fn call_of(event: &ServerEvent) -> Option<CallId> {
+    match event {
+        ServerEvent::Incoming { call_id, .. }
+        | ServerEvent::Ringing { call_id, .. }
+        | ServerEvent::Offer { call_id, .. }
+        | ServerEvent::Answer { call_id, .. }
+        | ServerEvent::IceCandidate { call_id, .. }
+        | ServerEvent::Rejected { call_id, .. }
+        | ServerEvent::Busy { call_id, .. }
+        | ServerEvent::Ended { call_id, .. }
+        | ServerEvent::PeerReconnecting { call_id, .. }
+        | ServerEvent::PeerReconnected { call_id, .. } => Some(*call_id),
+        ServerEvent::Resumed(view) => seen(view)[0].parse().ok(),
+        _ => None,
+    }
+}
+
+/// The id and the users of a call, as a client sees them.
+pub fn seen(view: &CallView) -> [String; 3] {
+    let json = serde_json::to_value(view).expect("it is plain data");
+    ["callId", "caller", "receiver"]
+        .map(|field| json[field].as_str().unwrap_or_default().to_owned())
+}
+
+pub fn short(id: CallId) -> String {
+    let text = id.to_string();
+    text[text.len() - 6..].to_owned()
+}
+
+pub fn brief(call: &Call) -> String {
+    let end = call.end_reason().map(switchboard::call::EndReason::as_str);
+    let link = |role| match &call.party(role).link {
+        switchboard::call::Link::Open => "-".to_owned(),
+        switchboard::call::Link::Bound(binding) => binding.socket.to_string(),
+        switchboard::call::Link::Lost { .. } => "lost".to_owned(),
+    };
+    format!(
+        "{} v{} {}->{} {:?} {end:?} [{} {}]",
+        short(call.id),
+        call.version,
+        call.caller.user.as_str(),
+        call.callee.user.as_str(),
+        call.status(),
+        link(Role::Caller),
+        link(Role::Callee),
+    )
+}

@@ -1,0 +1,226 @@
+//! What all nodes and clients of a run stand in: the shared state, the faults, the clock, the chance, and
+//! who watches.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use switchboard::{
+    cluster::link::Content,
+    ids::{CallId, NodeId},
+    time::{Clock, Timestamp},
+};
+use tokio::sync::{Notify, mpsc};
+
+use super::{
+    history::Table,
+    random::Dice,
+    state::{Mistake, State},
+    weather::{Way, Weather},
+    witness::Witness,
+};
+
+/// How many of the last writes a fail-over may lose.
+const MAX_BEHIND: usize = 8;
+/// How long an operation waits for its answer.
+const TIMEOUT: Duration = Duration::from_secs(1);
+
+type Late = Box<dyn FnOnce(&mut State) + Send>;
+
+pub struct World {
+    pub dice: Dice,
+    pub clock: Clock,
+    pub mistake: Option<Mistake>,
+    pub table: Table,
+    state: Mutex<State>,
+    /// The state before each of the last writes.
+    before: Mutex<VecDeque<State>>,
+    /// What waits in the buffers of a frozen Redis.
+    late: Mutex<Vec<Late>>,
+    weather: Mutex<Weather>,
+    witness: Mutex<Witness>,
+    listeners: Mutex<BTreeMap<NodeId, Listener>>,
+}
+
+/// A node's channel.
+#[derive(Clone)]
+pub struct Listener {
+    pub wire: mpsc::UnboundedSender<(NodeId, Content)>,
+    pub reconnected: Arc<Notify>,
+}
+
+/// Why an operation failed.
+pub struct Failed;
+
+impl World {
+    pub fn new(dice: Dice, mistake: Option<Mistake>) -> Arc<Self> {
+        Arc::new(Self {
+            dice,
+            clock: Clock::tokio(),
+            mistake,
+            table: Table::default(),
+            state: Mutex::default(),
+            before: Mutex::default(),
+            late: Mutex::default(),
+            weather: Mutex::default(),
+            witness: Mutex::default(),
+            listeners: Mutex::default(),
+        })
+    }
+
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    pub fn weather(&self) -> MutexGuard<'_, Weather> {
+        self.weather.lock().unwrap()
+    }
+
+    pub fn witness(&self) -> MutexGuard<'_, Witness> {
+        self.witness.lock().unwrap()
+    }
+
+    pub fn listeners(&self) -> MutexGuard<'_, BTreeMap<NodeId, Listener>> {
+        self.listeners.lock().unwrap()
+    }
+
+    /// Notes something in the log of the run.
+    pub fn note(&self, text: impl FnOnce() -> String) {
+        let now = self.now();
+        self.witness().note(now, text);
+    }
+
+    pub async fn latency(&self) {
+        let ms =
+            self.dice.roll(|dice| if dice.percent(5) { dice.below(60) } else { dice.below(3) });
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+    }
+
+    /// Waits while the process of this node stands still.
+    pub async fn stand_still(&self, node: NodeId) {
+        loop {
+            let until = self.weather().paused.get(&node).copied();
+            let now = self.now();
+            match until {
+                Some(until) if until > now => tokio::time::sleep(until - now).await,
+                _ => return,
+            }
+        }
+    }
+
+    pub fn way(&self, node: NodeId) -> Way {
+        self.weather().way(node, self.now())
+    }
+
+    /// Carries an operation of `node` out, if it gets through.
+    pub async fn carry_out<T: Send + 'static>(
+        self: &Arc<Self>,
+        node: NodeId,
+        operation: impl FnOnce(&Self, &mut State) -> T + Send + 'static,
+    ) -> Result<T, Failed> {
+        self.stand_still(node).await;
+        self.latency().await;
+        match self.way(node) {
+            Way::Open => {}
+            Way::Broken => return Err(Failed),
+            Way::Frozen(until) if until - self.now() < TIMEOUT => {
+                tokio::time::sleep(until - self.now()).await;
+            }
+            Way::Frozen(_) => {
+                tokio::time::sleep(TIMEOUT).await;
+                if self.dice.roll(|dice| dice.percent(50)) {
+                    let world = self.clone();
+                    let late = move |state: &mut State| drop(operation(&world, state));
+                    self.late.lock().unwrap().push(Box::new(late));
+                }
+                return Err(Failed);
+            }
+        }
+        let is_flaky = self.weather().flaky.is_some_and(|until| until > self.now());
+        let fate = if is_flaky { self.dice.roll(|dice| dice.below(10)) } else { 9 };
+        if fate == 0 {
+            return Err(Failed);
+        }
+        let answer = self.apply(|state| operation(self, state));
+        self.latency().await;
+        if fate == 1 || self.way(node) == Way::Broken {
+            return Err(Failed);
+        }
+        self.stand_still(node).await;
+        Ok(answer)
+    }
+
+    fn apply<T>(&self, operation: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.state();
+        if self.witness().may_forget {
+            let mut before = self.before.lock().unwrap();
+            before.push_back(state.clone());
+            if before.len() > MAX_BEHIND {
+                before.pop_front();
+            }
+        }
+        operation(&mut state)
+    }
+
+    /// A frozen Redis goes on: it carries out what it was sent meanwhile.
+    pub fn thaw(&self) {
+        for late in std::mem::take(&mut *self.late.lock().unwrap()) {
+            self.apply(late);
+        }
+    }
+
+    /// Redis goes back to what it was so many operations ago, or forgets all.
+    pub fn forget(&self, operations: Option<usize>) {
+        let mut state = self.state();
+        let mut before = self.before.lock().unwrap();
+        *state = match operations {
+            Some(count) => {
+                let back = before.len().saturating_sub(count);
+                before.split_off(back).into_iter().next().unwrap_or_else(|| state.clone())
+            }
+            None => State::default(),
+        };
+        before.clear();
+    }
+
+    /// All connections to Redis are new.
+    pub fn reconnect(&self, node: Option<NodeId>) {
+        for (id, listener) in &*self.listeners() {
+            if node.is_none_or(|node| node == *id) {
+                listener.reconnected.notify_one();
+            }
+        }
+    }
+
+    /// Whether a node is subscribed to its channel.
+    pub fn listens(&self, node: NodeId) -> bool {
+        self.listener(node).is_some()
+    }
+
+    /// A node's channel, if it is subscribed to it.
+    pub fn listener(&self, node: NodeId) -> Option<Listener> {
+        let listener = self.listeners().get(&node).cloned();
+        listener.filter(|_| self.way(node) != Way::Broken)
+    }
+
+    /// A name for a call that follows from the seed.
+    pub fn name_call(&self, now: Timestamp) -> CallId {
+        let chance = self.dice.roll(super::random::Random::next);
+        let millis = now.as_millis();
+        let text = format!(
+            "{:08x}-{:04x}-7{:03x}-8{:03x}-{:012x}",
+            millis >> 16,
+            millis & 0xffff,
+            chance >> 52,
+            (chance >> 40) & 0xfff,
+            chance & 0xffff_ffff_ffff,
+        );
+        text.parse().expect("a version 7 UUID")
+    }
+}
