@@ -35,8 +35,8 @@
 //! 6. What one socket sends about a call arrives in that order, at most once.
 //! 7. Nobody gets a message of a call that they are not in.
 //!
-//! `call/properties.rs` checks the rules' part of 1 to 5 and 7 over random interleavings, the suites
-//! in `tests/` the rest.
+//! `call/properties.rs` checks the rules' part of 1 to 5 and 7 over random interleavings, `tests/sim`
+//! all of them over whole clusters that are simulated, the other suites in `tests/` on real ones.
 //!
 //! # To add an event
 //!
