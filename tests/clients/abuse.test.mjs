@@ -20,7 +20,7 @@ const SMALL = {
   'sockets that join nothing': [500, 60],
   'sockets that never identify': [500, 60],
   'sockets that vanish without a word': [300, 60],
-  'sessions on polling, never used': [1, 150],
+  'sessions on polling, never used': [1_000, 100],
   'frames of terabytes': [50, 40],
   'frames just under the bound, all the time': [4, 60],
   'frames that never end': [100, 80],
