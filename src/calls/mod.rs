@@ -217,6 +217,7 @@ impl Calls {
             }
         }
         if call.rings_for(&device.user) {
+            self.live.keep(&call);
             self.live.open(&call).ring(&[device.socket], &self.reach());
         }
         Ok(())

@@ -117,7 +117,7 @@ impl Calls {
         for edge in &edges {
             self.watchers.announce(edge, &*self.outlet, self.clock.now());
         }
-        self.look_up().await?;
+        self.look_up_all(|_| true).await?;
         for some in devices.chunks(AT_ONCE) {
             try_join_all(some.iter().map(|device| self.welcome_again(device))).await?;
         }
@@ -149,8 +149,13 @@ impl Calls {
     /// Compares each call in view with its record: a message may have been lost, never the record,
     /// unless the shared state has gone back. Then what was seen here is put back.
     pub(super) async fn look_up(&self) -> Result<(), Unavailable> {
+        self.look_up_all(Call::is_live).await
+    }
+
+    /// The same for those of which this is so.
+    async fn look_up_all(&self, which: impl Fn(&Call) -> bool) -> Result<(), Unavailable> {
         let all = self.live.all();
-        let seen = all.iter().map(|live| live.snapshot()).filter(Call::is_live);
+        let seen = all.iter().map(|live| live.snapshot()).filter(which);
         for some in seen.collect::<Vec<_>>().chunks(AT_ONCE) {
             try_join_all(some.iter().map(|seen| self.look_up_one(seen))).await?;
         }
@@ -166,7 +171,8 @@ impl Calls {
             }
             Some(call) if seen.succeeds(&call) => self.put_back(seen, Some(call.version)).await,
             Some(call) => self.reclaim(&call).await,
-            None => self.put_back(seen, None).await,
+            None if seen.is_live() => self.put_back(seen, None).await,
+            None => Ok(()),
         }
     }
 
@@ -206,7 +212,9 @@ impl Calls {
         };
         // Whoever rings must hear of an end: if nobody else puts the call back, it comes by the deadline.
         let rings_here = || self.live.get(seen.id).is_some_and(|live| live.rings_here());
-        if is_bound_here(Role::Caller) || is_bound_here(Role::Callee) || rings_here() {
+        // An end that was forgotten would keep its users busy for as long as a call may last.
+        let has_ended = !seen.is_live() && over.is_some();
+        if has_ended || is_bound_here(Role::Caller) || is_bound_here(Role::Callee) || rings_here() {
             self.restore(seen, over).await?;
         } else if over.is_none() {
             self.live.retire(seen);
@@ -229,11 +237,11 @@ impl Calls {
         self.restore(&seen, found.map(|found| found.version)).await.map(Some)
     }
 
-    /// Puts the record of a live call back as it was seen here. Where a party is in another call by now, it
-    /// is put back with its end. Answers the call as it is then.
+    /// Puts the record of a live call back as it was seen here. Where a party is in another call by now, or
+    /// its time is over, it is put back with its end. Answers the call as it is then.
     async fn restore(&self, seen: &Call, over: Option<u64>) -> Result<Call, Unavailable> {
         metrics::RESTORED.increment(1);
-        warn!(call = %seen.id, ?over, "the record of a live call was gone: it is put back");
+        warn!(call = %seen.id, ?over, "the record of a call was gone: it is put back");
         let change = |call: &Call, claims| Change { call: call.clone(), claims };
         if over.is_some() {
             // Its claims went back with it.
@@ -247,17 +255,15 @@ impl Calls {
         };
         let is_elsewhere =
             |role: &Role| latest(*role).is_some_and(|call| call.is_live() && call.id != seen.id);
-        let Some(role) = [Role::Caller, Role::Callee].into_iter().find(is_elsewhere) else {
+        let displaced = [Role::Caller, Role::Callee].into_iter().find(is_elsewhere);
+        let end = displaced.map_or(Event::Due, Event::Displaced);
+        let Ok(ended) = self.rules.apply(seen, &end, self.node(), self.clock.now()) else {
             let claim = |role| {
                 let was = latest(role).map(|call| call.id);
                 Claim { user: seen.party(role).user.clone(), was }
             };
             let claims = [Role::Caller, Role::Callee].map(claim).into();
             self.cluster.restore(change(seen, claims), None).await?;
-            return Ok(seen.clone());
-        };
-        let displaced = Event::Displaced(role);
-        let Ok(ended) = self.rules.apply(seen, &displaced, self.node(), self.clock.now()) else {
             return Ok(seen.clone());
         };
         if self.cluster.restore(change(&ended, Vec::new()), None).await? {
