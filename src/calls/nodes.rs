@@ -121,6 +121,10 @@ impl Calls {
         for some in devices.chunks(AT_ONCE) {
             try_join_all(some.iter().map(|device| self.welcome_again(device))).await?;
         }
+        for (user, detached) in self.cluster.tidy().await? {
+            self.announce(detached.edge);
+            self.lose_device_on(self.node(), &user, detached.call).await?;
+        }
         self.resets.done.fetch_max(heard, Ordering::Relaxed);
         Ok(())
     }

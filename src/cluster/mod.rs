@@ -39,6 +39,10 @@ pub trait Cluster: Send + Sync + 'static {
     /// Forgets a socket.
     async fn detach(&self, user: &UserId, socket: SocketId) -> Result<Detached, Unavailable>;
 
+    /// Takes the users off this node who have nothing to do with it any more: the shared state has gone
+    /// back to when they had. Answers them.
+    async fn tidy(&self) -> Result<Vec<(UserId, Detached)>, Unavailable>;
+
     /// Sends this node the presence edges of `users` from now on, and answers their presence, in
     /// their order.
     async fn watch(&self, users: &[UserId]) -> Result<Vec<Edge>, Unavailable>;

@@ -198,6 +198,23 @@ impl Cluster for Backend {
         Ok(Detached { call, edge })
     }
 
+    async fn tidy(&self) -> Result<Vec<(UserId, Detached)>, Unavailable> {
+        let node = self.node;
+        let there = self.ask(move |_, state| state.users_on(node)).await?;
+        let mut absent = Vec::new();
+        for user in there {
+            let is_here = {
+                let local = self.local.lock().unwrap();
+                local.sockets.contains_key(&user) || local.watched.contains(&user)
+            };
+            if !is_here {
+                let (edge, _, call) = self.mark(&user).await?;
+                absent.push((user, Detached { call, edge }));
+            }
+        }
+        Ok(absent)
+    }
+
     async fn watch(&self, users: &[UserId]) -> Result<Vec<Edge>, Unavailable> {
         self.local.lock().unwrap().watched.extend(users.iter().cloned());
         let mut edges = Vec::new();

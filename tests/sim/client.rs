@@ -125,7 +125,9 @@ impl Clients {
 
     fn try_to_connect(self: &Arc<Self>, device: usize) -> bool {
         let nodes: Vec<_> = self.nodes.lock().unwrap().iter().flatten().cloned().collect();
-        let nodes: Vec<_> = nodes.into_iter().filter(|node| !node.is_leaving()).collect();
+        // A process that stands still completes no handshake: its clients end up elsewhere.
+        let takes = |node: &Arc<Node>| !node.is_leaving() && !self.world.is_paused(node.id);
+        let nodes: Vec<_> = nodes.into_iter().filter(takes).collect();
         if nodes.is_empty() {
             return false;
         }

@@ -212,6 +212,14 @@ impl State {
         }
     }
 
+    /// The users that have something to do with a node.
+    pub fn users_on(&self, node: NodeId) -> Vec<UserId> {
+        let is_there =
+            |user: &User| user.nodes.contains_key(&node) || user.watchers.contains(&node);
+        let users = self.users.iter().filter(|(_, user)| is_there(user));
+        users.map(|(id, _)| id.clone()).collect()
+    }
+
     /// Takes the users off the nodes that were silent since `latest`. Answers them.
     pub fn bury(
         &mut self,
@@ -223,10 +231,7 @@ impl State {
         let dead: Vec<NodeId> = silent.map(|(node, _)| *node).collect();
         let mut taken = Vec::new();
         for node in dead {
-            let is_there =
-                |user: &User| user.nodes.contains_key(&node) || user.watchers.contains(&node);
-            let users = self.users.iter().filter(|(_, user)| is_there(user));
-            for user in users.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
+            for user in self.users_on(node) {
                 self.departed.insert((node, user.clone()), now + SEE_OFF_LEASE);
                 self.mark(&user, |user| {
                     user.nodes.remove(&node);

@@ -114,6 +114,11 @@ impl World {
         }
     }
 
+    pub fn is_paused(&self, node: NodeId) -> bool {
+        let until = self.weather().paused.get(&node).copied();
+        until.is_some_and(|until| until > self.now())
+    }
+
     pub fn way(&self, node: NodeId) -> Way {
         self.weather().way(node, self.now())
     }

@@ -123,6 +123,7 @@ macro_rules! interleaved {
 interleaved! {
     attach(user: &UserId, socket: SocketId) -> Option<Edge>;
     detach(user: &UserId, socket: SocketId) -> Detached;
+    tidy() -> Vec<(UserId, Detached)>;
     watch(users: &[UserId]) -> Vec<Edge>;
     unwatch(users: &[UserId]) -> ();
     presence(users: &[UserId]) -> Vec<Presence>;

@@ -316,6 +316,23 @@ impl Cluster for Redis {
         self.mark_sockets(user).await
     }
 
+    async fn tidy(&self) -> Result<Vec<(UserId, Detached)>, Unavailable> {
+        let members = self.client.smembers(self.keys.node(self.node));
+        let members: Vec<String> = timed(Command::Other, members).await.map_err(|_| Unavailable)?;
+        let is_absent = |user: &UserId| {
+            let local = self.local();
+            !local.sockets.contains_key(user) && !local.watched.contains(user)
+        };
+        let users = members.into_iter().filter_map(|user| user.parse::<UserId>().ok());
+        let mut absent = Vec::new();
+        for user in users.filter(is_absent).collect::<Vec<_>>() {
+            self.mark_watched(&user).await?;
+            let detached = self.mark_sockets(&user).await?;
+            absent.push((user, detached));
+        }
+        Ok(absent)
+    }
+
     async fn watch(&self, users: &[UserId]) -> Result<Vec<Edge>, Unavailable> {
         self.local().watched.extend(users.iter().cloned());
         try_join_all(users.iter().map(|user| self.mark_watched(user))).await
