@@ -81,7 +81,7 @@ pub fn news(
     unanswered: &[SocketId],
 ) -> Vec<(SocketId, News)> {
     let mut all = Vec::new();
-    let actor = after.actor().filter(|socket| !unanswered.contains(socket));
+    let actor = after.ended_by().filter(|socket| !unanswered.contains(socket));
     for role in [Role::Caller, Role::Callee] {
         all.extend(bound_news(before, after, role, actor));
     }
@@ -203,7 +203,7 @@ impl Call {
     }
 
     /// The socket whose own event ended the call.
-    fn actor(&self) -> Option<SocketId> {
+    pub fn ended_by(&self) -> Option<SocketId> {
         match &self.state {
             State::Ended {
                 cause: Cause::HangUp { by, .. } | Cause::Reject { by, .. } | Cause::Busy { by },

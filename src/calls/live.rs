@@ -295,6 +295,10 @@ impl LiveCall {
             view.unanswered.retain(|other| *other != socket);
             return view.unanswered.push(socket);
         }
+        if view.call.ended_by() != Some(socket) {
+            // It was told with the others.
+            return;
+        }
         let told = news(before, &view.call, &[socket], &[socket]);
         for (_, news) in told.into_iter().filter(|(to, _)| *to == socket) {
             view.tell(socket, news, role_on(socket, before, &view.call), reach);

@@ -1,6 +1,9 @@
 //! Sees all that is written and all that clients hear, and compares it with the invariants.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use switchboard::{
     call::{Call, Cause, Role, State as CallState},
@@ -12,6 +15,8 @@ use switchboard::{
 
 use super::state::State;
 
+/// How long the news of an end may be on its way.
+const NEWS_TAKE: Duration = Duration::from_secs(2);
 /// How many lines of the log are kept.
 const LOG_LINES: usize = 400;
 
@@ -40,6 +45,9 @@ pub struct Witness {
     pub may_forget: bool,
     /// Whether, besides, a node dies with rows that it has not written yet.
     pub may_lose_rows: bool,
+    /// Whether a node stands still, or is cut off, while its devices move on: what it had got by then it
+    /// passes on when it is back, perhaps after what was sent later.
+    pub may_be_late: bool,
     pub violation: Option<Violation>,
     log: VecDeque<String>,
     calls: BTreeMap<CallId, Call>,
@@ -179,7 +187,8 @@ impl Witness {
                 let number: u64 = number.parse().expect("it is a number");
                 let is_candidate = matches!(event, ServerEvent::IceCandidate { .. });
                 let last = ears.numbers.insert((id, format!("{from}{is_candidate}")), number);
-                if last.is_some_and(|last| last >= number) {
+                let is_late = |last| last == number || (last > number && !self.may_be_late);
+                if last.is_some_and(is_late) {
                     broken = Some((ORDER, format!("{socket} heard {text} after {last:?}")));
                 }
             }
@@ -246,7 +255,7 @@ impl Witness {
     pub fn settled(&mut self, state: &State, now: Timestamp, open: &[SocketId]) {
         for record in state.calls.values().filter(|record| record.call.is_live()) {
             let call = &record.call;
-            if call.deadline() + std::time::Duration::from_secs(8) < now {
+            if call.deadline() + Duration::from_secs(8) < now {
                 self.violated(DEADLINE, || brief(call));
             }
             for role in [Role::Caller, Role::Callee] {
@@ -259,7 +268,9 @@ impl Witness {
         let mut missed = None;
         for (socket, ears) in self.sockets.iter().filter(|(_, ears)| ears.is_open) {
             for (id, heard) in &ears.calls {
-                let is_over = state.load(*id).is_none_or(|call| !call.is_live());
+                let is_over = state
+                    .load(*id)
+                    .is_none_or(|call| call.ended_at().is_some_and(|at| at + NEWS_TAKE < now));
                 let knows = heard.ends > 0 || heard.own_end.is_some();
                 if is_over && !knows && (heard.rang || heard.is_in) {
                     let what = format!("{socket} does not know the end of {id}: {heard:?}");
