@@ -201,6 +201,11 @@ impl Calls {
         self.devices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether its socket has joined, and is not gone.
+    fn is_connected(&self, device: &Device) -> bool {
+        self.devices().contains_key(&device.socket)
+    }
+
     /// Tells a socket that joined, and that can be reached now, of the call that its user is in: a
     /// device that was lost gets its call back, a device of a user who is being called rings.
     pub async fn welcome(&self, device: &Device) -> Result<(), Unavailable> {
@@ -237,6 +242,11 @@ impl Calls {
     async fn sign_off(&self, device: &Device, may_return: bool) -> Result<(), Unavailable> {
         let detached = self.cluster.detach(&device.user, device.socket).await?;
         self.announce(detached.edge);
+        if self.is_connected(device) {
+            let edge = self.cluster.attach(&device.user, device.socket).await?;
+            self.announce(edge);
+            return Ok(());
+        }
         // The shared state may have forgotten the call that this device is in.
         let seen = self.live.of_user(&device.user).map(|live| live.snapshot());
         let own = seen.filter(|call| call.is_live() && call.is_bound_to(device));
@@ -261,14 +271,9 @@ impl Calls {
             let Some((device, may_return)) = self.departures().last().cloned() else {
                 return Ok(());
             };
-            let has_joined = || self.devices().contains_key(&device.socket);
             // One that could not join may have tried again.
-            if !has_joined() {
+            if !self.is_connected(&device) {
                 self.sign_off(&device, may_return).await?;
-                if has_joined() {
-                    let edge = self.cluster.attach(&device.user, device.socket).await?;
-                    self.announce(edge);
-                }
             }
             self.departures().retain(|(other, _)| other.socket != device.socket);
         }

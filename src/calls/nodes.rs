@@ -136,7 +136,7 @@ impl Calls {
     }
 
     async fn welcome_again(&self, device: &Device) -> Result<(), Unavailable> {
-        if self.devices().contains_key(&device.socket) {
+        if self.is_connected(device) {
             self.tell_of_call(device, Event::Stayed(device.clone())).await?;
         }
         self.sign_off_if_gone(device).await
@@ -144,7 +144,7 @@ impl Calls {
 
     /// A device that left meanwhile was signed off, and has just been signed on again.
     async fn sign_off_if_gone(&self, device: &Device) -> Result<(), Unavailable> {
-        if self.devices().contains_key(&device.socket) {
+        if self.is_connected(device) {
             return Ok(());
         }
         self.sign_off(device, true).await
@@ -210,15 +210,17 @@ impl Calls {
         // One that has left, and is not signed off yet, ends its part on the record too.
         let is_leaving =
             |socket| self.departures().iter().any(|(device, _)| device.socket == socket);
-        let is_bound_here = |role: Role| {
-            let socket = seen.party(role).link.socket();
-            socket.is_some_and(|it| self.devices().contains_key(&it) || is_leaving(it))
+        let is_here = |role: Role| {
+            let link = &seen.party(role).link;
+            let was_lost_here = link.lost_until().is_some() && link.node() == Some(self.node());
+            let is_bound = |socket| self.devices().contains_key(&socket) || is_leaving(socket);
+            was_lost_here || link.socket().is_some_and(is_bound)
         };
         // Whoever rings must hear of an end: if nobody else puts the call back, it comes by the deadline.
         let rings_here = || self.live.get(seen.id).is_some_and(|live| live.rings_here());
         // An end that was forgotten would keep its users busy for as long as a call may last.
         let has_ended = !seen.is_live() && over.is_some();
-        if has_ended || is_bound_here(Role::Caller) || is_bound_here(Role::Callee) || rings_here() {
+        if has_ended || is_here(Role::Caller) || is_here(Role::Callee) || rings_here() {
             self.restore(seen, over).await?;
         } else if over.is_none() {
             self.live.retire(seen);

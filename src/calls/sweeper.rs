@@ -73,6 +73,9 @@ impl Calls {
         loop {
             let Some((id, device)) = self.doubtful().last().cloned() else { return Ok(()) };
             let call = self.cluster.load(id).await?;
+            if let Some(call) = &call {
+                self.recorder.record(call);
+            }
             if let Some(call) = call.filter(|_| self.live.get(id).is_none()) {
                 let given_up = Event::Gone { device, may_return: false };
                 match self.transition(call, &given_up).await {

@@ -15,9 +15,9 @@
 //! Not covered: Socket.IO and the gateway (a socket here is a queue), the driver for Redis and its
 //! scripts (`state.rs` says again what they do; the cluster suite in `tests/suite` holds both to the
 //! same rules), SQL, real time, and more than one shared state. Where Redis forgets what it had
-//! confirmed, the order of versions and the true end in history are not checked, and if a node dies too
-//! with rows that it has not written, nor is whether they are there. Where a node stands still or is cut off
-//! while its devices move on, what it passes on when it is back may come late. A paused
+//! confirmed, the order of versions and the true end in history are not checked, and if a node ends too
+//! with rows that it has not written, nor is whether they are there. Where a
+//! fault holds messages up while the device that they are for moves on, they may come late. A paused
 //! process here stands still whenever it would do I/O, not between two instructions.
 
 mod backend;

@@ -50,11 +50,10 @@ pub fn run(seed: u64, script: &[Step], mistake: Option<Mistake>) -> Outcome {
 
 async fn live(world: Arc<World>, script: &[Step]) {
     let may_forget = script.iter().any(|step| step.what.forgets());
-    let kills = script.iter().any(|step| matches!(step.what, What::Kill { .. }));
-    let stalls = |step: &Step| matches!(step.what, What::Pause { .. } | What::CutOff { .. });
-    world.witness().may_be_late = script.iter().any(stalls);
+    let ends = |step: &Step| matches!(step.what, What::Kill { .. } | What::Drain { .. });
+    world.witness().may_be_late = script.iter().any(|step| step.what.stalls());
     world.witness().may_forget = may_forget;
-    world.witness().may_lose_rows = may_forget && kills;
+    world.witness().may_lose_rows = may_forget && script.iter().any(ends);
     let started = world.now();
     let clients = Clients::new(world.clone(), NODES);
     for device in 0..DEVICES {

@@ -149,6 +149,11 @@ impl What {
         }
     }
 
+    /// Whether messages between nodes may be held up.
+    pub fn stalls(&self) -> bool {
+        !matches!(self, Self::Device(..) | Self::Kill { .. } | Self::Drain { .. })
+    }
+
     /// Whether the shared state forgets what it had confirmed.
     pub fn forgets(&self) -> bool {
         matches!(self, Self::RedisEmpty { .. } | Self::RedisBehind { .. })

@@ -43,10 +43,10 @@ pub const PANIC: &str = "nothing panics";
 pub struct Witness {
     /// Whether the shared state forgets, in this run, what it had confirmed.
     pub may_forget: bool,
-    /// Whether, besides, a node dies with rows that it has not written yet.
+    /// Whether, besides, a node ends that knows of rows which are not written yet.
     pub may_lose_rows: bool,
-    /// Whether a node stands still, or is cut off, while its devices move on: what it had got by then it
-    /// passes on when it is back, perhaps after what was sent later.
+    /// Whether messages may be on their way to a node that its device has left, and cannot be taken back:
+    /// they are passed on, perhaps after what was sent later.
     pub may_be_late: bool,
     pub violation: Option<Violation>,
     log: VecDeque<String>,
@@ -71,6 +71,8 @@ struct Heard {
     rang: bool,
     /// It is in the call: it placed it, its answer won, or it came back to it.
     is_in: bool,
+    /// It came back to it: its device has left another socket.
+    came_back: bool,
     ends: usize,
     own_end: Option<OwnEnd>,
 }
@@ -169,7 +171,7 @@ impl Witness {
         let heard = ears.calls.entry(id).or_default();
         match event {
             ServerEvent::Incoming { .. } => heard.rang = true,
-            ServerEvent::Resumed(_) => heard.is_in = true,
+            ServerEvent::Resumed(_) => (heard.is_in, heard.came_back) = (true, true),
             ServerEvent::Ended { .. } | ServerEvent::Rejected { .. } | ServerEvent::Busy { .. } => {
                 heard.ends += 1;
                 if heard.ends > 1 || heard.own_end == Some(OwnEnd::Told) {
@@ -187,8 +189,8 @@ impl Witness {
                 let number: u64 = number.parse().expect("it is a number");
                 let is_candidate = matches!(event, ServerEvent::IceCandidate { .. });
                 let last = ears.numbers.insert((id, format!("{from}{is_candidate}")), number);
-                let is_late = |last| last == number || (last > number && !self.may_be_late);
-                if last.is_some_and(is_late) {
+                let may_be_late = self.may_be_late && heard.came_back;
+                if last.is_some_and(|last| last == number || (last > number && !may_be_late)) {
                     broken = Some((ORDER, format!("{socket} heard {text} after {last:?}")));
                 }
             }
