@@ -184,6 +184,8 @@ impl World {
     pub fn forget(&self, operations: Option<usize>) {
         let mut state = self.state();
         let mut before = self.before.lock().unwrap();
+        // What its connections held is gone with them.
+        self.late.lock().unwrap().clear();
         *state = match operations {
             Some(count) => {
                 let back = before.len().saturating_sub(count);
