@@ -1,6 +1,7 @@
 //! Carries calls out: takes a snapshot, asks the rules, commits what they decide, and tells those
 //! concerned. There is no rule about calls here.
 
+mod devices;
 mod gate;
 mod held;
 mod live;
@@ -14,11 +15,11 @@ mod watchers;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+    sync::{Arc, Mutex, atomic::AtomicU64},
     time::Duration,
 };
 
-use tracing::{debug, warn};
+use tracing::debug;
 
 pub use gate::{Gate, Verdict};
 use held::Full;
@@ -174,109 +175,6 @@ impl Calls {
     /// The node that this is.
     pub fn node(&self) -> NodeId {
         self.cluster.node()
-    }
-
-    /// A socket says who it is: from now on its user is online.
-    pub async fn join(&self, device: &Device) -> Result<(), Unavailable> {
-        self.devices().insert(device.socket, device.clone());
-        match self.cluster.attach(&device.user, device.socket).await {
-            Ok(edge) => {
-                self.announce(edge);
-                Ok(())
-            }
-            Err(error) => {
-                self.devices().remove(&device.socket);
-                // It may have been carried out all the same. Once a user is enough, however often
-                // their clients try.
-                let mut departures = self.departures();
-                if !departures.iter().any(|(other, _)| other.user == device.user) {
-                    departures.push((device.clone(), false));
-                }
-                Err(error)
-            }
-        }
-    }
-
-    fn devices(&self) -> MutexGuard<'_, HashMap<SocketId, Device>> {
-        self.devices.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether its socket has joined, and is not gone.
-    fn is_connected(&self, device: &Device) -> bool {
-        self.devices().contains_key(&device.socket)
-    }
-
-    /// Tells a socket that joined, and that can be reached now, of the call that its user is in: a
-    /// device that was lost gets its call back, a device of a user who is being called rings.
-    pub async fn welcome(&self, device: &Device) -> Result<(), Unavailable> {
-        self.tell_of_call(device, Event::Joined(device.clone())).await
-    }
-
-    async fn tell_of_call(&self, device: &Device, back: Event) -> Result<(), Unavailable> {
-        let Some(call) = self.cluster.latest(&device.user).await? else { return Ok(()) };
-        match self.transition(call.clone(), &back).await {
-            Ok(_) => return Ok(()),
-            Err(Failure::Refused(_)) => {}
-            Err(failure) => {
-                warn!(%failure, call = %call.id, "a device could not get its call back");
-            }
-        }
-        if call.rings_for(&device.user) {
-            self.live.keep(&call);
-            self.live.open(&call).ring(&[device.socket], &self.reach());
-        }
-        Ok(())
-    }
-
-    /// A socket is gone; `may_return` unless its client left on purpose. What cannot be noted now is
-    /// noted later.
-    pub async fn leave(&self, device: &Device, may_return: bool) {
-        self.devices().remove(&device.socket);
-        self.unsubscribe_all(device.socket).await;
-        if let Err(error) = self.sign_off(device, may_return).await {
-            warn!(%error, user = %device.user.logged(), "a closed socket is signed off later");
-            self.departures().push((device.clone(), may_return));
-        }
-    }
-
-    async fn sign_off(&self, device: &Device, may_return: bool) -> Result<(), Unavailable> {
-        let detached = self.cluster.detach(&device.user, device.socket).await?;
-        self.announce(detached.edge);
-        if self.is_connected(device) {
-            let edge = self.cluster.attach(&device.user, device.socket).await?;
-            self.announce(edge);
-            return Ok(());
-        }
-        // The shared state may have forgotten the call that this device is in.
-        let seen = self.live.of_user(&device.user).map(|live| live.snapshot());
-        let own = seen.filter(|call| call.is_live() && call.is_bound_to(device));
-        let Some(call) = own.or(detached.call) else { return Ok(()) };
-        if let Some(live) = self.live.get(call.id) {
-            live.forget_device(device.socket);
-        }
-        let gone = Event::Gone { device: device.clone(), may_return };
-        match self.transition(call, &gone).await {
-            Ok(_) | Err(Failure::Refused(_)) => Ok(()),
-            Err(_) => Err(Unavailable),
-        }
-    }
-
-    fn departures(&self) -> MutexGuard<'_, Vec<(Device, bool)>> {
-        self.departures.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Signs off who could not be signed off when they left.
-    async fn sign_off_late(&self) -> Result<(), Unavailable> {
-        loop {
-            let Some((device, may_return)) = self.departures().last().cloned() else {
-                return Ok(());
-            };
-            // One that could not join may have tried again.
-            if !self.is_connected(&device) {
-                self.sign_off(&device, may_return).await?;
-            }
-            self.departures().retain(|(other, _)| other.socket != device.socket);
-        }
     }
 
     /// Places a call. Answers the call as it was placed: it rings, or ended at once.
