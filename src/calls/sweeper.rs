@@ -112,10 +112,11 @@ impl Calls {
         }
         loop {
             let attended = tokio::select! {
+                // The rarest first: while Redis is away, a sweep is due whenever the last one is over.
                 biased;
-                _ = sweeps.tick() => self.sweep().await,
-                _ = look_ups.tick() => self.look_up().await,
                 () = &mut shutdown => return,
+                _ = look_ups.tick() => self.look_up().await,
+                _ = sweeps.tick() => self.sweep().await,
             };
             if let Err(error) = attended {
                 metrics::SWEEPS_FAILED.increment(1);
