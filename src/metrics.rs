@@ -291,7 +291,7 @@ metrics! {
     Counter DEAD_NODES[] "switchboard_dead_nodes_total"
         "Nodes that were found dead, each on the node that took the last of their users off them.";
     Counter RESTORED[] "switchboard_records_restored_total"
-        "Records of live calls that Redis had lost, or had in an older version, and that were put back.";
+        "Records of calls that Redis had lost, or had in an older version, and that were put back.";
     Counter RESETS[] "switchboard_cluster_resets_total"
         "How often this node told the cluster anew who is here and looked all its calls up.";
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Binding, Call, Cause, Device, Link, Refusal, Role, Rules, State};
+use super::{Binding, Call, Cause, Device, Link, Lobby, Refusal, Role, Rules, State};
 use crate::{ids::NodeId, time::Timestamp};
 
 /// Something that may change a call.
@@ -152,6 +152,21 @@ impl Rules {
 }
 
 impl Call {
+    /// What ends this live call, of which the shared state knows nothing any more, rather than let it go
+    /// on: a party is in another call by now, or its time is over.
+    pub fn end_when_forgotten(&self, lobby: &Lobby, now: Timestamp) -> Option<Event> {
+        let is_elsewhere = |latest: &Option<Call>| {
+            latest.as_ref().is_some_and(|call| call.is_live() && call.id != self.id)
+        };
+        if is_elsewhere(&lobby.caller_call) {
+            Some(Event::Displaced(Role::Caller))
+        } else if is_elsewhere(&lobby.callee_call) {
+            Some(Event::Displaced(Role::Callee))
+        } else {
+            self.overdue(now).map(|_| Event::Due)
+        }
+    }
+
     /// Every device of the callee rings, so any of them may answer or refuse.
     fn ringing_device(&self, device: &Device) -> Result<(), Refusal> {
         match self.role_of(&device.user) {

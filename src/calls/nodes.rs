@@ -255,21 +255,19 @@ impl Calls {
             return Ok(seen.clone());
         }
         let lobby = self.cluster.lobby(&seen.caller.user, &seen.callee.user).await?;
-        let latest = |role| match role {
-            Role::Caller => lobby.caller_call.as_ref(),
-            Role::Callee => lobby.callee_call.as_ref(),
-        };
-        let is_elsewhere =
-            |role: &Role| latest(*role).is_some_and(|call| call.is_live() && call.id != seen.id);
-        let displaced = [Role::Caller, Role::Callee].into_iter().find(is_elsewhere);
-        let end = displaced.map_or(Event::Due, Event::Displaced);
-        let Ok(ended) = self.rules.apply(seen, &end, self.node(), self.clock.now()) else {
-            let claim = |role| {
-                let was = latest(role).map(|call| call.id);
+        let Some(end) = seen.end_when_forgotten(&lobby, self.clock.now()) else {
+            let claim = |role, latest: &Option<Call>| {
+                let was = latest.as_ref().map(|call| call.id);
                 Claim { user: seen.party(role).user.clone(), was }
             };
-            let claims = [Role::Caller, Role::Callee].map(claim).into();
+            let claims = vec![
+                claim(Role::Caller, &lobby.caller_call),
+                claim(Role::Callee, &lobby.callee_call),
+            ];
             self.cluster.restore(change(seen, claims), None).await?;
+            return Ok(seen.clone());
+        };
+        let Ok(ended) = self.rules.apply(seen, &end, self.node(), self.clock.now()) else {
             return Ok(seen.clone());
         };
         if self.cluster.restore(change(&ended, Vec::new()), None).await? {

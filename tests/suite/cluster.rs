@@ -433,6 +433,43 @@ async fn a_record_that_has_gone_back_is_put_back_and_a_newer_one_is_not() {
 }
 
 #[tokio::test]
+async fn a_record_that_is_gone_is_put_back_over_the_claims_that_it_was_decided_on() {
+    for Backend { cluster, _server } in backends().await {
+        let earlier = ringing("anna", "ben");
+        stored(&*cluster, new_call(&earlier)).await;
+        let forgotten = ringing("anna", "ben");
+        let put_back = async |was| {
+            let claims = ["anna", "ben"].map(|name| Claim { user: user(name), was }).into();
+            let change = Change { call: forgotten.clone(), claims };
+            cluster.restore(change, None).await.unwrap()
+        };
+        assert!(!put_back(None).await, "the users have claims");
+        assert_eq!(cluster.load(forgotten.id).await.unwrap(), None);
+        assert!(put_back(Some(earlier.id)).await);
+        assert_eq!(cluster.latest(&user("ben")).await.unwrap(), Some(forgotten.clone()));
+    }
+}
+
+#[tokio::test]
+async fn who_left_before_redis_went_back_is_taken_off_the_node() {
+    let server = RedisServer::standalone();
+    let node = NodeId::generate(Clock::System.now());
+    let (cluster, _inbox) =
+        Redis::join(server.url(), "test", node, shared_clock(), Health::default()).await.unwrap();
+    cluster.attach(&user("anna"), socket("1")).await.unwrap();
+    server.run(&["hset", "sb:{test}:user:ben", &format!("node:{node}"), "1"]);
+    server.run(&["sadd", &format!("sb:{{test}}:node:{node}"), "ben"]);
+    let users = [user("anna"), user("ben")];
+    let presence = async || cluster.presence(&users).await.unwrap();
+    assert_eq!(presence().await, [Presence::Online, Presence::Online]);
+    let taken_off = cluster.tidy().await.unwrap();
+    assert_eq!(taken_off.len(), 1);
+    assert_eq!(taken_off[0].1.edge.as_ref().map(|edge| &edge.user), Some(&users[1]));
+    assert_eq!(presence().await, [Presence::Online, Presence::Offline]);
+    assert!(cluster.tidy().await.unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn a_user_claimed_meanwhile_is_a_conflict() {
     for Backend { cluster, _server } in backends().await {
         stored(&*cluster, new_call(&ringing("anna", "ben"))).await;
