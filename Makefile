@@ -17,7 +17,7 @@ FUZZ_TARGETS = client_event bus_message redis_record token query
 FUZZ_SECONDS ?= 300
 
 .DEFAULT_GOAL := help
-.PHONY: help run build bench bench-traces deny fuzz abuse lint test test-setup test-rust test-server test-clients test-api test-cluster test-browser test-deploy sim types
+.PHONY: help run build bench bench-floor bench-instructions bench-traces deny fuzz abuse lint test test-setup test-rust test-server test-clients test-api test-cluster test-browser test-deploy sim types
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,9 +36,14 @@ lint: ## formatting and clippy, warnings denied
 alerts: ## write the alerts for Kubernetes anew, after a change in deploy/prometheus/rules/
 	node scripts/alerts.mjs
 
-bench: build ## measure beside Node and a bare relay, write the table into docs/PERFORMANCE.md
-	cargo build --release --locked --manifest-path benches/floor/Cargo.toml --target-dir target/floor
+bench: build bench-floor ## measure beside Node and a bare relay, write the table into docs/PERFORMANCE.md
 	cd benches && npm ci --no-audit --no-fund --loglevel=error && node run.mjs
+
+bench-floor: # the bare relay that `bench` and `bench-instructions` measure beside
+	cargo build --release --locked --manifest-path benches/floor/Cargo.toml --target-dir $(or $(CARGO_TARGET_DIR),target)/floor
+
+bench-instructions: build bench-floor ## instructions and system calls a call: takes 2 minutes and valgrind
+	node benches/instructions.mjs
 
 bench-traces: build ## what traces cost: takes 10 minutes, Redis and valgrind
 	node benches/traces.mjs

@@ -1,0 +1,97 @@
+// What all measurements share: servers on the first core, the generator and what else there is on the second, in a
+// folder that goes at the end.
+
+import { execFile, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { createServer } from 'node:net';
+import { cpus, tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
+
+export const run = promisify(execFile);
+
+const target = process.env.CARGO_TARGET_DIR ?? fileURLToPath(new URL('../target', import.meta.url));
+export const switchboard = process.env.BIN ?? join(target, 'release/switchboard');
+export const floor = join(target, 'floor/release/floor');
+export const reference = fileURLToPath(new URL('reference.mjs', import.meta.url));
+
+export const [SERVERS, OTHERS] = cpus().length > 1 ? ['0', '1'] : ['0', '0'];
+
+export const folder = await mkdtemp(join(tmpdir(), 'switchboard-bench-'));
+const running = new Set();
+let number = 0;
+
+/** A name in the folder that nobody else has. */
+export const unused = (name) => join(folder, `${(number += 1)}.${name}`);
+
+export function start(core, command, args, env = {}) {
+  const child = spawn('taskset', ['-c', core, 'setpriv', '--pdeathsig', 'KILL', '--', command, ...args], {
+    cwd: folder,
+    env: { ...process.env, ...env },
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
+  running.add(child);
+  child.once('close', () => running.delete(child));
+  child.stderr.resume();
+  return child;
+}
+
+export async function stop(child, signal = 'SIGKILL') {
+  child.kill(signal);
+  if (running.has(child)) await once(child, 'close');
+}
+
+/** Ends all that still runs and takes the folder away. */
+export async function clearUp() {
+  await Promise.all([...running].map((child) => stop(child)));
+  await rm(folder, { recursive: true, force: true });
+}
+
+/** What the first group of a pattern is in what a server says. */
+async function says(child, pattern) {
+  let text = '';
+  for await (const chunk of child.stdout.iterator({ destroyOnReturn: false })) {
+    text += chunk;
+    const [, found] = pattern.exec(text) ?? [];
+    if (found === undefined) continue;
+    child.stdout.resume();
+    return found;
+  }
+  throw new Error(`a server did not start: ${text}`);
+}
+
+/** The address in the line that a server prints when it is ready. */
+export const address = async (server) => `ws://${await says(server, /http:\/\/([^/\s]+)\//)}`;
+
+async function freePort() {
+  const probe = createServer().listen(0, '127.0.0.1');
+  await once(probe, 'listening');
+  const { port } = probe.address();
+  probe.close();
+  return port;
+}
+
+export async function startRedis() {
+  const port = await freePort();
+  const child = start(OTHERS, 'redis-server', ['--port', `${port}`, '--bind', '127.0.0.1', '--save', '']);
+  await says(child, /(ready to accept)/i);
+  return { child, address: `127.0.0.1:${port}`, url: `redis://127.0.0.1:${port}` };
+}
+
+/** The settings of a switchboard that measurements are made of. */
+export const settings = ({ redis, database = `sqlite://${unused('db')}` } = {}) => [
+  '--listen', '127.0.0.1:0', '--admin-listen', '127.0.0.1:0', '--database-url', database, '--limits', 'off',
+  ...(redis ? ['--redis-url', redis.url] : []),
+];
+
+/** What `switchboard bench` finds out about some servers. */
+export async function bench(mode, servers, ...args) {
+  const pids = servers.map(({ pid }) => pid).join(',');
+  const command = ['-c', OTHERS, switchboard, 'bench', mode, '--pid', pids, '--json', ...args];
+  const { stdout } = await run('taskset', command, { maxBuffer: 1 << 22 });
+  return JSON.parse(stdout);
+}
+
+export const median = (values) => [...values].sort((one, other) => one - other)[Math.floor(values.length / 2)];
