@@ -115,9 +115,8 @@ fn bound_news(
         }
     };
     let news = if !after.is_live() {
-        let ended_it = after.was_superseded_by(role) || actor == Some(socket);
-        let hears_end = came_back || (before.is_live() && !ended_it);
-        end_news(after, role).filter(|_| hears_end)
+        let concerns = came_back || (before.is_live() && !after.was_superseded_by(role));
+        end_news(after, role).filter(|_| concerns && actor != Some(socket))
     } else if came_back {
         Some(News::Resumed)
     } else {

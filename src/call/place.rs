@@ -38,9 +38,9 @@ pub enum Placement {
     New(Call),
     /// The attempt was made before and became this call.
     Repeated(Call),
-    /// First this earlier call of the caller, who plays `Role` in it, must end as superseded; then
-    /// the attempt is decided again.
-    Supersede(Call, Role),
+    /// First this earlier call of the caller must end as superseded; then the attempt is decided
+    /// again.
+    Supersede(Call),
 }
 
 impl Rules {
@@ -111,15 +111,22 @@ impl Attempt {
         if rings_here && own.caller.user == self.to {
             return Err(Refusal::Glare(own.id));
         }
-        let given_up = match &own.party(role).link {
-            Link::Lost { .. } => true,
-            Link::Bound(binding) => binding.socket == self.from.socket && !binding.confirmed,
-            Link::Open => false,
-        };
-        if given_up {
-            Ok(Placement::Supersede(own.clone(), role))
+        if own.is_given_up(role, &self.from) {
+            Ok(Placement::Supersede(own.clone()))
         } else {
             Err(Refusal::CallInProgress(own.id))
+        }
+    }
+}
+
+impl Call {
+    /// Whether the party with this role has lost its device, or `device` of its user came back to the
+    /// call and has not shown that it knows it: then that device may begin another.
+    pub(super) fn is_given_up(&self, role: Role, device: &Device) -> bool {
+        match &self.party(role).link {
+            Link::Lost { .. } => true,
+            Link::Bound(binding) => binding.socket == device.socket && !binding.confirmed,
+            Link::Open => false,
         }
     }
 }

@@ -137,8 +137,9 @@ impl World {
             };
             match RULES.place(&attempt, &lobby, self.now()) {
                 Ok(Placement::New(call)) => return self.place(call),
-                Ok(Placement::Supersede(earlier, role)) => {
-                    self.apply(&earlier, &Event::Superseded(role)).expect("it was live");
+                Ok(Placement::Supersede(earlier)) => {
+                    let event = Event::Superseded(device.clone());
+                    self.apply(&earlier, &event).expect("it was live");
                 }
                 Ok(Placement::Repeated(_)) => unreachable!("attempts have no name here"),
                 Err(Refusal::SelfCall) => return assert_eq!(device.user, attempt.to),

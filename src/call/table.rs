@@ -64,6 +64,7 @@ fn events() -> Vec<(String, Event)> {
         let left = Event::Gone { device: by(), may_return: false };
         events.push((format!("left {name}"), left));
         events.push((format!("confirmed {name}"), Event::Confirmed(by())));
+        events.push((format!("superseded {name}"), Event::Superseded(by())));
     }
     for name in ["a1+", "a1++", "a2", "a1-", "b1+", "b2", "x1"] {
         events.push((format!("joined {name}"), Event::Joined(device(name))));
@@ -71,8 +72,6 @@ fn events() -> Vec<(String, Event)> {
     for name in ["a1+", "a2", "b1+", "b2"] {
         events.push((format!("stayed {name}"), Event::Stayed(device(name))));
     }
-    events.push(("superseded caller".to_owned(), Event::Superseded(Role::Caller)));
-    events.push(("superseded callee".to_owned(), Event::Superseded(Role::Callee)));
     events.push(("displaced caller".to_owned(), Event::Displaced(Role::Caller)));
     events.push(("displaced callee".to_owned(), Event::Displaced(Role::Callee)));
     events.push(("terminated".to_owned(), Event::Terminated));
@@ -130,7 +129,8 @@ fn show_refusal(refusal: Refusal) -> &'static str {
         Refusal::AlreadyAnswered(_) => "(already answered)",
         Refusal::Over => "(over)",
         Refusal::NothingToDo => "(nothing to do)",
-        Refusal::SelfCall | Refusal::CallInProgress(_) | Refusal::Glare(_) => "(not an event's)",
+        Refusal::CallInProgress(_) => "(call in progress)",
+        Refusal::SelfCall | Refusal::Glare(_) => "(not an event's)",
     }
 }
 
@@ -225,4 +225,10 @@ fn whoever_missed_versions_hears_from_the_last_one() {
     assert_eq!(skipped, ["b1 completed", "b2 answered_elsewhere"]);
     let first: Vec<_> = told(&ringing(), &answered).collect();
     assert_eq!(first, ["b2 answered_elsewhere"]);
+    // It hung up as soon as it was back: its ack tells it.
+    let lost = after(&[Event::Answer(device("b1")), gone("a1")]);
+    let back = RULES.apply(&lost, &Event::Joined(device("a1+")), node(), now()).unwrap();
+    let ended = RULES.apply(&back, &end("a1+"), node(), now()).unwrap();
+    let skipped: Vec<_> = told(&lost, &ended).collect();
+    assert_eq!(skipped, ["b1 completed"]);
 }

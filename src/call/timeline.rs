@@ -95,8 +95,9 @@ impl Call {
             | Event::Gone { device: by, .. }
             | Event::Joined(by)
             | Event::Stayed(by)
-            | Event::Confirmed(by) => self.role_of(&by.user).map(|role| (role, by.id.clone())),
-            Event::Superseded(role) | Event::Displaced(role) => Some((*role, None)),
+            | Event::Confirmed(by)
+            | Event::Superseded(by) => self.role_of(&by.user).map(|role| (role, by.id.clone())),
+            Event::Displaced(role) => Some((*role, None)),
             Event::Terminated | Event::Due => None,
         };
         self.note(what, by, node);

@@ -24,8 +24,8 @@ pub enum Event {
     Stayed(Device),
     /// A device that came back shows that it knows the call.
     Confirmed(Device),
-    /// The party with this role begins another call.
-    Superseded(Role),
+    /// This device begins another call of its user, who has given this one up.
+    Superseded(Device),
     /// The shared state has forgotten the call, and the party with this role is in another by now.
     Displaced(Role),
     /// An operator ends the call.
@@ -112,8 +112,12 @@ impl Rules {
             (State::Ringing { .. } | State::Active { .. }, Event::Confirmed(device)) => {
                 call.confirm(device)
             }
-            (State::Ringing { .. } | State::Active { .. }, Event::Superseded(role)) => {
-                call.end(Cause::Superseded { role: *role }, now)
+            (State::Ringing { .. } | State::Active { .. }, Event::Superseded(by)) => {
+                let role = call.role_of(&by.user).ok_or(Refusal::NotInCall)?;
+                if !call.is_given_up(role, by) {
+                    return Err(Refusal::CallInProgress(call.id));
+                }
+                call.end(Cause::Superseded { role }, now)
             }
             (State::Ringing { .. } | State::Active { .. }, Event::Displaced(role)) => {
                 call.end(Cause::Lost { role: *role }, now)

@@ -43,7 +43,7 @@ impl Calls {
         let lobby = self.cluster.lobby(&attempt.from.user, &attempt.to).await?;
         match self.rules.place(attempt, &lobby, self.clock.now())? {
             Placement::Repeated(_) => return Ok(()),
-            Placement::New(_) | Placement::Supersede(..) => {}
+            Placement::New(_) | Placement::Supersede(_) => {}
         }
         let _asking = span.part("authorize", SpanKind::Client);
         match gate.may_call(attempt).await {

@@ -214,8 +214,8 @@ impl Calls {
                     self.tell_again(&call).await?;
                     return placed(call);
                 }
-                Placement::Supersede(earlier, role) => {
-                    match self.transition(earlier, &Event::Superseded(role)).await {
+                Placement::Supersede(earlier) => {
+                    match self.transition(earlier, &Event::Superseded(device.clone())).await {
                         Ok(_) | Err(Failure::Refused(_)) => continue,
                         Err(failure) => return Err(failure),
                     }
