@@ -185,7 +185,7 @@ test('what each step of a call costs Redis', async (t) => {
     published[name] = publishes;
   }
   assert.deepEqual(counted, {
-    join: [2, 9, 0],
+    join: [2, 10, 0],
     ring: [2, 19, 1],
     offer: [0, 0, 0],
     answer: [1, 11, 0],

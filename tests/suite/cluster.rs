@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::redis_server::RedisServer;
+use crate::redis_server::{RedisServer, wait_until};
 use tokio::sync::mpsc;
 
 use switchboard::{
@@ -524,6 +524,53 @@ async fn users_of_a_dead_node_are_heard_of_until_they_are_seen_off() {
     redis.seen_off(dead, &[user("anna")]).await.unwrap();
     assert_eq!(server.run(&["ZCARD", "sb:{test}:departed"]), "0");
     assert_eq!(server.run(&["ZSCORE", "sb:{test}:nodes", &dead.to_string()]), "");
+}
+
+#[tokio::test]
+async fn users_of_a_dead_node_that_is_back_are_not_heard_of() {
+    let server = RedisServer::standalone();
+    let node = NodeId::generate(Clock::System.now());
+    let (_redis, mut inbox) =
+        Redis::join(server.url(), "test", node, shared_clock(), Health::default()).await.unwrap();
+    // Another node was taken for dead, and has said since that anna is on it; ben is not.
+    let back = NodeId::generate(START);
+    server.run(&["HSET", "sb:{test}:user:anna", &format!("node:{back}"), "1", "order", "1"]);
+    for name in ["anna", "ben"] {
+        server.run(&["ZADD", "sb:{test}:departed", "1", &format!("{back}:{name}")]);
+    }
+    match inbox.recv().await {
+        Some(Inbound::Departed(from, users)) => {
+            let users: Vec<_> = users.iter().map(|departed| departed.edge.user.as_str()).collect();
+            assert_eq!((from, &users[..]), (back, &["ben"][..]));
+        }
+        other => panic!("{other:?}"),
+    }
+    wait_until("only ben is to be seen off", || {
+        server.run(&["ZRANGE", "sb:{test}:departed", "0", "-1"]) == format!("{back}:ben")
+    });
+}
+
+#[tokio::test]
+async fn a_node_with_users_that_has_not_been_heard_of_since_redis_was_empty_can_be_buried() {
+    let server = RedisServer::standalone();
+    let node = NodeId::generate(Clock::System.now());
+    let (redis, mut inbox) =
+        Redis::join(server.url(), "test", node, shared_clock(), Health::default()).await.unwrap();
+    let last_beat = || server.run(&["ZSCORE", "sb:{test}:nodes", &node.to_string()]);
+    assert!(last_beat().parse::<u64>().is_ok());
+    let presumed = loop {
+        server.run(&["FLUSHALL"]);
+        redis.attach(&user("anna"), socket("1")).await.unwrap();
+        // Unless a heartbeat came between.
+        if let Some(presumed) = last_beat().strip_suffix(".5") {
+            break presumed.parse::<u64>().unwrap();
+        }
+    };
+    let now = Clock::System.now().as_millis();
+    assert!((now - 5_000..=now).contains(&presumed), "{presumed}");
+    // All the same its heartbeat finds out that the node was forgotten.
+    assert!(matches!(inbox.recv().await, Some(Inbound::Reset)));
+    wait_until("its heartbeat is known", || last_beat().parse::<u64>().is_ok());
 }
 
 #[tokio::test]

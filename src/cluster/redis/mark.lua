@@ -1,12 +1,14 @@
 -- Sets or removes what a node has to do with a user, and answers the user before and after.
 -- KEYS[1]  user hash
 -- KEYS[2]  the node's set of users
+-- KEYS[3]  heartbeats
 -- ARGV[1]  prefix of call keys
 -- ARGV[2]  user id
 -- ARGV[3]  this node's field for its sockets
 -- ARGV[4]  this node's field for its watchers
 -- ARGV[5]  the field to write: one of the two
 -- ARGV[6]  its value; '' removes it
+-- ARGV[7]  node id
 local before = redis.call('HGETALL', KEYS[1])
 if ARGV[6] == '' then
     redis.call('HDEL', KEYS[1], ARGV[5])
@@ -15,6 +17,13 @@ else
 end
 if redis.call('HEXISTS', KEYS[1], ARGV[3]) == 1 or redis.call('HEXISTS', KEYS[1], ARGV[4]) == 1 then
     redis.call('SADD', KEYS[2], ARGV[2])
+    -- If it dies before its next heartbeat, it must be known that there are users to be taken off it.
+    -- Its heartbeat must find all the same that it was not known: hence the half millisecond.
+    if not redis.call('ZSCORE', KEYS[3], ARGV[7]) then
+        local time = redis.call('TIME')
+        local now = time[1] * 1000 + math.floor(time[2] / 1000)
+        redis.call('ZADD', KEYS[3], now + 0.5, ARGV[7])
+    end
 else
     redis.call('SREM', KEYS[2], ARGV[2])
 end

@@ -206,7 +206,7 @@ impl Redis {
         let mut presence_before = None;
         loop {
             let value = what(&self.local());
-            let keys = vec![self.keys.user(user), self.keys.node(self.node)];
+            let keys = vec![self.keys.user(user), self.keys.node(self.node), self.keys.nodes()];
             let arguments = vec![
                 self.keys.call_prefix(),
                 user.as_str().to_owned(),
@@ -214,6 +214,7 @@ impl Redis {
                 watch_field(self.node),
                 field.clone(),
                 value.clone().unwrap_or_default(),
+                self.node.to_string(),
             ];
             let mut answer = list(self.run(&self.scripts.mark, keys, arguments).await?).into_iter();
             let mut next = || answer.next().unwrap_or(Value::Null);
