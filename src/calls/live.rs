@@ -251,14 +251,16 @@ impl LiveCall {
         }
     }
 
-    /// Takes a newer version in and tells the local sockets what it means. An older one is dropped.
-    pub fn observe(&self, newer: &Call, reach: &Reach) {
+    /// Takes a newer version in and tells the local sockets what it means. An older one is dropped. The
+    /// answer of `answered` has won, and its device was taken for lost since.
+    pub fn observe(&self, newer: &Call, answered: Option<SocketId>, reach: &Reach) {
         let mut view = self.view();
         if !newer.succeeds(&view.call) {
             return;
         }
         let before = std::mem::replace(&mut view.call, newer.clone());
         tally::keeps_its_end(&before, newer);
+        view.rung.retain(|rung| Some(*rung) != answered);
         for (socket, news) in news(&before, newer, &view.rung, &view.unanswered) {
             view.tell(socket, news, role_on(socket, &before, newer), reach);
         }

@@ -12,7 +12,7 @@ use super::{
     view::{Origin, Reach},
 };
 use crate::{
-    call::{Binding, Call, Device, Event, Link, Role},
+    call::{Binding, Call, Device, Event, Link, Party, Role},
     cluster::{Change, Claim, Departed, Inbound, Message, Relay, Unavailable},
     ids::{CallId, NodeId, UserId},
     metrics::{self, Path},
@@ -174,7 +174,8 @@ impl Calls {
                 self.take_in(&call).await
             }
             Some(call) if seen.succeeds(&call) => self.put_back(seen, Some(call.version)).await,
-            Some(call) => self.reclaim(&call).await,
+            Some(call) if call.is_live() => self.reclaim(&call).await,
+            Some(_) => Ok(()),
             None if seen.is_live() => self.put_back(seen, None).await,
             None => Ok(()),
         }
@@ -184,19 +185,15 @@ impl Calls {
     async fn take_in(&self, call: &Call) -> Result<(), Unavailable> {
         self.observe(call, call);
         self.ring_here(call);
-        self.reclaim(call).await
+        // More may be known here than what has come.
+        let newest = self.live.get(call.id).map(|live| live.snapshot());
+        self.reclaim(newest.as_ref().unwrap_or(call)).await
     }
 
-    /// A device that is connected here was taken for lost: it takes its place again.
+    /// A device that is connected here was taken for lost: it takes its place again, or hears the end.
     async fn reclaim(&self, call: &Call) -> Result<(), Unavailable> {
         for party in [&call.caller, &call.callee] {
-            let Link::Lost { device: lost, .. } = &party.link else { continue };
-            let here = self.outlet.sockets_of(&party.user);
-            let device = here.iter().find_map(|socket| {
-                let device = self.devices().get(socket).cloned()?;
-                (device.id.as_ref() == Some(lost)).then_some(device)
-            });
-            let Some(device) = device.filter(|_| call.is_live()) else { continue };
+            let Some(device) = self.taken_for_lost(party) else { continue };
             info!(call = %call.id, "a connected device was taken for lost: it takes its place again");
             match self.transition(call.clone(), &Event::Stayed(device)).await {
                 Ok(_) | Err(Failure::Refused(_)) => {}
@@ -204,6 +201,16 @@ impl Calls {
             }
         }
         Ok(())
+    }
+
+    /// The device of a party that is connected here, and that the record says is lost.
+    fn taken_for_lost(&self, party: &Party) -> Option<Device> {
+        let Link::Lost { device: lost, .. } = &party.link else { return None };
+        let here = self.outlet.sockets_of(&party.user);
+        here.iter().find_map(|socket| {
+            let device = self.devices().get(socket).cloned()?;
+            (device.id.as_ref() == Some(lost)).then_some(device)
+        })
     }
 
     async fn put_back(&self, seen: &Call, over: Option<u64>) -> Result<(), Unavailable> {
@@ -343,7 +350,9 @@ impl Calls {
     /// view only while it concerns this node.
     pub(super) fn observe(&self, before: &Call, after: &Call) {
         let live = self.live.open(before);
-        live.observe(after, &self.reach());
+        // Whoever does not know yet that its answer won may be taken for lost by now.
+        let answered = self.taken_for_lost(&after.callee).map(|device| device.socket);
+        live.observe(after, answered, &self.reach());
         let is_here = |role| after.party(role).link.node() == Some(self.node());
         let concerns = after.is_ringing() || is_here(Role::Caller) || is_here(Role::Callee);
         if after.is_live() && concerns {

@@ -3,7 +3,8 @@
 use std::{str::FromStr, time::Duration};
 
 use switchboard::{
-    call::{Attempt, CallType, Device, Lobby, Placement, Role, Signal},
+    call::{Attempt, Call, CallType, Device, Event, Lobby, Placement, Refusal, Role, Signal},
+    calls::Initiate,
     cluster::{Change, Claim, Cluster, Memory, Message, Relay},
     ids::{CallId, NodeId, UserId},
     payload::Payload,
@@ -166,4 +167,111 @@ async fn what_was_sent_to_every_ringing_node_reaches_who_answered_once() {
     world.settle().await;
     assert_eq!(world.heard("b1"), ["ice-candidate late"]);
     assert_eq!(world.heard("b2"), [""; 0]);
+}
+
+/// A call from `a1`, on the one node of the world, that was answered on a node that the test plays by hand.
+async fn answered_elsewhere(world: &World, elsewhere: &Memory) -> Call {
+    let id = world.initiate("a1", "b").await.unwrap();
+    let ringing = elsewhere.load(id).await.unwrap().unwrap();
+    let callee = Device { node: elsewhere.node(), ..world.device("b1") };
+    let call = changed(elsewhere, &ringing, &Event::Answer(callee)).await;
+    elsewhere.send(world.nodes[0].id, Message::Call(Box::new(call.clone())));
+    world.settle().await;
+    call
+}
+
+/// Commits what `event` makes of a call on a node that the test plays by hand. No other node hears of it.
+async fn changed(elsewhere: &Memory, call: &Call, event: &Event) -> Call {
+    let next = RULES.apply(call, event, elsewhere.node(), call.updated_at).unwrap();
+    elsewhere.commit(Change { call: next.clone(), claims: Vec::new() }).await.unwrap();
+    next
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_back_from_a_lost_devices_node_comes_before_what_was_sent_later() {
+    let world = World::with(1, &["a1", "b2"]).await;
+    let (here, (elsewhere, _inbox)) =
+        (world.nodes[0].id, world.hub.node(NodeId::generate(Timestamp::from_millis(0))));
+    let call = answered_elsewhere(&world, &elsewhere).await;
+    for text in ["one", "two"] {
+        world.signal("a1", "b", Signal::Candidate, text).await.unwrap();
+    }
+    // The link to that node is slow: it loses the device before it has heard these, and passes them back.
+    let device = Device { node: elsewhere.node(), ..world.device("b1") };
+    let lost = changed(&elsewhere, &call, &Event::Gone { device, may_return: true }).await;
+    elsewhere.send(here, Message::Call(Box::new(lost.clone())));
+    world.settle().await;
+    world.signal("a1", "b", Signal::Candidate, "later").await.unwrap();
+    for text in ["one", "two"] {
+        let relay = Relay {
+            call: call.id,
+            version: lost.version,
+            from: Role::Caller,
+            signal: Signal::Candidate,
+            payload: payload(text),
+            given_back: true,
+            to_ringing: false,
+            received_us: None,
+            traceparent: None,
+        };
+        elsewhere.send(here, Message::Relay(relay));
+    }
+    world.settle().await;
+    world.join("b1").await;
+    let all = ["one", "two", "later"].map(|text| format!("ice-candidate {text}"));
+    assert_eq!(world.heard("b1"), [&["resumed".to_owned()], &all[..]].concat());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connected_device_that_was_taken_for_lost_hears_the_end_from_the_last_version_alone() {
+    let (world, id) = World::in_call(1, &["a1", "a2", "b1", "c1"]).await;
+    let (here, (elsewhere, _inbox)) =
+        (world.nodes[0].id, world.hub.node(NodeId::generate(Timestamp::from_millis(0))));
+    let active = elsewhere.load(id).await.unwrap().unwrap();
+    let gone = Event::Gone { device: world.device("a1"), may_return: true };
+    let lost = changed(&elsewhere, &active, &gone).await;
+    let by = Device { node: elsewhere.node(), ..world.device("a2") };
+    let superseded = changed(&elsewhere, &lost, &Event::Superseded(by)).await;
+    elsewhere.send(here, Message::Call(Box::new(superseded)));
+    world.settle().await;
+    assert_eq!(world.heard("a1"), ["ended superseded"]);
+    assert_eq!(world.heard("b1"), ["ended superseded"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_that_is_back_first_keeps_its_call_from_another_of_its_user() {
+    let (world, id) = World::in_call(1, &["a1", "b1", "c1"]).await;
+    world.leave("a1", true).await;
+    world.join("a2").await;
+    let (calls, device) = (world.nodes[0].calls.clone(), world.device("a2"));
+    let to = "c".parse().unwrap();
+    let initiate =
+        Initiate { to, call_type: CallType::Audio, caller_info: None, client_call_id: None };
+    // It begins another call, and is overtaken by the device that is back.
+    let (placed, ()) = tokio::join!(calls.initiate(&device, initiate), world.join("a1+"));
+    assert_eq!(placed.map(|call| call.id), Err(Refusal::CallInProgress(id).into()));
+    assert_eq!(world.heard("a1+"), ["resumed"]);
+    assert_eq!(world.heard("b1").last().unwrap(), "peer-reconnected");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_taken_for_lost_before_it_knows_that_its_answer_won_hears_one_thing() {
+    for is_over in [false, true] {
+        let world = World::with(1, &["a1", "b1", "b2"]).await;
+        let (here, (elsewhere, _inbox)) =
+            (world.nodes[0].id, world.hub.node(NodeId::generate(Timestamp::from_millis(0))));
+        let id = world.initiate("a1", "b").await.unwrap();
+        let ringing = elsewhere.load(id).await.unwrap().unwrap();
+        let active = changed(&elsewhere, &ringing, &Event::Answer(world.device("b1"))).await;
+        let gone = Event::Gone { device: world.device("b1"), may_return: true };
+        let mut last = changed(&elsewhere, &active, &gone).await;
+        if is_over {
+            last = changed(&elsewhere, &last, &Event::Terminated).await;
+        }
+        elsewhere.send(here, Message::Call(Box::new(last)));
+        world.settle().await;
+        let hears = if is_over { "ended terminated" } else { "resumed" };
+        assert_eq!(world.heard("b1"), ["incoming", hears]);
+        assert_eq!(world.heard("b2"), ["incoming", "ended answered_elsewhere"]);
+    }
 }
