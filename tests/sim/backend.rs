@@ -68,7 +68,7 @@ impl Backend {
     /// Writes what this node has to do with a user, as it is when Redis carries it out.
     async fn mark(&self, user: &UserId) -> Result<(Option<Edge>, Edge, Option<Call>), Unavailable> {
         let (user, node, local) = (user.clone(), self.node, self.local.clone());
-        self.ask(move |_, state| {
+        self.ask(move |world, state| {
             let local = local.lock().unwrap();
             let count = local.sockets.get(&user).map_or(0, BTreeSet::len);
             let edge = state.mark(&user, |entry| {
@@ -83,6 +83,9 @@ impl Backend {
                     entry.watchers.remove(&node);
                 }
             });
+            if count > 0 || local.watched.contains(&user) {
+                state.has_users(node, world.now());
+            }
             (edge, state.edge(&user), state.latest(&user))
         })
         .await
@@ -108,11 +111,10 @@ impl Backend {
                 since = asked;
             }
             let node = self.node;
-            let beat =
-                self.ask(move |world, state| state.nodes.insert(node, world.now()).is_none());
-            if let Ok(was_unknown) = beat.await {
+            let beat = self.ask(move |world, state| state.beat(node, world.now()));
+            if let Ok(was_known) = beat.await {
                 heard = asked;
-                if was_unknown {
+                if !was_known {
                     self.start_over(&inbox).await;
                 } else if asked - since >= DEAD_AFTER {
                     let _ = self.bury_dead(&inbox).await;

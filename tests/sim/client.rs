@@ -340,7 +340,7 @@ async fn session(
                         placed.as_ref().map(|call| short(call.id))
                     )
                 });
-                world.witness().moved_on(socket);
+                world.witness().moved_on(&device);
                 if let Ok(call) = placed
                     && call.is_live()
                 {

@@ -1,9 +1,9 @@
 //! What earlier runs found, as the shortest scripts that showed it.
 
 use super::script::{
-    Act::{self, Answer, Call, Candidates, End, Reject, Vanish},
+    Act::{self, Answer, Call, Candidates, End, Offer, Reject, Vanish},
     Step,
-    What::{self, RedisBehind, RedisEmpty, RedisFrozen},
+    What::{self, Flaky, Kill, Pause, RedisBehind, RedisEmpty, RedisFrozen},
 };
 
 /// A mistake that was made once.
@@ -70,6 +70,70 @@ pub fn all() -> Vec<Found> {
                 at(11_175, RedisFrozen { for_ms: 6_612 }),
                 device(13_535, 7, End),
                 at(53_556, RedisEmpty { for_ms: 782 }),
+            ],
+        },
+        Found {
+            what: "a device that was back was not told that another of its user had begun a call",
+            seed: 3_375,
+            script: vec![
+                device(25_152, 6, call(2)),
+                device(35_021, 5, Answer),
+                at(51_352, Pause { node: 2, for_ms: 13_750 }),
+                device(56_125, 0, call(3)),
+                device(59_751, 7, Call { to: 0, named: false }),
+            ],
+        },
+        Found {
+            what: "a node that died before its first heartbeat for an empty Redis was not buried",
+            seed: 2,
+            script: vec![
+                at(10_000, RedisEmpty { for_ms: 326 }),
+                at(10_276, Flaky { for_ms: 4_000 }),
+                at(11_277, Kill { node: 1, back_ms: 6_000 }),
+            ],
+        },
+        Found {
+            what: "a device that was lost before it knew that its answer had won heard of another's",
+            seed: 4_643,
+            script: vec![
+                device(688, 2, call(3)),
+                device(3_461, 6, Answer),
+                device(9_260, 5, call(0)),
+                device(9_766, 1, Call { to: 2, named: false }),
+                device(15_719, 3, Offer),
+                at(15_828, Flaky { for_ms: 6_745 }),
+                device(15_941, 3, Candidates(5)),
+                device(16_481, 0, Answer),
+                at(25_550, Pause { node: 0, for_ms: 10_581 }),
+            ],
+        },
+        Found {
+            what: "a device that hung up while it was taken for lost heard the end beside its ack",
+            seed: 7_495,
+            script: vec![
+                device(17_404, 4, call(3)),
+                device(24_934, 2, call(0)),
+                at(27_409, Pause { node: 2, for_ms: 13_182 }),
+                device(27_733, 1, Answer),
+                device(31_567, 5, Answer),
+                device(31_567, 5, Candidates(5)),
+                device(31_571, 1, Candidates(5)),
+                device(32_043, 2, End),
+                device(35_902, 7, Answer),
+            ],
+        },
+        Found {
+            what: "a record of before Redis was empty was taken for what is there",
+            seed: 7_474,
+            script: vec![
+                device(17_404, 4, call(3)),
+                device(19_114, 2, Candidates(5)),
+                device(19_121, 3, Candidates(5)),
+                device(19_839, 6, Answer),
+                device(19_842, 6, Candidates(5)),
+                at(27_409, Pause { node: 2, for_ms: 13_182 }),
+                device(34_091, 5, Call { to: 1, named: false }),
+                at(38_195, RedisEmpty { for_ms: 101 }),
             ],
         },
     ]

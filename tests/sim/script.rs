@@ -160,8 +160,14 @@ impl What {
     }
 }
 
+/// The other device of the same user.
+fn twin(device: usize) -> usize {
+    device / DEVICES_PER_USER * DEVICES_PER_USER + (device + 1) % DEVICES_PER_USER
+}
+
 /// What happens in the run with this seed. Calls come in bursts of things that belong together, so that
-/// most get somewhere; a third of the runs has no fault at all.
+/// most get somewhere; now and then two happen at the same instant. A third of the runs has no fault at
+/// all.
 pub fn script(seed: u64) -> Vec<Step> {
     let mut random = Random::new(seed);
     let mut steps = Vec::new();
@@ -169,19 +175,25 @@ pub fn script(seed: u64) -> Vec<Step> {
         let at_ms = random.below(LENGTH_MS);
         let (caller, callee) = (random.index(DEVICES), random.index(DEVICES));
         let mut at_ms = at_ms;
-        let mut then = |random: &mut Random, device: usize, act: Act| {
-            steps.push(Step { at_ms, what: What::Device(device, act) });
+        let mut then = |random: &mut Random, acts: [(usize, Act); 2]| {
+            let at_once = if random.percent(20) { 2 } else { 1 };
+            for (device, act) in acts.into_iter().take(at_once) {
+                steps.push(Step { at_ms, what: What::Device(device, act) });
+            }
             at_ms += if random.percent(30) { random.below(5) } else { random.below(1_500) };
         };
-        let to = callee / DEVICES_PER_USER;
-        then(&mut random, caller, Act::Call { to, named: true });
-        then(&mut random, caller, Act::Offer);
-        then(&mut random, caller, Act::Candidates(5));
-        then(&mut random, callee, Act::Answer);
-        then(&mut random, callee, Act::Candidates(5));
-        then(&mut random, caller, Act::Candidates(5));
+        let call = |device: usize| Act::Call { to: device / DEVICES_PER_USER, named: true };
+        let glare = (callee, call(caller));
+        let again = (caller, Act::CallAgain);
+        let meanwhile = if random.percent(50) { glare } else { again };
+        then(&mut random, [(caller, call(callee)), meanwhile]);
+        then(&mut random, [(caller, Act::Offer), (callee, Act::Reject)]);
+        then(&mut random, [(caller, Act::Candidates(5)), (caller, Act::End)]);
+        then(&mut random, [(callee, Act::Answer), (twin(callee), Act::Answer)]);
+        then(&mut random, [(callee, Act::Candidates(5)), (caller, Act::Candidates(5))]);
+        then(&mut random, [(caller, Act::Candidates(5)), (callee, Act::Candidates(5))]);
         if random.percent(40) {
-            then(&mut random, caller, Act::End);
+            then(&mut random, [(caller, Act::End), (callee, Act::End)]);
         }
     }
     for _ in 0..random.between(5, 60) {

@@ -41,9 +41,17 @@ pub struct State {
     pub calls: BTreeMap<CallId, Record>,
     pub users: BTreeMap<UserId, User>,
     pub deadlines: BTreeSet<(Timestamp, CallId)>,
-    /// The last heartbeat of each node.
-    pub nodes: BTreeMap<NodeId, Timestamp>,
+    /// When each node was last known to live.
+    pub nodes: BTreeMap<NodeId, Sign>,
     pub departed: BTreeMap<(NodeId, UserId), Timestamp>,
+}
+
+/// A sign of life.
+#[derive(Debug, Clone, Copy)]
+pub struct Sign {
+    pub at: Timestamp,
+    /// Else only its users are known.
+    pub is_heartbeat: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -89,6 +97,17 @@ impl State {
 
     pub fn nodes_of(&self, user: &UserId) -> Vec<NodeId> {
         self.users.get(user).map(|user| user.nodes.keys().copied().collect()).unwrap_or_default()
+    }
+
+    /// Notes a heartbeat. Answers whether the node was known by one.
+    pub fn beat(&mut self, node: NodeId, at: Timestamp) -> bool {
+        let before = self.nodes.insert(node, Sign { at, is_heartbeat: true });
+        before.is_some_and(|before| before.is_heartbeat)
+    }
+
+    /// Notes that there are users on a node.
+    pub fn has_users(&mut self, node: NodeId, at: Timestamp) {
+        self.nodes.entry(node).or_insert(Sign { at, is_heartbeat: false });
     }
 
     /// Changes a user; answers the edge if there is one.
@@ -227,7 +246,7 @@ impl State {
         but: NodeId,
         now: Timestamp,
     ) -> Vec<(NodeId, UserId)> {
-        let silent = self.nodes.iter().filter(|(node, beat)| **beat <= latest && **node != but);
+        let silent = self.nodes.iter().filter(|(node, sign)| sign.at <= latest && **node != but);
         let dead: Vec<NodeId> = silent.map(|(node, _)| *node).collect();
         let mut taken = Vec::new();
         for node in dead {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use switchboard::{
-    call::{Call, Cause, Role, State as CallState},
+    call::{Call, Cause, Device, EndReason, Role, State as CallState, What},
     history::Row,
     ids::{CallId, SocketId, UserId},
     protocol::{CallView, ServerEvent},
@@ -212,15 +212,17 @@ impl Witness {
         }
     }
 
-    /// The client placed a call: one that it came back to, and had not shown to know, ended by that.
-    pub fn moved_on(&mut self, socket: SocketId) {
-        let Some(ears) = self.sockets.get_mut(&socket) else { return };
+    /// The client placed a call: one that it had given up ended by that.
+    pub fn moved_on(&mut self, device: &Device) {
+        let Some(ears) = self.sockets.get_mut(&device.socket) else { return };
         for (id, heard) in &mut ears.calls {
             let moved_on = self.calls.get(id).is_some_and(|call| {
-                let role = call.role_of(&ears.user);
-                matches!(&call.state, CallState::Ended {
-                    cause: Cause::Superseded { role: by }, ..
-                } if Some(*by) == role)
+                let mut ends = call.timeline.iter().filter(|step| step.what == What::Ended);
+                ends.any(|step| {
+                    step.reason == Some(EndReason::Superseded)
+                        && step.by == call.role_of(&device.user)
+                        && step.device == device.id
+                })
             });
             if moved_on {
                 heard.own_end.get_or_insert(OwnEnd::MovedOn);
