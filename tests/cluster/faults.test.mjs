@@ -6,6 +6,7 @@ import { answer, candidate, candidates, offer } from '../support/calls.mjs';
 import { eventually, someone } from '../support/check.mjs';
 import { connect, join } from '../support/client.mjs';
 import { startCluster, startRedis } from '../support/cluster.mjs';
+import { rawSocket } from '../support/raw.mjs';
 import { Server } from '../support/server.mjs';
 
 async function cluster(t, count, options) {
@@ -89,6 +90,23 @@ describe('a node', { concurrency: true }, () => {
     await caller.next('call:peer-reconnected');
     await left;
     await assertTalking(caller, again);
+  });
+
+  test('that is told to leave takes nobody in on a connection that was opened just before', async (t) => {
+    const { nodes, redis } = await cluster(t, 2);
+    const known = await join(t, nodes[1], { userId: someone('bob') });
+    const late = someone('dan');
+    const opened = await Promise.all(Array.from({ length: 20 }, () => rawSocket(t, nodes[1], { joins: false })));
+    const goodbye = known.next('server:draining');
+    const left = nodes[1].stop();
+    await goodbye;
+    for (const raw of opened) raw.send(`40${JSON.stringify({ userId: late })}`);
+    await left;
+    for (const raw of opened) {
+      await raw.closed;
+      assert.deepEqual(raw.frames.filter((text) => text.startsWith('40')), [], 'it was not let in');
+    }
+    assert.deepEqual((await redis.keys()).filter((key) => key.includes(late)), []);
   });
 
   test('that was taken for dead finds out and joins again', async (t) => {
@@ -253,6 +271,25 @@ describe('Redis', { concurrency: true }, () => {
       return ok && presence[gone] === 'offline' && presence[brief] === 'offline';
     };
     await eventually(isOffline, 'both are offline');
+  });
+
+  test('back empty: who left while it was away, beside many who stayed, is offline', async (t) => {
+    const { nodes, redis } = await cluster(t, 2);
+    const enter = (userId) => rawSocket(t, nodes[1], { userId, deviceId: 'd' });
+    const stayed = Array.from({ length: 150 }, () => someone('bob'));
+    const gone = Array.from({ length: 20 }, () => someone('dan'));
+    await Promise.all(stayed.map(enter));
+    const leaving = await Promise.all(gone.map(enter));
+    const watcher = await join(t, nodes[0], { userId: someone('carol') });
+    await redis.halt();
+    leaving.forEach((raw) => raw.destroy());
+    await redis.start();
+    const isRight = async () => {
+      const { presence } = await watcher.ack('presence:subscribe', { userIds: [...stayed, ...gone] });
+      const are = (users, status) => users.every((userId) => presence?.[userId] === status);
+      return are(stayed, 'online') && are(gone, 'offline');
+    };
+    await eventually(isRight, 'who stayed is online, and who left is not');
   });
 
   test('that is not there when a node starts is waited for', async (t) => {

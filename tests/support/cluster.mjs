@@ -104,14 +104,18 @@ class Redis {
 
   /** Comes back with nothing in it, or with what was saved. */
   async restart() {
-    this.child.kill('SIGKILL');
-    await this.gone;
+    await this.halt();
     await this.start();
   }
 
-  async stop() {
+  /** Is gone until it is started again. */
+  async halt() {
     this.child.kill('SIGKILL');
     await this.gone;
+  }
+
+  async stop() {
+    await this.halt();
     await rm(this.dir, { recursive: true, force: true });
   }
 
