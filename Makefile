@@ -81,7 +81,7 @@ test-cluster: test-setup test-server ## the same stories on several nodes and a 
 		TEST_NODES=$$nodes $(NODE_TEST) $(addprefix tests/clients/,$(CLUSTER_STORIES:=.test.mjs)) || exit 1; \
 	done
 	TEST_NODES=3 TEST_POSTGRES=1 $(NODE_TEST) $(addprefix tests/clients/,$(HISTORY_STORIES:=.test.mjs))
-	$(NODE_TEST) tests/cluster/*.test.mjs
+	$(NODE_TEST) tests/cluster/*.test.mjs tests/chaos/*.test.mjs
 
 test-browser: test-setup test-server ## two pages in headless Chromium call each other
 	$(BROWSER_TEST) tests/browser/*.test.mjs
@@ -91,6 +91,10 @@ test-deploy: test-setup test-server ## deploy/ and k8s/: valid, agreeing with ea
 
 sim: ## whole clusters simulated: 20,000 seeds, or RUNS=100000, or SEED=42 again
 	$(if $(SEED),SIM_SEED=$(SEED),SIM_RUNS=$(or $(RUNS),20000)) cargo test --locked --profile sim --test sim many -- --nocapture
+
+.PHONY: chaos
+chaos: test-setup build ## real faults under hundreds of clients, ROUNDS times each; the table in docs/RELIABILITY.md
+	SWITCHBOARD_BIN=$(CURDIR)/target/release/switchboard node tests/chaos/run.mjs
 
 types: test-setup test-server ## write web/protocol.d.ts anew, after a change of the protocol or the HTTP API
 	node scripts/types.mjs

@@ -8,24 +8,44 @@ import { freePort } from './cluster.mjs';
 
 const SETTINGS = fileURLToPath(new URL('../../deploy/haproxy/haproxy.cfg', import.meta.url));
 
-/** A balancer that clients can be pointed at as if it were a server. */
-export async function startBalancer(nodes) {
+/**
+ * A balancer that clients can be pointed at as if it were a server. With `reloads` it has a master process that
+ * replaces its worker when it is told to, as a system's service does.
+ */
+export async function startBalancer(nodes, { reloads = false } = {}) {
   const port = await freePort();
   const addresses = nodes.flatMap((node, index) => [
     [`NODE_${index + 1}`, `127.0.0.1:${node.port}`],
     [`NODE_${index + 1}_ADMIN`, new URL(node.adminUrl).port],
   ]);
   const env = { ...process.env, BALANCER_LISTEN: `127.0.0.1:${port}`, ...Object.fromEntries(addresses) };
-  const child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', 'haproxy', '-db', '-f', SETTINGS], { env, stdio: 'ignore' });
-  const gone = once(child, 'close');
+  const mode = reloads ? '-W' : '-db';
+  const start = () => {
+    const child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', 'haproxy', mode, '-f', SETTINGS], { env, stdio: 'ignore' });
+    return { child, gone: once(child, 'close') };
+  };
   const url = `http://127.0.0.1:${port}`;
-  await eventually(async () => (await fetch(url).catch(() => ({}))).ok, 'the balancer serves');
+  const serves = () => eventually(async () => (await fetch(url).catch(() => ({}))).ok, 'the balancer serves');
+  let running = start();
+  await serves();
   return {
     url,
     port,
+    /** New connections go to a new worker; those that there are stay with the old one. */
+    async reload() {
+      running.child.kill('SIGUSR2');
+      await serves();
+    },
+    /** Dies with all connections, and is there again. */
+    async restart() {
+      running.child.kill('SIGKILL');
+      await running.gone;
+      running = start();
+      await serves();
+    },
     async stop() {
-      child.kill('SIGKILL');
-      await gone;
+      running.child.kill('SIGKILL');
+      await running.gone;
     },
   };
 }

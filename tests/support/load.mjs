@@ -53,8 +53,8 @@ export class Person {
     if (!this.socket.connected) await new Promise((resolve) => this.socket.once('connect', resolve));
   }
 
-  /** Sends until it is acknowledged; `onAgain` is told before it is sent another time. */
-  async request(event, payload, { onAgain = () => {}, onRefused = () => {} } = {}) {
+  /** Sends until it is acknowledged; `onAgain` is told before it is sent another time, `onRefused` the error. */
+  async request(event, payload, { onAgain = () => {}, onRefused = () => {}, alsoRetry = [] } = {}) {
     const end = Date.now() + GIVE_UP_MS;
     for (;;) {
       await this.connected();
@@ -63,8 +63,8 @@ export class Person {
       if (answered) {
         const { type, retryAfterMs = 200, message } = answered.error;
         this.refusals[type] = (this.refusals[type] ?? 0) + 1;
-        if (!RETRYABLE.includes(type)) throw new Error(`${this.userId}'s ${event} was refused: ${type}: ${message}`);
-        onRefused();
+        if (![...RETRYABLE, ...alsoRetry].includes(type)) throw new Error(`${this.userId}'s ${event} was refused: ${type}: ${message}`);
+        onRefused(answered.error);
         await pause(Math.min(retryAfterMs, 1_000));
       } else {
         this.sentAgain += 1;

@@ -1,9 +1,9 @@
 // A Postgres on a free port, in a folder of its own.
 
-import { execFile, spawn } from 'node:child_process';
+import { execFile, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, readdirSync } from 'node:fs';
-import { chown, rm } from 'node:fs/promises';
+import { chown, open, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { eventually } from './check.mjs';
@@ -17,9 +17,13 @@ const NOBODY = 65_534;
 const isRoot = process.getuid() === 0;
 const drop = isRoot ? ['--reuid=nobody', '--regid=nogroup', '--clear-groups'] : [];
 
-/** Starts one, its schema up to date unless `schema` is false. */
-export async function startPostgres({ schema = true, settings = {} } = {}) {
+/**
+ * Starts one, its schema up to date unless `schema` is false. With `diskMib` it has a disk of that size to itself, if
+ * this user may mount one: then `hasDisk` is true.
+ */
+export async function startPostgres({ schema = true, settings = {}, diskMib } = {}) {
   const postgres = new Postgres(await privateFolder(), await freePort(), settings);
+  if (diskMib) postgres.hasDisk = mountDisk(postgres.dir, diskMib);
   if (isRoot) await chown(postgres.dir, NOBODY, NOBODY);
   try {
     await postgres.init();
@@ -101,12 +105,53 @@ class Postgres {
 
   async stop() {
     for (const child of this.#holders) child.kill('SIGKILL');
-    if (this.child && this.child.exitCode === null && this.child.signalCode === null) {
+    if (this.child && this.isRunning) {
       this.child.kill('SIGCONT');
       await this.halt('SIGQUIT');
     }
+    if (this.hasDisk) spawnSync('umount', ['--lazy', this.dir]);
     await rm(this.dir, { recursive: true, force: true });
   }
+
+  /** Dies with all its processes, as if the machine had lost power. */
+  async die() {
+    const children = await readFile(`/proc/${this.pid}/task/${this.pid}/children`, 'utf8');
+    this.child.kill('SIGKILL');
+    for (const pid of children.split(' ').map(Number).filter(Boolean)) killIfThere(pid);
+    await this.gone;
+  }
+
+  get isRunning() {
+    return this.child.exitCode === null && this.child.signalCode === null;
+  }
+
+  /** Takes all the room that is left on its disk; the function that it answers gives it back. */
+  async fillDisk() {
+    const filler = join(this.dir, 'filler');
+    const block = Buffer.alloc(1024 * 1024);
+    const file = await open(filler, 'w');
+    const { code } = await (async () => {
+      for (;;) await file.write(block);
+    })().catch((error) => error);
+    await file.close();
+    if (code !== 'ENOSPC') throw new Error(`the disk is not full: ${code}`);
+    return () => rm(filler);
+  }
+}
+
+function killIfThere(pid) {
+  try {
+    process.kill(pid, 'SIGKILL');
+  } catch {
+    // It went with its parent.
+  }
+}
+
+/** Whether this user may. It is gone with this process, as the folder is. */
+function mountDisk(dir, mib) {
+  const { status } = spawnSync('mount', ['-t', 'tmpfs', '-o', `size=${mib}m`, 'tmpfs', dir], { stdio: 'ignore' });
+  if (status === 0) process.once('exit', () => spawnSync('umount', ['--lazy', dir], { stdio: 'ignore' }));
+  return status === 0;
 }
 
 /** Debian keeps the server's programs off the path. */

@@ -16,6 +16,7 @@ class Proxy {
   #sockets = new Set();
   #links = new Set();
   #state = 'whole';
+  #delayMs = 0;
 
   constructor(port, rewrite) {
     this.server = createServer((inside) => this.#join(inside, port, rewrite));
@@ -30,7 +31,8 @@ class Proxy {
     this.#keep(outside);
     const link = { isSilent: false };
     this.#links.add(link);
-    const pass = (to, bytes) => this.#state === 'whole' && !link.isSilent && to.write(bytes);
+    const write = (to, bytes) => this.#state === 'whole' && !link.isSilent && to.write(bytes);
+    const pass = (to, bytes) => (this.#delayMs ? setTimeout(write, this.#delayMs, to, bytes) : write(to, bytes));
     const end = (socket) => link.isSilent || (this.#links.delete(link) && socket.destroy());
     inside.on('data', (bytes) => pass(outside, bytes)).on('close', () => end(outside));
     outside.on('data', (bytes) => pass(inside, rewrite(bytes))).on('close', () => end(inside));
@@ -57,6 +59,11 @@ class Proxy {
   silence() {
     for (const link of this.#links) link.isSilent = true;
     this.#links.clear();
+  }
+
+  /** All that passes takes so long in each direction. To be set back to 0 only when nothing is on its way. */
+  slow(delayMs) {
+    this.#delayMs = delayMs;
   }
 
   /** New connections pass again. Those from before are gone: what they lost cannot be made up for. */

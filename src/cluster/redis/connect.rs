@@ -6,9 +6,9 @@ use fred::{
     clients::SubscriberClient,
     prelude::*,
     rustls_native_certs::load_native_certs,
-    types::{InfoKind, RespVersion},
+    types::{ConnectHandle, InfoKind, RespVersion},
 };
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::health::{Health, Part};
 
@@ -70,14 +70,20 @@ fn unusable(error: Error) -> ConnectError {
 }
 
 /// Connects, however long Redis is away. What waiting cannot mend is an error.
-async fn connected<C: ClientLike>(
+async fn connected<C: ClientLike + 'static>(
     build: impl Fn() -> Result<C, Error>,
     health: &Health,
 ) -> Result<C, ConnectError> {
     let mut is_told = false;
     loop {
         let client = build().map_err(ConnectError::Url)?;
-        let Err(error) = client.init().await else { return Ok(client) };
+        let error = match client.init().await {
+            Ok(task) => {
+                tokio::spawn(keep_connected(client.clone(), task));
+                return Ok(client);
+            }
+            Err(error) => error,
+        };
         if let Some(why) = distrust(&error) {
             return Err(ConnectError::Untrusted(why.to_owned()));
         }
@@ -91,6 +97,25 @@ async fn connected<C: ClientLike>(
             warn!(%error, "Redis is not reachable: this node waits for it and serves nobody yet");
         }
         tokio::time::sleep(RETRY_CONNECT).await;
+    }
+}
+
+/// Begins the library's task anew whenever it ends. It makes lost connections again by itself, but some
+/// errors end it for good, for one a command that is told twice to ask another server while a slot
+/// moves: then nothing that this client is asked would ever be answered again.
+async fn keep_connected<C: ClientLike>(client: C, mut task: ConnectHandle) {
+    loop {
+        match task.await {
+            Ok(Err(error)) => warn!(%error, "the way to Redis was given up: it is made again"),
+            Ok(Ok(())) | Err(_) => warn!("the way to Redis had ended: it is made again"),
+        }
+        task = loop {
+            match client.init().await {
+                Ok(task) => break task,
+                Err(error) => debug!(%error, "Redis is not reachable yet"),
+            }
+            tokio::time::sleep(RETRY_CONNECT).await;
+        };
     }
 }
 

@@ -1,0 +1,31 @@
+// A clock that can be moved while a process runs, by libfaketime. Only the time of day moves: the steady clock goes on.
+
+import { existsSync } from 'node:fs';
+import { rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { privateFolder } from '../support/server.mjs';
+
+const LIBRARY = ['x86_64-linux-gnu', 'aarch64-linux-gnu', 'arm-linux-gnueabihf']
+  .map((machine) => `/usr/lib/${machine}/faketime/libfaketimeMT.so.1`)
+  .find((path) => existsSync(path));
+
+/** Nothing if libfaketime is not installed. */
+export async function movableClock() {
+  if (!LIBRARY) return undefined;
+  const dir = await privateFolder();
+  const file = join(dir, 'time');
+  const clock = {
+    env: {
+      LD_PRELOAD: LIBRARY,
+      FAKETIME_TIMESTAMP_FILE: file,
+      FAKETIME_DONT_FAKE_MONOTONIC: '1',
+      FAKETIME_DONT_RESET: '1',
+      FAKETIME_CACHE_DURATION: '1',
+    },
+    /** Moves it by so many seconds from the true time. */
+    move: (seconds) => writeFile(file, `${seconds < 0 ? '' : '+'}${seconds}s\n`),
+    stop: () => rm(dir, { recursive: true, force: true }),
+  };
+  await clock.move(0);
+  return clock;
+}

@@ -1,0 +1,266 @@
+// What fails, and how it is put right. A fault strikes and answers, if it has something left to repair once clients
+// have recovered, the function that does so. What did not bite is an error: a fault must have been one. With `loses` a
+// node or a connection dies, and what was on its way there with it.
+
+import { readdir } from 'node:fs/promises';
+import { execFile } from 'node:child_process';
+import { setTimeout as pause } from 'node:timers/promises';
+import { promisify } from 'node:util';
+import { eventually } from '../support/check.mjs';
+import { redisCli } from './redis.mjs';
+
+const run = promisify(execFile);
+
+/** A dead node is noticed after 10 s at the most, and then its devices have their grace of 10 s. */
+const DEATH_AND_GRACE_MS = 21_000;
+const STILL_MS = 15_000;
+
+const turn = (world, round) => world.nodes[round % world.nodes.length];
+const others = (world, node) => world.nodes.filter((other) => other !== node);
+const times = (text, words) => text.split(words).length - 1;
+
+async function killed(node) {
+  await node.kill('SIGKILL');
+  return () => node.start();
+}
+
+async function standing(pid, ms, meanwhile = () => {}) {
+  process.kill(pid, 'SIGSTOP');
+  try {
+    await Promise.all([pause(ms), meanwhile()]);
+  } finally {
+    process.kill(pid, 'SIGCONT');
+  }
+}
+
+/** The node stands still until the others take it for dead, and longer. */
+async function nodeStanding(world, node, meanwhile) {
+  const logs = () => others(world, node).map((other) => times(other.logs(), 'a node is dead')).reduce((sum, count) => sum + count, 0);
+  const before = logs();
+  await standing(node.pid, STILL_MS, meanwhile);
+  if (logs() === before) throw new Error('nobody took the node for dead');
+}
+
+async function cutOff(world, how, ms) {
+  world.redisLink[how]();
+  await pause(ms);
+  world.redisLink.heal();
+}
+
+async function postgresAway(world, end, ms) {
+  await end();
+  await pause(ms);
+  await world.postgres.start();
+}
+
+/** Cuts a part of the connections, so that clients have to come back while something is the matter. */
+function dropSome(people, every) {
+  for (const device of people.devices.filter((_, index) => index % every === 0)) device.drop();
+}
+
+/** No file can be opened any more: the limit is the lowest number that is free. */
+async function withoutFiles(node, meanwhile) {
+  const open = new Set((await readdir(`/proc/${node.pid}/fd`)).map(Number));
+  let free = 0;
+  while (open.has(free)) free += 1;
+  const limit = async (soft) => run('prlimit', ['--pid', `${node.pid}`, `--nofile=${soft}:`]);
+  const { stdout } = await run('prlimit', ['--pid', `${node.pid}`, '--nofile', '--output=SOFT', '--noheadings']);
+  await limit(free);
+  try {
+    await meanwhile();
+  } finally {
+    await limit(stdout.trim());
+  }
+}
+
+async function channelOf(world) {
+  const port = world.redis.ports[0];
+  const [node] = (await redisCli(port, '-c', 'ZRANGE', 'sb:{default}:nodes', '0', '-1')).split('\n');
+  return `sb:n:default:${node}`;
+}
+
+const STATE = 'sb:{default}:nodes';
+
+const SINGLE = [
+  { name: 'nothing, for comparison', strike: () => pause(5_000) },
+  {
+    name: 'a node killed (`kill -9`)',
+    loses: true,
+    watchMs: DEATH_AND_GRACE_MS,
+    strike: ({ world, round }) => killed(turn(world, round)),
+  },
+  {
+    name: 'a node stands still for 15 s (SIGSTOP)',
+    watchMs: DEATH_AND_GRACE_MS,
+    strike: ({ world, round }) => nodeStanding(world, turn(world, round)),
+  },
+  { name: 'a node told to stop (SIGTERM), and started again', strike: ({ world, round }) => turn(world, round).restart() },
+  { name: 'Redis stands still for 5 s', strike: ({ world }) => standing(world.redis.pid, 5_000) },
+  { name: 'Redis restarted, empty', strike: ({ world }) => world.redis.restart() },
+  {
+    name: 'one node cut off from Redis for 5 s, by resets and by silence in turn',
+    strike: ({ world, round }) => cutOff(world, round % 2 ? 'freeze' : 'cut', 5_000),
+  },
+  { name: 'Postgres stopped for 8 s', strike: ({ world }) => postgresAway(world, () => world.postgres.halt(), 8_000) },
+  { name: 'Postgres killed with all its processes, back after 3 s', strike: ({ world }) => postgresAway(world, () => world.postgres.die(), 3_000) },
+  {
+    name: "Postgres' disk full for 8 s",
+    needs: ({ postgres }) => (postgres.hasDisk ? undefined : 'the right to mount a small disk (root)'),
+    async strike({ world }) {
+      const free = await world.postgres.fillDisk();
+      try {
+        await pause(8_000);
+      } finally {
+        await free();
+      }
+      // It may have given up for good.
+      if (!world.postgres.isRunning) await world.postgres.start();
+      if (!/history cannot be written/.test(world.cluster.logs())) throw new Error('no node saw that the disk was full');
+    },
+  },
+  {
+    name: 'Postgres slow: 500 ms each way, for 10 s',
+    async strike({ world }) {
+      world.postgresLink.slow(500);
+      await pause(10_000);
+      world.postgresLink.slow(0);
+    },
+  },
+  { name: 'HAProxy reloaded', strike: ({ world }) => world.balancer.reload() },
+  {
+    name: "a node's clock moved by an hour, on and back",
+    needs: ({ clock }) => (clock ? undefined : 'libfaketime'),
+    async strike({ world }) {
+      for (const seconds of [3_600, -3_600, 0]) {
+        await world.clock.move(seconds);
+        await pause(4_000);
+        const { headers } = await fetch(world.nodes.find(({ hasMovableClock }) => hasMovableClock).url);
+        const aheadMs = Date.parse(headers.get('date')) - Date.now();
+        if (Math.abs(aheadMs - seconds * 1_000) > 60_000) throw new Error(`the clock is ${aheadMs} ms ahead`);
+      }
+    },
+  },
+  {
+    name: 'a node without file descriptors for 8 s, a third of all connections cut',
+    loses: true,
+    async strike({ world, round, people }) {
+      const node = turn(world, round);
+      const before = times(node.logs(), 'could not be accepted');
+      await withoutFiles(node, async () => {
+        dropSome(people, 3);
+        await pause(8_000);
+      });
+      if (times(node.logs(), 'could not be accepted') === before) throw new Error('the node had descriptors left');
+    },
+  },
+  {
+    name: 'HAProxy killed: 2,000 more clients, all reconnecting at once',
+    loses: true,
+    crowd: 2_000,
+    async strike({ world, crowd, figures }) {
+      const [at, back] = [Date.now(), crowd.back()];
+      await world.balancer.restart();
+      await back;
+      figures.crowdBackMs = Math.max(figures.crowdBackMs ?? 0, Date.now() - at);
+    },
+  },
+  {
+    name: 'mixed: a node killed while Redis stands still for 5 s',
+    loses: true,
+    watchMs: DEATH_AND_GRACE_MS,
+    async strike({ world, round }) {
+      const node = turn(world, round);
+      await standing(world.redis.pid, 5_000, async () => {
+        await pause(1_000);
+        await node.kill('SIGKILL');
+      });
+      return () => node.start();
+    },
+  },
+  {
+    name: 'mixed: Redis restarted empty, Postgres stopped, HAProxy killed',
+    loses: true,
+    async strike({ world }) {
+      await world.postgres.halt();
+      await Promise.all([world.redis.restart(), world.balancer.restart()]);
+      return () => world.postgres.start();
+    },
+  },
+  {
+    name: 'mixed: a node stands still for 15 s, and another is killed meanwhile',
+    loses: true,
+    watchMs: STILL_MS + DEATH_AND_GRACE_MS,
+    async strike({ world, round }) {
+      const [still, dies] = [turn(world, round), turn(world, round + 1)];
+      await nodeStanding(world, still, async () => {
+        await pause(5_000);
+        await dies.kill('SIGKILL');
+      });
+      return () => dies.start();
+    },
+  },
+  {
+    name: 'mixed: one node cut off from Redis for 5 s, another told to stop, Postgres killed',
+    async strike({ world, round }) {
+      const stops = world.nodes[round % 2];
+      await Promise.all([
+        cutOff(world, round % 2 ? 'freeze' : 'cut', 5_000),
+        stops.restart(),
+        postgresAway(world, () => world.postgres.die(), 3_000),
+      ]);
+    },
+  },
+];
+
+const SENTINEL = [
+  {
+    name: 'Redis fails over (three Sentinels)',
+    async strike({ world }) {
+      const dead = await world.redis.failOver();
+      return () => world.redis.repair(dead);
+    },
+  },
+  {
+    name: 'mixed: Redis fails over while a node is killed',
+    loses: true,
+    watchMs: DEATH_AND_GRACE_MS,
+    async strike({ world, round }) {
+      const node = turn(world, round);
+      const [dead] = await Promise.all([world.redis.failOver(), node.kill('SIGKILL')]);
+      return () => Promise.all([world.redis.repair(dead), node.start()]);
+    },
+  },
+];
+
+const CLUSTER = [
+  {
+    name: 'the slot of all state moved in a Redis Cluster',
+    async strike({ world }) {
+      const moved = await world.redis.moveSlotOf(STATE);
+      if (moved < 10) throw new Error(`only ${moved} keys were moved`);
+    },
+  },
+  {
+    name: "the slot of a node's channel moved in a Redis Cluster",
+    async strike({ world }) {
+      await world.redis.moveSlotOf(await channelOf(world));
+    },
+  },
+  {
+    name: 'mixed: the slot of all state moved, a node killed, Postgres stopped for 3 s',
+    loses: true,
+    watchMs: DEATH_AND_GRACE_MS,
+    async strike({ world, round }) {
+      const node = turn(world, round);
+      await Promise.all([
+        world.redis.moveSlotOf(STATE),
+        node.kill('SIGKILL'),
+        postgresAway(world, () => world.postgres.halt(), 3_000),
+      ]);
+      return () => node.start();
+    },
+  },
+];
+
+/** By the kind of Redis. */
+export const FAULTS = { single: SINGLE, sentinel: SENTINEL, cluster: CLUSTER };

@@ -1,0 +1,50 @@
+// A world, people in it, and all the faults that it is for, one after the other. In the end the ledger is held against
+// the history.
+
+import { FAULTS } from './faults.mjs';
+import { checkHistory } from './history.mjs';
+import { KINDS, Ledger } from './ledger.mjs';
+import { People } from './people.mjs';
+import { Rounds } from './round.mjs';
+import { startWorld } from './world.mjs';
+
+/** What must not happen under any fault. Messages may be lost where what carries them dies. */
+const NEVER = ['ended', 'history', 'disorder', 'stranger', 'failed', 'violated'];
+
+/**
+ * Plays the faults for one kind of Redis whose names `chosen` likes, each `rounds` times. Answers a result for each:
+ * its figures, how often what went wrong, and what of it must not have.
+ */
+export async function playGroup(kind, { chosen = () => true, rounds, talking, dialling, everyMs, say = () => {} }) {
+  const ledger = new Ledger();
+  const results = [];
+  const world = await startWorld(kind);
+  const people = new People(world.url, ledger, { talking, dialling, everyMs });
+  try {
+    await people.start();
+    const played = new Rounds({ world, people, ledger });
+    for (const fault of FAULTS[kind].filter(({ name }) => chosen(name))) {
+      const missing = fault.needs?.(world);
+      if (!missing) await played.play(fault, rounds);
+      say(missing ? `${fault.name}: not run, it needs ${missing}` : fault.name);
+      results.push({ fault, missing, figures: played.figures.get(fault.name) });
+    }
+    await people.stop();
+    say(`${ledger.calls.size} calls and ${ledger.messages} messages are held against the history`);
+    await checkHistory(world.postgres, ledger, (time) => played.faultAt(time));
+  } finally {
+    people.close();
+    await world.stop();
+  }
+  for (const result of results) Object.assign(result, judged(result.fault, ledger));
+  return { results, ledger, ...judged({ name: 'none' }, ledger) };
+}
+
+function judged(fault, ledger) {
+  const counts = ledger.counts(fault.name);
+  const never = fault.loses ? NEVER : [...NEVER, 'lost'];
+  const wrong = ledger.incidents
+    .filter((incident) => incident.fault === fault.name && never.includes(incident.kind))
+    .map(({ kind, text }) => `${fault.name}: ${KINDS[kind]}: ${text}`);
+  return { counts, wrong };
+}

@@ -1,0 +1,165 @@
+// What each client sent and was told, call by call, and what of it was wrong.
+
+/** The defaults of the settings: how long a device may be away, and how long a call rings. */
+const GRACE_MS = 10_000;
+const RING_MS = 30_000;
+/** Clients and nodes do not notice a loss in the same moment: this close to the grace, either may be right. */
+const NEARLY_MS = 500;
+
+/** What may be wrong; a row of the table has a number for each. */
+export const KINDS = {
+  ended: 'calls ended wrongly, or in two ways, or without a word to one side',
+  history: 'history rows missing or wrong',
+  disorder: 'messages out of order or doubled',
+  stranger: 'messages to the wrong person',
+  lost: 'acknowledged messages that never came',
+  failed: 'what clients could not do in the time that they try',
+  violated: 'invariants that a node saw violated',
+};
+
+export class Ledger {
+  constructor() {
+    this.calls = new Map();
+    this.incidents = [];
+    /** Which fault what happens now is counted for. */
+    this.fault = 'none';
+    /** Calls that ended because a party was away for longer than the grace. */
+    this.excused = [];
+    this.messages = 0;
+  }
+
+  note(kind, text, fault = this.fault) {
+    this.incidents.push({ kind, text, fault, at: Date.now() });
+  }
+
+  /** A call that a client placed, once it knows its name. */
+  placed(id, { caller, callee }, beganAt = Date.now()) {
+    const known = this.calls.get(id);
+    if (known) return known;
+    const call = new Call(id, caller, callee, beganAt, this.fault);
+    this.calls.set(id, call);
+    return call;
+  }
+
+  /** How a call ended, by what one side was told. */
+  told(id, userId, reason) {
+    const call = this.calls.get(id);
+    if (!call || !reason) return;
+    const before = call.told.get(userId);
+    if (before !== undefined && before !== reason) this.note('ended', `${id}: ${userId} was told ${before}, then ${reason}`);
+    call.told.set(userId, reason);
+    call.endedAt ??= Date.now();
+    call.fault = this.fault;
+  }
+
+  /** What a client hears. */
+  heard(device, event, payload) {
+    if (!payload?.callId) return;
+    const call = this.calls.get(payload.callId);
+    const isForeign = payload.fromUserId !== undefined && payload.fromUserId !== device.peer.userId;
+    if (isForeign || (call && !call.has(device))) {
+      this.note('stranger', `${device.userId} got ${event} of ${payload.callId} from ${payload.fromUserId}`);
+    }
+    if (event === 'call:ended') this.told(payload.callId, device.userId, payload.reason);
+    if (event === 'call:rejected') this.told(payload.callId, device.userId, 'declined');
+    if (event === 'call:ice-candidate') this.#heardSaid(device, payload);
+  }
+
+  #heardSaid(device, { callId, candidate }) {
+    this.messages += 1;
+    const [, about, from, to, text] = /^said (\S+) (\S+) (\S+) (\d+)$/.exec(candidate?.candidate) ?? [];
+    if (about !== callId || from !== device.peer.userId || to !== device.userId) {
+      this.note('stranger', `${device.userId} got "${candidate?.candidate}" in ${callId}`);
+      return;
+    }
+    const speech = this.calls.get(callId)?.speech.get(from);
+    const number = Number(text);
+    if (!speech) return;
+    if (speech.heard.has(number)) {
+      // What was not acknowledged is sent again, and whoever comes back while it rings is told all anew.
+      const isAllowed = speech.again.has(number) || speech.callIsNew;
+      if (!isAllowed) this.note('disorder', `${callId}: ${number} from ${from} came twice`);
+    } else if (number < speech.latest) {
+      this.note('disorder', `${callId}: ${number} from ${from} came after ${speech.latest}`);
+    }
+    speech.heard.add(number);
+    speech.latest = Math.max(speech.latest, number);
+  }
+
+  /** What was acknowledged to this sender and never came, counted for the fault under which it was sent. */
+  missing(call) {
+    for (const [from, speech] of call.speech) {
+      for (const [number, fault] of speech.sent) {
+        if (!speech.heard.has(number)) this.note('lost', `${call.id}: ${number} from ${from}`, fault);
+      }
+    }
+  }
+
+  /** Whether the call ended as its parties wanted, and both know. Says what is wrong otherwise. */
+  judge(call) {
+    const reasons = [...new Set(call.told.values())];
+    if (reasons.length === 0) return false;
+    call.reason = reasons[0];
+    if (reasons.length > 1) this.note('ended', `${call.id}: one side was told ${reasons[0]}, the other ${reasons[1]}`);
+    const isWanted = reasons.every((reason) => reason === call.wants);
+    if (isWanted) return true;
+    if (this.#isExcused(call, reasons[0])) {
+      this.excused.push({ call: call.id, fault: this.fault });
+      return true;
+    }
+    this.note('ended', `${call.id} of ${call.caller.userId} ended as ${reasons[0]}${call.wants ? `, not ${call.wants}` : ''}`);
+    return true;
+  }
+
+  #isExcused(call, reason) {
+    if (reason === 'no_answer') return call.endedAt - call.beganAt >= RING_MS - NEARLY_MS;
+    if (!['connection_lost', 'cancelled'].includes(reason)) return false;
+    const until = call.endedAt;
+    return [call.caller, call.callee].some((device) => device.longestAwayMs(call.beganAt, until) >= GRACE_MS - NEARLY_MS);
+  }
+
+  /** How often each thing went wrong under a fault. */
+  counts(fault) {
+    const of = (kind) => this.incidents.filter((incident) => incident.kind === kind && incident.fault === fault).length;
+    return Object.fromEntries(Object.keys(KINDS).map((kind) => [kind, of(kind)]));
+  }
+}
+
+class Call {
+  constructor(id, caller, callee, beganAt, fault) {
+    Object.assign(this, { id, caller, callee, beganAt, fault });
+    /** By user: the reason that this side was told. */
+    this.told = new Map();
+    this.speech = new Map([caller, callee].map(({ userId }) => [userId, new Speech()]));
+  }
+
+  has(device) {
+    return device === this.caller || device === this.callee;
+  }
+
+  get isOver() {
+    return this.told.size > 0;
+  }
+
+  /** From the answer on, nothing is told anew. */
+  answered() {
+    for (const speech of this.speech.values()) speech.callIsNew = false;
+  }
+
+  isHeard() {
+    return [...this.speech.values()].every((speech) => [...speech.sent.keys()].every((number) => speech.heard.has(number)));
+  }
+}
+
+/** What one side of a call says: numbered messages. */
+class Speech {
+  constructor() {
+    this.next = 1;
+    /** By number: the fault under which it was acknowledged. */
+    this.sent = new Map();
+    this.again = new Set();
+    this.heard = new Set();
+    this.latest = 0;
+    this.callIsNew = true;
+  }
+}

@@ -1,0 +1,283 @@
+// Pairs of people: those who are in one call all the time and talk, and those who call each other again and again.
+
+import { setTimeout as pause } from 'node:timers/promises';
+import { answer, offer } from '../support/calls.mjs';
+import { eventually, someone } from '../support/check.mjs';
+import { Device } from './device.mjs';
+
+/** How long a side may take to hear of what happened: longer than a node that stands still for 15 s needs. */
+const PATIENCE_MS = 25_000;
+const SAID_AGAIN_MS = 8_000;
+/** What passes by itself if the shared state has forgotten a call's end for a moment. */
+const PASSING = ['CALL_IN_PROGRESS'];
+
+class Pair {
+  constructor(url, ledger) {
+    this.ledger = ledger;
+    this.caller = new Device(url, 'anna', ledger);
+    this.callee = new Device(url, 'ben', ledger);
+    this.caller.peer = this.callee;
+    this.callee.peer = this.caller;
+    for (const device of this.devices) device.onReturn = () => this.#returned(device);
+  }
+
+  get devices() {
+    return [this.caller, this.callee];
+  }
+
+  /** Whoever was away asks what has become of the call, as docs/PROTOCOL.md says. */
+  #returned(device) {
+    const { call } = this;
+    if (call && !call.told.has(device.userId)) device.sync(call).catch(() => {});
+  }
+
+  async place() {
+    const { caller, callee, ledger } = this;
+    const beganAt = Date.now();
+    const asked = { toUserId: callee.userId, callType: 'video', clientCallId: someone('call') };
+    const onRefused = ({ type, callId }) => {
+      if (type !== 'RECIPIENT_OFFLINE') return;
+      if (callId) this.#refused(callId, 'offline');
+      // What was refused stays refused under its name.
+      asked.clientCallId = someone('call');
+    };
+    for (;;) {
+      const { callId, status, reason } = await caller.request('call:initiate', asked, { onRefused, alsoRetry: PASSING });
+      if (reason === 'busy') {
+        this.#refused(callId, reason);
+        ledger.note('failed', `${callId}: ${callee.userId} was taken for busy`);
+        asked.clientCallId = someone('call');
+        await pause(300);
+        continue;
+      }
+      this.call = ledger.placed(callId, this, beganAt);
+      if (status === 'ended' || status === 'missed') ledger.told(callId, caller.userId, reason);
+      return this.call;
+    }
+  }
+
+  #refused(callId, reason) {
+    const call = this.ledger.placed(callId, this);
+    call.wants = reason;
+    call.reason = reason;
+    call.fault = this.ledger.fault;
+  }
+
+  /** Calls, until the callee has the offer. */
+  async ring() {
+    const call = await this.place();
+    const { caller, callee } = this;
+    await untilHeard(heardOf(callee, 'call:offer', call), () =>
+      caller.request('call:offer', { toUserId: callee.userId, callId: call.id, offer: offer() }),
+    );
+    await caller.say(call);
+    return call;
+  }
+
+  async pickUp(call) {
+    const { caller, callee } = this;
+    await untilHeard(heardOf(caller, 'call:answer', call), () =>
+      callee.request('call:answer', { toUserId: caller.userId, callId: call.id, answer: answer() }),
+    );
+    call.answered();
+  }
+
+  /** All that was said has come, or never will. */
+  async hearOut(call) {
+    await eventually(() => call.isOver || call.isHeard(), 'all is heard', PATIENCE_MS).catch(() => {});
+    if (!call.isOver) this.ledger.missing(call);
+  }
+
+  /** One side ends the call, and the other hears of it. */
+  async end(call, ender, event, reason) {
+    call.wants = reason;
+    const told = await ender.request(event, { toUserId: ender.peer.userId, callId: call.id });
+    this.ledger.told(call.id, ender.userId, told.reason);
+    await this.#learn(call, ender.peer);
+  }
+
+  async #learn(call, device) {
+    const knows = () => call.told.has(device.userId);
+    await eventually(knows, 'the end is known', PATIENCE_MS).catch(() => {});
+    if (knows()) return;
+    await device.sync(call);
+    this.ledger.note('ended', `${call.id}: ${device.userId} was not told its end${knows() ? '' : ', and it goes on there'}`);
+  }
+
+  /** After something went wrong: both ask how the call ended, and it is ended if it has not. */
+  async clear(call, error) {
+    if (!call) return this.ledger.note('failed', error.message);
+    let [found] = await Promise.all(this.devices.map((device) => device.sync(call)));
+    if (!call.isOver) {
+      this.ledger.note('failed', `${call.id}: ${error.message}; it is ${found?.status ?? 'not known'}`);
+      await this.end(call, this.caller, 'call:end', found?.status === 'answered' ? 'completed' : 'cancelled');
+    }
+    for (const device of this.devices) {
+      if (!call.told.has(device.userId)) await this.#learn(call, device);
+    }
+  }
+
+  close() {
+    for (const device of this.devices) device.close();
+  }
+}
+
+/** In one call all the time, in which both talk. If it ends, that is wrong, and they begin another. */
+export class Talkers extends Pair {
+  async live({ goesOn, everyMs }) {
+    while (goesOn()) {
+      let call;
+      try {
+        call = await this.ring();
+        await this.pickUp(call);
+        this.isTalking = true;
+        const goOn = () => goesOn() && !call.isOver;
+        await Promise.all(this.devices.map((device) => this.#talk(device, call, goOn, everyMs)));
+        if (call.isOver) throw new Error('it ended');
+        await this.hearOut(call);
+        await this.end(call, this.caller, 'call:end', 'completed');
+      } catch (error) {
+        this.isTalking = false;
+        await this.clear(call, error).catch((again) => this.ledger.note('failed', again.message));
+      }
+      if (call) this.ledger.judge(call);
+    }
+  }
+
+  async #talk(device, call, goesOn, everyMs) {
+    while (goesOn()) {
+      await device.say(call);
+      await pause(everyMs * (0.5 + Math.random()));
+    }
+  }
+
+  /** How much of what they said was heard. */
+  get said() {
+    return this.call ? Math.min(...[...this.call.speech.values()].map(({ latest }) => latest)) : 0;
+  }
+}
+
+/** Who calls, says some things, and ends it, again and again, in all the ways there are. */
+export class Dialers extends Pair {
+  made = 0;
+
+  async live({ goesOn, everyMs }) {
+    for (let round = Math.floor(Math.random() * 4); goesOn(); round += 1) {
+      let call;
+      const beganAt = Date.now();
+      try {
+        call = await this.ring();
+        await this.#finish(call, round % 4, beganAt);
+        this.made += 1;
+      } catch (error) {
+        await this.clear(call ?? undefined, error).catch((again) => this.ledger.note('failed', again.message));
+      }
+      if (call) this.ledger.judge(call);
+      await pause(everyMs * (0.5 + Math.random()));
+    }
+  }
+
+  async #finish(call, kind, beganAt) {
+    const { caller, callee } = this;
+    if (kind === 0) {
+      this.#works(beganAt);
+      await this.hearOut(call);
+      return this.end(call, caller, 'call:end', 'cancelled');
+    }
+    if (kind === 1) {
+      this.#works(beganAt);
+      return this.end(call, callee, 'call:reject', 'declined');
+    }
+    await this.pickUp(call);
+    this.#works(beganAt);
+    for (let number = 0; number < 3; number += 1) await Promise.all([caller.say(call), callee.say(call)]);
+    await this.hearOut(call);
+    return this.end(call, kind === 2 ? caller : callee, 'call:end', 'completed');
+  }
+
+  #works(beganAt) {
+    if (this.struckAt <= beganAt) this.worksAt ??= Date.now();
+  }
+
+  /** From now on it counts when the first call works that is begun after this. */
+  struck(at) {
+    this.struckAt = at;
+    this.worksAt = undefined;
+  }
+}
+
+const heardOf = (device, event, call) => device.next(event, ({ callId }) => callId === call.id);
+
+/** Says it, and again if it was not heard for long. */
+async function untilHeard(heard, say) {
+  heard.catch(() => {});
+  for (;;) {
+    await say();
+    const late = pause(SAID_AGAIN_MS, 'late', { ref: false });
+    if ((await Promise.race([heard, late])) !== 'late') return;
+  }
+}
+
+/** `talking` pairs in long calls and `dialling` pairs that set up calls all the time. */
+export class People {
+  #goesOn = true;
+
+  constructor(url, ledger, { talking, dialling, everyMs = 600 }) {
+    this.ledger = ledger;
+    this.talkers = Array.from({ length: talking }, () => new Talkers(url, ledger));
+    this.dialers = Array.from({ length: dialling }, () => new Dialers(url, ledger));
+    this.everyMs = everyMs;
+  }
+
+  get pairs() {
+    return [...this.talkers, ...this.dialers];
+  }
+
+  get devices() {
+    return this.pairs.flatMap(({ devices }) => devices);
+  }
+
+  async start() {
+    await Promise.all(this.devices.map((device) => device.connected()));
+    const living = { goesOn: () => this.#goesOn, everyMs: this.everyMs };
+    this.lives = this.pairs.map((pair) => pair.live(living));
+    this.struck(Date.now());
+    await this.recovered();
+  }
+
+  struck(at) {
+    for (const pair of this.dialers) pair.struck(at);
+  }
+
+  /** Waits until all are connected, everybody talks on, and each who calls has set up a new call. */
+  async recovered(within = 60_000) {
+    const said = this.talkers.map((pair) => ({ call: pair.call, said: pair.said }));
+    const talkOn = (pair, index) => pair.isTalking && (pair.call !== said[index].call || pair.said > said[index].said + 1);
+    const isBack = () =>
+      this.devices.every(({ socket }) => socket.connected) && this.dialers.every(({ worksAt }) => worksAt) && this.talkers.every(talkOn);
+    await eventually(isBack, 'everybody is back', within).catch(() => this.ledger.note('failed', this.#whoIsNot(said)));
+  }
+
+  #whoIsNot(said) {
+    const away = this.devices.filter(({ socket }) => !socket.connected).length;
+    const mute = this.talkers.filter((pair, index) => !pair.isTalking || pair.said <= said[index].said + 1).length;
+    const stuck = this.dialers.filter(({ worksAt }) => !worksAt).length;
+    return `not all are back: ${away} without a connection, ${mute} pairs do not talk, ${stuck} set up no call`;
+  }
+
+  /** From the strike until the first call worked that was begun after it, pair by pair, sorted. */
+  workAgainMs() {
+    return this.dialers.map(({ worksAt = Infinity, struckAt }) => worksAt - struckAt).sort((one, other) => one - other);
+  }
+
+  /** Everybody finishes what they are at, and ends the call. */
+  async stop() {
+    this.#goesOn = false;
+    await Promise.all(this.lives);
+  }
+
+  close() {
+    this.#goesOn = false;
+    for (const pair of this.pairs) pair.close();
+  }
+}

@@ -1,0 +1,58 @@
+// One fault strikes a world with people in it, and what came of it.
+
+import { setTimeout as pause } from 'node:timers/promises';
+import { startCrowd } from './crowd.mjs';
+
+/** Faults strike a world one after the other; each that is played leaves its figures. */
+export class Rounds {
+  constructor({ world, people, ledger }) {
+    Object.assign(this, { world, people, ledger });
+    this.figures = new Map();
+    this.begun = [{ fault: 'none', at: 0 }];
+  }
+
+  /** Plays a fault so often. */
+  async play(fault, rounds) {
+    const crowd = fault.crowd && (await startCrowd(this.world.url, fault.crowd));
+    try {
+      for (let round = 0; round < rounds; round += 1) await this.#playOnce(fault, round, crowd);
+    } finally {
+      await crowd?.stop();
+    }
+    return this.#figuresOf(fault);
+  }
+
+  async #playOnce(fault, round, crowd) {
+    const { world, people, ledger } = this;
+    const figures = this.#figuresOf(fault);
+    figures.before ??= await world.memoryBytes();
+    const at = Date.now();
+    this.begun.push({ fault: fault.name, at });
+    ledger.fault = fault.name;
+    people.struck(at);
+    try {
+      const repair = await fault.strike({ world, people, round, crowd, figures });
+      await people.recovered();
+      figures.workAgainMs.push(...people.workAgainMs());
+      await repair?.();
+    } catch (error) {
+      ledger.note('failed', `the fault went wrong: ${error.message}`);
+    }
+    await pause(at + (fault.watchMs ?? 0) - Date.now());
+    people.struck(Date.now());
+    await people.recovered();
+    for (const line of await world.violations()) ledger.note('violated', line);
+    figures.after = await world.memoryBytes();
+    figures.rounds += 1;
+  }
+
+  #figuresOf({ name }) {
+    if (!this.figures.has(name)) this.figures.set(name, { rounds: 0, workAgainMs: [] });
+    return this.figures.get(name);
+  }
+
+  /** Which fault was on at a time. */
+  faultAt(time) {
+    return this.begun.findLast(({ at }) => at <= time).fault;
+  }
+}

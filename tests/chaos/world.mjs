@@ -1,0 +1,97 @@
+// Three nodes behind HAProxy, a Redis of some kind, and a Postgres on a small disk. All ways between them can be
+// cut or made slow.
+
+import { startBalancer } from '../support/balancer.mjs';
+import { startCluster, startRedis } from '../support/cluster.mjs';
+import { residentBytes } from '../support/memory.mjs';
+import { violationsOf } from '../support/metrics.mjs';
+import { startPostgres } from '../support/postgres.mjs';
+import { startProxy } from '../support/proxy.mjs';
+import { movableClock } from './clock.mjs';
+import { startRedisCluster, startSentinels } from './redis.mjs';
+
+/** Each process that is started is told when this one ends. */
+const MOST_PROCESSES = 100;
+process.setMaxListeners(MOST_PROCESSES);
+
+const REDIS = { single: () => startRedis(), sentinel: startSentinels, cluster: startRedisCluster };
+/** Enough for what a run writes, and filled in a moment. */
+const DISK_MIB = 256;
+const SMALL_WAL = { max_wal_size: '64MB', min_wal_size: '32MB' };
+
+/** What is not the default, and why: all clients come from one address, and a rolling stop should not take 20 s. */
+export const SETTINGS = { SWITCHBOARD_LIMITS: 'off', SWITCHBOARD_DRAIN_WINDOW: '3s' };
+
+/** Starts all of it. `kind` is that of Redis: single, sentinel or cluster. */
+export async function startWorld(kind) {
+  const world = new World(kind);
+  try {
+    await world.start();
+  } catch (error) {
+    await world.stop().catch(() => {});
+    throw error;
+  }
+  return world;
+}
+
+class World {
+  #started = [];
+
+  constructor(kind) {
+    this.kind = kind;
+  }
+
+  async start() {
+    this.redis = await REDIS[this.kind]();
+    this.postgres = this.#keep(await startPostgres({ settings: SMALL_WAL, diskMib: DISK_MIB }));
+    this.postgresLink = this.#keep(await startProxy(this.postgres.port));
+    const history = ['--database-url', this.postgres.url.replace(`:${this.postgres.port}/`, `:${this.postgresLink.port}/`)];
+    // It stops the Redis too.
+    this.cluster = this.#keep(await startCluster(0, { redis: this.redis }));
+    this.clock = this.#keep(await movableClock());
+    if (this.kind === 'single') this.redisLink = this.#keep(await startProxy(this.redis.port));
+    for (const special of [{}, this.#withClock(), this.#behindLink()]) {
+      const node = await this.cluster.addNode({ args: history, ...special, env: { ...SETTINGS, ...special.env } });
+      node.hasMovableClock = special.hasMovableClock === true;
+    }
+    this.balancer = this.#keep(await startBalancer(this.cluster.nodes, { reloads: true }));
+  }
+
+  /** The node whose clock can be moved, if the means are there. */
+  #withClock() {
+    return this.clock ? { env: this.clock.env, hasMovableClock: true } : {};
+  }
+
+  /** The node whose way to Redis can be cut. */
+  #behindLink() {
+    return this.redisLink ? { redisUrl: `redis://127.0.0.1:${this.redisLink.port}` } : {};
+  }
+
+  #keep(part) {
+    if (part) this.#started.push(part);
+    return part;
+  }
+
+  get nodes() {
+    return this.cluster.nodes;
+  }
+
+  get url() {
+    return this.balancer.url;
+  }
+
+  /** What the nodes that run have resident together. */
+  async memoryBytes() {
+    const sizes = await Promise.all(this.nodes.filter((node) => node.isRunning).map(residentBytes));
+    return sizes.reduce((sum, bytes) => sum + bytes, 0);
+  }
+
+  async violations() {
+    return (await Promise.all(this.nodes.map(({ adminUrl }) => violationsOf(adminUrl)))).flat();
+  }
+
+  async stop() {
+    for (const part of this.#started.reverse()) await part.stop();
+    this.#started = [];
+  }
+}
