@@ -319,7 +319,12 @@ impl Session {
             debug!(socket = %self.socket, event = %body.event, error = ?body.error_type, "refused");
         }
         let socket_ref = SocketRef::from(socket.clone());
-        let bytes = result.as_ref().map_or(ERROR_BYTES, Answer::size_bytes);
+        let bytes = match &result {
+            // Nobody waits for it: it is not sent.
+            Ok(_) if ack.is_none() => 0,
+            Ok(answer) => answer.size_bytes(),
+            Err(_) => ERROR_BYTES,
+        };
         let keeps_up = self.context.upgraded.keeps_up(&socket_ref, bytes);
         let sent = match result {
             _ if !keeps_up => Err(SendError::Socket(SocketError::InternalChannelFull)),

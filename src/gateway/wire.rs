@@ -41,6 +41,8 @@ struct KillState {
     writer: AtomicWaker,
     /// Bytes that the client was sent and that its connection has not taken yet, roughly.
     waiting_bytes: AtomicUsize,
+    /// Those of them since the last flush.
+    unflushed_bytes: AtomicUsize,
 }
 
 impl Kill {
@@ -52,6 +54,7 @@ impl Kill {
 
     /// Notes that the client is sent this much. False if it lags too far behind.
     pub fn note_sent(&self, bytes: usize) -> bool {
+        self.0.unflushed_bytes.fetch_add(bytes, Ordering::Relaxed);
         let before = self.0.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
         before + bytes <= MAX_WAITING_BYTES
     }
@@ -60,6 +63,13 @@ impl Kill {
         let written = |waiting: usize| Some(waiting.saturating_sub(bytes));
         // It cannot fail: the closure always gives a value.
         let _ = self.0.waiting_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, written);
+    }
+
+    /// All that was sent before the flush before this one has left: the library writes what waits, then
+    /// flushes. What is sent is counted roughly, so without this a long life would add up the errors.
+    fn note_flushed(&self) {
+        let unflushed = self.0.unflushed_bytes.swap(0, Ordering::Relaxed);
+        self.0.waiting_bytes.store(unflushed, Ordering::Relaxed);
     }
 
     /// Whether it is over for the one who polls; if not, `waker` is woken when it is.
@@ -218,6 +228,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let progress = Pin::new(&mut self.stream).poll_flush(cx);
+        if matches!(progress, Poll::Ready(Ok(()))) {
+            self.kill.note_flushed();
+        }
         self.guard(cx, progress)
     }
 
@@ -279,6 +292,20 @@ mod tests {
         far.read_exact(&mut [0; 100]).await.unwrap();
         assert!(kill.note_sent(100), "what was written has made room");
         assert!(!kill.note_sent(1));
+    }
+
+    #[tokio::test]
+    async fn what_was_sent_is_counted_roughly_and_errors_do_not_add_up() {
+        let (near, mut far) = tokio::io::duplex(64);
+        let kill = Kill::default();
+        let mut wire = Wire::new(near, kill.clone(), None);
+        for _ in 0..10 {
+            // It is said to be much, and is little.
+            assert!(kill.note_sent(MAX_WAITING_BYTES / 4));
+            wire.write_all(&[0; 8]).await.unwrap();
+            wire.flush().await.unwrap();
+            far.read_exact(&mut [0; 8]).await.unwrap();
+        }
     }
 
     #[tokio::test(start_paused = true)]
