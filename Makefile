@@ -20,7 +20,7 @@ FUZZ_SECONDS ?= 300
 .PHONY: help run build bench bench-floor bench-instructions bench-traces deny fuzz abuse lint test test-setup test-rust test-server test-clients test-api test-cluster test-browser test-deploy sim types
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## start the server (release build) on http://127.0.0.1:3000/
 	cargo run --release --locked

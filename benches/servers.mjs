@@ -15,6 +15,8 @@ export const run = promisify(execFile);
 const target = process.env.CARGO_TARGET_DIR ?? fileURLToPath(new URL('../target', import.meta.url));
 export const switchboard = process.env.BIN ?? join(target, 'release/switchboard');
 export const floor = join(target, 'floor/release/floor');
+/** Where a run keeps what it found. */
+export const results = join(target, 'bench.json');
 export const reference = fileURLToPath(new URL('reference.mjs', import.meta.url));
 
 export const [SERVERS, OTHERS] = cpus().length > 1 ? ['0', '1'] : ['0', '0'];
@@ -49,23 +51,23 @@ export async function clearUp() {
   await rm(folder, { recursive: true, force: true });
 }
 
-/** What the first group of a pattern is in what a server says. */
-async function says(child, pattern) {
+/** What the first group of a pattern is in what a process says. */
+export async function says(stream, pattern) {
   let text = '';
-  for await (const chunk of child.stdout.iterator({ destroyOnReturn: false })) {
+  for await (const chunk of stream.iterator({ destroyOnReturn: false })) {
     text += chunk;
     const [, found] = pattern.exec(text) ?? [];
     if (found === undefined) continue;
-    child.stdout.resume();
+    stream.resume();
     return found;
   }
-  throw new Error(`a server did not start: ${text}`);
+  throw new Error(`it ended and did not say ${pattern}: ${text}`);
 }
 
 /** The address in the line that a server prints when it is ready. */
-export const address = async (server) => `ws://${await says(server, /http:\/\/([^/\s]+)\//)}`;
+export const address = async (server) => `ws://${await says(server.stdout, /http:\/\/([^/\s]+)\//)}`;
 
-async function freePort() {
+export async function freePort() {
   const probe = createServer().listen(0, '127.0.0.1');
   await once(probe, 'listening');
   const { port } = probe.address();
@@ -76,7 +78,7 @@ async function freePort() {
 export async function startRedis() {
   const port = await freePort();
   const child = start(OTHERS, 'redis-server', ['--port', `${port}`, '--bind', '127.0.0.1', '--save', '']);
-  await says(child, /(ready to accept)/i);
+  await says(child.stdout, /(ready to accept)/i);
   return { child, address: `127.0.0.1:${port}`, url: `redis://127.0.0.1:${port}` };
 }
 
@@ -91,7 +93,10 @@ export async function bench(mode, servers, ...args) {
   const pids = servers.map(({ pid }) => pid).join(',');
   const command = ['-c', OTHERS, switchboard, 'bench', mode, '--pid', pids, '--json', ...args];
   const { stdout } = await run('taskset', command, { maxBuffer: 1 << 22 });
-  return JSON.parse(stdout);
+  const figures = JSON.parse(stdout);
+  const { lost = 0, disorder = 0, missed_starts: missed = 0 } = figures;
+  if (lost + disorder + missed > 0) console.error(`${lost} candidates lost, ${disorder} out of order; ${missed} calls late`);
+  return figures;
 }
 
 export const median = (values) => [...values].sort((one, other) => one - other)[Math.floor(values.length / 2)];

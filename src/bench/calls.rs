@@ -28,6 +28,8 @@ const CANDIDATE: &str =
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a server that does not ack may take to know a user who has named itself.
 const SETTLE: Duration = Duration::from_millis(300);
+/// How long nothing may come before what has not come is taken for lost.
+const LOSS_TIMEOUT: Duration = Duration::from_secs(5);
 const PROGRESS: Duration = Duration::from_secs(1);
 
 /// What all pairs share.
@@ -49,13 +51,14 @@ enum Pace {
 /// What one pair measured.
 #[derive(Default)]
 struct Measured {
-    calls: u64,
     /// From the attempt, or from when it should have begun, to the answer at the caller.
     setup: Spread,
     /// From one socket to the other: candidates.
     relay: Spread,
-    /// Candidates that came in another order or did not come.
+    /// Candidates that came after a later one, or twice.
     disorder: u64,
+    /// Candidates that did not come.
+    lost: u64,
 }
 
 struct Pair {
@@ -120,9 +123,9 @@ pub async fn run(options: Calls) -> Result<Report, BenchError> {
     let mut all = Measured::default();
     while let Some(measured) = pairs.join_next().await {
         let Ok(measured) = measured else { continue };
-        let Measured { calls, setup, relay, disorder } = measured?;
-        all.calls += calls;
+        let Measured { setup, relay, disorder, lost } = measured?;
         all.disorder += disorder;
+        all.lost += lost;
         all.setup.merge(setup);
         all.relay.merge(relay);
     }
@@ -132,7 +135,8 @@ pub async fn run(options: Calls) -> Result<Report, BenchError> {
     let count = calls as f64;
     report.add("calls_per_second", "calls a second", count / seconds);
     report.count("missed_starts", "calls that no pair was free for", missed);
-    report.count("disorder", "candidates lost or out of order", all.disorder);
+    report.count("lost", "candidates lost", all.lost);
+    report.count("disorder", "candidates out of order", all.disorder);
     report.spread("setup", "attempt to answer", &mut all.setup);
     report.spread("relay", "candidate from socket to socket", &mut all.relay);
     report.cost("call", count.max(1.0), &before, &after);
@@ -271,13 +275,13 @@ impl Pair {
             exchange(&mut self.caller, &self.to_callee, count, caller_sent, callee_sent),
             exchange(&mut self.callee, &self.to_caller, count, callee_sent, caller_sent),
         );
-        for (times, disorder) in [at_caller?, at_callee?] {
-            measured.relay.merge(times);
-            measured.disorder += disorder;
+        for exchanged in [at_caller?, at_callee?] {
+            measured.relay.merge(exchanged.relay);
+            measured.disorder += exchanged.disorder;
+            measured.lost += exchanged.lost;
         }
         self.caller.send(self.end.clone()).await?;
         self.callee.event("call:ended").await?;
-        measured.calls += 1;
         Ok(())
     }
 }
@@ -287,17 +291,17 @@ fn candidate(head: &str, number: u32) -> String {
 }
 
 /// Sends candidates, one write each, and takes as many in. Answers how long these were on their way,
-/// and how many were not the next one. Both ends run in one task and share their clocks.
+/// and which came late or not at all. Both ends run in one task and share their clocks.
 async fn exchange(
     client: &mut Client,
     head: &str,
     count: u32,
     sent: &Mutex<Vec<Instant>>,
     sent_by_peer: &Mutex<Vec<Instant>>,
-) -> Result<(Spread, u64), BenchError> {
-    let (mut times, mut disorder) = (Spread::default(), 0);
-    let (mut to_send, mut expected) = (0, 0);
-    while to_send < count || expected < count {
+) -> Result<Measured, BenchError> {
+    let (mut measured, mut order) = (Measured::default(), Order::default());
+    let mut to_send = 0;
+    while to_send < count || order.came < count {
         if to_send < count {
             sent.lock().unwrap_or_else(PoisonError::into_inner).push(Instant::now());
             client.send(candidate(head, to_send)).await?;
@@ -305,25 +309,73 @@ async fn exchange(
             // The other end reads what has come meanwhile.
             tokio::task::yield_now().await;
         }
-        while expected < count {
+        while order.came < count {
             let packet = if to_send < count {
                 let Some(packet) = client.packet().now_or_never() else { break };
                 packet?
             } else {
-                client.packet().await?
+                match tokio::time::timeout(LOSS_TIMEOUT, client.packet()).await {
+                    Ok(packet) => packet?,
+                    Err(_) => {
+                        measured.lost = u64::from(count - order.came);
+                        measured.disorder = order.late;
+                        return Ok(measured);
+                    }
+                }
             };
             if event_name(&packet) != Some("call:ice-candidate") {
                 continue;
             }
             let number = number_after(&packet, "candidate:");
-            disorder += u64::from(number != Some(expected));
+            order.add(number);
             let began = {
                 let sent = sent_by_peer.lock().unwrap_or_else(PoisonError::into_inner);
                 number.and_then(|number| sent.get(number as usize).copied())
             };
-            times.add(began.map_or(Duration::ZERO, |began| began.elapsed()));
-            expected += 1;
+            measured.relay.add(began.map_or(Duration::ZERO, |began| began.elapsed()));
         }
     }
-    Ok((times, disorder))
+    measured.disorder = order.late;
+    Ok(measured)
+}
+
+/// In which order numbers came.
+#[derive(Debug, Default)]
+struct Order {
+    came: u32,
+    next: u32,
+    /// Those that came after a later one, twice, or had no number.
+    late: u64,
+}
+
+impl Order {
+    fn add(&mut self, number: Option<u32>) {
+        self.came += 1;
+        match number {
+            Some(number) if number >= self.next => self.next = number + 1,
+            _ => self.late += 1,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn late(numbers: &[u32]) -> u64 {
+        let mut order = Order::default();
+        for &number in numbers {
+            order.add(Some(number));
+        }
+        order.late
+    }
+
+    #[test]
+    fn numbers_that_come_after_a_later_one_or_twice_are_late() {
+        assert_eq!(late(&[0, 1, 2, 3]), 0);
+        assert_eq!(late(&[0, 2, 1, 3]), 1);
+        assert_eq!(late(&[3, 0, 1, 2]), 3);
+        assert_eq!(late(&[0, 1, 1, 2]), 1);
+        assert_eq!(late(&[1, 3]), 0);
+    }
 }

@@ -14,6 +14,9 @@ use super::{
 /// How many connections are made at a time.
 const AT_ONCE: usize = 64;
 const PROGRESS: usize = 1_000;
+/// Beyond it, what the connections themselves caused is over.
+const SETTLE: Duration = Duration::from_secs(2);
+const STILL_HOLDING: Duration = Duration::from_secs(5);
 
 pub async fn run(options: Idle) -> Result<Report, BenchError> {
     let before = Used::now(&options.common).await?;
@@ -38,6 +41,8 @@ pub async fn run(options: Idle) -> Result<Report, BenchError> {
     }
     let seconds = began.elapsed().as_secs_f64();
     let connected = Used::now(&options.common).await?;
+    let clients = hold(clients, SETTLE).await?;
+    let settled = Used::now(&options.common).await?;
     let held = hold(clients, options.hold).await?;
     let after = Used::now(&options.common).await?;
 
@@ -51,6 +56,27 @@ pub async fn run(options: Idle) -> Result<Report, BenchError> {
         report.add("memory_per_socket_kib", "memory a connection, KiB", grown / count / 1024.0);
     }
     report.cost("connect", count, &before, &connected);
+    let held_s = after.at.duration_since(settled.at).as_secs_f64();
+    if !options.common.pids.is_empty() {
+        let idle_us = (after.cpu_s - settled.cpu_s) * 1e6 / held_s / count;
+        report.add("idle_cpu_per_socket_us", "CPU of an idle connection a second, µs", idle_us);
+    }
+    if let (Some(settled), Some(after)) = (settled.redis, after.redis) {
+        let mut a_second = |key: &str, name: &str, after: u64, settled: u64| {
+            #[expect(clippy::cast_precision_loss, reason = "counts of a measurement")]
+            let value = (after - settled) as f64 / held_s;
+            report.add(
+                &format!("idle_redis_{key}_per_second"),
+                &format!("{name} a second, idle"),
+                value,
+            );
+        };
+        a_second("commands", "Redis commands", after.commands, settled.commands);
+        a_second("publishes", "publishes among them", after.publishes, settled.publishes);
+        a_second("scripts", "scripts among them", after.scripts, settled.scripts);
+        let cpu_percent = (after.cpu_s - settled.cpu_s) * 100.0 / held_s;
+        report.add("idle_redis_cpu_percent", "CPU of Redis, idle, % of a core", cpu_percent);
+    }
     drop(held);
     Ok(report)
 }
@@ -58,7 +84,8 @@ pub async fn run(options: Idle) -> Result<Report, BenchError> {
 /// Keeps connections alive for a while: answers their pings.
 async fn hold(clients: Vec<Client>, time: Duration) -> Result<Vec<Client>, BenchError> {
     let mut holding = JoinSet::new();
-    let until = tokio::time::Instant::now() + time;
+    let (began, count) = (tokio::time::Instant::now(), clients.len());
+    let until = began + time;
     for mut client in clients {
         holding.spawn(async move {
             // It ends by the time, or with the connection.
@@ -70,11 +97,16 @@ async fn hold(clients: Vec<Client>, time: Duration) -> Result<Vec<Client>, Bench
             }
         });
     }
-    let mut held = Vec::with_capacity(holding.len());
-    while let Some(client) = holding.join_next().await {
-        if let Ok(client) = client {
-            held.push(client?);
+    let mut held = Vec::with_capacity(count);
+    let mut ticks = tokio::time::interval_at(began + STILL_HOLDING, STILL_HOLDING);
+    loop {
+        tokio::select! {
+            client = holding.join_next() => match client {
+                Some(Ok(client)) => held.push(client?),
+                Some(Err(_)) => {}
+                None => return Ok(held),
+            },
+            _ = ticks.tick() => eprintln!("{count} connections held for {} s", began.elapsed().as_secs()),
         }
     }
-    Ok(held)
 }

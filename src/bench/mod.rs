@@ -37,7 +37,7 @@ pub struct Common {
     /// Processes whose CPU time and memory are measured: the servers
     #[arg(long = "pid", value_name = "PIDS", value_delimiter = ',')]
     pids: Vec<u32>,
-    /// A Redis whose commands and bytes are counted, as HOST:PORT
+    /// A Redis whose commands, bytes and CPU time are counted, as HOST:PORT
     #[arg(long = "redis", value_name = "ADDRESS")]
     redis: Option<String>,
     /// Prints JSON instead of a table at the end
@@ -77,7 +77,8 @@ pub struct Idle {
     /// How many connections
     #[arg(long, value_name = "COUNT", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     sockets: u32,
-    /// How long to hold them before memory is measured
+    /// How long to hold them before memory is measured, and what they cost meanwhile: more than the
+    /// 25 s between two pings tells what these cost
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
     hold: Duration,
 }

@@ -20,7 +20,7 @@ const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the last news may take.
 const LAST_NEWS: Duration = Duration::from_secs(2);
 
-/// When each user last began to come.
+/// When each user last should have come.
 type Coming = Arc<Mutex<HashMap<String, Instant>>>;
 
 pub async fn run(options: Presence) -> Result<Report, BenchError> {
@@ -49,15 +49,26 @@ pub async fn run(options: Presence) -> Result<Report, BenchError> {
 
     let before = Used::now(&options.common).await?;
     let began = Instant::now();
-    let mut changes = 0_u32;
+    let (mut changes, mut said_s) = (0_u32, 0);
+    let mut visits = JoinSet::new();
     while began.elapsed() < options.duration {
         let at = began + Duration::from_secs_f64(f64::from(changes) / options.rate.max(0.001));
         tokio::time::sleep_until(at.into()).await;
-        let user = &users[changes as usize % users.len()];
-        coming.lock().unwrap_or_else(PoisonError::into_inner).insert(user.clone(), Instant::now());
+        let user = users[changes as usize % users.len()].clone();
+        coming.lock().unwrap_or_else(PoisonError::into_inner).insert(user.clone(), at);
         // On another server than most of its watchers.
-        Client::connect(&url(changes + 1), user).await?.close().await?;
+        visits.spawn(visit(url(changes + 1), user));
         changes += 1;
+        while let Some(visit) = visits.try_join_next() {
+            visit.unwrap_or(Ok(()))?;
+        }
+        if began.elapsed().as_secs() > said_s {
+            said_s = began.elapsed().as_secs();
+            eprintln!("{changes} users came and went");
+        }
+    }
+    while let Some(visit) = visits.join_next().await {
+        visit.unwrap_or(Ok(()))?;
     }
     let after = Used::now(&options.common).await?;
     let mut delays = Spread::default();
@@ -71,12 +82,17 @@ pub async fn run(options: Presence) -> Result<Report, BenchError> {
     report.count("news", "news that they came", delays.count() as u64);
     let expected = u64::from(changes) * u64::from(options.watchers);
     report.count("news_expected", "news expected", expected);
-    report.spread("news", "connection begun to news", &mut delays);
+    report.spread("news", "when the user should have come to news", &mut delays);
     report.cost("change", f64::from(changes).max(1.0), &before, &after);
     Ok(report)
 }
 
-/// Takes down how long after a user began to come this client hears of it.
+/// Comes and goes.
+async fn visit(url: String, user: String) -> Result<(), BenchError> {
+    Client::connect(&url, &user).await?.close().await
+}
+
+/// Takes down how long after a user should have come this client hears of it.
 async fn watch(mut client: Client, coming: Coming, time: Duration) -> Result<Spread, BenchError> {
     let mut delays = Spread::default();
     let until = tokio::time::Instant::now() + time;

@@ -71,49 +71,43 @@ impl Report {
     }
 
     /// What `unit` of something, of which there were `count`, cost the servers, Redis, and this
-    /// process.
-    #[expect(clippy::cast_precision_loss, reason = "counts of a measurement")]
+    /// process; and how busy each of them was.
     pub fn cost(&mut self, unit: &str, count: f64, before: &Used, after: &Used) {
-        let each_us = |seconds: f64| seconds * 1e6 / count;
-        let key = |what: &str| format!("{what}_per_{unit}");
+        let seconds = after.at.duration_since(before.at).as_secs_f64();
+        let mut cpu = |who: &str, name: &str, used_s: f64| {
+            let each = format!("CPU of {name} a {unit}, µs");
+            self.add(&format!("{who}_per_{unit}_us"), &each, used_s * 1e6 / count);
+            let share = format!("CPU of {name}, % of a core");
+            self.add(&format!("{who}_percent"), &share, used_s * 100.0 / seconds);
+        };
         if after.cpu_s > 0.0 {
-            let cpu_us = each_us(after.cpu_s - before.cpu_s);
-            self.add(
-                &format!("{}_us", key("cpu")),
-                &format!("CPU of the servers a {unit}, µs"),
-                cpu_us,
-            );
+            cpu("cpu", "the servers", after.cpu_s - before.cpu_s);
         }
-        let own_us = each_us(after.own_cpu_s - before.own_cpu_s);
-        self.add(
-            &format!("{}_us", key("own_cpu")),
-            &format!("CPU of this generator a {unit}, µs"),
-            own_us,
-        );
+        cpu("own_cpu", "this generator", after.own_cpu_s - before.own_cpu_s);
         if let (Some(before), Some(after)) = (before.redis, after.redis) {
-            let RedisUsed { commands, input_bytes, output_bytes, cpu_s } = after;
-            let each = |value: u64, before: u64| value.saturating_sub(before) as f64 / count;
-            self.add(
-                &key("redis_commands"),
-                &format!("Redis commands a {unit}"),
-                each(commands, before.commands),
-            );
-            self.add(
-                &format!("{}_bytes", key("redis_input")),
-                &format!("bytes into Redis a {unit}"),
-                each(input_bytes, before.input_bytes),
-            );
-            self.add(
-                &format!("{}_bytes", key("redis_output")),
-                &format!("bytes out of Redis a {unit}"),
-                each(output_bytes, before.output_bytes),
-            );
-            self.add(
-                &format!("{}_us", key("redis_cpu")),
-                &format!("CPU of Redis a {unit}, µs"),
-                each_us(cpu_s - before.cpu_s),
-            );
+            cpu("redis_cpu", "Redis", after.cpu_s - before.cpu_s);
+            self.redis(unit, count, before, after);
         }
+        if after.memory_bytes > 0 {
+            #[expect(clippy::cast_precision_loss, reason = "bytes of one measurement")]
+            let mib = after.memory_bytes as f64 / f64::from(1 << 20);
+            self.add("memory_mib", "memory of the servers at the end, MiB", mib);
+        }
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "counts of a measurement")]
+    fn redis(&mut self, unit: &str, count: f64, before: RedisUsed, after: RedisUsed) {
+        let mut each = |key: String, name: &str, after: u64, before: u64| {
+            let value = after.saturating_sub(before) as f64 / count;
+            self.add(&key, &format!("{name} a {unit}"), value);
+        };
+        let key = |what: &str| format!("redis_{what}_per_{unit}");
+        each(key("commands"), "Redis commands", after.commands, before.commands);
+        each(key("publishes"), "publishes among them", after.publishes, before.publishes);
+        each(key("scripts"), "scripts among them", after.scripts, before.scripts);
+        let bytes = |what: &str| format!("{}_bytes", key(what));
+        each(bytes("input"), "bytes into Redis", after.input_bytes, before.input_bytes);
+        each(bytes("output"), "bytes out of Redis", after.output_bytes, before.output_bytes);
     }
 
     pub fn table(&self) -> String {

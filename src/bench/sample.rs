@@ -1,6 +1,6 @@
 //! What the servers and Redis have used so far, read from outside.
 
-use std::{fs, io};
+use std::{fs, io, time::Instant};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -14,8 +14,9 @@ const TICKS_PER_SECOND: f64 = 100.0;
 const KIB: u64 = 1024;
 
 /// What has been used up to one moment.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct Used {
+    pub at: Instant,
     /// CPU time of all the servers' processes, user and system.
     pub cpu_s: f64,
     /// Their resident memory.
@@ -27,7 +28,12 @@ pub struct Used {
 
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RedisUsed {
+    /// All, those inside scripts too.
     pub commands: u64,
+    /// To channels.
+    pub publishes: u64,
+    /// Scripts, and questions about channels: what servers send that use scripts, besides publishes.
+    pub scripts: u64,
     pub input_bytes: u64,
     pub output_bytes: u64,
     pub cpu_s: f64,
@@ -35,7 +41,13 @@ pub struct RedisUsed {
 
 impl Used {
     pub async fn now(common: &Common) -> Result<Self, BenchError> {
-        let mut used = Self { own_cpu_s: cpu_s("self")?, ..Self::default() };
+        let mut used = Self {
+            at: Instant::now(),
+            cpu_s: 0.0,
+            memory_bytes: 0,
+            own_cpu_s: cpu_s("self")?,
+            redis: None,
+        };
         for pid in &common.pids {
             used.cpu_s += cpu_s(&pid.to_string())?;
             used.memory_bytes += memory_bytes(*pid)?;
@@ -70,19 +82,58 @@ fn read(path: String) -> Result<String, BenchError> {
 /// The counters of a Redis (INFO).
 async fn redis(address: &str) -> io::Result<RedisUsed> {
     let mut stream = TcpStream::connect(address).await?;
-    stream.write_all(b"INFO stats\r\nINFO cpu\r\nQUIT\r\n").await?;
+    stream.write_all(b"INFO stats\r\nINFO cpu\r\nINFO commandstats\r\nQUIT\r\n").await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
-    let field = |name: &str| {
-        let value = answer.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        value.unwrap_or_default().trim()
-    };
-    let number = |name| field(name).parse().unwrap_or_default();
-    let seconds = |name| field(name).parse::<f64>().unwrap_or_default();
-    Ok(RedisUsed {
-        commands: number("total_commands_processed"),
-        input_bytes: number("total_net_input_bytes"),
-        output_bytes: number("total_net_output_bytes"),
-        cpu_s: seconds("used_cpu_user") + seconds("used_cpu_sys"),
-    })
+    Ok(read_info(&answer))
+}
+
+fn read_info(answer: &str) -> RedisUsed {
+    let mut used = RedisUsed::default();
+    for (name, value) in answer.lines().filter_map(|line| line.split_once(':')) {
+        let number = || value.trim().parse().unwrap_or_default();
+        let seconds = || value.trim().parse::<f64>().unwrap_or_default();
+        match name {
+            "total_commands_processed" => used.commands = number(),
+            "total_net_input_bytes" => used.input_bytes = number(),
+            "total_net_output_bytes" => used.output_bytes = number(),
+            "used_cpu_user" | "used_cpu_sys" => used.cpu_s += seconds(),
+            _ => {
+                let Some(command) = name.strip_prefix("cmdstat_") else { continue };
+                match command.split('|').next().unwrap_or_default() {
+                    "publish" | "spublish" => used.publishes += calls(value),
+                    "eval" | "evalsha" | "eval_ro" | "evalsha_ro" | "fcall" | "fcall_ro"
+                    | "pubsub" => used.scripts += calls(value),
+                    _ => {}
+                }
+            }
+        }
+    }
+    used
+}
+
+/// How often a command was called: `calls=12,usec=345,…`.
+fn calls(stat: &str) -> u64 {
+    let calls = stat.strip_prefix("calls=").and_then(|rest| rest.split(',').next());
+    calls.and_then(|calls| calls.parse().ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_redis_says_is_read() {
+        let answer = "$99\r\n# Stats\r\ntotal_commands_processed:90\r\n\
+            total_net_input_bytes:1000\r\ntotal_net_output_bytes:2000\r\n\
+            # CPU\r\nused_cpu_sys:1.500000\r\nused_cpu_user:0.250000\r\n\
+            used_cpu_sys_children:9.000000\r\n# Commandstats\r\n\
+            cmdstat_spublish:calls=12,usec=30,usec_per_call=2.50\r\n\
+            cmdstat_publish:calls=3,usec=30\r\ncmdstat_evalsha:calls=5,usec=10\r\n\
+            cmdstat_pubsub|shardnumsub:calls=2,usec=1\r\ncmdstat_hset:calls=70,usec=1\r\n+OK\r\n";
+        let used = read_info(answer);
+        assert_eq!((used.commands, used.publishes, used.scripts), (90, 15, 7));
+        assert_eq!((used.input_bytes, used.output_bytes), (1_000, 2_000));
+        assert!((used.cpu_s - 1.75).abs() < 1e-9);
+    }
 }

@@ -35,6 +35,12 @@ test('whatever the code takes in when it is compiled is copied', () => {
   assert.deepEqual(missing, []);
 });
 
+test('there is a file for each bench that Cargo.toml names: cargo refuses to build without', () => {
+  const benches = [...read('Cargo.toml').matchAll(/^\[\[bench\]\]\nname = "(.+)"$/gm)].map(([, name]) => `benches/${name}.rs`);
+  const made = image.all('RUN').join(' ').split(/\s+/);
+  assert.deepEqual(benches.filter((name) => !made.includes(name)), []);
+});
+
 test('it is built with a Rust that Cargo.toml allows, on the Debian that it runs on', () => {
   const [build, run] = image.all('FROM');
   const [, wanted] = /^rust-version = "(.+)"$/m.exec(read('Cargo.toml'));
