@@ -5,7 +5,8 @@
 // the relay out. ROUNDS, SECONDS and PAIRS change its size.
 
 import { readFile } from 'node:fs/promises';
-import { address, bench, clearUp, floor, median, run, SERVERS, settings, start, stop, switchboard, unused } from './servers.mjs';
+import { median } from './results.mjs';
+import { address, bench, clearUp, floor, run, SERVERS, settings, start, stop, switchboard, unused } from './servers.mjs';
 
 const ROUNDS = Number(process.env.ROUNDS ?? 3);
 const SECONDS = Number(process.env.SECONDS ?? 10);

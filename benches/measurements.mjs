@@ -1,7 +1,7 @@
 // What is measured of whom, and which figures of it are shown.
 
 export const RATE = 200;
-export const LOW_RATE = 20;
+export const LOW_RATE = 40;
 export const MIXED_RATE = 300;
 /** Events of a call that go from one party to the other. */
 export const EVENTS_PER_CALL = 24;
@@ -46,7 +46,7 @@ export const MEASUREMENTS = {
     mode: 'low',
     nodes: 2,
     rate: LOW_RATE,
-    seconds: 5,
+    seconds: 8,
     kinds: ['switchboard'],
     figures: ['net_redis_publishes_per_call', 'net_redis_scripts_per_call', 'net_redis_commands_per_call'],
   },

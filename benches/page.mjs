@@ -5,9 +5,9 @@
 import { readFile, writeFile } from 'node:fs/promises';
 import { capacity } from './capacity.mjs';
 import { MEASUREMENTS, TARGETS } from './measurements.mjs';
-import { median, results } from './servers.mjs';
+import { fromRoot, median, results } from './results.mjs';
 
-const PAGE = process.env.PAGE ?? new URL('../docs/PERFORMANCE.md', import.meta.url);
+const PAGE = fromRoot(process.env.PAGE ?? 'docs/PERFORMANCE.md');
 const found = JSON.parse(await readFile(results));
 const { machine, measured } = found;
 

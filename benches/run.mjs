@@ -9,8 +9,9 @@ import { cpus } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { MEASUREMENTS, RATE } from './measurements.mjs';
 import { startPostgres } from './postgres.mjs';
+import { results } from './results.mjs';
 import {
-  address, bench, clearUp, floor, OTHERS, reference, results, run, says, SERVERS, settings, start, startRedis, stop, switchboard,
+  address, bench, clearUp, floor, OTHERS, reference, run, says, SERVERS, settings, start, startRedis, stop, switchboard,
 } from './servers.mjs';
 
 const ROUNDS = Number(process.env.ROUNDS ?? 5);

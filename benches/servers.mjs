@@ -9,14 +9,12 @@ import { cpus, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
+import { target } from './results.mjs';
 
 export const run = promisify(execFile);
 
-const target = process.env.CARGO_TARGET_DIR ?? fileURLToPath(new URL('../target', import.meta.url));
 export const switchboard = process.env.BIN ?? join(target, 'release/switchboard');
 export const floor = join(target, 'floor/release/floor');
-/** Where a run keeps what it found. */
-export const results = join(target, 'bench.json');
 export const reference = fileURLToPath(new URL('reference.mjs', import.meta.url));
 
 export const [SERVERS, OTHERS] = cpus().length > 1 ? ['0', '1'] : ['0', '0'];
@@ -98,5 +96,3 @@ export async function bench(mode, servers, ...args) {
   if (lost + disorder + missed > 0) console.error(`${lost} candidates lost, ${disorder} out of order; ${missed} calls late`);
   return figures;
 }
-
-export const median = (values) => [...values].sort((one, other) => one - other)[Math.floor(values.length / 2)];

@@ -5,7 +5,8 @@
 import { once } from 'node:events';
 import { readFile } from 'node:fs/promises';
 import { createServer } from 'node:http';
-import { address, bench, clearUp, median, run, SERVERS, settings, start, startRedis, stop, switchboard, unused } from './servers.mjs';
+import { median } from './results.mjs';
+import { address, bench, clearUp, run, SERVERS, settings, start, startRedis, stop, switchboard, unused } from './servers.mjs';
 
 const ROUNDS = Number(process.env.ROUNDS ?? 5);
 const SECONDS = Number(process.env.SECONDS ?? 8);
