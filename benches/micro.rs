@@ -1,4 +1,5 @@
-//! The parts of a call, each by itself: decode, apply, encode, deliver, from node to node. `cargo bench`.
+//! The parts of a call, each by itself: decode, apply, encode, deliver, from node to node.
+//! `cargo bench --bench micro`.
 
 use std::{
     hint::black_box,
