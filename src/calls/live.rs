@@ -210,12 +210,15 @@ impl LiveCall {
 
     /// The call rings on these nodes, and this one is the caller's.
     pub fn rings_on(&self, nodes: &[NodeId], reach: &Reach) {
-        let own = reach.cluster.node();
-        let others = nodes.iter().copied().filter(|node| *node != own).collect();
         let mut view = self.view();
-        if view.ring_nodes.replace(others).is_none() {
-            view.inherited = view.replay.messages.len();
+        if view.ring_nodes.is_some() {
+            // A node that is no longer among them may still have to take what it was sent. One that is
+            // new says what it lacks as soon as it rings.
+            return;
         }
+        let own = reach.cluster.node();
+        view.ring_nodes = Some(nodes.iter().copied().filter(|node| *node != own).collect());
+        view.inherited = view.replay.messages.len();
     }
 
     /// Another node rings, and has the first `have` messages of what the caller sent.

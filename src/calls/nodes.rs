@@ -242,9 +242,13 @@ impl Calls {
         id: CallId,
         found: Option<Call>,
     ) -> Result<Option<Call>, Unavailable> {
-        let Some(seen) = self.live.get(id).map(|live| live.snapshot()) else { return Ok(found) };
+        let Some(live) = self.live.get(id) else { return Ok(found) };
+        let seen = live.snapshot();
+        // Of a call that is none of this node's by now, the end may have been missed here.
+        let is_ours = |role| seen.party(role).link.node() == Some(self.node());
+        let concerns = is_ours(Role::Caller) || is_ours(Role::Callee) || live.rings_here();
         let is_newer = found.as_ref().is_none_or(|found| seen.succeeds(found));
-        if !seen.is_live() || !is_newer {
+        if !seen.is_live() || !is_newer || !concerns {
             return Ok(found);
         }
         self.restore(&seen, found.map(|found| found.version)).await.map(Some)

@@ -123,6 +123,29 @@ pub fn all() -> Vec<Found> {
             ],
         },
         Found {
+            what: "a ringing node that had stood still was sent what the caller had said twice",
+            seed: 10_521,
+            script: vec![
+                at(49_932, Pause { node: 2, for_ms: 9_109 }),
+                device(52_447, 3, call(2)),
+                device(52_469, 3, Offer),
+                device(55_617, 3, Vanish { noticed_ms: 3_044, back_ms: 7_112 }),
+            ],
+        },
+        Found {
+            what: "a node that was none of a call's put it back, and had missed its end",
+            seed: 7_488,
+            script: vec![
+                device(24_934, 2, call(0)),
+                at(27_409, Pause { node: 2, for_ms: 13_182 }),
+                device(27_733, 0, Answer),
+                device(27_733, 1, Answer),
+                device(32_043, 2, End),
+                at(38_195, RedisEmpty { for_ms: 101 }),
+                device(53_398, 1, Vanish { noticed_ms: 2_698, back_ms: 746 }),
+            ],
+        },
+        Found {
             what: "a record of before Redis was empty was taken for what is there",
             seed: 7_474,
             script: vec![
