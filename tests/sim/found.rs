@@ -26,6 +26,11 @@ fn call(to: usize) -> Act {
 }
 
 pub fn all() -> Vec<Found> {
+    [forgotten(), told()].into_iter().flatten().collect()
+}
+
+/// What came of a shared state that forgets.
+fn forgotten() -> Vec<Found> {
     vec![
         Found {
             what: "a node where a call rang forgot it when its record was gone for a moment",
@@ -41,6 +46,58 @@ pub fn all() -> Vec<Found> {
                 at(46_932, RedisBehind { writes: 5 }),
             ],
         },
+        Found {
+            what: "an end whose writer never heard of it waited a minute for history",
+            seed: 1_014,
+            script: vec![
+                device(10_708, 7, call(0)),
+                at(11_175, RedisFrozen { for_ms: 6_612 }),
+                device(13_535, 7, End),
+                at(53_556, RedisEmpty { for_ms: 782 }),
+            ],
+        },
+        Found {
+            what: "a node that died before its first heartbeat for an empty Redis was not buried",
+            seed: 2,
+            script: vec![
+                at(10_000, RedisEmpty { for_ms: 326 }),
+                at(10_276, Flaky { for_ms: 4_000 }),
+                at(11_277, Kill { node: 1, back_ms: 6_000 }),
+            ],
+        },
+        Found {
+            what: "a node that was none of a call's put it back, and had missed its end",
+            seed: 7_488,
+            script: vec![
+                device(24_934, 2, call(0)),
+                at(27_409, Pause { node: 2, for_ms: 13_182 }),
+                device(27_733, 0, Answer),
+                device(27_733, 1, Answer),
+                device(32_043, 2, End),
+                at(38_195, RedisEmpty { for_ms: 101 }),
+                device(53_398, 1, Vanish { noticed_ms: 2_698, back_ms: 746 }),
+            ],
+        },
+        Found {
+            what: "a record of before Redis was empty was taken for what is there",
+            seed: 7_474,
+            script: vec![
+                device(17_404, 4, call(3)),
+                device(19_114, 2, Candidates(5)),
+                device(19_121, 3, Candidates(5)),
+                device(19_839, 6, Answer),
+                device(19_842, 6, Candidates(5)),
+                at(27_409, Pause { node: 2, for_ms: 13_182 }),
+                device(34_091, 5, Call { to: 1, named: false }),
+                at(38_195, RedisEmpty { for_ms: 101 }),
+            ],
+        },
+    ]
+}
+
+/// What devices were told, or were not.
+fn told() -> Vec<Found> {
+    vec![
         Found {
             what: "a device whose own reject was carried out, and never answered, rang on",
             seed: 70,
@@ -63,16 +120,6 @@ pub fn all() -> Vec<Found> {
             ],
         },
         Found {
-            what: "an end whose writer never heard of it waited a minute for history",
-            seed: 1_014,
-            script: vec![
-                device(10_708, 7, call(0)),
-                at(11_175, RedisFrozen { for_ms: 6_612 }),
-                device(13_535, 7, End),
-                at(53_556, RedisEmpty { for_ms: 782 }),
-            ],
-        },
-        Found {
             what: "a device that was back was not told that another of its user had begun a call",
             seed: 3_375,
             script: vec![
@@ -81,15 +128,6 @@ pub fn all() -> Vec<Found> {
                 at(51_352, Pause { node: 2, for_ms: 13_750 }),
                 device(56_125, 0, call(3)),
                 device(59_751, 7, Call { to: 0, named: false }),
-            ],
-        },
-        Found {
-            what: "a node that died before its first heartbeat for an empty Redis was not buried",
-            seed: 2,
-            script: vec![
-                at(10_000, RedisEmpty { for_ms: 326 }),
-                at(10_276, Flaky { for_ms: 4_000 }),
-                at(11_277, Kill { node: 1, back_ms: 6_000 }),
             ],
         },
         Found {
@@ -130,33 +168,6 @@ pub fn all() -> Vec<Found> {
                 device(52_447, 3, call(2)),
                 device(52_469, 3, Offer),
                 device(55_617, 3, Vanish { noticed_ms: 3_044, back_ms: 7_112 }),
-            ],
-        },
-        Found {
-            what: "a node that was none of a call's put it back, and had missed its end",
-            seed: 7_488,
-            script: vec![
-                device(24_934, 2, call(0)),
-                at(27_409, Pause { node: 2, for_ms: 13_182 }),
-                device(27_733, 0, Answer),
-                device(27_733, 1, Answer),
-                device(32_043, 2, End),
-                at(38_195, RedisEmpty { for_ms: 101 }),
-                device(53_398, 1, Vanish { noticed_ms: 2_698, back_ms: 746 }),
-            ],
-        },
-        Found {
-            what: "a record of before Redis was empty was taken for what is there",
-            seed: 7_474,
-            script: vec![
-                device(17_404, 4, call(3)),
-                device(19_114, 2, Candidates(5)),
-                device(19_121, 3, Candidates(5)),
-                device(19_839, 6, Answer),
-                device(19_842, 6, Candidates(5)),
-                at(27_409, Pause { node: 2, for_ms: 13_182 }),
-                device(34_091, 5, Call { to: 1, named: false }),
-                at(38_195, RedisEmpty { for_ms: 101 }),
             ],
         },
     ]
