@@ -41,10 +41,13 @@ pub async fn connect(
         })
         .with_performance_config(|performance| {
             performance.default_command_timeout = COMMAND_TIMEOUT;
-            performance.broadcast_channel_capacity = 65_536;
         })
         .set_policy(ReconnectPolicy::new_exponential(0, 50, 500, 2));
     let client = connected(|| builder.build(), health).await?;
+    // Room is taken for all of it at once, for each kind of event: 45 MiB. Only messages come in such numbers.
+    builder.with_performance_config(|performance| {
+        performance.broadcast_channel_capacity = 65_536;
+    });
     let subscriber = connected(|| builder.build_subscriber_client(), health).await?;
     check(&client).await?;
     loaded(&client, health).await?;
