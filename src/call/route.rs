@@ -75,4 +75,25 @@ impl Call {
             Link::Lost { .. } | Link::Open => Route::WhenBack(role),
         }
     }
+
+    /// Whether `device`, by its id, is the one that the record says is lost.
+    pub fn has_lost(&self, device: &Device) -> bool {
+        self.link_of(device).is_some_and(|link| matches!(link, Link::Lost { .. }))
+    }
+
+    /// Whether `device` speaks for its party by its id, though perhaps on another socket than the record says.
+    pub fn knows(&self, device: &Device) -> bool {
+        self.link_of(device).is_some()
+    }
+
+    /// How the party is connected whose device has this id.
+    fn link_of(&self, device: &Device) -> Option<&Link> {
+        let link = &self.party(self.role_of(&device.user)?).link;
+        let bound = match link {
+            Link::Open => None,
+            Link::Bound(binding) => binding.device.as_ref(),
+            Link::Lost { device, .. } => Some(device),
+        };
+        (self.is_live() && bound.is_some() && bound == device.id.as_ref()).then_some(link)
+    }
 }

@@ -1,7 +1,7 @@
 //! The devices on this node: they come, are told of their users' calls, and go.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{MutexGuard, PoisonError},
 };
 
@@ -56,7 +56,14 @@ impl Calls {
         device: &Device,
         back: Event,
     ) -> Result<(), Unavailable> {
-        let Some(call) = self.cluster.latest(&device.user).await? else { return Ok(()) };
+        let found = self.cluster.latest(&device.user).await?;
+        // The shared state may have forgotten the call that the device comes back to.
+        let seen = self.live.of_user(&device.user).map(|live| live.snapshot());
+        let seen = seen.filter(|seen| {
+            seen.is_live()
+                && found.as_ref().is_none_or(|found| !found.is_live() && found.id != seen.id)
+        });
+        let Some(call) = seen.or(found) else { return Ok(()) };
         match self.transition(call.clone(), &back).await {
             Ok(_) => return Ok(()),
             Err(Failure::Refused(_)) => {}
@@ -74,12 +81,24 @@ impl Calls {
     /// A socket is gone; `may_return` unless its client left on purpose. What cannot be noted now is
     /// noted later.
     pub async fn leave(&self, device: &Device, may_return: bool) {
+        self.leaving().insert(device.socket);
         self.devices().remove(&device.socket);
         self.unsubscribe_all(device.socket).await;
         if let Err(error) = self.sign_off(device, may_return).await {
             warn!(%error, user = %device.user.logged(), "a closed socket is signed off later");
             self.departures().push((device.clone(), may_return));
         }
+        self.leaving().remove(&device.socket);
+    }
+
+    /// Whether the device on this socket has left, and its call may not know it yet.
+    pub(super) fn is_leaving(&self, socket: SocketId) -> bool {
+        self.leaving().contains(&socket)
+            || self.departures().iter().any(|(device, _)| device.socket == socket)
+    }
+
+    fn leaving(&self) -> MutexGuard<'_, HashSet<SocketId>> {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) async fn sign_off(
@@ -103,6 +122,7 @@ impl Calls {
         }
         let gone = Event::Gone { device: device.clone(), may_return };
         match self.transition(call, &gone).await {
+            Ok(call) if self.is_unsure() => self.tell_where_users_are(&call).await,
             Ok(_) | Err(Failure::Refused(_)) => Ok(()),
             Err(_) => Err(Unavailable),
         }

@@ -10,11 +10,12 @@ mod operator;
 mod sweeper;
 mod tally;
 mod traced;
+mod unsure;
 mod view;
 mod watchers;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, atomic::AtomicU64},
     time::Duration,
 };
@@ -80,6 +81,8 @@ pub struct Calls {
     watchers: Watchers,
     /// The devices on this node.
     devices: Mutex<HashMap<SocketId, Device>>,
+    /// The sockets that are being signed off right now.
+    leaving: Mutex<HashSet<SocketId>>,
     /// Those that left while the shared state could not be reached, and whether they may return.
     departures: Mutex<Vec<(Device, bool)>>,
     resets: Resets,
@@ -92,6 +95,8 @@ pub struct Calls {
 struct Resets {
     heard: AtomicU64,
     done: AtomicU64,
+    /// When the latest one was heard of, Unix milliseconds.
+    at_ms: AtomicU64,
 }
 
 /// `call:initiate`, checked.
@@ -154,6 +159,7 @@ impl Calls {
             live,
             watchers,
             devices: Mutex::default(),
+            leaving: Mutex::default(),
             departures: Mutex::default(),
             resets: Resets::default(),
             doubtful: Mutex::default(),
@@ -285,6 +291,7 @@ impl Calls {
         received_us: u64,
     ) -> Result<CallId, Failure> {
         let live = self.find(device, target).await?;
+        self.reappear(&live, device).await?;
         self.confirm(&live, device).await?;
         let origin = Origin { received_us, path: Path::Local };
         let relay = |live: &LiveCall, span: Span| {
@@ -296,7 +303,8 @@ impl Calls {
             })
         };
         let id = live.id();
-        match relay(&live, self.trace_offer(&live, signal))? {
+        let routed = relay(&live, self.trace_offer(&live, signal));
+        match routed.map_err(|failure| self.unless_unsure(failure, &live, device))? {
             Route::Answers(_) => {
                 self.transition(live.snapshot(), &Event::Answer(device.clone())).await?;
                 // It has won. If the call ended since, there is nobody to pass it on to.
@@ -343,13 +351,14 @@ impl Calls {
         event: Event,
     ) -> Result<Call, Failure> {
         let live = self.find(device, target).await?;
+        self.reappear(&live, device).await?;
         let before = live.snapshot();
         let result = match self.transition(before.clone(), &event).await {
             Err(Failure::Refused(Refusal::Over)) => match self.cluster.load(live.id()).await {
                 Ok(ended) => ended.ok_or(Refusal::NotInCall.into()),
                 Err(error) => Err(error.into()),
             },
-            other => other,
+            other => other.map_err(|failure| self.unless_unsure(failure, &live, device)),
         };
         match &result {
             Err(Failure::Unavailable(_)) => {
@@ -370,6 +379,9 @@ impl Calls {
             Some(id) => self.cluster.load(id).await?,
             None => self.cluster.latest(&device.user).await?.filter(Call::is_live),
         };
+        if call.is_none() && self.is_unsure() {
+            return Err(Unavailable.into());
+        }
         let view = |call: Call| Some(CallView::new(&call, call.role_of(&device.user)?));
         Ok(call.and_then(view))
     }
@@ -406,8 +418,11 @@ impl Calls {
             Some(id) => self.cluster.load(id).await?,
             None => self.cluster.latest(&device.user).await?,
         };
-        let call = call.filter(between).ok_or(Refusal::NotInCall)?;
-        Ok(self.live.open(&call))
+        match call.filter(between) {
+            Some(call) => Ok(self.live.open(&call)),
+            None if self.is_unsure() => Err(Unavailable.into()),
+            None => Err(Refusal::NotInCall.into()),
+        }
     }
 
     /// Notes that `device`, if it came back to this call, has shown by what it sends that it knows

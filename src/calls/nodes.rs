@@ -96,6 +96,7 @@ impl Calls {
     /// looks every call up. What fails is done again with the next sweep.
     async fn start_over(&self) -> Result<(), Unavailable> {
         self.resets.heard.fetch_add(1, Ordering::Relaxed);
+        self.resets.at_ms.store(self.clock.now().as_millis(), Ordering::Relaxed);
         self.start_over_late().await
     }
 
@@ -176,7 +177,7 @@ impl Calls {
             Some(call) if seen.succeeds(&call) => self.put_back(seen, Some(call.version)).await,
             Some(call) if call.is_live() => self.reclaim(&call).await,
             Some(_) => Ok(()),
-            None if seen.is_live() => self.put_back(seen, None).await,
+            None if seen.is_live() || self.ended_lately(seen) => self.put_back(seen, None).await,
             None => Ok(()),
         }
     }
@@ -215,18 +216,17 @@ impl Calls {
 
     async fn put_back(&self, seen: &Call, over: Option<u64>) -> Result<(), Unavailable> {
         // One that has left, and is not signed off yet, ends its part on the record too.
-        let is_leaving =
-            |socket| self.departures().iter().any(|(device, _)| device.socket == socket);
         let is_here = |role: Role| {
             let link = &seen.party(role).link;
             let was_lost_here = link.lost_until().is_some() && link.node() == Some(self.node());
-            let is_bound = |socket| self.devices().contains_key(&socket) || is_leaving(socket);
+            let is_bound = |socket| self.devices().contains_key(&socket) || self.is_leaving(socket);
             was_lost_here || link.socket().is_some_and(is_bound)
         };
         // Whoever rings must hear of an end: if nobody else puts the call back, it comes by the deadline.
         let rings_here = || self.live.get(seen.id).is_some_and(|live| live.rings_here());
         // An end that was forgotten would keep its users busy for as long as a call may last.
-        let has_ended = !seen.is_live() && over.is_some();
+        // One of which other nodes have not heard yet would be put back by them as if it lived.
+        let has_ended = !seen.is_live();
         if has_ended || is_here(Role::Caller) || is_here(Role::Callee) || rings_here() {
             self.restore(seen, over).await?;
         } else if over.is_none() {
@@ -275,7 +275,9 @@ impl Calls {
                 claim(Role::Caller, &lobby.caller_call),
                 claim(Role::Callee, &lobby.callee_call),
             ];
-            self.cluster.restore(change(seen, claims), None).await?;
+            if self.cluster.restore(change(seen, claims), None).await? {
+                self.tell_where_users_are(seen).await?;
+            }
             return Ok(seen.clone());
         };
         let Ok(ended) = self.rules.apply(seen, &end, self.node(), self.clock.now()) else {
