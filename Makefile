@@ -96,6 +96,10 @@ sim: ## whole clusters simulated: 20,000 seeds, or RUNS=100000, or SEED=42 again
 chaos: test-setup build ## real faults under hundreds of clients, ROUNDS times each; the table in docs/RELIABILITY.md
 	SWITCHBOARD_BIN=$(CURDIR)/target/release/switchboard node tests/chaos/run.mjs
 
+.PHONY: soak
+soak: test-setup build ## steady churn for HOURS (1, or a part): memory, files, Redis' keys, Postgres' connections stay flat
+	SWITCHBOARD_BIN=$(CURDIR)/target/release/switchboard HOURS=$(or $(HOURS),1) node tests/soak/run.mjs
+
 types: test-setup test-server ## write web/protocol.d.ts anew, after a change of the protocol or the HTTP API
 	node scripts/types.mjs
 
