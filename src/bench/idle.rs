@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::task::JoinSet;
+use tokio::{sync::watch, task::JoinSet};
 
 use super::{
     Idle,
@@ -16,12 +16,15 @@ const AT_ONCE: usize = 64;
 const PROGRESS: usize = 1_000;
 /// Beyond it, what the connections themselves caused is over.
 const SETTLE: Duration = Duration::from_secs(2);
+/// Pings are answered when all are connected, or after this: servers wait for 20 s or more.
+const ANSWER_AFTER: Duration = Duration::from_secs(10);
 const STILL_HOLDING: Duration = Duration::from_secs(5);
 
 pub async fn run(options: Idle) -> Result<Report, BenchError> {
     let before = Used::now(&options.common).await?;
     let began = Instant::now();
-    let mut clients = Vec::with_capacity(options.sockets as usize);
+    let mut holding = JoinSet::new();
+    let (all_connected, gate) = watch::channel(false);
     let all: Vec<u32> = (0..options.sockets).collect();
     for batch in all.chunks(AT_ONCE) {
         let mut connecting = JoinSet::new();
@@ -32,18 +35,20 @@ pub async fn run(options: Idle) -> Result<Report, BenchError> {
         }
         while let Some(connected) = connecting.join_next().await {
             if let Ok(client) = connected {
-                clients.push(client?);
+                holding.spawn(hold(client?, gate.clone()));
             }
         }
-        if clients.len() % PROGRESS < AT_ONCE {
-            eprintln!("{} connections", clients.len());
+        if holding.len() % PROGRESS < AT_ONCE {
+            eprintln!("{} connections", holding.len());
         }
     }
     let seconds = began.elapsed().as_secs_f64();
     let connected = Used::now(&options.common).await?;
-    let clients = hold(clients, SETTLE).await?;
+    // Nobody waits for it if all have been closed by now: the next line says so.
+    let _ = all_connected.send(true);
+    stay(&mut holding, SETTLE).await?;
     let settled = Used::now(&options.common).await?;
-    let held = hold(clients, options.hold).await?;
+    stay(&mut holding, options.hold).await?;
     let after = Used::now(&options.common).await?;
 
     let count = f64::from(options.sockets);
@@ -77,35 +82,26 @@ pub async fn run(options: Idle) -> Result<Report, BenchError> {
         let cpu_percent = (after.cpu_s - settled.cpu_s) * 100.0 / held_s;
         report.add("idle_redis_cpu_percent", "CPU of Redis, idle, % of a core", cpu_percent);
     }
-    drop(held);
     Ok(report)
 }
 
-/// Keeps connections alive for a while: answers their pings.
-async fn hold(clients: Vec<Client>, time: Duration) -> Result<Vec<Client>, BenchError> {
-    let mut holding = JoinSet::new();
-    let (began, count) = (tokio::time::Instant::now(), clients.len());
-    let until = began + time;
-    for mut client in clients {
-        holding.spawn(async move {
-            // It ends by the time, or with the connection.
-            match tokio::time::timeout_at(until, async { while client.packet().await.is_ok() {} })
-                .await
-            {
-                Ok(()) => Err(BenchError::Closed),
-                Err(_) => Ok(client),
-            }
-        });
+/// Keeps a connection alive: answers its pings. It ends with the connection.
+async fn hold(mut client: Client, mut all_connected: watch::Receiver<bool>) {
+    tokio::select! {
+        _ = all_connected.wait_for(|all| *all) => {}
+        () = tokio::time::sleep(ANSWER_AFTER) => {}
     }
-    let mut held = Vec::with_capacity(count);
+    while client.packet().await.is_ok() {}
+}
+
+/// Waits, and says how long already. Fails if a connection ends.
+async fn stay(holding: &mut JoinSet<()>, time: Duration) -> Result<(), BenchError> {
+    let (began, count) = (tokio::time::Instant::now(), holding.len());
     let mut ticks = tokio::time::interval_at(began + STILL_HOLDING, STILL_HOLDING);
     loop {
         tokio::select! {
-            client = holding.join_next() => match client {
-                Some(Ok(client)) => held.push(client?),
-                Some(Err(_)) => {}
-                None => return Ok(held),
-            },
+            _ = holding.join_next() => return Err(BenchError::Closed),
+            () = tokio::time::sleep_until(began + time) => return Ok(()),
             _ = ticks.tick() => eprintln!("{count} connections held for {} s", began.elapsed().as_secs()),
         }
     }
