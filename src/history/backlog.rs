@@ -19,7 +19,7 @@ pub const MAX_BACKLOG_ROWS: usize = 10_000;
 #[derive(Debug, Default)]
 pub struct Backlog {
     waiting: Mutex<Waiting>,
-    /// Told when a row comes in.
+    /// Told when as many rows wait as are wanted, and when no more come.
     changed: Notify,
 }
 
@@ -30,6 +30,8 @@ struct Waiting {
     order: VecDeque<CallId>,
     /// How many are being written, and since when the oldest of them waits.
     in_hand: Option<(usize, Instant)>,
+    /// Whoever takes rows is told when there are so many.
+    wanted: usize,
     is_closed: bool,
 }
 
@@ -62,24 +64,32 @@ impl Backlog {
         }
         waiting.order.push_back(row.id);
         waiting.rows.insert(row.id, (Instant::now(), row));
-        drop(waiting);
-        self.changed.notify_one();
+        if waiting.rows.len() == waiting.wanted {
+            self.changed.notify_one();
+        }
         Ok(())
     }
 
-    /// The oldest rows, up to `limit`, as soon as there is one; those taken before are written. None
-    /// when it is closed and empty.
-    pub async fn take(&self, limit: usize) -> Option<Vec<Row>> {
+    /// The oldest rows, up to `limit`; those taken before are written. From the first on they are
+    /// gathered for this long, or until there are so many. None when it is closed and empty.
+    pub async fn take(&self, limit: usize, gather: Duration) -> Option<Vec<Row>> {
+        self.waiting().in_hand = None;
+        self.fill(1).await;
+        // Full, closed, or late: their time has come.
+        let _ = tokio::time::timeout(gather, self.fill(limit)).await;
+        let rows = self.waiting().take(limit);
+        (!rows.is_empty()).then_some(rows)
+    }
+
+    /// Waits until there are so many rows, or no more come.
+    async fn fill(&self, count: usize) {
         loop {
             {
                 let mut waiting = self.waiting();
-                let rows = waiting.take(limit);
-                if !rows.is_empty() {
-                    return Some(rows);
+                if waiting.is_closed || waiting.rows.len() >= count {
+                    return;
                 }
-                if waiting.is_closed {
-                    return None;
-                }
+                waiting.wanted = count;
             }
             self.changed.notified().await;
         }

@@ -24,6 +24,9 @@ use crate::{
 
 /// Most rows that are written at once.
 const BATCH_ROWS: usize = 256;
+/// How long rows are gathered before they are written. Many calls then share a write, and one that is
+/// placed and ends meanwhile is written once.
+const GATHER: Duration = Duration::from_millis(100);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(5);
 /// How long the last rows may take when the service stops.
@@ -98,7 +101,7 @@ impl Writer {
     }
 
     async fn write_all(&self) {
-        while let Some(batch) = self.backlog.take(BATCH_ROWS).await {
+        while let Some(batch) = self.backlog.take(BATCH_ROWS, GATHER).await {
             self.write(batch).await;
         }
     }

@@ -10,7 +10,7 @@ use std::{
 
 use async_trait::async_trait;
 use sqlx::{
-    SqlitePool,
+    QueryBuilder, SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
@@ -30,6 +30,10 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_CONNECTIONS: u32 = 4;
 /// Most rows that are removed in one statement, so that writers wait for none for long.
 const TIDY_ROWS: u32 = 1_000;
+
+/// How many rows a statement writes. Each number is a statement of its own, which stays prepared: so
+/// there are few.
+const CHUNK_ROWS: [usize; 4] = [64, 16, 4, 1];
 
 /// Rows in a SQLite file.
 #[derive(Debug, Clone)]
@@ -62,23 +66,12 @@ impl Sqlite {
 impl Store for Sqlite {
     async fn save(&self, rows: &[Row]) -> Result<(), StoreError> {
         let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
-        for row in rows {
-            sqlx::query(include_str!("sqlite/upsert.sql"))
-                .bind(row.id.to_string())
-                .bind(row.caller.as_str())
-                .bind(row.receiver.as_str())
-                .bind(row.call_type.as_str())
-                .bind(row.status.as_str())
-                .bind(row.end_reason.map(EndReason::as_str))
-                .bind(row.duration_s.map(number))
-                .bind(row.started_at.map(millis))
-                .bind(row.ended_at.map(millis))
-                .bind(millis(row.created_at))
-                .bind(millis(row.updated_at))
-                .bind(number(row.version))
-                .bind(decode::timeline(row))
-                .execute(&mut *transaction)
-                .await?;
+        let mut rest = rows;
+        for size in CHUNK_ROWS {
+            while let Some((some, others)) = rest.split_at_checked(size) {
+                upsert(some).build().execute(&mut *transaction).await?;
+                rest = others;
+            }
         }
         Ok(transaction.commit().await?)
     }
@@ -160,6 +153,29 @@ impl Store for Sqlite {
     async fn close(&self) {
         self.pool.close().await;
     }
+}
+
+/// One statement that writes all these rows.
+fn upsert(rows: &[Row]) -> QueryBuilder<sqlx::Sqlite> {
+    let mut statement = QueryBuilder::new(include_str!("sqlite/insert.sql"));
+    statement.push_values(rows, |mut values, row| {
+        values
+            .push_bind(row.id.to_string())
+            .push_bind(row.caller.as_str().to_owned())
+            .push_bind(row.receiver.as_str().to_owned())
+            .push_bind(row.call_type.as_str())
+            .push_bind(row.status.as_str())
+            .push_bind(row.end_reason.map(EndReason::as_str))
+            .push_bind(row.duration_s.map(number))
+            .push_bind(row.started_at.map(millis))
+            .push_bind(row.ended_at.map(millis))
+            .push_bind(millis(row.created_at))
+            .push_bind(millis(row.updated_at))
+            .push_bind(number(row.version))
+            .push_bind(decode::timeline(row));
+    });
+    statement.push("\n").push(include_str!("sqlite/on_conflict.sql"));
+    statement
 }
 
 /// Makes sure that no other process of ours uses the file: it would take the live calls of this one

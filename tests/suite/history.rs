@@ -16,6 +16,8 @@ use switchboard::{
     time::Timestamp,
 };
 
+use tokio::time::Instant;
+
 use crate::{postgres_server::Database, world::RULES};
 
 const START: Timestamp = Timestamp::from_millis(1_800_000_000_000);
@@ -412,7 +414,8 @@ async fn the_backlog_keeps_the_newest_row_of_each_call_within_its_limit() {
     for row in [&old, &new, &old] {
         backlog.push(row.clone()).unwrap();
     }
-    assert_eq!((backlog.len(), backlog.take(10).await), (1, Some(vec![new.clone()])));
+    let gather = Duration::from_millis(1);
+    assert_eq!((backlog.len(), backlog.take(10, gather).await), (1, Some(vec![new.clone()])));
     assert_eq!(backlog.len(), 1, "it is in hand, not written");
     for n in 0..MAX_BACKLOG_ROWS {
         backlog.push(missed("anna", "ben", n as u64)).unwrap();
@@ -421,10 +424,40 @@ async fn the_backlog_keeps_the_newest_row_of_each_call_within_its_limit() {
     backlog.close();
     assert_eq!(backlog.push(new), Err(Refused::Closed));
     let mut taken = 0;
-    while let Some(rows) = backlog.take(3_000).await {
+    while let Some(rows) = backlog.take(3_000, gather).await {
         taken += rows.len();
     }
     assert_eq!((taken, backlog.len(), backlog.age()), (MAX_BACKLOG_ROWS, 0, Duration::ZERO));
+}
+
+#[tokio::test(start_paused = true)]
+async fn rows_are_gathered_until_there_are_enough_or_it_is_time() {
+    let (backlog, gather) = (Arc::new(Backlog::default()), Duration::from_millis(100));
+    let taking = |limit| {
+        let backlog = backlog.clone();
+        tokio::spawn(async move { backlog.take(limit, gather).await.map(|rows| rows.len()) })
+    };
+    let first = taking(10);
+    let began = Instant::now();
+    backlog.push(missed("anna", "ben", 1)).unwrap();
+    tokio::time::sleep(gather / 2).await;
+    backlog.push(missed("anna", "ben", 2)).unwrap();
+    assert_eq!((first.await.unwrap(), began.elapsed()), (Some(2), gather));
+
+    let full = taking(2);
+    let began = Instant::now();
+    backlog.push(missed("anna", "ben", 3)).unwrap();
+    tokio::time::sleep(gather / 2).await;
+    backlog.push(missed("anna", "ben", 4)).unwrap();
+    assert_eq!((full.await.unwrap(), began.elapsed()), (Some(2), gather / 2));
+
+    let last = taking(10);
+    backlog.push(missed("anna", "ben", 5)).unwrap();
+    tokio::task::yield_now().await;
+    let began = Instant::now();
+    backlog.close();
+    assert_eq!((last.await.unwrap(), began.elapsed()), (Some(1), Duration::ZERO));
+    assert_eq!(taking(10).await.unwrap(), None);
 }
 
 #[tokio::test]

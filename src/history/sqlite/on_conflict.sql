@@ -1,8 +1,5 @@
 -- Of two versions of a row the newer stays; an end that was assumed for a call of the same version
 -- gives way to nothing but a newer one.
-INSERT INTO calls (id, caller, receiver, call_type, status, end_reason, duration, started_at,
-                   ended_at, created_at, updated_at, version, timeline)
-VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
 ON CONFLICT (id) DO UPDATE
 SET status     = excluded.status,
     end_reason = excluded.end_reason,
