@@ -63,8 +63,8 @@ const GOODBYE_TIME: Duration = Duration::from_millis(100);
 const MAX_OUTGOING_PACKETS: usize = 2_048;
 /// Binary attachments are refused with an error, so a few must be let in to be refused.
 const MAX_ATTACHMENTS: usize = 8;
-/// A small buffer for each connection: most messages are small.
-const READ_BUFFER_BYTES: usize = 1024;
+/// A small buffer for each connection: what comes is read ahead, into one for all (see [`wire`]).
+const READ_BUFFER_BYTES: usize = 256;
 /// How often tokens are looked through for those that expire.
 const LEASE_INTERVAL: Duration = Duration::from_millis(200);
 /// After how many of them others have their turn.

@@ -1,6 +1,7 @@
 //! The connection under an upgraded websocket, with what the library has no public way to do.
 
 use std::{
+    cell::RefCell,
     collections::{HashMap, hash_map::Entry},
     future::Future,
     io,
@@ -9,7 +10,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -28,6 +29,13 @@ use crate::metrics::{self, Slow};
 pub const MAX_WAITING_BYTES: usize = 2 * 1024 * 1024;
 /// How long a client may take nothing of what is sent to it.
 const WRITE_STALL: Duration = Duration::from_secs(10);
+/// How much is read from a connection at once. One buffer a thread is enough: what a connection's own,
+/// small buffer does not take at once is kept only until it does.
+const READ_AHEAD_BYTES: usize = 16 * 1024;
+
+thread_local! {
+    static READ_AHEAD: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_AHEAD_BYTES].into());
+}
 
 /// Ends one connection. The client sees its transport close and reconnects by itself, which it
 /// would not do after a disconnect of the socket.
@@ -75,6 +83,10 @@ impl Kill {
     /// Whether it is over for the one who polls; if not, `waker` is woken when it is.
     fn poll_killed(&self, waker: &AtomicWaker, cx: &Context<'_>) -> bool {
         waker.register(cx.waker());
+        self.is_killed()
+    }
+
+    fn is_killed(&self) -> bool {
         self.0.killed.load(Ordering::Acquire)
     }
 }
@@ -161,6 +173,9 @@ impl Drop for Registration {
 pub struct Wire<S> {
     stream: S,
     kill: Kill,
+    /// What has been read and not been asked for yet, from `taken` on.
+    ahead: Vec<u8>,
+    taken: usize,
     /// Runs while a write waits.
     stall: Option<Pin<Box<Sleep>>>,
     _registration: Option<Registration>,
@@ -168,7 +183,19 @@ pub struct Wire<S> {
 
 impl<S> Wire<S> {
     pub fn new(stream: S, kill: Kill, registration: Option<Registration>) -> Self {
-        Self { stream, kill, stall: None, _registration: registration }
+        let (ahead, taken) = (Vec::new(), 0);
+        Self { stream, kill, ahead, taken, stall: None, _registration: registration }
+    }
+
+    /// Hands out what was read ahead.
+    fn take_ahead(&mut self, buffer: &mut ReadBuf<'_>) {
+        let waiting = &self.ahead[self.taken..];
+        let count = waiting.len().min(buffer.remaining());
+        buffer.put_slice(&waiting[..count]);
+        self.taken += count;
+        if self.taken == self.ahead.len() {
+            (self.ahead, self.taken) = (Vec::new(), 0);
+        }
     }
 
     /// Passes a write's progress on, unless it is over.
@@ -201,10 +228,21 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.ahead.is_empty() && !self.kill.is_killed() {
+            self.take_ahead(buffer);
+            return Poll::Ready(Ok(()));
+        }
         if self.kill.poll_killed(&self.kill.0.reader, cx) {
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        READ_AHEAD.with_borrow_mut(|bytes| {
+            let mut read = ReadBuf::new(bytes);
+            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read))?;
+            let (now, later) = read.filled().split_at(read.filled().len().min(buffer.remaining()));
+            buffer.put_slice(now);
+            self.ahead.extend_from_slice(later);
+            Poll::Ready(Ok(()))
+        })
     }
 }
 
@@ -292,6 +330,21 @@ mod tests {
         far.read_exact(&mut [0; 100]).await.unwrap();
         assert!(kill.note_sent(100), "what was written has made room");
         assert!(!kill.note_sent(1));
+    }
+
+    #[tokio::test]
+    async fn what_is_read_ahead_comes_in_order_and_is_not_kept() {
+        let (mut near, far) = tokio::io::duplex(MAX_WAITING_BYTES);
+        let mut wire = Wire::new(far, Kill::default(), None);
+        let sent: Vec<u8> = (0..=u8::MAX).cycle().take(3 * READ_AHEAD_BYTES + 7).collect();
+        near.write_all(&sent).await.unwrap();
+        let (mut read, mut chunk) = (Vec::new(), [0; 1000]);
+        while read.len() < sent.len() {
+            let count = wire.read(&mut chunk).await.unwrap();
+            read.extend_from_slice(&chunk[..count]);
+        }
+        assert!(read == sent);
+        assert_eq!(wire.ahead.capacity(), 0);
     }
 
     #[tokio::test]
