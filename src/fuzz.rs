@@ -55,7 +55,8 @@ const RULES: Rules = Rules {
 
 /// An event of a client, as its frame has it: `["name",payload]`.
 pub fn client_event(text: &str) {
-    let (name, event) = decode(&Packet::Str(text.to_owned().into(), None), &Sizes::default());
+    let packet = Packet::Str(text.to_owned().into(), None);
+    let (name, event) = decode(&packet, &Sizes::default());
     match event {
         Ok(event) => check_event(text, event),
         Err(rejected) => {

@@ -281,7 +281,8 @@ impl Calls {
     }
 
     /// Passes an offer, an answer or a candidate on, which came in on its socket at `received_us`. The
-    /// first answer wins the call.
+    /// first answer wins the call. Almost all messages of a call take this way and wait for nothing: what
+    /// does not is in a box, so that its room is not taken for each of them.
     pub async fn signal(
         &self,
         device: &Device,
@@ -306,7 +307,7 @@ impl Calls {
         let routed = relay(&live, self.trace_offer(&live, signal));
         match routed.map_err(|failure| self.unless_unsure(failure, &live, device))? {
             Route::Answers(_) => {
-                self.transition(live.snapshot(), &Event::Answer(device.clone())).await?;
+                Box::pin(self.transition(live.snapshot(), &Event::Answer(device.clone()))).await?;
                 // It has won. If the call ended since, there is nobody to pass it on to.
                 if relay(&live, self.trace_answer(&live)).is_ok() {
                     live.release_early(device, &self.reach());
@@ -431,7 +432,7 @@ impl Calls {
         if !live.is(|call| call.awaits_confirmation(device)) {
             return Ok(());
         }
-        match self.transition(live.snapshot(), &Event::Confirmed(device.clone())).await {
+        match Box::pin(self.transition(live.snapshot(), &Event::Confirmed(device.clone()))).await {
             Ok(_) | Err(Failure::Refused(_)) => Ok(()),
             Err(failure) => Err(failure),
         }

@@ -1,5 +1,8 @@
 //! From what a socket sent to an event, as far as it can be read.
 
+use std::borrow::Cow;
+
+use serde_json::value::RawValue;
 use socketioxide::handler::Value;
 
 use super::reply::{About, Frame, Rejected};
@@ -26,21 +29,40 @@ pub fn about(event: &ClientEvent) -> About {
 }
 
 /// The event's name, as far as it can be read, and the event.
-pub fn decode(value: &Value, sizes: &Sizes) -> (String, Result<ClientEvent, Rejected>) {
+pub fn decode<'a>(
+    value: &'a Value,
+    sizes: &Sizes,
+) -> (Cow<'a, str>, Result<ClientEvent, Rejected>) {
     let Value::Str(text, attachments) = value else {
-        return (String::new(), Err(Rejected::Binary));
-    };
-    let frame: Frame = match serde_json::from_str(text) {
-        Ok(frame) => frame,
-        Err(error) => return (String::new(), Err(Malformed::unreadable(error).into())),
+        return (Cow::default(), Err(Rejected::Binary));
     };
     let has_attachments = attachments.as_ref().is_some_and(|all| !all.is_empty());
+    if !has_attachments
+        && let Some((name, payload)) = plain(text)
+        && let Ok(event) = ClientEvent::decode(name, Some(payload), sizes)
+    {
+        return (name.into(), Ok(event));
+    }
+    let frame: Frame = match serde_json::from_str(text) {
+        Ok(frame) => frame,
+        Err(error) => return (Cow::default(), Err(Malformed::unreadable(error).into())),
+    };
     let event = if has_attachments {
         Err(Rejected::Binary)
     } else {
-        ClientEvent::decode(&frame.name, frame.payload, sizes).map_err(Rejected::from)
+        let payload = frame.payload.map(RawValue::get);
+        ClientEvent::decode(&frame.name, payload, sizes).map_err(Rejected::from)
     };
-    (frame.name, event)
+    (frame.name.into(), event)
+}
+
+/// Name and payload of a frame as almost all are, `["name",{…}]`, which so is read once less. What stands
+/// between may turn out to be more than one object: that is not a payload, and the frame is not plain.
+fn plain(text: &str) -> Option<(&str, &str)> {
+    let rest = text.strip_prefix("[\"")?;
+    let (name, rest) = rest.split_at(rest.find(['"', '\\'])?);
+    let payload = rest.strip_prefix("\",")?.strip_suffix(']')?;
+    payload.starts_with('{').then_some((name, payload))
 }
 
 /// The length of what came, in bytes.

@@ -1,6 +1,7 @@
 //! One socket: who it is, and its events, handled one after the other in the order they came.
 
 use std::{
+    borrow::Cow,
     collections::HashSet,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
@@ -9,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use socketioxide::{
     SendError, SocketError,
     adapter::LocalAdapter,
@@ -200,6 +202,12 @@ impl Session {
         self.unfetched_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= MAX_WAITING_BYTES
     }
 
+    /// Nothing waits for a client on polling. What was noted was estimated, and must not add up over the
+    /// life of a session.
+    pub fn note_all_fetched(&self) {
+        self.unfetched_bytes.store(0, Ordering::Relaxed);
+    }
+
     pub fn note_fetched(&self, bytes: usize) {
         let fetched = |waiting: usize| Some(waiting.saturating_sub(bytes));
         // It cannot fail: the closure always gives a value.
@@ -236,7 +244,12 @@ impl Session {
         match pushed {
             Pushed::Nothing => {}
             Pushed::Drain => {
-                tokio::spawn(self.clone().drain());
+                let mut draining = Box::pin(self.clone().drain());
+                // Most events wait for nothing: they are done here, without a task of their own. What is no
+                // event may come while the library holds its locks.
+                if socket.is_none() || draining.as_mut().now_or_never().is_none() {
+                    tokio::spawn(draining);
+                }
             }
             Pushed::Overflow => {
                 metrics::LIMITS.of(Limit::Inbox).increment(1);
@@ -260,7 +273,7 @@ impl Session {
                 }
                 Input::Gone { may_return, cause } => {
                     metrics::SOCKETS_CLOSED.of(cause).increment(1);
-                    self.leave(may_return).await;
+                    Box::pin(self.leave(may_return)).await;
                     self.context.sessions().remove(&self.socket);
                     self.context.leases.forget(self.socket);
                 }
@@ -298,7 +311,7 @@ impl Session {
     async fn welcome(&self) {
         let Some(device) = self.device.get() else { return };
         if !self.welcomed.swap(true, Ordering::Relaxed)
-            && let Err(error) = self.context.calls.welcome(device).await
+            && let Err(error) = Box::pin(self.context.calls.welcome(device)).await
         {
             warn!(%error, user = %device.user.logged(), "a device could not be told of its call");
         }
@@ -319,12 +332,10 @@ impl Session {
             debug!(socket = %self.socket, event = %body.event, error = ?body.error_type, "refused");
         }
         let socket_ref = SocketRef::from(socket.clone());
-        let bytes = match &result {
-            // Nobody waits for it: it is not sent.
-            Ok(_) if ack.is_none() => 0,
-            Ok(answer) => answer.size_bytes(),
-            Err(_) => ERROR_BYTES,
-        };
+        if ack.is_none() && result.is_ok() {
+            return;
+        }
+        let bytes = result.as_ref().map_or(ERROR_BYTES, Answer::size_bytes);
         let keeps_up = self.context.upgraded.keeps_up(&socket_ref, bytes);
         let sent = match result {
             _ if !keeps_up => Err(SendError::Socket(SocketError::InternalChannelFull)),
@@ -335,9 +346,7 @@ impl Session {
                 socket.emit(error.name(), &error)
             }
             result => {
-                if ack.is_some() {
-                    metrics::SENT.of(Sent::Ack).increment(1);
-                }
+                metrics::SENT.of(Sent::Ack).increment(1);
                 sender.send(&Ack::from(result))
             }
         };
@@ -350,12 +359,12 @@ impl Session {
     }
 
     /// The event's name, and what came of it.
-    async fn carry_out(
+    async fn carry_out<'a>(
         self: &Arc<Self>,
         socket: &Arc<Socket>,
-        value: &Value,
+        value: &'a Value,
         received_us: u64,
-    ) -> (String, Result<Answer, (Rejected, About)>) {
+    ) -> (Cow<'a, str>, Result<Answer, (Rejected, About)>) {
         let (name, event) = decode(value, &self.context.limits.settings().sizes);
         let received = label(&name, Received::Unknown);
         metrics::RECEIVED.of(received).increment(1);
@@ -416,47 +425,51 @@ impl Session {
         event: ClientEvent,
         received_us: u64,
     ) -> Result<Answer, Rejected> {
+        // Most events are messages to pass on. What the others need is in boxes, so that its room is not
+        // taken for each message.
         let calls = &self.context.calls;
         let device = || self.device.get().ok_or(Rejected::Unauthenticated);
         Ok(match event {
-            ClientEvent::UserConnected { user } => self.identify(socket, user).await?,
-            ClientEvent::Initiate { to, call_type, caller_info, client_call_id } => {
-                self.context.limits.call(&device()?.user)?;
-                let initiate = Initiate { to, call_type, caller_info, client_call_id };
-                Answer::from(&calls.initiate(device()?, initiate).await?)
-            }
             ClientEvent::Signal { call, signal, payload } => {
                 let call_id = calls.signal(device()?, &call, signal, payload, received_us).await?;
                 Answer::Relayed { call_id }
             }
-            ClientEvent::Reject { call, reason } => {
-                Answer::from(&calls.reject(device()?, &call, reason).await?)
+            ClientEvent::UserConnected { user } => Box::pin(self.identify(socket, user)).await?,
+            ClientEvent::Initiate { to, call_type, caller_info, client_call_id } => {
+                self.context.limits.call(&device()?.user)?;
+                let initiate = Initiate { to, call_type, caller_info, client_call_id };
+                Answer::from(&Box::pin(calls.initiate(device()?, initiate)).await?)
             }
-            ClientEvent::Busy { call } => Answer::from(&calls.busy(device()?, &call).await?),
+            ClientEvent::Reject { call, reason } => {
+                Answer::from(&Box::pin(calls.reject(device()?, &call, reason)).await?)
+            }
+            ClientEvent::Busy { call } => {
+                Answer::from(&Box::pin(calls.busy(device()?, &call)).await?)
+            }
             ClientEvent::End { call, duration_s } => {
-                Answer::from(&calls.end(device()?, &call, duration_s).await?)
+                Answer::from(&Box::pin(calls.end(device()?, &call, duration_s)).await?)
             }
             ClientEvent::Sync { call_id } => {
-                Answer::Sync { call: calls.sync(device()?, call_id).await? }
+                Answer::Sync { call: Box::pin(calls.sync(device()?, call_id)).await? }
             }
             ClientEvent::Stats { call_id, stats } => {
-                calls.report(device()?, call_id).await?;
+                Box::pin(calls.report(device()?, call_id)).await?;
                 reported(&stats);
                 Answer::Relayed { call_id }
             }
             ClientEvent::Subscribe { users } => {
-                let presence = calls.subscribe(device()?.socket, &users).await?;
+                let presence = Box::pin(calls.subscribe(device()?.socket, &users)).await?;
                 Answer::Presence { presence: presence.into_iter().collect() }
             }
             ClientEvent::Unsubscribe { users } => {
-                calls.unsubscribe(device()?.socket, &users).await;
+                Box::pin(calls.unsubscribe(device()?.socket, &users)).await;
                 Answer::Done {}
             }
             ClientEvent::IceServers => {
                 let Servers { ice_servers, ttl_s } = self.context.ice.servers_for(&device()?.user);
                 Answer::IceServers { ice_servers, ttl: ttl_s }
             }
-            ClientEvent::AuthRefresh { token } => self.refresh(socket, &token).await?,
+            ClientEvent::AuthRefresh { token } => Box::pin(self.refresh(socket, &token)).await?,
         })
     }
 

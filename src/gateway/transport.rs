@@ -1,6 +1,7 @@
 //! `/socket.io/`: websockets on the project's own [`Wire`], polling as the library has it.
 
 use std::{
+    pin::pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -16,6 +17,7 @@ use axum::{
     routing::any,
 };
 use engineioxide::service::NotFoundService;
+use futures_util::FutureExt;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use hyper::body::Body as _;
 use hyper_util::rt::TokioIo;
@@ -178,9 +180,20 @@ impl Transport {
 
     /// A polling client fetches what waits for it.
     async fn fetch(self, sid: Sid, request: Request) -> Response {
-        let response = pass_on(self.engine, request).await;
+        let session = || self.io.get_socket(sid).as_ref().and_then(session_of);
+        let mut fetching = pin!(pass_on(self.engine, request));
+        let response = match fetching.as_mut().now_or_never() {
+            Some(response) => response,
+            None => {
+                // There was nothing to fetch.
+                if let Some(session) = session() {
+                    session.note_all_fetched();
+                }
+                fetching.await
+            }
+        };
         let bytes = response.body().size_hint().lower();
-        if let Some(session) = self.io.get_socket(sid).as_ref().and_then(session_of) {
+        if let Some(session) = session() {
             session.note_fetched(usize::try_from(bytes).unwrap_or(usize::MAX));
         }
         response
@@ -234,9 +247,11 @@ impl Transport {
                 Ok(stream) => TokioIo::new(stream),
                 Err(error) => return debug!(%error, "websocket handshake broken off"),
             };
-            let wire = Wire::new(stream, kill, registration.flatten());
+            // In a box: the library moves it through several futures, and each has room for it.
+            let wire = Box::new(Wire::new(stream, kill, registration.flatten()));
             let mut engine = self.engine;
-            let served = Service::<(Wire<_>, http::Request<()>)>::call(&mut engine, (wire, head));
+            let served =
+                Service::<(Box<Wire<_>>, http::Request<()>)>::call(&mut engine, (wire, head));
             if let Err(error) = served.await {
                 debug!(%error, "websocket request refused");
             }

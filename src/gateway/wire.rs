@@ -18,6 +18,7 @@ use futures_util::task::AtomicWaker;
 use socketioxide::{extract::SocketRef, socket::Sid};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
+    task::coop,
     time::Sleep,
 };
 use tracing::info;
@@ -229,6 +230,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if !self.ahead.is_empty() && !self.kill.is_killed() {
+            // As for any other read: others have their turn in between.
+            ready!(coop::poll_proceed(cx)).made_progress();
             self.take_ahead(buffer);
             return Poll::Ready(Ok(()));
         }

@@ -1,6 +1,6 @@
 //! What clients send, from JSON to one closed enum.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{borrow::Cow, fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
@@ -140,15 +140,12 @@ fn present<'de: 'a, 'a, D: Deserializer<'de>>(field: D) -> Result<Option<&'a Raw
 }
 
 impl ClientEvent {
-    /// Reads the payload of the event called `name`. What is passed on may be as long as `sizes` say.
+    /// Reads the payload, JSON, of the event called `name`. What is passed on may be as long as `sizes`
+    /// say.
     ///
     /// # Errors
     /// [`Malformed`] for an event that is not known and for a payload that is not what it takes.
-    pub fn decode(
-        name: &str,
-        payload: Option<&RawValue>,
-        sizes: &Sizes,
-    ) -> Result<Self, Malformed> {
+    pub fn decode(name: &str, payload: Option<&str>, sizes: &Sizes) -> Result<Self, Malformed> {
         if name == USER_CONNECTED {
             return Self::user_connected(payload);
         }
@@ -221,22 +218,23 @@ impl ClientEvent {
     }
 
     /// `"userId"` or `{userId}`.
-    fn user_connected(payload: Option<&RawValue>) -> Result<Self, Malformed> {
-        let is_object = payload.is_some_and(|raw| raw.get().starts_with('{'));
-        let user = if is_object { Fields::read(payload)?.user_id } else { payload };
-        Ok(Self::UserConnected { user: id("userId", user)? })
+    fn user_connected(payload: Option<&str>) -> Result<Self, Malformed> {
+        let is_object = payload.is_some_and(|json| json.starts_with('{'));
+        let user =
+            if is_object { Fields::read(payload)?.user_id.map(RawValue::get) } else { payload };
+        Ok(Self::UserConnected { user: id_of("userId", user)? })
     }
 }
 
 impl<'a> Fields<'a> {
-    fn read(payload: Option<&'a RawValue>) -> Result<Self, Malformed> {
-        let Some(raw) = payload else {
+    fn read(payload: Option<&'a str>) -> Result<Self, Malformed> {
+        let Some(json) = payload else {
             return Ok(Self::default());
         };
-        if !raw.get().starts_with('{') {
+        if !json.starts_with('{') {
             return Err(Malformed::invalid("payload: expected an object".to_owned()));
         }
-        serde_json::from_str(raw.get()).map_err(Malformed::unreadable)
+        serde_json::from_str(json).map_err(Malformed::unreadable)
     }
 
     fn call_ref(&self) -> Result<CallRef, Malformed> {
@@ -272,8 +270,15 @@ impl Malformed {
     }
 }
 
-fn parse_string(raw: &RawValue) -> Option<String> {
-    serde_json::from_str(raw.get()).ok()
+/// The text of a JSON string; without a copy, if nothing in it is escaped.
+fn string_of(json: &str) -> Option<Cow<'_, str>> {
+    #[derive(Deserialize)]
+    struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+    serde_json::from_str(json).ok().map(|Text(text)| text)
+}
+
+fn parse_string(raw: &RawValue) -> Option<Cow<'_, str>> {
+    string_of(raw.get())
 }
 
 fn is_null(raw: &RawValue) -> bool {
@@ -284,7 +289,14 @@ fn id<T>(name: &str, raw: Option<&RawValue>) -> Result<T, Malformed>
 where
     T: FromStr<Err: fmt::Display>,
 {
-    let Some(text) = raw.and_then(parse_string) else {
+    id_of(name, raw.map(RawValue::get))
+}
+
+fn id_of<T>(name: &str, json: Option<&str>) -> Result<T, Malformed>
+where
+    T: FromStr<Err: fmt::Display>,
+{
+    let Some(text) = json.and_then(string_of) else {
         return Err(Malformed::field(name, "a string"));
     };
     text.parse().map_err(|error| Malformed::invalid(format!("{name}: {error}")))
@@ -317,7 +329,7 @@ where
     if text.len() > limit_bytes {
         return Err(Malformed::too_large(name, limit_bytes));
     }
-    Ok(Some(text.into()))
+    Ok(Some(text.into_owned().into()))
 }
 
 fn client_call_id(raw: Option<&RawValue>) -> Result<Option<Arc<str>>, Malformed> {
@@ -367,7 +379,7 @@ fn description(name: &str, raw: Option<&RawValue>, sizes: &Sizes) -> Result<Payl
         #[serde(rename = "type")]
         _kind: IgnoredString,
         #[serde(borrow)]
-        sdp: std::borrow::Cow<'a, str>,
+        sdp: Cow<'a, str>,
     }
     let raw = raw.ok_or_else(|| Malformed::field(name, "an object {type, sdp}"))?;
     if raw.get().len() > sizes.description_bytes() {

@@ -2,7 +2,8 @@
 // bound is closed, and nobody else notices.
 
 import assert from 'node:assert/strict';
-import { after, describe, test } from 'node:test';
+import { after, before, describe, test } from 'node:test';
+import { held, startBackend } from '../support/backend.mjs';
 import { activeCall, answer, assertTalking, candidate, candidates, offer, pair, ringing } from '../support/calls.mjs';
 import { someone, within } from '../support/check.mjs';
 import { join, joinAsBefore } from '../support/client.mjs';
@@ -155,27 +156,42 @@ describe('order', { concurrency: 2 }, () => {
 });
 
 describe('the bound', { concurrency: 1 }, () => {
-  // Watching 500 users takes the server longer than reading the event does, so what follows has to wait.
-  const slowEvent = (nameLength) => {
+  // Whether somebody may call is asked over HTTP. What follows waits until that is answered.
+  let backend;
+  let asking;
+  before(async () => {
+    backend = await startBackend();
+    asking = await startServer({ args: ['--authorize-url', backend.url, '--authorize-timeout', '10s'] });
+  });
+  after(async () => {
+    await asking.stop();
+    await backend.stop();
+  });
+  const event = (nameLength) => {
     const userIds = Array.from({ length: 500 }, (_, index) => String(index).padStart(nameLength, 'u'));
     return eventFrame('presence:subscribe', { userIds });
   };
 
   const floods = {
-    'too many events': Array(20_000).fill(slowEvent(3)),
-    'too many bytes': Array(900).fill(slowEvent(120)),
+    'too many events': Array(1_200).fill(event(1)),
+    'too many bytes': Array(100).fill(event(120)),
   };
   for (const [what, frames] of Object.entries(floods)) {
     test(`${what} waiting: that socket alone is closed`, async (t) => {
-      const { caller, callee } = await activeCall(t, server);
-      const flooder = await rawSocket(t, server, { userId: someone('flood') });
-      const called = await join(t, server, { userId: someone('called') });
-      await flooder.ack('call:initiate', { toUserId: called.userId, callType: 'audio' });
-      await called.next('call:incoming');
+      const { caller, callee } = await activeCall(t, asking);
+      const userId = someone('flood');
+      const flooder = await rawSocket(t, asking, { userId });
+      const called = await join(t, asking, { userId: someone('called') });
+      const question = held();
+      backend.answers(userId, question.answers);
+      flooder.send(eventFrame('call:initiate', { toUserId: called.userId, callType: 'audio' }));
+      await question.asked;
       flooder.send(...frames);
-      await assertTalking(caller, callee);
       await within(30_000, flooder.closed, 'the flooding socket is closed');
+      await assertTalking(caller, callee);
       // Its own call ends as for any caller who is lost; the others' goes on.
+      question.release();
+      await called.next('call:incoming');
       assert.equal((await called.next('call:ended')).reason, 'cancelled');
       await called.nothingElse();
       await assertTalking(caller, callee);

@@ -35,7 +35,7 @@ fn good() -> Map<String, Value> {
 
 fn decode(name: &str, payload: &Map<String, Value>) -> Result<ClientEvent, Malformed> {
     let raw = RawValue::from_string(json!(payload).to_string()).unwrap();
-    ClientEvent::decode(name, Some(&raw), &Sizes::default())
+    ClientEvent::decode(name, Some(raw.get()), &Sizes::default())
 }
 
 fn only(names: &[&str]) -> Map<String, Value> {

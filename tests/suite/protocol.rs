@@ -8,7 +8,7 @@ use switchboard::{
 
 fn decode(name: &str, payload: &Value) -> Result<ClientEvent, (ErrorType, String)> {
     let raw = RawValue::from_string(payload.to_string()).unwrap();
-    ClientEvent::decode(name, Some(&raw), &Sizes::default())
+    ClientEvent::decode(name, Some(raw.get()), &Sizes::default())
         .map_err(|bad| (bad.error_type, bad.message))
 }
 
@@ -152,7 +152,7 @@ fn limits_are_named_and_reached_exactly() {
 fn what_is_relayed_stays_as_it_was_written() {
     let text = r#"{"toUserId":"ben","offer":{"sdp":"v=0\r\n","type":"offer" , "x":1e2,"y":1.0}}"#;
     let raw = RawValue::from_string(text.to_owned()).unwrap();
-    match ClientEvent::decode("call:offer", Some(&raw), &Sizes::default()).unwrap() {
+    match ClientEvent::decode("call:offer", Some(raw.get()), &Sizes::default()).unwrap() {
         ClientEvent::Signal { signal: Signal::Offer, payload, .. } => {
             assert_eq!(payload.as_json(), r#"{"sdp":"v=0\r\n","type":"offer" , "x":1e2,"y":1.0}"#);
         }
@@ -163,7 +163,7 @@ fn what_is_relayed_stays_as_it_was_written() {
 #[test]
 fn an_error_says_to_whom_the_event_was_if_it_can() {
     let raw = RawValue::from_string(r#"{"toUserId":"ben","callType":"fax"}"#.to_owned()).unwrap();
-    let bad = ClientEvent::decode("call:initiate", Some(&raw), &Sizes::default()).unwrap_err();
+    let bad = ClientEvent::decode("call:initiate", Some(raw.get()), &Sizes::default()).unwrap_err();
     assert_eq!(bad.to, Some("ben".parse().unwrap()));
     assert_eq!(CallType::ALL.map(CallType::as_str), ["audio", "video"]);
 }

@@ -391,7 +391,8 @@ impl World {
         loop {
             match self.ledger.get(id) {
                 Some(row) if is_it(&row) => return row,
-                _ => tokio::task::yield_now().await,
+                // Rows are gathered for a while before they are written.
+                _ => tokio::time::sleep(Duration::from_millis(1)).await,
             }
         }
     }
