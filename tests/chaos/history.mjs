@@ -11,7 +11,7 @@ const STATUS = { declined: 'rejected', cancelled: 'missed', no_answer: 'missed',
 /** Notes in the ledger what is missing or wrong, once there was time to write it. `faultAt` says which fault was on. */
 export async function checkHistory(postgres, ledger, faultAt) {
   const ended = [...ledger.calls.values()].filter((call) => call.reason);
-  let rows;
+  let rows = new Map();
   const isWhole = async () => {
     rows = await readRows(postgres);
     return ended.every((call) => rows.get(call.id)?.[0]?.reason === call.reason);

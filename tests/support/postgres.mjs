@@ -17,6 +17,9 @@ const NOBODY = 65_534;
 const isRoot = process.getuid() === 0;
 const drop = isRoot ? ['--reuid=nobody', '--regid=nogroup', '--clear-groups'] : [];
 
+/** The history of a long run, whole. */
+const LONGEST_ANSWER = 256 * 1024 * 1024;
+
 /**
  * Starts one, its schema up to date unless `schema` is false. With `diskMib` it has a disk of that size to itself, if
  * this user may mount one: then `hasDisk` is true.
@@ -73,7 +76,7 @@ class Postgres {
 
   /** What a statement answers, a line a row, with `|` between columns. */
   async ask(sql) {
-    const { stdout } = await run('psql', [...this.#psql, '-c', sql]);
+    const { stdout } = await run('psql', [...this.#psql, '-c', sql], { maxBuffer: LONGEST_ANSWER });
     return stdout.trim();
   }
 
