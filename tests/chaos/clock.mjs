@@ -20,7 +20,7 @@ export async function movableClock() {
       FAKETIME_TIMESTAMP_FILE: file,
       FAKETIME_DONT_FAKE_MONOTONIC: '1',
       FAKETIME_DONT_RESET: '1',
-      FAKETIME_CACHE_DURATION: '1',
+      FAKETIME_NO_CACHE: '1',
     },
     /** Moves it by so many seconds from the true time. */
     move: (seconds) => writeFile(file, `${seconds < 0 ? '' : '+'}${seconds}s\n`),

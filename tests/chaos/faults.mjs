@@ -2,6 +2,7 @@
 // have recovered, the function that does so. What did not bite is an error: a fault must have been one. With `loses` a
 // node or a connection dies, and what was on its way there with it.
 
+import { readdirSync } from 'node:fs';
 import { readdir } from 'node:fs/promises';
 import { execFile } from 'node:child_process';
 import { setTimeout as pause } from 'node:timers/promises';
@@ -15,7 +16,9 @@ const run = promisify(execFile);
 const DEATH_AND_GRACE_MS = 21_000;
 const STILL_MS = 15_000;
 
-const turn = (world, round) => world.nodes[round % world.nodes.length];
+const openFiles = ({ pid }) => readdirSync(`/proc/${pid}/fd`).length;
+/** The nodes, those with the most clients first: one that was just replaced has none. */
+const busiest = ({ nodes }) => [...nodes].sort((one, other) => openFiles(other) - openFiles(one));
 const others = (world, node) => world.nodes.filter((other) => other !== node);
 const times = (text, words) => text.split(words).length - 1;
 
@@ -87,14 +90,14 @@ const SINGLE = [
     name: 'a node killed (`kill -9`)',
     loses: true,
     watchMs: DEATH_AND_GRACE_MS,
-    strike: ({ world, round }) => killed(turn(world, round)),
+    strike: ({ world }) => killed(busiest(world)[0]),
   },
   {
     name: 'a node stands still for 15 s (SIGSTOP)',
     watchMs: DEATH_AND_GRACE_MS,
-    strike: ({ world, round }) => nodeStanding(world, turn(world, round)),
+    strike: ({ world }) => nodeStanding(world, busiest(world)[0]),
   },
-  { name: 'a node told to stop (SIGTERM), and started again', strike: ({ world, round }) => turn(world, round).restart() },
+  { name: 'a node told to stop (SIGTERM), and started again', strike: ({ world }) => busiest(world)[0].restart() },
   { name: 'Redis stands still for 5 s', strike: ({ world }) => standing(world.redis.pid, 5_000) },
   { name: 'Redis restarted, empty', strike: ({ world }) => world.redis.restart() },
   {
@@ -136,15 +139,16 @@ const SINGLE = [
         await pause(4_000);
         const { headers } = await fetch(world.nodes.find(({ hasMovableClock }) => hasMovableClock).url);
         const aheadMs = Date.parse(headers.get('date')) - Date.now();
-        if (Math.abs(aheadMs - seconds * 1_000) > 60_000) throw new Error(`the clock is ${aheadMs} ms ahead`);
+        // The library makes this header anew only when time has gone on: a clock that is put back does not show.
+        if (seconds > 0 && Math.abs(aheadMs - seconds * 1_000) > 60_000) throw new Error(`the clock is ${aheadMs} ms ahead`);
       }
     },
   },
   {
     name: 'a node without file descriptors for 8 s, a third of all connections cut',
     loses: true,
-    async strike({ world, round, people }) {
-      const node = turn(world, round);
+    async strike({ world, people }) {
+      const node = busiest(world)[0];
       const before = times(node.logs(), 'could not be accepted');
       await withoutFiles(node, async () => {
         dropSome(people, 3);
@@ -168,8 +172,8 @@ const SINGLE = [
     name: 'mixed: a node killed while Redis stands still for 5 s',
     loses: true,
     watchMs: DEATH_AND_GRACE_MS,
-    async strike({ world, round }) {
-      const node = turn(world, round);
+    async strike({ world }) {
+      const node = busiest(world)[0];
       await standing(world.redis.pid, 5_000, async () => {
         await pause(1_000);
         await node.kill('SIGKILL');
@@ -190,8 +194,8 @@ const SINGLE = [
     name: 'mixed: a node stands still for 15 s, and another is killed meanwhile',
     loses: true,
     watchMs: STILL_MS + DEATH_AND_GRACE_MS,
-    async strike({ world, round }) {
-      const [still, dies] = [turn(world, round), turn(world, round + 1)];
+    async strike({ world }) {
+      const [still, dies] = busiest(world);
       await nodeStanding(world, still, async () => {
         await pause(5_000);
         await dies.kill('SIGKILL');
@@ -224,8 +228,8 @@ const SENTINEL = [
     name: 'mixed: Redis fails over while a node is killed',
     loses: true,
     watchMs: DEATH_AND_GRACE_MS,
-    async strike({ world, round }) {
-      const node = turn(world, round);
+    async strike({ world }) {
+      const node = busiest(world)[0];
       const [dead] = await Promise.all([world.redis.failOver(), node.kill('SIGKILL')]);
       return () => Promise.all([world.redis.repair(dead), node.start()]);
     },
@@ -250,8 +254,8 @@ const CLUSTER = [
     name: 'mixed: the slot of all state moved, a node killed, Postgres stopped for 3 s',
     loses: true,
     watchMs: DEATH_AND_GRACE_MS,
-    async strike({ world, round }) {
-      const node = turn(world, round);
+    async strike({ world }) {
+      const node = busiest(world)[0];
       await Promise.all([
         world.redis.moveSlotOf(STATE),
         node.kill('SIGKILL'),

@@ -42,9 +42,11 @@ export class Ledger {
   }
 
   /** How a call ended, by what one side was told. */
-  told(id, userId, reason) {
+  told(id, userId, said) {
     const call = this.calls.get(id);
-    if (!call || !reason) return;
+    if (!call || !said) return;
+    // Who declines and gets no answer is told with the user's other devices.
+    const reason = said.replace(/^(declined|busy)_elsewhere$/, '$1');
     const before = call.told.get(userId);
     if (before !== undefined && before !== reason) this.note('ended', `${id}: ${userId} was told ${before}, then ${reason}`);
     call.told.set(userId, reason);

@@ -3,6 +3,8 @@
 import { setTimeout as pause } from 'node:timers/promises';
 import { startCrowd } from './crowd.mjs';
 
+const NOTED_BEFORE_MS = 1_000;
+
 /** Faults strike a world one after the other; each that is played leaves its figures. */
 export class Rounds {
   constructor({ world, people, ledger }) {
@@ -26,9 +28,11 @@ export class Rounds {
     const { world, people, ledger } = this;
     const figures = this.#figuresOf(fault);
     figures.before ??= await world.memoryBytes();
-    const at = Date.now();
-    this.begun.push({ fault: fault.name, at });
+    this.begun.push({ fault: fault.name, at: Date.now() });
     ledger.fault = fault.name;
+    // What was acknowledged just before may die with this fault.
+    await pause(NOTED_BEFORE_MS);
+    const at = Date.now();
     people.struck(at);
     try {
       const repair = await fault.strike({ world, people, round, crowd, figures });
