@@ -11,7 +11,7 @@ const PART = {
     'one node cut off from Redis',
     "Postgres' disk full",
     'mixed: a node killed while Redis stands still',
-    'mixed: Redis restarted empty, Postgres stopped, HAProxy killed',
+    'Redis restarted, empty',
   ],
   sentinel: ['Redis fails over'],
   cluster: ['the slot of all state moved'],
