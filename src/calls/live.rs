@@ -90,8 +90,9 @@ impl LiveCalls {
     }
 
     /// Notes that `call` has ended, or does not concern this node any more. It is remembered for a
-    /// while, also if it was never in view: whoever has read an older version finds this one.
-    pub fn retire(&self, call: &Call) {
+    /// while from now on, however long ago it changed, also if it was never in view: whoever has read an
+    /// older version finds this one.
+    pub fn retire(&self, call: &Call, now: Timestamp) {
         let mut index = self.index();
         for party in [&call.caller, &call.callee] {
             if index.users.get(&party.user) == Some(&call.id) {
@@ -100,7 +101,7 @@ impl LiveCalls {
         }
         index.calls.entry(call.id).or_insert_with(|| Arc::new(LiveCall::new(call.clone())));
         index.retired.insert(call.id);
-        index.forget.push_back((call.updated_at + RETIRED_MEMORY, call.id));
+        index.forget.push_back((now + RETIRED_MEMORY, call.id));
     }
 
     /// Notes that a live call concerns this node, perhaps again.
@@ -420,4 +421,22 @@ impl LiveCall {
 fn role_on(socket: SocketId, before: &Call, after: &Call) -> Role {
     let is_callers = [before, after].iter().any(|call| call.caller.link.is_on(socket));
     if is_callers { Role::Caller } else { Role::Callee }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::call::fixtures::ringing;
+
+    #[test]
+    fn an_end_that_is_heard_late_is_remembered_as_long_as_any() {
+        let (calls, call) = (LiveCalls::default(), ringing());
+        calls.open(&call);
+        let heard_at = call.updated_at + 6 * RETIRED_MEMORY;
+        calls.retire(&call, heard_at);
+        calls.forget_retired(heard_at + RETIRED_MEMORY / 2);
+        assert!(calls.get(call.id).is_some());
+        calls.forget_retired(heard_at + RETIRED_MEMORY);
+        assert!(calls.get(call.id).is_none());
+    }
 }

@@ -230,7 +230,7 @@ impl Calls {
         if has_ended || is_here(Role::Caller) || is_here(Role::Callee) || rings_here() {
             self.restore(seen, over).await?;
         } else if over.is_none() {
-            self.live.retire(seen);
+            self.live.retire(seen, self.clock.now());
         }
         Ok(())
     }
@@ -364,7 +364,7 @@ impl Calls {
         if after.is_live() && concerns {
             self.live.keep(after);
         } else {
-            self.live.retire(after);
+            self.live.retire(after, self.clock.now());
         }
     }
 
