@@ -1,7 +1,7 @@
 //! What earlier runs found, as the shortest scripts that showed it.
 
 use super::script::{
-    Act::{self, Answer, Call, Candidates, End, Offer, Reject, Vanish},
+    Act::{self, Answer, Busy, Call, Candidates, End, Offer, Reject, Vanish},
     Step,
     What::{self, Flaky, Kill, Pause, RedisBehind, RedisEmpty, RedisFrozen},
 };
@@ -98,6 +98,17 @@ fn forgotten() -> Vec<Found> {
 /// What devices were told, or were not.
 fn told() -> Vec<Found> {
     vec![
+        Found {
+            what: "a device whose end was not answered, and whose next word was refused, was not told",
+            seed: 1_571,
+            script: vec![
+                device(23_189, 5, call(1)),
+                device(25_343, 3, Answer),
+                at(48_597, RedisFrozen { for_ms: 7_186 }),
+                device(50_725, 3, End),
+                device(52_265, 3, Busy),
+            ],
+        },
         Found {
             what: "a device whose own reject was carried out, and never answered, rang on",
             seed: 70,
