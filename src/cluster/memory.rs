@@ -190,10 +190,11 @@ impl Cluster for Memory {
         Ok(self.store().due(now, limit))
     }
 
-    async fn settle(&self, calls: &[CallId]) -> Result<(), Unavailable> {
+    async fn settle(&self, stored: &[(CallId, u64)]) -> Result<(), Unavailable> {
         let mut store = self.store();
-        for id in calls {
-            if let Some(record) = store.calls.get_mut(id) {
+        for (id, version) in stored {
+            let record = store.calls.get_mut(id);
+            if let Some(record) = record.filter(|record| record.call.version <= *version) {
                 record.settled = true;
             }
         }

@@ -85,8 +85,9 @@ pub trait Cluster: Send + Sync + 'static {
     /// seconds before it is given out again. Stored calls whose time is over are removed.
     async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Call>, Unavailable>;
 
-    /// Says that history holds these ended records: they may go when their deadline passes.
-    async fn settle(&self, calls: &[CallId]) -> Result<(), Unavailable>;
+    /// Says that history holds these ended records, each in this version: they may go when their
+    /// deadline passes. One that has a later version by now stays until history has that.
+    async fn settle(&self, stored: &[(CallId, u64)]) -> Result<(), Unavailable>;
 
     /// Says that the calls of these users, who were on a node that is dead, have been seen to. Until
     /// then some node hears of them again and again.

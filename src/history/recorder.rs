@@ -151,8 +151,8 @@ impl Writer {
     }
 
     async fn settle(&self, batch: &[Row]) {
-        let ended: Vec<CallId> =
-            batch.iter().filter(|row| row.ended_at.is_some()).map(|row| row.id).collect();
+        let ended = batch.iter().filter(|row| row.ended_at.is_some());
+        let ended: Vec<(CallId, u64)> = ended.map(|row| (row.id, row.version)).collect();
         if !ended.is_empty()
             && let Err(error) = self.cluster.settle(&ended).await
         {

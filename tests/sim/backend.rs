@@ -296,9 +296,9 @@ impl Cluster for Backend {
         self.ask(move |world, state| state.due(now, limit, world.mistake)).await
     }
 
-    async fn settle(&self, calls: &[CallId]) -> Result<(), Unavailable> {
-        let calls = calls.to_vec();
-        self.ask(move |_, state| state.settle(&calls)).await
+    async fn settle(&self, stored: &[(CallId, u64)]) -> Result<(), Unavailable> {
+        let stored = stored.to_vec();
+        self.ask(move |_, state| state.settle(&stored)).await
     }
 
     async fn seen_off(&self, node: NodeId, users: &[UserId]) -> Result<(), Unavailable> {

@@ -215,9 +215,11 @@ impl State {
         }
     }
 
-    pub fn settle(&mut self, calls: &[CallId]) {
-        for id in calls {
-            if let Some(record) = self.calls.get_mut(id).filter(|record| !record.call.is_live()) {
+    pub fn settle(&mut self, stored: &[(CallId, u64)]) {
+        for (id, version) in stored {
+            let is_it =
+                |record: &&mut Record| !record.call.is_live() && record.call.version <= *version;
+            if let Some(record) = self.calls.get_mut(id).filter(is_it) {
                 record.settled = true;
             }
         }

@@ -645,12 +645,14 @@ async fn an_ended_call_stays_until_history_has_it_and_then_nothing_is_left() {
         let ended = ended(&call, call.deadline());
         stored(&*cluster, update(&ended)).await;
         let over = ended.ended_at().unwrap() + ENDED_RETENTION;
+        let version = ended.version;
 
+        cluster.settle(&[(call.id, version - 1)]).await.unwrap();
         assert_eq!(cluster.latest(&user("anna")).await.unwrap(), Some(ended.clone()));
         let unsaved = cluster.due(over, 10).await.unwrap();
-        assert_eq!(unsaved, [ended], "it waits to be saved");
+        assert_eq!(unsaved, [ended], "it waits to be saved: an earlier version of it was");
 
-        cluster.settle(&[call.id]).await.unwrap();
+        cluster.settle(&[(call.id, version)]).await.unwrap();
         let later = over + Duration::from_mins(1);
         assert_eq!(cluster.due(later, 10).await.unwrap(), []);
         assert_eq!(cluster.load(call.id).await.unwrap(), None);

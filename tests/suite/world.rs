@@ -135,7 +135,7 @@ interleaved! {
     commit(change: Change) -> Committed;
     restore(change: Change, over: Option<u64>) -> bool;
     due(now: Timestamp, limit: usize) -> Vec<Call>;
-    settle(calls: &[CallId]) -> ();
+    settle(stored: &[(CallId, u64)]) -> ();
     seen_off(node: NodeId, users: &[UserId]) -> ();
 }
 

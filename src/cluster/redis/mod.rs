@@ -429,9 +429,10 @@ impl Cluster for Redis {
         Ok(readable(due))
     }
 
-    async fn settle(&self, calls: &[CallId]) -> Result<(), Unavailable> {
-        let keys = calls.iter().map(|id| self.keys.call(*id)).collect();
-        self.run(&self.scripts.settle, keys, Vec::new()).await.map(|_| ())
+    async fn settle(&self, stored: &[(CallId, u64)]) -> Result<(), Unavailable> {
+        let keys = stored.iter().map(|(id, _)| self.keys.call(*id)).collect();
+        let versions = stored.iter().map(|(_, version)| version.to_string()).collect();
+        self.run(&self.scripts.settle, keys, versions).await.map(|_| ())
     }
 
     async fn seen_off(&self, node: NodeId, users: &[UserId]) -> Result<(), Unavailable> {
