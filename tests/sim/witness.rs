@@ -6,7 +6,7 @@ use std::{
 };
 
 use switchboard::{
-    call::{Call, Cause, Device, EndReason, Role, State as CallState, What},
+    call::{Call, Cause, Device, EndReason, Link, Role, State as CallState, What},
     history::Row,
     ids::{CallId, SocketId, UserId},
     protocol::{CallView, ServerEvent},
@@ -109,6 +109,9 @@ impl Witness {
     pub fn wrote(&mut self, now: Timestamp, call: &Call, state: &State) {
         self.note(now, || format!("       wrote {}", brief(call)));
         let known = self.calls.insert(call.id, call.clone());
+        if let Some(known) = &known {
+            self.note_moves(known, call);
+        }
         if let Some(known) = known.filter(|_| !self.may_forget) {
             let is_repeated = known == *call;
             // A device that comes back after the end is told of it: a version more, and the same end.
@@ -118,6 +121,20 @@ impl Witness {
             }
         }
         self.one_call_each(call, state);
+    }
+
+    /// A device that has left another socket has come back, whether it has been told or not.
+    fn note_moves(&mut self, before: &Call, after: &Call) {
+        for role in [Role::Caller, Role::Callee] {
+            let Some(socket) = after.party(role).link.socket() else { continue };
+            let moved = match &before.party(role).link {
+                Link::Open => false,
+                link => !link.is_on(socket),
+            };
+            if let Some(ears) = self.sockets.get_mut(&socket).filter(|_| moved) {
+                ears.calls.entry(after.id).or_default().came_back = true;
+            }
+        }
     }
 
     /// A record was put back, or was not.
@@ -346,11 +363,11 @@ pub fn short(id: CallId) -> String {
 }
 
 pub fn brief(call: &Call) -> String {
-    let end = call.end_reason().map(switchboard::call::EndReason::as_str);
+    let end = call.end_reason().map(EndReason::as_str);
     let link = |role| match &call.party(role).link {
-        switchboard::call::Link::Open => "-".to_owned(),
-        switchboard::call::Link::Bound(binding) => binding.socket.to_string(),
-        switchboard::call::Link::Lost { .. } => "lost".to_owned(),
+        Link::Open => "-".to_owned(),
+        Link::Bound(binding) => binding.socket.to_string(),
+        Link::Lost { .. } => "lost".to_owned(),
     };
     format!(
         "{} v{} {}->{} {:?} {end:?} [{} {}]",
