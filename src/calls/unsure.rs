@@ -50,7 +50,7 @@ impl Calls {
         if !live.is(|call| call.has_lost(device)) {
             return Ok(());
         }
-        match self.transition(live.snapshot(), &Event::Stayed(device.clone())).await {
+        match Box::pin(self.transition(live.snapshot(), &Event::Stayed(device.clone()))).await {
             Ok(_) | Err(Failure::Refused(_)) => Ok(()),
             Err(failure) => Err(failure),
         }

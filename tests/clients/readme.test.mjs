@@ -7,6 +7,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
+import { eventually } from '../support/check.mjs';
 import { calls } from '../support/http.mjs';
 import { freePort } from '../support/cluster.mjs';
 import { BINARY, privateFolder, startServer } from '../support/server.mjs';
@@ -33,7 +34,8 @@ test('the five-minute client', async (t) => {
     timeout: 10_000,
   });
   assert.equal(stdout, block(readme, 'text'));
-  const [row] = await calls(server, 'anna');
+  const ended = async () => (await calls(server, 'anna')).find(({ endedAt }) => endedAt);
+  const row = await eventually(ended, 'the call is in history, with its end');
   assert.equal(row.endReason, 'completed');
 });
 
