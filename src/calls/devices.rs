@@ -11,15 +11,26 @@ use super::{Calls, Failure};
 use crate::{
     call::{Device, Event},
     cluster::Unavailable,
-    ids::SocketId,
+    ids::{SocketId, UserId},
 };
+
+/// A device on this node.
+pub(super) struct Present {
+    pub device: Device,
+    /// Whether it is signed on. Until then nothing rings there: it is welcomed when it is.
+    has_joined: bool,
+}
 
 impl Calls {
     /// A socket says who it is: from now on its user is online.
     pub async fn join(&self, device: &Device) -> Result<(), Unavailable> {
-        self.devices().insert(device.socket, device.clone());
+        let present = Present { device: device.clone(), has_joined: false };
+        self.devices().insert(device.socket, present);
         match self.cluster.attach(&device.user, device.socket).await {
             Ok(edge) => {
+                if let Some(present) = self.devices().get_mut(&device.socket) {
+                    present.has_joined = true;
+                }
                 self.announce(edge);
                 Ok(())
             }
@@ -36,19 +47,52 @@ impl Calls {
         }
     }
 
-    pub(super) fn devices(&self) -> MutexGuard<'_, HashMap<SocketId, Device>> {
+    pub(super) fn devices(&self) -> MutexGuard<'_, HashMap<SocketId, Present>> {
         self.devices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether its socket has joined, and is not gone.
+    /// Whether its socket is joining or has joined, and is not gone.
     pub(super) fn is_connected(&self, device: &Device) -> bool {
         self.devices().contains_key(&device.socket)
     }
 
+    /// Whether it is signed on, and its socket is not gone.
+    pub(super) fn has_joined(&self, device: &Device) -> bool {
+        self.devices().get(&device.socket).is_some_and(|present| present.has_joined)
+    }
+
+    /// The sockets of `user` here that may ring.
+    pub(super) fn joined_sockets_of(&self, user: &UserId) -> Vec<SocketId> {
+        let mut sockets = self.outlet.sockets_of(user);
+        let devices = self.devices();
+        sockets.retain(|socket| devices.get(socket).is_some_and(|present| present.has_joined));
+        sockets
+    }
+
     /// Tells a socket that joined, and that can be reached now, of the call that its user is in: a
-    /// device that was lost gets its call back, a device of a user who is being called rings.
+    /// device that was lost gets its call back, a device of a user who is being called rings. What
+    /// cannot be found out now is told later.
     pub async fn welcome(&self, device: &Device) -> Result<(), Unavailable> {
-        self.tell_of_call(device, Event::Joined(device.clone())).await
+        let welcomed = self.tell_of_call(device, Event::Joined(device.clone())).await;
+        if welcomed.is_err() {
+            self.unwelcomed().push(device.clone());
+        }
+        welcomed
+    }
+
+    fn unwelcomed(&self) -> MutexGuard<'_, Vec<Device>> {
+        self.unwelcomed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Welcomes who could not be told of their call when they joined.
+    pub(super) async fn welcome_late(&self) -> Result<(), Unavailable> {
+        loop {
+            let Some(device) = self.unwelcomed().last().cloned() else { return Ok(()) };
+            if self.is_connected(&device) {
+                self.tell_of_call(&device, Event::Joined(device.clone())).await?;
+            }
+            self.unwelcomed().retain(|other| other.socket != device.socket);
+        }
     }
 
     pub(super) async fn tell_of_call(
@@ -67,9 +111,7 @@ impl Calls {
         match self.transition(call.clone(), &back).await {
             Ok(_) => return Ok(()),
             Err(Failure::Refused(_)) => {}
-            Err(failure) => {
-                warn!(%failure, call = %call.id, "a device could not get its call back");
-            }
+            Err(_) => return Err(Unavailable),
         }
         if call.rings_for(&device.user) {
             self.live.keep(&call);

@@ -22,6 +22,7 @@ use std::{
 
 use tracing::debug;
 
+use devices::Present;
 pub use gate::{Gate, Verdict};
 use held::Full;
 pub use held::{MAX_REPLAY_BYTES, MAX_REPLAY_MESSAGES, MAX_WAITING_BYTES, MAX_WAITING_MESSAGES};
@@ -80,11 +81,13 @@ pub struct Calls {
     live: LiveCalls,
     watchers: Watchers,
     /// The devices on this node.
-    devices: Mutex<HashMap<SocketId, Device>>,
+    devices: Mutex<HashMap<SocketId, Present>>,
     /// The sockets that are being signed off right now.
     leaving: Mutex<HashSet<SocketId>>,
     /// Those that left while the shared state could not be reached, and whether they may return.
     departures: Mutex<Vec<(Device, bool)>>,
+    /// Those that joined, and could not be told of their users' calls yet.
+    unwelcomed: Mutex<Vec<Device>>,
     resets: Resets,
     /// New calls of which it is not known whether they were written.
     doubtful: Mutex<Vec<(CallId, Device)>>,
@@ -161,6 +164,7 @@ impl Calls {
             devices: Mutex::default(),
             leaving: Mutex::default(),
             departures: Mutex::default(),
+            unwelcomed: Mutex::default(),
             resets: Resets::default(),
             doubtful: Mutex::default(),
         }

@@ -107,7 +107,8 @@ impl Calls {
             return Ok(());
         }
         metrics::RESETS.increment(1);
-        let mut devices: Vec<Device> = self.devices().values().cloned().collect();
+        let mut devices: Vec<Device> =
+            self.devices().values().map(|present| present.device.clone()).collect();
         devices.sort_unstable_by_key(|device| device.socket);
         info!(devices = devices.len(), "this node tells the cluster again who is here");
         for some in devices.chunks(AT_ONCE) {
@@ -137,7 +138,7 @@ impl Calls {
     }
 
     async fn welcome_again(&self, device: &Device) -> Result<(), Unavailable> {
-        if self.is_connected(device) {
+        if self.has_joined(device) {
             self.tell_of_call(device, Event::Stayed(device.clone())).await?;
         }
         self.sign_off_if_gone(device).await
@@ -209,7 +210,7 @@ impl Calls {
         let Link::Lost { device: lost, .. } = &party.link else { return None };
         let here = self.outlet.sockets_of(&party.user);
         here.iter().find_map(|socket| {
-            let device = self.devices().get(socket).cloned()?;
+            let device = self.devices().get(socket)?.device.clone();
             (device.id.as_ref() == Some(lost)).then_some(device)
         })
     }
@@ -371,7 +372,7 @@ impl Calls {
     /// Rings the devices of the callee on this node, if the call rings.
     pub(super) fn ring_here(&self, call: &Call) {
         if call.is_ringing() {
-            let sockets = self.outlet.sockets_of(&call.callee.user);
+            let sockets = self.joined_sockets_of(&call.callee.user);
             self.live.open(call).ring(&sockets, &self.reach());
         }
     }

@@ -33,8 +33,12 @@ impl Calls {
         metrics::SWEEPS.increment(1);
         self.live.forget_retired(self.clock.now());
         // What is late must not keep other calls from their end.
-        let late =
-            [self.sign_off_late().await, self.start_over_late().await, self.undo_doubtful().await];
+        let late = [
+            self.sign_off_late().await,
+            self.start_over_late().await,
+            self.undo_doubtful().await,
+            self.welcome_late().await,
+        ];
         self.attend_to_due().await?;
         late.into_iter().collect()
     }

@@ -109,7 +109,7 @@ impl Calls {
     /// Sets the gauges of what is here now.
     pub fn sample(&self) {
         let devices = self.devices();
-        let users: HashSet<_> = devices.values().map(|device| &device.user).collect();
+        let users: HashSet<_> = devices.values().map(|present| &present.device.user).collect();
         metrics::USERS.set(as_gauge(users.len()));
         drop(users);
         drop(devices);

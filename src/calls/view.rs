@@ -103,9 +103,12 @@ impl View {
     }
 
     /// To the bound device of the party it is for, on whatever node. What a device does not take,
-    /// because it is lost or is just being lost, waits for it.
+    /// because it is lost or is just being lost, waits for it. After the end there is nobody to take it.
     pub fn deliver(&mut self, relay: Relay, reach: &Reach) {
         let to = relay.from.other();
+        if !self.call.is_live() {
+            return debug!(call = %relay.call, "a message came too late for its call");
+        }
         match self.call.to_party(to) {
             Route::Bound(_, node, socket) if node == reach.cluster.node() => {
                 let Relay { from, signal, payload, .. } = relay;
@@ -123,7 +126,7 @@ impl View {
                 let relay = Relay { version, to_ringing: false, ..relay };
                 reach.cluster.send(node, Message::Relay(relay));
             }
-            Route::WhenBack(_) if self.call.is_live() => {
+            Route::WhenBack(_) => {
                 let Relay { signal, payload, given_back, .. } = relay;
                 if given_back {
                     self.waiting_for(to).put_given_back(signal, &payload);
@@ -132,7 +135,7 @@ impl View {
                 }
                 self.give_back(to, reach);
             }
-            _ => debug!(call = %relay.call, "a message came too late for its device"),
+            Route::Ringing | Route::AfterAnswer(_) | Route::Answers(_) => {}
         }
     }
 

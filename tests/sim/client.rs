@@ -96,6 +96,12 @@ impl Clients {
         self.nodes.lock().unwrap()[place].clone()
     }
 
+    /// After a run: clients and nodes know each other, and would stay in memory.
+    pub fn let_go(&self) {
+        self.nodes.lock().unwrap().clear();
+        self.clients().clear();
+    }
+
     pub fn fill(self: &Arc<Self>, place: usize) {
         if self.node(place).is_none() {
             let node = self.start_node();

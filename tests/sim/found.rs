@@ -172,6 +172,26 @@ fn told() -> Vec<Found> {
             ],
         },
         Found {
+            what: "a caller who had ended a call heard the answer that came in at that instant",
+            seed: 26,
+            script: vec![
+                device(12_131, 6, call(1)),
+                device(16_644, 2, Answer),
+                device(43_375, 6, End),
+                device(43_378, 2, Answer),
+            ],
+        },
+        Found {
+            what: "a device whose joining failed had been rung by a reset, and was rung again when it joined",
+            seed: 54_898,
+            script: vec![
+                device(54_859, 4, Vanish { noticed_ms: 4_793, back_ms: 7_372 }),
+                device(57_126, 3, call(2)),
+                device(57_788, 3, Offer),
+                at(59_904, RedisFrozen { for_ms: 6_949 }),
+            ],
+        },
+        Found {
             what: "a ringing node that had stood still was sent what the caller had said twice",
             seed: 10_521,
             script: vec![

@@ -39,8 +39,13 @@ pub fn run(seed: u64, script: &[Step], mistake: Option<Mistake>) -> Outcome {
         World::new(Dice::new(Random::new(seed).next()), mistake)
     };
     super::panics::forget();
-    runtime.block_on(live(world.clone(), script));
+    let clients = runtime.block_on(async {
+        let clients = Clients::new(world.clone(), NODES);
+        live(&clients, script).await;
+        clients
+    });
     drop(runtime);
+    clients.let_go();
     let mut witness = world.witness();
     if let Some(panic) = super::panics::take() {
         witness.violated(PANIC, || panic);
@@ -48,14 +53,14 @@ pub fn run(seed: u64, script: &[Step], mistake: Option<Mistake>) -> Outcome {
     Outcome { violation: witness.violation.clone(), log: witness.log().cloned().collect() }
 }
 
-async fn live(world: Arc<World>, script: &[Step]) {
+async fn live(clients: &Arc<Clients>, script: &[Step]) {
+    let world = &clients.world;
     let may_forget = script.iter().any(|step| step.what.forgets());
     let ends = |step: &Step| matches!(step.what, What::Kill { .. } | What::Drain { .. });
     world.witness().may_be_late = script.iter().any(|step| step.what.stalls());
     world.witness().may_forget = may_forget;
     world.witness().may_lose_rows = may_forget && script.iter().any(ends);
     let started = world.now();
-    let clients = Clients::new(world.clone(), NODES);
     for device in 0..DEVICES {
         clients.connect(device, world.dice.roll(|dice| dice.below(50)));
     }
@@ -66,10 +71,10 @@ async fn live(world: Arc<World>, script: &[Step]) {
             return;
         }
         world.note(|| format!("-- {:?}", step.what));
-        happen(&clients, &step.what);
+        happen(clients, &step.what);
     }
     tokio::time::sleep(HEALED_AFTER).await;
-    heal(&clients);
+    heal(clients);
     tokio::time::sleep(SETTLED_AFTER).await;
     world.note(|| "-- all should be settled".to_owned());
     world.witness().settled(&world.state(), world.now(), &clients.open_sockets());

@@ -33,6 +33,7 @@ pub const RUNG_KNOWS: &str = "3: who rings learns exactly one end of it";
 pub const DEADLINE: &str = "4: no live call outlives its deadline";
 pub const HISTORY: &str = "5: every ended call is in history once, with its true end";
 pub const ORDER: &str = "6: what one socket sends arrives in order, at most once";
+pub const OVER: &str = "whoever knows the end of a call hears nothing more of it";
 pub const PARTIES: &str = "7: nobody gets a message of a call that they are not in";
 pub const CONNECTED: &str = "no live call without connected parties";
 pub const LEFT_OVER: &str = "nothing is left over";
@@ -186,9 +187,14 @@ impl Witness {
         let is_party = self.calls.get(&id).is_some_and(|call| call.role_of(&user).is_some());
         let mut broken = None;
         let heard = ears.calls.entry(id).or_default();
+        let was_told = heard.ends > 0 && !matches!(event, ServerEvent::Resumed(_));
+        let knew_end = was_told || heard.own_end == Some(OwnEnd::Told);
         match event {
             ServerEvent::Incoming { .. } => heard.rang = true,
-            ServerEvent::Resumed(_) => (heard.is_in, heard.came_back) = (true, true),
+            // If its device's other socket had answered, the call had ended for this one.
+            ServerEvent::Resumed(_) => {
+                (heard.is_in, heard.came_back, heard.ends) = (true, true, 0);
+            }
             ServerEvent::Ended { .. } | ServerEvent::Rejected { .. } | ServerEvent::Busy { .. } => {
                 heard.ends += 1;
                 if heard.ends > 1 || heard.own_end == Some(OwnEnd::Told) {
@@ -216,6 +222,9 @@ impl Witness {
         self.note(now, || format!("    {socket} heard {} {}", event.name(), short(id)));
         if !is_party {
             broken = Some((PARTIES, format!("{socket} of {} heard {event:?}", user.as_str())));
+        }
+        if knew_end && broken.is_none() {
+            broken = Some((OVER, format!("{socket} knew the end of {id} and heard {event:?}")));
         }
         if let Some((invariant, what)) = broken {
             self.violated(invariant, || what);
