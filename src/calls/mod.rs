@@ -359,10 +359,9 @@ impl Calls {
         self.reappear(&live, device).await?;
         let before = live.snapshot();
         let result = match self.transition(before.clone(), &event).await {
-            Err(Failure::Refused(Refusal::Over)) => match self.cluster.load(live.id()).await {
-                Ok(ended) => ended.ok_or(Refusal::NotInCall.into()),
-                Err(error) => Err(error.into()),
-            },
+            Err(Failure::Refused(Refusal::Over)) => {
+                self.ended_already(&live, device, &before).await
+            }
             other => other.map_err(|failure| self.unless_unsure(failure, &live, device)),
         };
         match &result {
@@ -374,6 +373,25 @@ impl Calls {
             Err(_) => {}
         }
         result
+    }
+
+    /// The call as it ended before `device` would have ended it, by whomever: perhaps by this node, which was
+    /// not answered then and has told nobody.
+    async fn ended_already(
+        &self,
+        live: &LiveCall,
+        device: &Device,
+        before: &Call,
+    ) -> Result<Call, Failure> {
+        let ended = self.cluster.load(live.id()).await?.ok_or(Refusal::NotInCall)?;
+        if live.is(Call::is_live) {
+            let callee_nodes = self.cluster.nodes_of(&ended.callee.user).await?;
+            live.answer(device.socket);
+            self.recorder.record(&ended);
+            self.observe(before, &ended);
+            self.spread(before, &ended, &callee_nodes);
+        }
+        Ok(ended)
     }
 
     /// The live call of the user, or the call with this id, live or ended less than a minute ago.

@@ -172,6 +172,22 @@ fn told() -> Vec<Found> {
             ],
         },
         Found {
+            what: "an end that was not answered, and then found done, was told to nobody for a while",
+            seed: 29_107,
+            script: vec![
+                device(37_630, 4, Candidates(8)),
+                device(38_528, 4, Busy),
+                device(39_424, 0, call(3)),
+                device(39_927, 7, Answer),
+                device(41_528, 1, Candidates(2)),
+                device(41_831, 3, End),
+                at(43_632, Flaky { for_ms: 4_543 }),
+                device(44_999, 0, End),
+                device(44_999, 0, End),
+                device(49_275, 7, Candidates(2)),
+            ],
+        },
+        Found {
             what: "a caller who had ended a call heard the answer that came in at that instant",
             seed: 26,
             script: vec![
