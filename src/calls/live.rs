@@ -145,12 +145,13 @@ impl LiveCall {
                 ring_nodes: None,
                 inherited: 0,
                 early: HashMap::new(),
-                waiting: [Held::default(), Held::default()],
+                waiting: Default::default(),
+                courses: Default::default(),
             }),
         }
     }
 
-    fn view(&self) -> MutexGuard<'_, View> {
+    pub(super) fn view(&self) -> MutexGuard<'_, View> {
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -176,6 +177,16 @@ impl LiveCall {
     pub fn rings_here(&self) -> bool {
         let view = self.view();
         view.call.is_ringing() && !view.rung.is_empty()
+    }
+
+    /// Tells the caller's socket of the call that it has placed, unless more has been heard of it since.
+    pub fn tell_placed(&self, version: u64, news: News, socket: SocketId, reach: &Reach) -> bool {
+        let view = self.view();
+        let is_news = view.call.version == version;
+        if is_news {
+            view.tell(socket, news, Role::Caller, reach);
+        }
+        is_news
     }
 
     /// A socket is gone: nothing is kept for it.
@@ -279,17 +290,17 @@ impl LiveCall {
             view.unanswered.clear();
             view.early.clear();
             view.waiting = Default::default();
+            view.courses = Default::default();
         }
         for role in [Role::Caller, Role::Callee] {
             view.recall(&before, role, reach);
-            if let Route::Bound(..) = newer.to_party(role) {
-                let waiting = std::mem::take(view.waiting_for(role));
-                for (signal, payload) in waiting.messages {
-                    let relay = view.relay(signal, payload, role.other());
-                    view.deliver(relay, reach);
-                }
+        }
+        view.flush_moved(&before, reach);
+        for role in [Role::Caller, Role::Callee] {
+            match newer.to_party(role) {
+                Route::Bound(..) if !view.holds(role) => view.release(role, reach),
+                _ => view.give_back(role, reach),
             }
-            view.give_back(role, reach);
         }
     }
 
@@ -355,11 +366,11 @@ impl LiveCall {
             Route::AfterAnswer(_) => {
                 view.keep_early(device.socket, signal, payload, until).map_err(full)?;
             }
-            Route::Bound(to, ..) => {
+            Route::Bound(to, ..) if !view.holds(to) => {
                 let relay = view.relay(signal, payload.clone(), to.other());
                 view.deliver(reach.mark(relay), reach);
             }
-            Route::WhenBack(to) => {
+            Route::Bound(to, ..) | Route::WhenBack(to) => {
                 view.waiting_for(to).keep_for_lost(signal, payload, until).map_err(full)?;
             }
             Route::Answers(_) => {}
@@ -376,7 +387,9 @@ impl LiveCall {
         if !view.call.is_ringing() {
             // Of the nodes that got it while it rang, one passes it on: where it was answered.
             if !relay.to_ringing || view.call.answered_on() == Some(reach.cluster.node()) {
-                view.deliver(relay, reach);
+                // What another node passes on was sent before what is held here.
+                let given_back = relay.given_back || view.holds(relay.from.other());
+                view.deliver(Relay { given_back, ..relay }, reach);
             }
             return Received::Done;
         }

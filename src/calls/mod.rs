@@ -2,6 +2,7 @@
 //! concerned. There is no rule about calls here.
 
 mod devices;
+mod flush;
 mod gate;
 mod held;
 mod live;
@@ -23,6 +24,7 @@ use std::{
 use tracing::debug;
 
 use devices::Present;
+use flush::Overdue;
 pub use gate::{Gate, Verdict};
 use held::Full;
 pub use held::{MAX_REPLAY_BYTES, MAX_REPLAY_MESSAGES, MAX_WAITING_BYTES, MAX_WAITING_MESSAGES};
@@ -88,6 +90,7 @@ pub struct Calls {
     departures: Mutex<Vec<(Device, bool)>>,
     /// Those that joined, and could not be told of their users' calls yet.
     unwelcomed: Mutex<Vec<Device>>,
+    overdue: Overdue,
     resets: Resets,
     /// New calls of which it is not known whether they were written.
     doubtful: Mutex<Vec<(CallId, Device)>>,
@@ -165,6 +168,7 @@ impl Calls {
             leaving: Mutex::default(),
             departures: Mutex::default(),
             unwelcomed: Mutex::default(),
+            overdue: Overdue::default(),
             resets: Resets::default(),
             doubtful: Mutex::default(),
         }
@@ -251,7 +255,7 @@ impl Calls {
             tally::placed(&call);
             traced::rings_on(span, &stored.callee_nodes);
             self.recorder.record(&call);
-            self.tell_placed(&call, lobby.callee_sockets, &stored.callee_nodes);
+            let call = self.tell_placed(call, lobby.callee_sockets, &stored.callee_nodes);
             self.announce(stored.edges);
             return placed(call);
         }
@@ -270,18 +274,23 @@ impl Calls {
         Ok(())
     }
 
-    /// The caller hears of its call before anybody can answer it.
-    fn tell_placed(&self, call: &Call, devices: usize, callee_nodes: &[NodeId]) {
+    /// The caller hears of its call before this node rings. Answers the call as it was placed, or with its
+    /// end: a device that has just joined elsewhere may have been faster.
+    fn tell_placed(&self, call: Call, devices: usize, callee_nodes: &[NodeId]) -> Call {
         debug!(call = %call.id, status = call.status().as_str(), "call placed");
-        if let (Some(news), Some(socket)) = (first_news(call, devices), call.caller.link.socket()) {
-            let event = ServerEvent::from_news(news, call, Role::Caller, self.clock.now());
-            self.outlet.emit(socket, &event, Some(&call.caller.user));
+        let live = self.live.open(&call);
+        if let (Some(news), Some(socket)) = (first_news(&call, devices), call.caller.link.socket())
+            && !live.tell_placed(call.version, news, socket, &self.reach())
+        {
+            let newest = live.snapshot();
+            return if newest.is_live() { call } else { newest };
         }
         if call.is_live() {
-            self.live.open(call).rings_on(callee_nodes, &self.reach());
-            self.ring_here(call);
-            self.spread(call, call, callee_nodes);
+            live.rings_on(callee_nodes, &self.reach());
+            self.ring_here(&call);
+            self.spread(&call, &call, callee_nodes);
         }
+        call
     }
 
     /// Passes an offer, an answer or a candidate on, which came in on its socket at `received_us`. The
@@ -514,7 +523,8 @@ impl Calls {
     fn reach(&self) -> Reach<'_> {
         let now = self.clock.now();
         let (outlet, cluster) = (&*self.outlet, &*self.cluster);
-        Reach { outlet, cluster, now, clock: &self.clock, origin: None, trace: None }
+        let (clock, overdue) = (&self.clock, &self.overdue);
+        Reach { outlet, cluster, now, clock, overdue, origin: None, trace: None }
     }
 }
 

@@ -208,7 +208,7 @@ impl Calls {
     /// The device of a party that is connected here, and that the record says is lost.
     fn taken_for_lost(&self, party: &Party) -> Option<Device> {
         let Link::Lost { device: lost, .. } = &party.link else { return None };
-        let here = self.outlet.sockets_of(&party.user);
+        let here = self.joined_sockets_of(&party.user);
         here.iter().find_map(|socket| {
             let device = self.devices().get(socket)?.device.clone();
             (device.id.as_ref() == Some(lost)).then_some(device)
@@ -307,6 +307,12 @@ impl Calls {
                     live.take_over(messages, &self.reach());
                 }
             }
+            Message::Flush { call, version, to } => self.flush_for(call, version, to, from).await?,
+            Message::Flushed { call, to } => {
+                if let Some(live) = self.live.get(call) {
+                    live.flushed(to, from, &self.reach());
+                }
+            }
             Message::Relay(relay) => {
                 let _span = self.trace_relay(from, &relay);
                 self.pass_on(relay).await?;
@@ -317,6 +323,27 @@ impl Calls {
                 self.watchers.announce(&edge, &*self.outlet, self.clock.now());
             }
         }
+        Ok(())
+    }
+
+    /// Another node asks whether all messages for a party that came here have arrived.
+    async fn flush_for(
+        &self,
+        call: CallId,
+        version: u64,
+        to: Role,
+        by: NodeId,
+    ) -> Result<(), Unavailable> {
+        let Some(live) = self.live.get(call) else {
+            self.cluster.send(by, Message::Flushed { call, to });
+            return Ok(());
+        };
+        if live.is(|seen| seen.version < version)
+            && let Some(call) = self.cluster.load(call).await?
+        {
+            self.take_in(&call).await?;
+        }
+        live.flush_for(to, by, &self.reach());
         Ok(())
     }
 

@@ -32,6 +32,11 @@ impl Calls {
     pub async fn sweep(&self) -> Result<(), Unavailable> {
         metrics::SWEEPS.increment(1);
         self.live.forget_retired(self.clock.now());
+        while let Some(id) = self.overdue.next(self.clock.now()) {
+            if let Some(live) = self.live.get(id) {
+                live.give_up_flush(&self.reach());
+            }
+        }
         // What is late must not keep other calls from their end.
         let late = [
             self.sign_off_late().await,

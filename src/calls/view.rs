@@ -6,6 +6,7 @@ use tracing::{debug, warn};
 
 use super::{
     Outlet,
+    flush::{Course, Overdue},
     held::{Full, Held, MAX_REPLAY_BYTES, MAX_REPLAY_MESSAGES},
 };
 use crate::{
@@ -34,8 +35,10 @@ pub struct View {
     pub inherited: usize,
     /// Candidates of ringing devices, which wait for their answer.
     pub early: HashMap<SocketId, Held>,
-    /// What waits for a party that lost its device: caller, callee.
+    /// What waits for a party that lost its device, or for others to arrive first: caller, callee.
     pub waiting: [Held; 2],
+    /// The ways to the parties: caller, callee.
+    pub courses: [Course; 2],
     /// Whether the first answer has not been passed on here yet, of a call that rang here.
     pub awaits_answer: bool,
 }
@@ -46,6 +49,7 @@ pub struct Reach<'a> {
     pub cluster: &'a dyn Cluster,
     pub now: Timestamp,
     pub clock: &'a Clock,
+    pub overdue: &'a Overdue,
     /// Where the message comes from that is being passed on at once; none for what has waited.
     pub origin: Option<Origin>,
     /// The step that passes it on, if it is part of a trace.
@@ -109,23 +113,11 @@ impl View {
         if !self.call.is_live() {
             return debug!(call = %relay.call, "a message came too late for its call");
         }
+        if self.holds(to) {
+            return self.hold(&relay);
+        }
         match self.call.to_party(to) {
-            Route::Bound(_, node, socket) if node == reach.cluster.node() => {
-                let Relay { from, signal, payload, .. } = relay;
-                if !self.pass_on(signal, payload.clone(), from, socket, reach) {
-                    self.wait(to, signal, &payload);
-                } else if (signal, from) == (Signal::Answer, Role::Callee)
-                    && std::mem::take(&mut self.awaits_answer)
-                {
-                    metrics::SETUP.record(reach.clock.now() - self.call.created_at);
-                }
-            }
-            Route::Bound(_, node, _) => {
-                // A node that has not heard of the move looks it up, and does not send it back.
-                let version = relay.version.max(self.call.version);
-                let relay = Relay { version, to_ringing: false, ..relay };
-                reach.cluster.send(node, Message::Relay(relay));
-            }
+            Route::Bound(_, node, socket) => self.send(relay, node, socket, reach),
             Route::WhenBack(_) => {
                 let Relay { signal, payload, given_back, .. } = relay;
                 if given_back {
@@ -139,18 +131,42 @@ impl View {
         }
     }
 
+    fn send(&mut self, relay: Relay, node: NodeId, socket: SocketId, reach: &Reach) {
+        let (own, to) = (reach.cluster.node(), relay.from.other());
+        // A node that has not heard of a move looks it up.
+        let version = relay.version.max(self.call.version);
+        if let Route::Bound(_, senders, _) = self.call.to_party(relay.from)
+            && node != own
+            && senders != own
+        {
+            // It came here when the device had left: from its sender's node it goes on in its order.
+            let relay = Relay { version, to_ringing: false, given_back: true, ..relay };
+            return reach.cluster.send(senders, Message::Relay(relay));
+        }
+        if !self.takes_course(to, node, reach) {
+            return self.hold(&relay);
+        }
+        if node != own {
+            let relay = Relay { version, to_ringing: false, given_back: false, ..relay };
+            return reach.cluster.send(node, Message::Relay(relay));
+        }
+        let Relay { from, signal, payload, .. } = relay;
+        if !self.pass_on(signal, payload.clone(), from, socket, reach) {
+            self.wait(to, signal, &payload);
+        } else if (signal, from) == (Signal::Answer, Role::Callee)
+            && std::mem::take(&mut self.awaits_answer)
+        {
+            metrics::SETUP.record(reach.clock.now() - self.call.created_at);
+        }
+    }
+
     /// What waits for a lost device waits on the node where its sender is: there it stays in order
     /// with what is sent after it, and does not go with this node.
     pub fn give_back(&mut self, to: Role, reach: &Reach) {
         let Route::WhenBack(_) = self.call.to_party(to) else { return };
         let Route::Bound(_, node, _) = self.call.to_party(to.other()) else { return };
-        if node == reach.cluster.node() {
-            return;
-        }
-        let waiting = std::mem::take(self.waiting_for(to));
-        for (signal, payload) in waiting.messages {
-            let relay = self.relay(signal, payload, to.other());
-            reach.cluster.send(node, Message::Relay(Relay { given_back: true, ..relay }));
+        if node != reach.cluster.node() {
+            self.return_waiting(to, node, reach);
         }
     }
 

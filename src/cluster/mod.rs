@@ -147,6 +147,11 @@ pub enum Message {
     Kept { call: CallId, messages: Vec<(Signal, Payload)> },
     /// Something to pass on.
     Relay(Relay),
+    /// Messages for this party do not come from the sending node, or to the receiving one, any more: those
+    /// that did are to be given back or to arrive, then to be answered with `Flushed`.
+    Flush { call: CallId, version: u64, to: Role },
+    /// What was sent before `Flush` has arrived, or has been given back.
+    Flushed { call: CallId, to: Role },
     /// A user's presence has changed.
     Presence(Edge),
     /// An operator wants this user's sockets closed.
@@ -165,6 +170,8 @@ impl Message {
             Self::Rings { .. } => Said::Rings,
             Self::Kept { .. } => Said::Kept,
             Self::Relay(_) => Said::Relay,
+            Self::Flush { .. } => Said::Flush,
+            Self::Flushed { .. } => Said::Flushed,
             Self::Presence(_) => Said::Presence,
             Self::Disconnect(_) => Said::Disconnect,
             Self::Void => Said::Void,

@@ -26,6 +26,9 @@ const PROGRESS: Duration = Duration::from_millis(500);
 const FORGET_AFTER: Duration = Duration::from_secs(20);
 const RETRY: Duration = Duration::from_millis(100);
 const TIMEOUT: Duration = Duration::from_secs(1);
+/// What a message takes at the most when all are slow. Three must find room in the time that a node waits
+/// for those that were on their way before.
+const SLOW_MS: u64 = 150;
 
 #[derive(Clone)]
 pub struct Bus(Arc<Shared>);
@@ -163,6 +166,10 @@ impl Bus {
         }
         let listener = world.listener(to);
         let Some(listener) = listener else { return Some(false) };
+        if world.weather().slow.is_some_and(|until| until > world.now()) {
+            let ms = world.dice.roll(|dice| dice.below(SLOW_MS));
+            tokio::time::sleep(Duration::from_millis(ms)).await;
+        }
         let is_lossy = world.weather().lossy.is_some_and(|until| until > world.now());
         let fate = if is_lossy { world.dice.roll(|dice| dice.below(10)) } else { 9 };
         match fate {

@@ -172,6 +172,7 @@ fn happen(clients: &Arc<Clients>, what: &What) {
             later(&world, *for_ms, move |world| world.reconnect(Some(id)));
         }
         What::Lossy { for_ms } => world.weather().lossy = until(for_ms),
+        What::Slow { for_ms } => world.weather().slow = until(for_ms),
         What::HistoryDown { for_ms } => world.weather().history_down = until(for_ms),
         What::HistoryHalf { for_ms } => world.weather().history_half = until(for_ms),
         What::HistorySlow { for_ms } => world.weather().history_slow = until(for_ms),

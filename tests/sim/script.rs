@@ -67,6 +67,10 @@ pub enum What {
     Lossy {
         for_ms: u64,
     },
+    /// What nodes publish takes a while.
+    Slow {
+        for_ms: u64,
+    },
     HistoryDown {
         for_ms: u64,
     },
@@ -132,7 +136,7 @@ impl What {
         let node = random.index(NODES);
         let for_ms = random.between(100, 8_000);
         let back_ms = random.between(200, 6_000);
-        match random.below(17) {
+        match random.below(19) {
             0..3 => Self::Kill { node, back_ms },
             3 => Self::Pause { node, for_ms: random.between(500, 20_000) },
             4..6 => Self::Drain { node, back_ms },
@@ -145,13 +149,16 @@ impl What {
             13 => Self::Lossy { for_ms },
             14 => Self::HistoryDown { for_ms: 3 * for_ms },
             15 => Self::HistoryHalf { for_ms },
+            16 | 17 => Self::Slow { for_ms: 2 * for_ms },
             _ => Self::HistorySlow { for_ms },
         }
     }
 
-    /// Whether messages between nodes may be held up.
+    /// Whether messages between nodes may be held up for longer than others wait for them.
     pub fn stalls(&self) -> bool {
-        !matches!(self, Self::Device(..) | Self::Kill { .. } | Self::Drain { .. })
+        use What::{Device, Drain, HistoryDown, HistoryHalf, HistorySlow, Kill, Slow};
+        let quick = matches!(self, Device(..) | Kill { .. } | Drain { .. } | Slow { .. });
+        !quick && !matches!(self, HistoryDown { .. } | HistoryHalf { .. } | HistorySlow { .. })
     }
 
     /// Whether the shared state forgets what it had confirmed.

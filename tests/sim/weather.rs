@@ -11,6 +11,8 @@ pub struct Weather {
     pub down: Option<Timestamp>,
     pub flaky: Option<Timestamp>,
     pub lossy: Option<Timestamp>,
+    /// Messages between nodes take long, each pair's as long as it happens to.
+    pub slow: Option<Timestamp>,
     pub cut_off: BTreeMap<NodeId, Timestamp>,
     pub paused: BTreeMap<NodeId, Timestamp>,
     pub history_down: Option<Timestamp>,

@@ -93,6 +93,8 @@ mod tests {
                 Some(Message::Rings { .. }) => "rings",
                 Some(Message::Kept { .. }) => "kept",
                 Some(Message::Relay(_)) => "relay",
+                Some(Message::Flush { .. }) => "flush",
+                Some(Message::Flushed { .. }) => "flushed",
                 Some(Message::Presence(_)) => "presence",
                 Some(Message::Disconnect(_)) => "disconnect",
                 Some(Message::Void) => "void",
@@ -111,8 +113,18 @@ mod tests {
             assert_eq!(Envelope::read(line).unwrap(), envelope);
             kinds.push(kind(&envelope));
         }
-        let messages =
-            ["call", "rings", "kept", "relay", "presence", "disconnect", "void", "dropped"];
+        let messages = [
+            "call",
+            "rings",
+            "kept",
+            "relay",
+            "flush",
+            "flushed",
+            "presence",
+            "disconnect",
+            "void",
+            "dropped",
+        ];
         assert_eq!(kinds, [&messages[..], &["progress", "again", "canary"]].concat());
     }
 
