@@ -6,7 +6,6 @@ use std::{collections::HashSet, sync::LazyLock, time::Duration};
 
 use axum::extract::FromRequestParts;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use fred::types::Value;
 use futures_util::FutureExt;
 use hmac::{Hmac, KeyInit, Mac};
 use http::Request;
@@ -140,9 +139,8 @@ pub fn bus_message(text: &str) {
 
 /// A record of a call, and a user's hash: fields and values, one a line.
 pub fn redis_record(text: &str) {
-    let list: Vec<Value> = text.lines().map(Value::from).collect();
-    let facts = Facts::read(Value::Array(list));
-    assert!(facts.nodes.len() + facts.watchers.len() <= text.lines().count() / 2);
+    let facts = Facts::read(text);
+    assert!(facts.nodes.len() + facts.watchers.len() <= text.split('\n').count() / 2);
 
     let Ok(Some(call)) = read_record(text.trim_end()) else { return };
     let written = write_record(&call);

@@ -196,12 +196,12 @@ test('what each step of a call costs Redis', async (t) => {
     published[name] = publishes;
   }
   assert.deepEqual(counted, {
-    join: [2, 10, 0],
-    ring: [2, 19, 1],
+    join: [2, 9, 0],
+    ring: [2, 10, 1],
     offer: [0, 0, 0],
-    answer: [1, 11, 0],
+    answer: [1, 4, 0],
     candidates: [0, 0, 0],
-    end: [1, 11, 0],
+    end: [1, 7, 0],
     stored: [1, 2, 0],
   });
   const about = (number, expected) => assert.ok(Math.abs(number - expected) < 0.5, JSON.stringify(published));

@@ -51,7 +51,9 @@ impl Named {
         keys: Vec<String>,
         arguments: Vec<String>,
     ) -> Result<T, Error> {
-        timed(self.command, self.script.evalsha_with_reload(client, keys, arguments)).await
+        // In a box: else each operation of the cluster has room for all that the library may have to do.
+        let ran = Box::pin(self.script.evalsha_with_reload(client, keys, arguments));
+        timed(self.command, ran).await
     }
 }
 

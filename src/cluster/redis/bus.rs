@@ -190,9 +190,8 @@ impl Bus {
     pub async fn reachable(&self, nodes: &[NodeId]) -> Result<Vec<bool>, Error> {
         let mut reachable = Vec::with_capacity(nodes.len());
         for node in nodes {
-            let counts: HashMap<String, i64> =
-                timed(Command::Other, self.0.client.pubsub_shardnumsub(self.channel(*node)))
-                    .await?;
+            let asked = Box::pin(self.0.client.pubsub_shardnumsub(self.channel(*node)));
+            let counts: HashMap<String, i64> = timed(Command::Other, asked).await?;
             reachable.push(counts.values().any(|count| *count > 0));
         }
         Ok(reachable)

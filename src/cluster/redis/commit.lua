@@ -10,36 +10,69 @@
 -- ARGV[4]  the record
 -- ARGV[5]  '1' if it is live, else '0'
 -- ARGV[6]  deadline in ms
--- ARGV[7]  how long to keep the record at the most, in ms
+-- ARGV[7]  how long to keep the record at the most, in ms, from the first that is written on
 -- ARGV[8]  the caller's id
 -- ARGV[9]  the callee's id
 -- ARGV[10] the caller's claim as it was, '' for none, '-' to leave it alone
 -- ARGV[11] the callee's claim likewise
--- Answers 'conflict' and the record as it is, or 'ok', whether it was live, and both users' hashes.
+-- Answers 'conflict' and the record as it is, or 'ok', whether it was live, and both users' hashes as
+-- lines. The caller's is '' if nobody's presence can have changed.
 -- If this very record is there already, its writer has lost the answer: 'ok' again, and '?'.
-local current = redis.call('HMGET', KEYS[1], 'v', 'r', 'l')
+local function lines(key)
+    return table.concat(redis.call('HGETALL', key), '\n')
+end
+
+local current = redis.call('HMGET', KEYS[1], 'v', 'r', 'l', 's')
 if current[1] == ARGV[3] and current[2] == ARGV[4] then
-    return { 'ok', '?', redis.call('HGETALL', KEYS[3]), redis.call('HGETALL', KEYS[4]) }
+    return { 'ok', '?', lines(KEYS[3]), lines(KEYS[4]) }
 end
 if (current[1] or '0') ~= ARGV[2] then
     return { 'conflict', current[2] or '' }
 end
-for i = 0, 1 do
-    local was = ARGV[10 + i]
-    if was ~= '-' and (redis.call('HGET', KEYS[3 + i], 'call') or '') ~= was then
-        return { 'conflict', current[2] or '' }
+local was_live = current[3] or '0'
+local is_new = ARGV[10] ~= '-' or ARGV[11] ~= '-'
+
+-- Whose presence can change: their hashes, latest calls and numbers as they were.
+local users = {}
+if is_new or was_live ~= ARGV[5] then
+    for i = 0, 1 do
+        local hash, claim, order = redis.call('HGETALL', KEYS[3 + i]), '', 0
+        for at = 1, #hash, 2 do
+            if hash[at] == 'call' then
+                claim = hash[at + 1]
+            elseif hash[at] == 'order' then
+                order = hash[at + 1]
+            end
+        end
+        if ARGV[10 + i] ~= '-' and ARGV[10 + i] ~= claim then
+            return { 'conflict', current[2] or '' }
+        end
+        users[i] = { hash = hash, order = string.format('%d', order + 1) }
     end
 end
-redis.call('HSET', KEYS[1], 'v', ARGV[3], 'r', ARGV[4], 'l', ARGV[5], 'a', ARGV[8], 'b', ARGV[9])
-redis.call('HDEL', KEYS[1], 's')
-redis.call('PEXPIRE', KEYS[1], ARGV[7])
+
+if current[1] then
+    redis.call('HSET', KEYS[1], 'v', ARGV[3], 'r', ARGV[4], 'l', ARGV[5])
+    if current[4] then
+        redis.call('HDEL', KEYS[1], 's')
+    end
+else
+    redis.call('HSET', KEYS[1], 'v', ARGV[3], 'r', ARGV[4], 'l', ARGV[5], 'a', ARGV[8], 'b', ARGV[9])
+    redis.call('PEXPIRE', KEYS[1], ARGV[7])
+end
 redis.call('ZADD', KEYS[2], ARGV[6], ARGV[1])
+if not users[0] then
+    return { 'ok', was_live, '', lines(KEYS[4]) }
+end
+-- Of a field that stands there twice the later counts.
 for i = 0, 1 do
+    local hash, order, size = users[i].hash, users[i].order, #users[i].hash
     if ARGV[10 + i] ~= '-' then
-        redis.call('HSET', KEYS[3 + i], 'call', ARGV[1])
-    end
-    if redis.call('EXISTS', KEYS[3 + i]) == 1 then
-        redis.call('HINCRBY', KEYS[3 + i], 'order', 1)
+        redis.call('HSET', KEYS[3 + i], 'call', ARGV[1], 'order', order)
+        hash[size + 1], hash[size + 2], hash[size + 3], hash[size + 4] = 'call', ARGV[1], 'order', order
+    elseif size > 0 then
+        redis.call('HSET', KEYS[3 + i], 'order', order)
+        hash[size + 1], hash[size + 2] = 'order', order
     end
 end
-return { 'ok', current[3] or '0', redis.call('HGETALL', KEYS[3]), redis.call('HGETALL', KEYS[4]) }
+return { 'ok', was_live, table.concat(users[0].hash, '\n'), table.concat(users[1].hash, '\n') }

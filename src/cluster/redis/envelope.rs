@@ -17,6 +17,10 @@ use crate::{
 
 /// The version of this format. A later one is what this build must not try to read.
 const FORMAT: u8 = 1;
+/// About how long a message is without what it carries, and the envelope likewise.
+const AROUND_BYTES: usize = 256;
+/// About how long a record is.
+const RECORD_BYTES: usize = 1024;
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct Envelope<M = Message> {
@@ -40,7 +44,20 @@ impl Envelope {
     }
 
     pub fn write(&self) -> String {
-        serde_json::to_string(self).expect("an envelope is plain data")
+        let mut text = Vec::with_capacity(self.about_bytes());
+        serde_json::to_writer(&mut text, self).expect("an envelope is plain data");
+        String::from_utf8(text).expect("JSON is text")
+    }
+
+    /// How long its text will be, or somewhat less than that.
+    fn about_bytes(&self) -> usize {
+        let Content::Frame(frame) = &self.content else { return AROUND_BYTES };
+        let of_message = |message: &Message| match message {
+            Message::Relay(relay) => AROUND_BYTES + relay.payload.len_bytes(),
+            Message::Call(_) => RECORD_BYTES,
+            _ => AROUND_BYTES,
+        };
+        AROUND_BYTES + frame.messages.iter().map(of_message).sum::<usize>()
     }
 
     /// Messages that this build does not know become [`Message::Void`]: they have numbers too, and

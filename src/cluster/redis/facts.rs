@@ -12,7 +12,9 @@ use crate::{
 };
 
 /// The version of the record's format that this build writes. A build reads all that went before.
-const RECORD_FORMAT: char = '1';
+const RECORD_FORMAT: u8 = b'1';
+/// About how long a record is.
+const AROUND_BYTES: usize = 1024;
 
 /// The field of a node in a user's hash for its number of sockets.
 pub fn sockets_field(node: NodeId) -> String {
@@ -36,12 +38,12 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Reads a flat list of fields and values. Fields that this build does not know are ignored.
-    pub fn read(value: Value) -> Self {
+    /// Reads fields and values, each on a line: no name has a line break. Of a field that stands there
+    /// twice the later counts. Fields that this build does not know are ignored.
+    pub fn read(lines: &str) -> Self {
         let mut facts = Self::default();
-        let list = texts(value);
-        for pair in list.chunks_exact(2) {
-            let (field, text) = (pair[0].as_str(), pair[1].as_str());
+        let mut lines = lines.split('\n');
+        while let (Some(field), Some(text)) = (lines.next(), lines.next()) {
             if field == "call" {
                 facts.claim = text.parse().ok();
             } else if field == "order" {
@@ -75,8 +77,10 @@ fn node_in(field: &str, prefix: &str) -> Option<NodeId> {
 
 /// A record as it is kept: the format's version, then JSON.
 pub fn write_record(call: &Call) -> String {
-    let json = serde_json::to_string(call).expect("a call is plain data");
-    format!("{RECORD_FORMAT}{json}")
+    let mut record = Vec::with_capacity(AROUND_BYTES);
+    record.push(RECORD_FORMAT);
+    serde_json::to_writer(&mut record, call).expect("a call is plain data");
+    String::from_utf8(record).expect("JSON is text")
 }
 
 /// `''` is no record. One that cannot be read is an error of the whole operation: to go on as if
@@ -85,7 +89,7 @@ pub fn read_record(text: &str) -> Result<Option<Call>, Unavailable> {
     if text.is_empty() {
         return Ok(None);
     }
-    let json = text.strip_prefix(RECORD_FORMAT).ok_or(Unavailable)?;
+    let json = text.strip_prefix(char::from(RECORD_FORMAT)).ok_or(Unavailable)?;
     serde_json::from_str(json).map(Some).map_err(|error| {
         tracing::error!(%error, "a record in Redis cannot be read");
         Unavailable
@@ -107,10 +111,6 @@ pub fn list(value: Value) -> Vec<Value> {
 
 pub fn text(value: Value) -> String {
     value.into_string().unwrap_or_default()
-}
-
-fn texts(value: Value) -> Vec<String> {
-    list(value).into_iter().map(text).collect()
 }
 
 #[cfg(test)]
@@ -158,7 +158,7 @@ mod tests {
         let node: NodeId = "019a0000000070008000000000000001".parse().unwrap();
         let flat =
             ["order", "7", "mood", "good", &sockets_field(node), "2", &watch_field(node), "1"];
-        let facts = Facts::read(Value::Array(flat.into_iter().map(Value::from).collect()));
+        let facts = Facts::read(&flat.join("\n"));
         let expected =
             Facts { claim: None, nodes: vec![(node, 2)], watchers: vec![node], order: 7 };
         assert_eq!(facts, expected);

@@ -1,4 +1,5 @@
--- Sets or removes what a node has to do with a user, and answers the user before and after.
+-- Sets or removes what a node has to do with a user, and answers the user before and after as lines,
+-- and the record of its latest call or ''.
 -- KEYS[1]  user hash
 -- KEYS[2]  the node's set of users
 -- KEYS[3]  heartbeats
@@ -35,4 +36,4 @@ if #after == 2 then
 end
 local claim = redis.call('HGET', KEYS[1], 'call')
 local record = claim and redis.call('HGET', ARGV[1] .. claim, 'r') or ''
-return { before, after, record }
+return { table.concat(before, '\n'), table.concat(after, '\n'), record }

@@ -188,9 +188,13 @@ impl Redis {
         let keys = users.iter().map(|user| self.keys.user(user)).collect();
         let answer = self.run(&self.scripts.look, keys, vec![self.keys.call_prefix()]).await?;
         let mut answer = list(answer).into_iter();
-        let mut all = Vec::with_capacity(users.len());
+        let mut all: Vec<(Facts, Option<Call>)> = Vec::with_capacity(users.len());
         while let (Some(facts), Some(record)) = (answer.next(), answer.next()) {
-            all.push((Facts::read(facts), read_record(&text(record))?));
+            let call = match text(record).as_str() {
+                "=" => all.last().and_then(|(_, call)| call.clone()),
+                record => read_record(record)?,
+            };
+            all.push((Facts::read(&text(facts)), call));
         }
         Ok(all)
     }
@@ -218,7 +222,7 @@ impl Redis {
             ];
             let mut answer = list(self.run(&self.scripts.mark, keys, arguments).await?).into_iter();
             let mut next = || answer.next().unwrap_or(Value::Null);
-            let (before, after) = (Facts::read(next()), Facts::read(next()));
+            let (before, after) = (Facts::read(&text(next())), Facts::read(&text(next())));
             let call = read_record(&text(next()))?;
             let is_live = call.as_ref().is_some_and(Call::is_live);
             // What an earlier turn changed is part of the edge too.
@@ -278,7 +282,7 @@ impl Redis {
             return Ok(Committed::Conflict(current.map(Box::new)));
         }
         let was_live = text(next());
-        let (caller_facts, callee_facts) = (Facts::read(next()), Facts::read(next()));
+        let (caller_facts, callee_facts) = (Facts::read(&text(next())), Facts::read(&text(next())));
         let edges = [(caller, &caller_facts), (callee, &callee_facts)].map(|(user, facts)| {
             let is_its = facts.claim == Some(call.id);
             let edge = facts.edge(user, is_its && call.is_live());
