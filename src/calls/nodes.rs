@@ -185,6 +185,9 @@ impl Calls {
 
     /// Takes in a record that another node has changed.
     async fn take_in(&self, call: &Call) -> Result<(), Unavailable> {
+        if !call.is_live() {
+            self.recorder.ended_elsewhere(call);
+        }
         self.observe(call, call);
         self.ring_here(call);
         // More may be known here than what has come.

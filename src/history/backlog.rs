@@ -25,7 +25,8 @@ pub struct Backlog {
 
 #[derive(Debug, Default)]
 struct Waiting {
-    rows: HashMap<CallId, (Instant, Row)>,
+    /// With when they came; None for one that need not be written any more.
+    rows: HashMap<CallId, (Instant, Option<Row>)>,
     /// By when they came.
     order: VecDeque<CallId>,
     /// How many are being written, and since when the oldest of them waits.
@@ -54,8 +55,8 @@ impl Backlog {
             return Err(Refused::Closed);
         }
         if let Some((_, known)) = waiting.rows.get_mut(&row.id) {
-            if row.version > known.version {
-                *known = row;
+            if known.as_ref().is_none_or(|known| row.version > known.version) {
+                *known = Some(row);
             }
             return Ok(());
         }
@@ -63,22 +64,32 @@ impl Backlog {
             return Err(Refused::Full);
         }
         waiting.order.push_back(row.id);
-        waiting.rows.insert(row.id, (Instant::now(), row));
+        waiting.rows.insert(row.id, (Instant::now(), Some(row)));
         if waiting.rows.len() == waiting.wanted {
             self.changed.notify_one();
         }
         Ok(())
     }
 
+    /// Another node sees to a version of this call that is as new as this one: an older row is not
+    /// written.
+    pub fn drop_before(&self, call: CallId, version: u64) {
+        if let Some((_, row)) = self.waiting().rows.get_mut(&call) {
+            row.take_if(|row| row.version < version);
+        }
+    }
+
     /// The oldest rows, up to `limit`; those taken before are written. From the first on they are
-    /// gathered for this long, or until there are so many. None when it is closed and empty.
+    /// gathered for this long, or until there are so many. None when it is closed and empty; it may be
+    /// that none of them need be written.
     pub async fn take(&self, limit: usize, gather: Duration) -> Option<Vec<Row>> {
         self.waiting().in_hand = None;
         self.fill(1).await;
         // Full, closed, or late: their time has come.
         let _ = tokio::time::timeout(gather, self.fill(limit)).await;
-        let rows = self.waiting().take(limit);
-        (!rows.is_empty()).then_some(rows)
+        let mut waiting = self.waiting();
+        let is_over = waiting.is_closed && waiting.rows.is_empty();
+        (!is_over).then(|| waiting.take(limit))
     }
 
     /// Waits until there are so many rows, or no more come.
@@ -130,6 +141,6 @@ impl Waiting {
         self.in_hand = oldest.map(|since| (count, since));
         let ids: Vec<CallId> = self.order.drain(..count).collect();
         let row = |id| self.rows.remove(&id).expect("each row has its place in the order").1;
-        ids.into_iter().map(row).collect()
+        ids.into_iter().filter_map(row).collect()
     }
 }

@@ -76,6 +76,11 @@ impl Recorder {
         }
     }
 
+    /// Another node has ended this call, and sees to it that this is stored: what is older need not be.
+    pub fn ended_elsewhere(&self, call: &Call) {
+        self.backlog.drop_before(call.id, call.version);
+    }
+
     /// What waits to be written.
     pub fn backlog(&self) -> &Backlog {
         &self.backlog
@@ -102,7 +107,9 @@ impl Writer {
 
     async fn write_all(&self) {
         while let Some(batch) = self.backlog.take(BATCH_ROWS, GATHER).await {
-            self.write(batch).await;
+            if !batch.is_empty() {
+                self.write(batch).await;
+            }
         }
     }
 

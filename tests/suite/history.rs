@@ -407,6 +407,25 @@ async fn a_row_that_the_database_refuses_holds_up_no_other() {
 }
 
 #[tokio::test]
+async fn what_another_node_has_ended_is_not_written_as_it_was_before() {
+    let (backlog, gather) = (Backlog::default(), Duration::ZERO);
+    let newer = missed("anna", "ben", 1);
+    let older = Row { version: 1, ..missed("anna", "carl", 2) };
+    for row in [&older, &newer] {
+        backlog.push(row.clone()).unwrap();
+        backlog.drop_before(row.id, 2);
+    }
+    assert_eq!(backlog.take(10, gather).await, Some(vec![newer]));
+    backlog.push(older.clone()).unwrap();
+    backlog.drop_before(older.id, 2);
+    let again = Row { version: 3, ..older };
+    backlog.push(again.clone()).unwrap();
+    assert_eq!(backlog.take(10, gather).await, Some(vec![again]));
+    backlog.close();
+    assert_eq!(backlog.take(10, gather).await, None);
+}
+
+#[tokio::test]
 async fn the_backlog_keeps_the_newest_row_of_each_call_within_its_limit() {
     let backlog = Backlog::default();
     let old = answered("anna", "ben", 0);
