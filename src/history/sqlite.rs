@@ -28,6 +28,10 @@ use crate::{
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// One writer and a few readers.
 const MAX_CONNECTIONS: u32 = 4;
+/// How much of the file a connection keeps in memory, in KiB, and how many pages of 4 KiB gather in the
+/// log beside it before they are moved: with little of either, each row moves and reads its pages alone.
+const CACHE_KIB: &str = "-8000";
+const LOG_PAGES: &str = "4000";
 /// Most rows that are removed in one statement, so that writers wait for none for long.
 const TIDY_ROWS: u32 = 1_000;
 
@@ -53,6 +57,8 @@ impl Sqlite {
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Normal)
+            .pragma("cache_size", CACHE_KIB)
+            .pragma("wal_autocheckpoint", LOG_PAGES)
             .busy_timeout(BUSY_TIMEOUT);
         let pool =
             SqlitePoolOptions::new().max_connections(MAX_CONNECTIONS).connect_with(options).await?;
