@@ -1,11 +1,11 @@
 //! Stories of devices that move from node to node.
 
-use std::{str::FromStr, time::Duration};
+use std::{iter, str::FromStr, time::Duration};
 
 use switchboard::{
     call::{Attempt, Call, CallType, Device, Event, Lobby, Placement, Refusal, Role, Signal},
     calls::Initiate,
-    cluster::{Change, Claim, Cluster, Memory, Message, Relay},
+    cluster::{Change, Claim, Cluster, Inbound, Memory, Message, Relay},
     ids::{CallId, NodeId, UserId},
     payload::Payload,
     time::Timestamp,
@@ -190,7 +190,7 @@ async fn changed(elsewhere: &Memory, call: &Call, event: &Event) -> Call {
 #[tokio::test(start_paused = true)]
 async fn what_comes_back_from_a_lost_devices_node_comes_before_what_was_sent_later() {
     let world = World::with(1, &["a1", "b2"]).await;
-    let (here, (elsewhere, _inbox)) =
+    let (here, (elsewhere, mut inbox)) =
         (world.nodes[0].id, world.hub.node(NodeId::generate(Timestamp::from_millis(0))));
     let call = answered_elsewhere(&world, &elsewhere).await;
     for text in ["one", "two"] {
@@ -218,8 +218,35 @@ async fn what_comes_back_from_a_lost_devices_node_comes_before_what_was_sent_lat
     }
     world.settle().await;
     world.join("b1").await;
-    let all = ["one", "two", "later"].map(|text| format!("ice-candidate {text}"));
-    assert_eq!(world.heard("b1"), [&["resumed".to_owned()], &all[..]].concat());
+    world.signal("a1", "b", Signal::Candidate, "last").await.unwrap();
+    assert_eq!(world.heard("b1"), ["resumed"], "more may come from there");
+    let (id, to) = (call.id, Role::Callee);
+    let is_asked = |inbound| matches!(inbound, Inbound::Message(_, Message::Flush { call, to: Role::Callee, .. }) if call == id);
+    assert!(iter::from_fn(|| inbox.try_recv().ok()).any(is_asked));
+    elsewhere.send(here, Message::Flushed { call: id, to });
+    world.settle().await;
+    let all = ["one", "two", "later", "last"].map(|text| format!("ice-candidate {text}"));
+    assert_eq!(world.heard("b1"), all);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_does_not_say_what_became_of_messages_is_not_waited_for_long() {
+    let world = World::with(1, &["a1", "b2"]).await;
+    let (here, (elsewhere, _inbox)) =
+        (world.nodes[0].id, world.hub.node(NodeId::generate(Timestamp::from_millis(0))));
+    let call = answered_elsewhere(&world, &elsewhere).await;
+    world.signal("a1", "b", Signal::Candidate, "lost").await.unwrap();
+    let device = Device { node: elsewhere.node(), ..world.device("b1") };
+    let lost = changed(&elsewhere, &call, &Event::Gone { device, may_return: true }).await;
+    elsewhere.send(here, Message::Call(Box::new(lost)));
+    world.settle().await;
+    world.join("b1").await;
+    world.signal("a1", "b", Signal::Candidate, "held").await.unwrap();
+    assert_eq!(world.heard("b1"), ["resumed"]);
+    world.pass(Duration::from_secs(1)).await;
+    assert_eq!(world.heard("b1"), ["ice-candidate held"]);
+    world.signal("a1", "b", Signal::Candidate, "next").await.unwrap();
+    assert_eq!(world.heard("b1"), ["ice-candidate next"]);
 }
 
 #[tokio::test(start_paused = true)]
