@@ -56,6 +56,11 @@ pub trait Store: Send + Sync + 'static {
     async fn close(&self);
 }
 
+/// The classes of Postgres' errors that are no answer to what was asked: the connection is lost (08), others
+/// are in the way (40, 55), there is no room (53), it starts or stops or gave up (57), the system or Postgres
+/// itself fails (58, XX).
+const TROUBLES: [&str; 7] = ["08", "40", "53", "55", "57", "58", "XX"];
+
 /// A store that cannot be opened, reached, or understood. Displays as one sentence.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", plain(.0))]
@@ -68,16 +73,16 @@ impl From<sqlx::Error> for StoreError {
 }
 
 impl StoreError {
-    /// Whether the database was not there, which waiting may mend.
+    /// Whether the database was not there or in trouble of its own, which waiting may mend.
     fn is_away(&self) -> bool {
         match &self.0 {
             // Who is not there may come; a certificate that is not trusted stays so.
             sqlx::Error::Io(error) => error.kind() != io::ErrorKind::InvalidData,
-            sqlx::Error::PoolTimedOut => true,
-            // It starts or stops, or has no connection to spare.
-            sqlx::Error::Database(error) => {
-                error.code().is_some_and(|code| code.starts_with("57P") || code.starts_with("53"))
-            }
+            // One that dies while it is asked breaks off in the middle of a word.
+            sqlx::Error::PoolTimedOut | sqlx::Error::Protocol(_) => true,
+            sqlx::Error::Database(error) => error
+                .code()
+                .is_some_and(|code| TROUBLES.iter().any(|class| code.starts_with(class))),
             _ => false,
         }
     }

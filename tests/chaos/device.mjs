@@ -2,6 +2,9 @@
 
 import { candidate } from '../support/calls.mjs';
 import { Person } from '../support/load.mjs';
+import { Diary } from './diary.mjs';
+
+const SAID = 'call:ice-candidate';
 
 export class Device extends Person {
   constructor(url, name, ledger) {
@@ -10,15 +13,56 @@ export class Device extends Person {
     /** When it was without a connection. */
     this.absences = [];
     this.returns = 0;
-    this.socket.onAny((event, payload) => ledger.heard(this, event, payload));
-    this.socket.on('disconnect', () => this.absences.push({ from: Date.now(), to: Infinity }));
+    this.diary = new Diary();
+    this.socket.onAny((event, payload) => {
+      this.#write(payload?.callId, event, `hears ${event} ${worthKnowing(payload)}`);
+      ledger.heard(this, event, payload);
+    });
+    this.socket.on('disconnect', (reason) => {
+      this.#write(undefined, '', `has lost its connection: ${reason}`);
+      this.absences.push({ from: Date.now(), to: Infinity });
+    });
     this.socket.on('connect', () => {
+      this.#write(undefined, '', `is connected as ${this.socket.id}, ${this.socket.io.opts.extraHeaders?.cookie ?? 'without a cookie'}`);
       const last = this.absences.at(-1);
       if (!last) return;
       last.to = Date.now();
       this.returns += 1;
       this.onReturn?.();
     });
+  }
+
+  /** As any person does; what came of each try is written down. */
+  async request(event, payload, { onAgain = () => {}, onRefused = () => {}, ...options } = {}) {
+    const write = (what, callId = payload.callId) => this.#write(callId, event, `${event} ${worthKnowing(payload)}: ${what}`);
+    let sentAt;
+    const onSent = () => {
+      sentAt = Date.now();
+      write('is sent');
+    };
+    const unanswered = () => {
+      write('is not answered');
+      onAgain(sentAt);
+    };
+    const refused = (error) => {
+      write(`is refused: ${error.type} ${worthKnowing(error)}`);
+      onRefused(error);
+    };
+    try {
+      const answered = await super.request(event, payload, { ...options, onSent, onAgain: unanswered, onRefused: refused });
+      write(`is answered after ${Date.now() - sentAt} ms: ${worthKnowing(answered)}`, answered.callId);
+      return answered;
+    } catch (error) {
+      write(`is given up: ${error.message}`);
+      throw error;
+    }
+  }
+
+  #write(callId, event, text) {
+    const { diary } = this.ledger.calls.get(callId) ?? this;
+    const line = `${this.userId} ${text}`;
+    if (event === SAID) diary.message(line);
+    else diary.note(line);
   }
 
   /** Says the next of its numbered messages in a call, until it is acknowledged. */
@@ -28,7 +72,7 @@ export class Device extends Person {
     speech.next += 1;
     const text = `said ${call.id} ${this.userId} ${this.peer.userId} ${number}`;
     const message = { toUserId: this.peer.userId, callId: call.id, candidate: { ...candidate(number), candidate: text } };
-    await this.request('call:ice-candidate', message, { onAgain: () => speech.again.add(number) });
+    await this.request(SAID, message, { onAgain: () => speech.again.add(number) });
     speech.sent.set(number, this.ledger.fault);
   }
 
@@ -48,4 +92,10 @@ export class Device extends Person {
   drop() {
     this.socket.io.engine?.transport?.ws?.terminate();
   }
+}
+
+/** The fields that a story needs, as far as they are there. */
+function worthKnowing({ callId, clientCallId, reason, status, fromUserId, candidate: said, call } = {}) {
+  const fields = { callId, clientCallId, reason, status, fromUserId, said: said?.candidate?.split(' ').at(-1), call: call?.status };
+  return JSON.stringify(fields).replaceAll('"', '');
 }

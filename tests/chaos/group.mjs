@@ -3,13 +3,16 @@
 
 import { FAULTS } from './faults.mjs';
 import { checkHistory } from './history.mjs';
-import { KINDS, Ledger } from './ledger.mjs';
+import { Ledger } from './ledger.mjs';
 import { People } from './people.mjs';
 import { Rounds } from './round.mjs';
 import { startWorld } from './world.mjs';
 
 /** What must not happen under any fault. Messages may be lost where what carries them dies. */
 const NEVER = ['ended', 'history', 'disorder', 'stranger', 'failed', 'violated'];
+
+/** How many of the things that went wrong under a fault are told with their whole story. */
+const MOST_STORIES = 5;
 
 /**
  * Plays the faults for one kind of Redis whose names `chosen` likes, each `rounds` times. Answers a result for each:
@@ -36,15 +39,15 @@ export async function playGroup(kind, { chosen = () => true, rounds, talking, di
     people.close();
     await world.stop();
   }
-  for (const result of results) Object.assign(result, judged(result.fault, ledger));
-  return { results, ledger, ...judged({ name: 'none' }, ledger) };
+  for (const result of results) Object.assign(result, judged(result.fault, ledger, world));
+  return { results, ledger, ...judged({ name: 'none' }, ledger, world) };
 }
 
-function judged(fault, ledger) {
+function judged(fault, ledger, { nodes }) {
   const counts = ledger.counts(fault.name);
   const never = fault.loses ? NEVER : [...NEVER, 'lost'];
   const wrong = ledger.incidents
     .filter((incident) => incident.fault === fault.name && never.includes(incident.kind))
-    .map(({ kind, text }) => `${fault.name}: ${KINDS[kind]}: ${text}`);
+    .map((incident, index) => ledger.tell(incident, index < MOST_STORIES ? nodes : undefined));
   return { counts, wrong };
 }

@@ -6,6 +6,11 @@ import { eventually } from '../support/check.mjs';
 /** A record whose node died is written down by another a minute after its end. */
 const WRITTEN_WITHIN_MS = 90_000;
 
+/** An attempt is carried out by then, also one that waits for Redis. */
+const CARRIED_OUT_WITHIN_MS = 10_000;
+/** The time of a row is Redis'; all clocks are this machine's. */
+const CLOCKS_DIFFER_MS = 500;
+
 const STATUS = { declined: 'rejected', cancelled: 'missed', no_answer: 'missed', busy: 'missed', offline: 'missed' };
 
 /** Notes in the ledger what is missing or wrong, once there was time to write it. `faultAt` says which fault was on. */
@@ -20,21 +25,34 @@ export async function checkHistory(postgres, ledger, faultAt) {
   await eventually(lookNowAndThen, 'history is whole', WRITTEN_WITHIN_MS).catch(() => {});
   for (const call of ended) {
     const wrong = whatIsWrong(call, rows.get(call.id) ?? []);
-    if (wrong) ledger.note('history', `${call.id} (${call.reason}): ${wrong}`, call.fault);
+    if (wrong) ledger.note('history', `${call.id} (${call.reason}): ${wrong}`, { fault: call.fault, call });
   }
-  for (const [id, [{ createdAt, reason }]] of rows) {
-    if (!ledger.calls.has(id)) ledger.note('history', `${id} (${reason}) is a call that nobody knows of`, faultAt(createdAt));
+  const unanswered = [...ledger.unanswered];
+  for (const [id, [row]] of rows) {
+    if (ledger.calls.has(id)) continue;
+    const made = unanswered.findIndex((attempt) => isOf(attempt, row));
+    if (made >= 0) unanswered.splice(made, 1);
+    else ledger.note('history', `${id} (${JSON.stringify(row)}) is a call that nobody knows of`, { fault: faultAt(row.createdAt) });
   }
-  return ended.length;
+}
+
+/**
+ * Whether a row can be of an attempt whose answer was lost, and that was made again after Redis had forgotten it: its
+ * client knows the call by the second name only.
+ */
+function isOf({ caller, callee, callType, sentAt }, row) {
+  const isTheirs = row.caller === caller && row.receiver === callee && row.callType === callType;
+  const isOfThen = row.createdAt >= sentAt - CLOCKS_DIFFER_MS && row.createdAt <= sentAt + CARRIED_OUT_WITHIN_MS;
+  return isTheirs && isOfThen && row.status === 'missed' && row.hasEnded;
 }
 
 async function readRows(postgres) {
-  const columns = 'id, caller, receiver, status, end_reason, extract(epoch from created_at) * 1000, ended_at IS NOT NULL';
+  const columns = 'id, caller, receiver, call_type, status, end_reason, extract(epoch from created_at) * 1000, ended_at IS NOT NULL';
   const text = await postgres.ask(`SELECT ${columns} FROM calls`);
   const rows = new Map();
   for (const line of text.split('\n').filter(Boolean)) {
-    const [id, caller, receiver, status, reason, createdAt, hasEnded] = line.split('|');
-    const row = { caller, receiver, status, reason, createdAt: Number(createdAt), hasEnded: hasEnded === 't' };
+    const [id, caller, receiver, callType, status, reason, createdAt, hasEnded] = line.split('|');
+    const row = { caller, receiver, callType, status, reason, createdAt: Number(createdAt), hasEnded: hasEnded === 't' };
     rows.set(id, [...(rows.get(id) ?? []), row]);
   }
   return rows;

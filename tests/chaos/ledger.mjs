@@ -1,5 +1,7 @@
 // What each client sent and was told, call by call, and what of it was wrong.
 
+import { Diary, storyOf } from './diary.mjs';
+
 /** The defaults of the settings: how long a device may be away, and how long a call rings. */
 const GRACE_MS = 10_000;
 const RING_MS = 30_000;
@@ -21,6 +23,8 @@ export class Ledger {
   constructor() {
     this.calls = new Map();
     this.incidents = [];
+    /** The attempts to call that were never answered: who called whom, how, and when. */
+    this.unanswered = [];
     /** Which fault what happens now is counted for. */
     this.fault = 'none';
     /** Calls that ended because a party was away for longer than the grace. */
@@ -28,8 +32,15 @@ export class Ledger {
     this.messages = 0;
   }
 
-  note(kind, text, fault = this.fault) {
-    this.incidents.push({ kind, text, fault, at: Date.now() });
+  /** Something is wrong, with a call if it has to do with one. */
+  note(kind, text, { fault = this.fault, call } = {}) {
+    this.incidents.push({ kind, text, fault, call, at: Date.now() });
+  }
+
+  /** An incident in words, and with the `nodes` all that is known of its call. */
+  tell({ kind, text, fault, call, at }, nodes) {
+    const head = `${new Date(at).toISOString()} ${fault}: ${KINDS[kind]}: ${text}`;
+    return call && nodes ? `${head}\n${storyOf(call, nodes)}` : head;
   }
 
   /** A call that a client placed, once it knows its name. */
@@ -48,10 +59,25 @@ export class Ledger {
     // Who declines and gets no answer is told with the user's other devices.
     const reason = said.replace(/^(declined|busy)_elsewhere$/, '$1');
     const before = call.told.get(userId);
-    if (before !== undefined && before !== reason) this.note('ended', `${id}: ${userId} was told ${before}, then ${reason}`);
+    if (before !== undefined && before !== reason) this.note('ended', `${id}: ${userId} was told ${before}, then ${reason}`, { call });
     call.told.set(userId, reason);
     call.endedAt ??= Date.now();
     call.fault = this.fault;
+  }
+
+  /** A side was told the end by an event. */
+  #toldByEvent(call, device, reason) {
+    this.told(call.id, device.userId, reason);
+    call.events.set(device, (call.events.get(device) ?? 0) + 1);
+    if (call.events.get(device) > 1) this.note('ended', `${call.id}: ${device.userId} was told its end twice`, { call });
+    if (call.isJudged) this.#judgeEnder(call);
+  }
+
+  /** Whoever ends a call hears of it by the answer alone; by an event too only if a try was left without a clear answer. */
+  #judgeEnder(call) {
+    const { ender } = call;
+    if (!ender || !call.events.has(ender) || call.isEndInDoubt || call.told.get(ender.userId) !== call.wants) return;
+    this.note('ended', `${call.id}: ${ender.userId} ended it, and was told its end beside the answer`, { call });
   }
 
   /** What a client hears. */
@@ -60,10 +86,12 @@ export class Ledger {
     const call = this.calls.get(payload.callId);
     const isForeign = payload.fromUserId !== undefined && payload.fromUserId !== device.peer.userId;
     if (isForeign || (call && !call.has(device))) {
-      this.note('stranger', `${device.userId} got ${event} of ${payload.callId} from ${payload.fromUserId}`);
+      this.note('stranger', `${device.userId} got ${event} of ${payload.callId} from ${payload.fromUserId}`, { call });
     }
-    if (event === 'call:ended') this.told(payload.callId, device.userId, payload.reason);
-    if (event === 'call:rejected') this.told(payload.callId, device.userId, 'declined');
+    if (call?.has(device)) {
+      if (event === 'call:ended') this.#toldByEvent(call, device, payload.reason);
+      if (event === 'call:rejected') this.#toldByEvent(call, device, 'declined');
+    }
     if (event === 'call:ice-candidate') this.#heardSaid(device, payload);
   }
 
@@ -74,15 +102,16 @@ export class Ledger {
       this.note('stranger', `${device.userId} got "${candidate?.candidate}" in ${callId}`);
       return;
     }
-    const speech = this.calls.get(callId)?.speech.get(from);
+    const call = this.calls.get(callId);
+    const speech = call?.speech.get(from);
     const number = Number(text);
     if (!speech) return;
     if (speech.heard.has(number)) {
       // What was not acknowledged is sent again, and whoever comes back while it rings is told all anew.
       const isAllowed = speech.again.has(number) || speech.callIsNew;
-      if (!isAllowed) this.note('disorder', `${callId}: ${number} from ${from} came twice`);
+      if (!isAllowed) this.note('disorder', `${callId}: ${number} from ${from} came twice`, { call });
     } else if (number < speech.latest) {
-      this.note('disorder', `${callId}: ${number} from ${from} came after ${speech.latest}`);
+      this.note('disorder', `${callId}: ${number} from ${from} came after ${speech.latest}`, { call });
     }
     speech.heard.add(number);
     speech.latest = Math.max(speech.latest, number);
@@ -92,7 +121,7 @@ export class Ledger {
   missing(call) {
     for (const [from, speech] of call.speech) {
       for (const [number, fault] of speech.sent) {
-        if (!speech.heard.has(number)) this.note('lost', `${call.id}: ${number} from ${from}`, fault);
+        if (!speech.heard.has(number)) this.note('lost', `${call.id}: ${number} from ${from}`, { fault, call });
       }
     }
   }
@@ -102,14 +131,16 @@ export class Ledger {
     const reasons = [...new Set(call.told.values())];
     if (reasons.length === 0) return false;
     call.reason = reasons[0];
-    if (reasons.length > 1) this.note('ended', `${call.id}: one side was told ${reasons[0]}, the other ${reasons[1]}`);
+    call.isJudged = true;
+    this.#judgeEnder(call);
+    if (reasons.length > 1) this.note('ended', `${call.id}: one side was told ${reasons[0]}, the other ${reasons[1]}`, { call });
     const isWanted = reasons.every((reason) => reason === call.wants);
     if (isWanted) return true;
     if (this.#isExcused(call, reasons[0])) {
       this.excused.push({ call: call.id, fault: this.fault });
       return true;
     }
-    this.note('ended', `${call.id} of ${call.caller.userId} ended as ${reasons[0]}${call.wants ? `, not ${call.wants}` : ''}`);
+    this.note('ended', `${call.id} of ${call.caller.userId} ended as ${reasons[0]}${call.wants ? `, not ${call.wants}` : ''}`, { call });
     return true;
   }
 
@@ -132,7 +163,15 @@ class Call {
     Object.assign(this, { id, caller, callee, beganAt, fault });
     /** By user: the reason that this side was told. */
     this.told = new Map();
+    /** By device: by how many events it was told the end. */
+    this.events = new Map();
+    this.diary = new Diary();
     this.speech = new Map([caller, callee].map(({ userId }) => [userId, new Speech()]));
+  }
+
+  /** A side is about to end it, so that it ends for this reason. */
+  isEndedBy(device, reason) {
+    Object.assign(this, { ender: device, wants: reason });
   }
 
   has(device) {

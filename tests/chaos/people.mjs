@@ -4,6 +4,7 @@ import { setTimeout as pause } from 'node:timers/promises';
 import { answer, offer } from '../support/calls.mjs';
 import { eventually, someone } from '../support/check.mjs';
 import { Device } from './device.mjs';
+import { Diary } from './diary.mjs';
 
 /** How long a side may take to hear of what happened: longer than a node that stands still for 15 s needs. */
 const PATIENCE_MS = 25_000;
@@ -33,7 +34,9 @@ class Pair {
 
   async place() {
     const { caller, callee, ledger } = this;
-    const beganAt = Date.now();
+    this.call = undefined;
+    this.beganAt = Date.now();
+    const onAgain = (sentAt) => ledger.unanswered.push({ caller: caller.userId, callee: callee.userId, callType: 'video', sentAt });
     const asked = { toUserId: callee.userId, callType: 'video', clientCallId: someone('call') };
     const onRefused = ({ type, callId }) => {
       if (type !== 'RECIPIENT_OFFLINE') return;
@@ -42,15 +45,15 @@ class Pair {
       asked.clientCallId = someone('call');
     };
     for (;;) {
-      const { callId, status, reason } = await caller.request('call:initiate', asked, { onRefused, alsoRetry: PASSING });
+      const { callId, status, reason } = await caller.request('call:initiate', asked, { onAgain, onRefused, alsoRetry: PASSING });
       if (reason === 'busy') {
         this.#refused(callId, reason);
-        ledger.note('failed', `${callId}: ${callee.userId} was taken for busy`);
+        ledger.note('failed', `${callId}: ${callee.userId} was taken for busy`, { call: this.story });
         asked.clientCallId = someone('call');
         await pause(300);
         continue;
       }
-      this.call = ledger.placed(callId, this, beganAt);
+      this.call = ledger.placed(callId, this, this.beganAt);
       if (status === 'ended' || status === 'missed') ledger.told(callId, caller.userId, reason);
       return this.call;
     }
@@ -90,8 +93,10 @@ class Pair {
 
   /** One side ends the call, and the other hears of it. */
   async end(call, ender, event, reason) {
-    call.wants = reason;
-    const told = await ender.request(event, { toUserId: ender.peer.userId, callId: call.id });
+    call.isEndedBy(ender, reason);
+    const doubt = () => (call.isEndInDoubt = true);
+    const about = { toUserId: ender.peer.userId, callId: call.id };
+    const told = await ender.request(event, about, { onAgain: doubt, onRefused: doubt });
     this.ledger.told(call.id, ender.userId, told.reason);
     await this.#learn(call, ender.peer);
   }
@@ -101,20 +106,26 @@ class Pair {
     await eventually(knows, 'the end is known', PATIENCE_MS).catch(() => {});
     if (knows()) return;
     await device.sync(call);
-    this.ledger.note('ended', `${call.id}: ${device.userId} was not told its end${knows() ? '' : ', and it goes on there'}`);
+    this.ledger.note('ended', `${call.id}: ${device.userId} was not told its end${knows() ? '' : ', and it goes on there'}`, { call });
   }
 
   /** After something went wrong: both ask how the call ended, and it is ended if it has not. */
   async clear(call, error) {
-    if (!call) return this.ledger.note('failed', error.message);
+    if (!call) return this.ledger.note('failed', error.message, { call: this.story });
     let [found] = await Promise.all(this.devices.map((device) => device.sync(call)));
     if (!call.isOver) {
-      this.ledger.note('failed', `${call.id}: ${error.message}; it is ${found?.status ?? 'not known'}`);
+      this.ledger.note('failed', `${call.id}: ${error.message}; it is ${found?.status ?? 'not known'}`, { call });
       await this.end(call, this.caller, 'call:end', found?.status === 'answered' ? 'completed' : 'cancelled');
     }
     for (const device of this.devices) {
       if (!call.told.has(device.userId)) await this.#learn(call, device);
     }
+  }
+
+  /** The call, or what there is to tell as long as there is none. */
+  get story() {
+    const { call, beganAt, caller, callee } = this;
+    return call ?? { id: 'none', beganAt, caller, callee, diary: new Diary() };
   }
 
   close() {
@@ -138,7 +149,8 @@ export class Talkers extends Pair {
         await this.end(call, this.caller, 'call:end', 'completed');
       } catch (error) {
         this.isTalking = false;
-        await this.clear(call, error).catch((again) => this.ledger.note('failed', again.message));
+        call = this.call;
+        await this.clear(call, error).catch((again) => this.ledger.note('failed', again.message, { call: this.story }));
       }
       if (call) this.ledger.judge(call);
     }
@@ -170,7 +182,8 @@ export class Dialers extends Pair {
         await this.#finish(call, round % 4, beganAt);
         this.made += 1;
       } catch (error) {
-        await this.clear(call ?? undefined, error).catch((again) => this.ledger.note('failed', again.message));
+        call = this.call;
+        await this.clear(call, error).catch((again) => this.ledger.note('failed', again.message, { call: this.story }));
       }
       if (call) this.ledger.judge(call);
       await pause(everyMs * (0.5 + Math.random()));
@@ -255,14 +268,15 @@ export class People {
     const talkOn = (pair, index) => pair.isTalking && (pair.call !== said[index].call || pair.said > said[index].said + 1);
     const isBack = () =>
       this.devices.every(({ socket }) => socket.connected) && this.dialers.every(({ worksAt }) => worksAt) && this.talkers.every(talkOn);
-    await eventually(isBack, 'everybody is back', within).catch(() => this.ledger.note('failed', this.#whoIsNot(said)));
+    await eventually(isBack, 'everybody is back', within).catch(() => this.#noteWhoIsNot(talkOn));
   }
 
-  #whoIsNot(said) {
+  #noteWhoIsNot(talkOn) {
     const away = this.devices.filter(({ socket }) => !socket.connected).length;
-    const mute = this.talkers.filter((pair, index) => !pair.isTalking || pair.said <= said[index].said + 1).length;
-    const stuck = this.dialers.filter(({ worksAt }) => !worksAt).length;
-    return `not all are back: ${away} without a connection, ${mute} pairs do not talk, ${stuck} set up no call`;
+    const mute = this.talkers.filter((pair, index) => !talkOn(pair, index));
+    const stuck = this.dialers.filter(({ worksAt }) => !worksAt);
+    const text = `not all are back: ${away} without a connection, ${mute.length} pairs do not talk, ${stuck.length} set up no call`;
+    this.ledger.note('failed', text, { call: [...stuck, ...mute][0]?.story });
   }
 
   /** From the strike until the first call worked that was begun after it, pair by pair, sorted. */

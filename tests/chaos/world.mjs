@@ -19,8 +19,18 @@ const REDIS = { single: () => startRedis(), sentinel: startSentinels, cluster: s
 const DISK_MIB = 256;
 const SMALL_WAL = { max_wal_size: '64MB', min_wal_size: '32MB' };
 
-/** What is not the default, and why: all clients come from one address, and a rolling stop should not take 20 s. */
-export const SETTINGS = { SWITCHBOARD_LIMITS: 'off', SWITCHBOARD_DRAIN_WINDOW: '3s' };
+/**
+ * What is not the default, and why: all clients come from one address, a rolling stop should not take 20 s, and the
+ * log is to tell of each call.
+ */
+export const SETTINGS = {
+  SWITCHBOARD_LIMITS: 'off',
+  SWITCHBOARD_DRAIN_WINDOW: '3s',
+  RUST_LOG: 'info,switchboard::calls=debug,switchboard::gateway::session=debug',
+};
+
+// What is mounted and what was started goes with this process; a signal alone would end it too soon for that.
+for (const [signal, number] of Object.entries({ SIGINT: 2, SIGTERM: 15 })) process.once(signal, () => process.exit(128 + number));
 
 /** Starts all of it. `kind` is that of Redis: single, sentinel or cluster. */
 export async function startWorld(kind) {

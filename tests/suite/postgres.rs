@@ -11,7 +11,11 @@ use switchboard::{
     time::Timestamp,
 };
 
-use tokio::time::timeout;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    time::timeout,
+};
 
 use crate::postgres_server::{Database, PostgresServer};
 
@@ -96,6 +100,54 @@ async fn what_waiting_cannot_mend_is_said_and_what_it_can_is_waited_for() {
     let nobody = Postgres::open("postgres://postgres@127.0.0.1:1/calls").await.unwrap();
     let away = nobody.list(&all_of("anna")).await.unwrap_err();
     assert_eq!(away.to_string(), "it does not answer");
+}
+
+/// Where each connection is answered with this and closed, as far as the client says something first.
+async fn answering(answers: &'static [&'static [u8]]) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut connection, _)) = listener.accept().await {
+            for answer in answers {
+                let _ = connection.read(&mut [0; 1_024]).await;
+                let _ = connection.write_all(answer).await;
+            }
+        }
+    });
+    format!("postgres://postgres@127.0.0.1:{port}/calls")
+}
+
+#[tokio::test]
+async fn a_database_that_dies_while_it_is_greeted_is_waited_for() {
+    const NO_TLS: &[u8] = b"N";
+    const ADMITTED: &[u8] = b"R\0\0\0\x08\0\0\0\0";
+    let cases: [(&str, &[&[u8]]); 8] = [
+        ("closes at once", &[]),
+        ("closes when it is asked for TLS", &[b""]),
+        ("closes after the first word", &[NO_TLS]),
+        ("closes in the middle of a word", &[NO_TLS, b"R\0\0\0"]),
+        ("closes before it is ready", &[NO_TLS, ADMITTED]),
+        ("is shut down", &[NO_TLS, b"E\0\0\0\x16SFATAL\0C57P01\0M.\0\0"]),
+        ("crashes", &[NO_TLS, b"E\0\0\0\x16SFATAL\0C57P02\0M.\0\0"]),
+        ("cannot read its files", &[NO_TLS, b"E\0\0\0\x16SFATAL\0C58030\0M.\0\0"]),
+    ];
+    for (what, answers) in cases {
+        let opened = Postgres::open(&answering(answers).await).await;
+        assert!(opened.is_ok(), "one that {what}: {opened:?}");
+    }
+    let wrong_password: &[&[u8]] = &[NO_TLS, b"E\0\0\0\x16SFATAL\0C28P01\0M.\0\0"];
+    let refused = Postgres::open(&answering(wrong_password).await).await.unwrap_err();
+    assert!(matches!(refused, OpenError::Refused(_)), "{refused}");
+}
+
+#[tokio::test]
+async fn a_database_that_is_shutting_down_is_waited_for() {
+    let server = PostgresServer::start(&[]);
+    let url = server.url("postgres");
+    let _session = PgConnection::connect(&url).await.unwrap();
+    server.shut_down();
+    let opened = Postgres::open(&url).await;
+    assert!(opened.is_ok(), "{opened:?}");
 }
 
 #[tokio::test]

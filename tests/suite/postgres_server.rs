@@ -88,6 +88,12 @@ impl PostgresServer {
         format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
     }
 
+    /// Takes no new session from now on, and stops when those that there are end.
+    pub fn shut_down(&self) {
+        assert!(run(Command::new("kill").args(["-TERM", &self.process.id().to_string()])));
+        wait_until("Postgres takes nobody", || self.psql("postgres", "SELECT 1").is_none());
+    }
+
     /// What a statement answers; None if it is refused.
     fn psql(&self, database: &str, sql: &str) -> Option<String> {
         let mut psql = Command::new("psql");

@@ -53,11 +53,15 @@ export class Person {
     if (!this.socket.connected) await new Promise((resolve) => this.socket.once('connect', resolve));
   }
 
-  /** Sends until it is acknowledged; `onAgain` is told before it is sent another time, `onRefused` the error. */
-  async request(event, payload, { onAgain = () => {}, onRefused = () => {}, alsoRetry = [] } = {}) {
+  /**
+   * Sends until it is acknowledged. `onSent` is told of each try, `onAgain` of one that was not answered, `onRefused`
+   * the error of one that was.
+   */
+  async request(event, payload, { onSent = () => {}, onAgain = () => {}, onRefused = () => {}, alsoRetry = [] } = {}) {
     const end = Date.now() + GIVE_UP_MS;
     for (;;) {
       await this.connected();
+      onSent();
       const answered = await this.socket.timeout(ACK_WITHIN_MS).emitWithAck(event, payload).catch(() => undefined);
       if (answered?.ok) return answered;
       if (answered) {

@@ -2,7 +2,7 @@
 
 import { execFile, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, readdirSync } from 'node:fs';
+import { existsSync, readdirSync, rmSync } from 'node:fs';
 import { chown, open, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
@@ -153,8 +153,13 @@ function killIfThere(pid) {
 /** Whether this user may. It is gone with this process, as the folder is. */
 function mountDisk(dir, mib) {
   const { status } = spawnSync('mount', ['-t', 'tmpfs', '-o', `size=${mib}m`, 'tmpfs', dir], { stdio: 'ignore' });
-  if (status === 0) process.once('exit', () => spawnSync('umount', ['--lazy', dir], { stdio: 'ignore' }));
+  if (status === 0) process.once('exit', () => removeDisk(dir));
   return status === 0;
+}
+
+function removeDisk(dir) {
+  spawnSync('umount', ['--lazy', dir], { stdio: 'ignore' });
+  rmSync(dir, { recursive: true, force: true });
 }
 
 /** Debian keeps the server's programs off the path. */

@@ -3,6 +3,7 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { rmSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -92,6 +93,7 @@ export class Server {
   }
 
   async start() {
+    if (this.process) this.earlierLogs = this.logs();
     const history = this.args.includes('--database-url') ? [] : ['--database-url', `sqlite://${this.db}`];
     const args = ['--listen', this.listen, '--admin-listen', this.adminListen, ...history, ...this.args];
     this.process = launch(args, { env: { SWITCHBOARD_LIMITS: HASTE, ...this.env }, dir: this.dir });
@@ -134,7 +136,6 @@ export class Server {
   /** Leaves cleanly and starts again with the same port, settings and history. */
   async restart() {
     await this.leave();
-    this.earlierLogs = this.logs();
     await this.start();
   }
 
@@ -162,8 +163,24 @@ export async function runToExit(args, { env = {}, dir } = {}) {
   }
 }
 
-export function privateFolder() {
-  return mkdtemp(join(tmpdir(), 'switchboard-test-'));
+/** A folder that goes with this process, if whoever asked for it does not remove it before. */
+export async function privateFolder() {
+  const dir = await mkdtemp(join(tmpdir(), 'switchboard-test-'));
+  if (folders.size === 0) process.once('exit', removeFolders);
+  folders.add(dir);
+  return dir;
+}
+
+const folders = new Set();
+
+function removeFolders() {
+  for (const dir of folders) {
+    try {
+      rmSync(dir, { recursive: true, force: true });
+    } catch {
+      // A server that ends with this process still writes there, or a disk is mounted on it.
+    }
+  }
 }
 
 /**

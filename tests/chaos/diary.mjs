@@ -1,0 +1,42 @@
+// What happened to clients and to their calls, moment by moment, for whoever has to find out why something went wrong.
+
+/** Most messages of a call that are written down; of all else there is little. */
+const MOST_MESSAGES = 300;
+/** What a client did so long before a call and after its end may belong to it. */
+const AROUND_MS = 15_000;
+/** Most lines of a node's log that are told with a call. */
+const MOST_LOG_LINES = 40;
+
+/** Notes in the order in which they were made. */
+export class Diary {
+  #notes = [];
+  #messages = [];
+
+  note(text) {
+    this.#notes.push({ at: Date.now(), text });
+  }
+
+  /** One of many: the oldest go. */
+  message(text) {
+    this.#messages.push({ at: Date.now(), text });
+    if (this.#messages.length > MOST_MESSAGES) this.#messages.shift();
+  }
+
+  between(from, to) {
+    return [...this.#notes, ...this.#messages].filter(({ at }) => from <= at && at <= to);
+  }
+}
+
+/** All that is known of a call: what its clients did and heard, and what the nodes' logs say of it. */
+export function storyOf(call, nodes) {
+  const [from, to] = [call.beganAt - AROUND_MS, (call.endedAt ?? Date.now()) + AROUND_MS];
+  const notes = [call.diary, call.caller.diary, call.callee.diary].flatMap((diary) => diary.between(from, to));
+  const told = notes.sort((one, other) => one.at - other.at).map(({ at, text }) => `    ${clock(at)} ${text}`);
+  const logged = nodes.flatMap((node, index) => {
+    const lines = node.logs().split('\n').filter((line) => line.includes(call.id));
+    return lines.slice(-MOST_LOG_LINES).map((line) => `    node ${index + 1}: ${line}`);
+  });
+  return [...told, ...logged].join('\n');
+}
+
+const clock = (at) => new Date(at).toISOString().slice(11, 23);
