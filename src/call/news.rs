@@ -140,6 +140,10 @@ fn rung_news(
         return None;
     }
     let why = match &after.state {
+        // It was this device, and it was not answered.
+        State::Ended { since: None, .. } if after.ended_by() == Some(socket) => {
+            Told::End(after.end_reason()?)
+        }
         State::Active { .. } | State::Ended { since: Some(_), .. } => Told::AnsweredElsewhere,
         State::Ended { cause, .. } => match cause {
             Cause::HangUp { role: Role::Callee, .. } | Cause::Reject { .. } => {

@@ -63,6 +63,12 @@ impl Rules {
                 call.state = State::Active { since: now };
                 Ok(())
             }
+            // Its answer has won, and nobody could tell it.
+            (State::Active { .. }, Event::Answer(device))
+                if call.bound_role(device) == Some(Role::Callee) =>
+            {
+                Err(Refusal::NothingToDo)
+            }
             (State::Active { .. }, Event::Answer(device) | Event::Busy(device)) => {
                 Err(call.too_late(device))
             }

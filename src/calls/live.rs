@@ -322,9 +322,12 @@ impl LiveCall {
         }
     }
 
-    /// What came of the event of `socket` is known now, and its ack says so.
-    pub fn answer(&self, socket: SocketId) {
-        self.view().unanswered.retain(|other| *other != socket);
+    /// The ack of the event of `socket` will say what came of it. Whether nobody knew of an earlier one.
+    pub fn answer(&self, socket: SocketId) -> bool {
+        let mut view = self.view();
+        let before = view.unanswered.len();
+        view.unanswered.retain(|other| *other != socket);
+        view.unanswered.len() < before
     }
 
     /// Whether a device that was lost on this node is not back yet, or something waits here for one.

@@ -2,6 +2,7 @@
 //! concerned. There is no rule about calls here.
 
 mod devices;
+mod doubtful;
 mod flush;
 mod gate;
 mod held;
@@ -11,6 +12,7 @@ mod operator;
 mod sweeper;
 mod tally;
 mod traced;
+mod unanswered;
 mod unsure;
 mod view;
 mod watchers;
@@ -24,6 +26,7 @@ use std::{
 use tracing::debug;
 
 use devices::Present;
+use doubtful::Doubtful;
 use flush::Overdue;
 pub use gate::{Gate, Verdict};
 use held::Full;
@@ -31,6 +34,7 @@ pub use held::{MAX_REPLAY_BYTES, MAX_REPLAY_MESSAGES, MAX_WAITING_BYTES, MAX_WAI
 use live::{LiveCall, LiveCalls};
 pub use sweeper::SWEEP_INTERVAL;
 pub use tally::{as_gauge, reported};
+use unanswered::Unanswered;
 use view::{Origin, Reach};
 use watchers::Watchers;
 
@@ -92,8 +96,8 @@ pub struct Calls {
     unwelcomed: Mutex<Vec<Device>>,
     overdue: Overdue,
     resets: Resets,
-    /// New calls of which it is not known whether they were written.
-    doubtful: Mutex<Vec<(CallId, Device)>>,
+    doubtful: Doubtful,
+    unanswered: Unanswered,
 }
 
 /// How often the cluster forgot this node, and how often it was told again who is here.
@@ -170,7 +174,8 @@ impl Calls {
             unwelcomed: Mutex::default(),
             overdue: Overdue::default(),
             resets: Resets::default(),
-            doubtful: Mutex::default(),
+            doubtful: Doubtful::default(),
+            unanswered: Unanswered::default(),
         }
     }
 
@@ -221,10 +226,24 @@ impl Calls {
             let looking = span.part("look up", SpanKind::Client);
             let lobby = self.cluster.lobby(&device.user, &attempt.to).await?;
             drop(looking);
-            let mut call = match self.rules.place(attempt, &lobby, self.clock.now())? {
+            let placement = match self.rules.place(attempt, &lobby, self.clock.now()) {
+                // Its caller was told that it failed, and tries something else.
+                Err(Refusal::CallInProgress(id)) if self.doubtful.is_of(id, device.socket) => {
+                    self.give_up_doubtful(id, device).await?;
+                    continue;
+                }
+                placement => placement?,
+            };
+            let mut call = match placement {
                 Placement::New(call) => call,
                 Placement::Repeated(call) => {
                     tally::attempted(call.call_type, Outcome::Repeated);
+                    if call.is_ringing() && self.doubtful.is_of(call.id, device.socket) {
+                        // Nobody has heard of it yet.
+                        let callee_nodes = self.cluster.nodes_of(&attempt.to).await?;
+                        self.doubtful.settle(call.id);
+                        return placed(self.tell_placed(call, lobby.callee_sockets, &callee_nodes));
+                    }
                     self.tell_again(&call).await?;
                     return placed(call);
                 }
@@ -247,7 +266,7 @@ impl Calls {
             call.traceparent = span.context();
             let change = Change { call: call.clone(), claims };
             let committed =
-                self.commit(change, span).await.inspect_err(|_| self.doubt(&call, device));
+                self.commit(change, span).await.inspect_err(|_| self.doubtful.note(&call, device));
             let Committed::Stored(stored) = committed? else {
                 metrics::CONFLICTS.increment(1);
                 continue;
@@ -320,16 +339,32 @@ impl Calls {
         let routed = relay(&live, self.trace_offer(&live, signal));
         match routed.map_err(|failure| self.unless_unsure(failure, &live, device))? {
             Route::Answers(_) => {
-                Box::pin(self.transition(live.snapshot(), &Event::Answer(device.clone()))).await?;
+                Box::pin(self.win(&live, device)).await?;
                 // It has won. If the call ended since, there is nobody to pass it on to.
                 if relay(&live, self.trace_answer(&live)).is_ok() {
                     live.release_early(device, &self.reach());
                 }
                 Ok(id)
             }
-            Route::Ringing | Route::AfterAnswer(_) | Route::Bound(..) | Route::WhenBack(_) => {
+            Route::Bound(..) | Route::WhenBack(_) => {
+                // It may have won before, when nobody could tell it.
+                if signal == Signal::Answer {
+                    live.release_early(device, &self.reach());
+                }
                 Ok(id)
             }
+            Route::Ringing | Route::AfterAnswer(_) => Ok(id),
+        }
+    }
+
+    /// The first answer of a device: it is in the call then, also if it was before and nobody could say so.
+    async fn win(&self, live: &LiveCall, device: &Device) -> Result<(), Failure> {
+        match self.transition(live.snapshot(), &Event::Answer(device.clone())).await {
+            Err(Failure::Refused(Refusal::NothingToDo)) => {
+                let call = self.cluster.load(live.id()).await?.ok_or(Refusal::NotInCall)?;
+                Ok(self.take_in(&call).await?)
+            }
+            answered => answered.map(drop),
         }
     }
 
@@ -367,38 +402,34 @@ impl Calls {
         let live = self.find(device, target).await?;
         self.reappear(&live, device).await?;
         let before = live.snapshot();
+        // The answer to this event says what came of an earlier one too.
+        let was_unanswered = live.answer(device.socket);
         let result = match self.transition(before.clone(), &event).await {
-            Err(Failure::Refused(Refusal::Over)) => {
-                self.ended_already(&live, device, &before).await
-            }
+            Err(Failure::Refused(Refusal::Over)) => self.ended_already(&live, &before).await,
             other => other.map_err(|failure| self.unless_unsure(failure, &live, device)),
         };
         match &result {
-            Err(Failure::Unavailable(_)) => {
+            Ok(_) => {}
+            // Another refusal says nothing of what came of an earlier one.
+            Err(failure) if was_unanswered || matches!(failure, Failure::Unavailable(_)) => {
                 live.leave_unanswered(device.socket, &before, &self.reach());
             }
-            Ok(_) => live.answer(device.socket),
-            // It says nothing of what came of an earlier one.
             Err(_) => {}
         }
         result
     }
 
-    /// The call as it ended before `device` would have ended it, by whomever: perhaps by this node, which was
-    /// not answered then and has told nobody.
-    async fn ended_already(
-        &self,
-        live: &LiveCall,
-        device: &Device,
-        before: &Call,
-    ) -> Result<Call, Failure> {
+    /// The call as it ended already, by whomever: perhaps by this node, which was not answered then and has
+    /// told nobody, or by one that died before it told anybody.
+    async fn ended_already(&self, live: &LiveCall, before: &Call) -> Result<Call, Failure> {
         let ended = self.cluster.load(live.id()).await?.ok_or(Refusal::NotInCall)?;
         if live.is(Call::is_live) {
             let callee_nodes = self.cluster.nodes_of(&ended.callee.user).await?;
-            live.answer(device.socket);
             self.recorder.record(&ended);
             self.observe(before, &ended);
             self.spread(before, &ended, &callee_nodes);
+        } else if self.live.get(ended.id).is_none() && self.ended_lately(&ended) {
+            self.tell_where_users_are(&ended).await?;
         }
         Ok(ended)
     }
@@ -478,7 +509,8 @@ impl Calls {
             let mut next = self.rules.apply(&call, event, self.node(), self.clock.now())?;
             self.trace_change(&mut span, event, &mut next);
             let change = Change { call: next.clone(), claims: Vec::new() };
-            match self.commit(change, &mut span).await? {
+            let committed = self.commit(change, &mut span).await;
+            match committed.inspect_err(|_| self.unanswered.note(&call))? {
                 Committed::Stored(stored) => {
                     self.trace_changed(&mut span, &call, &next);
                     self.tell_changed(&call, &next, &stored.callee_nodes);

@@ -184,7 +184,7 @@ impl Calls {
     }
 
     /// Takes in a record that another node has changed.
-    async fn take_in(&self, call: &Call) -> Result<(), Unavailable> {
+    pub(super) async fn take_in(&self, call: &Call) -> Result<(), Unavailable> {
         if !call.is_live() {
             self.recorder.ended_elsewhere(call);
         }

@@ -1,17 +1,13 @@
 //! What happens by the clock: calls fall due, and what could not be done when it came up is done.
 
-use std::{
-    sync::{MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use tracing::warn;
 
 use super::{Calls, Failure};
 use crate::{
-    call::{Call, Device, Event},
+    call::{Call, Event},
     cluster::Unavailable,
-    ids::CallId,
     metrics::{self, Found, Limit},
 };
 
@@ -19,9 +15,6 @@ use crate::{
 const SWEEP_BATCH: usize = 256;
 /// Most of these in one sweep.
 const MAX_SWEEP_BATCHES: usize = 16;
-/// Most new calls that are looked after because it is not known whether they were written. What is
-/// beyond ends with its ringing time.
-const MAX_DOUBTFUL: usize = 1_000;
 /// How often the deadlines are looked through.
 pub const SWEEP_INTERVAL: Duration = Duration::from_millis(200);
 /// How often a node looks up the records of the calls that concern it.
@@ -41,6 +34,7 @@ impl Calls {
         let late = [
             self.sign_off_late().await,
             self.start_over_late().await,
+            self.tell_unanswered().await,
             self.undo_doubtful().await,
             self.welcome_late().await,
         ];
@@ -62,38 +56,6 @@ impl Calls {
         metrics::LIMITS.of(Limit::Sweep).increment(1);
         warn!(calls = MAX_SWEEP_BATCHES * SWEEP_BATCH, "more calls are due than one sweep takes");
         Ok(())
-    }
-
-    /// Notes that it is not known whether a new call was written. Its caller was told that it failed.
-    pub(super) fn doubt(&self, call: &Call, caller: &Device) {
-        let mut doubtful = self.doubtful();
-        if doubtful.len() < MAX_DOUBTFUL {
-            doubtful.push((call.id, caller.clone()));
-        }
-    }
-
-    fn doubtful(&self) -> MutexGuard<'_, Vec<(CallId, Device)>> {
-        self.doubtful.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Ends the calls that were written although their callers were told that they failed: nobody
-    /// was rung. One whose caller has tried again by now, and rings, is left alone.
-    async fn undo_doubtful(&self) -> Result<(), Unavailable> {
-        loop {
-            let Some((id, device)) = self.doubtful().last().cloned() else { return Ok(()) };
-            let call = self.cluster.load(id).await?;
-            if let Some(call) = &call {
-                self.recorder.record(call);
-            }
-            if let Some(call) = call.filter(|_| self.live.get(id).is_none()) {
-                let given_up = Event::Gone { device, may_return: false };
-                match self.transition(call, &given_up).await {
-                    Ok(_) | Err(Failure::Refused(_)) => {}
-                    Err(_) => return Err(Unavailable),
-                }
-            }
-            self.doubtful().retain(|(other, _)| *other != id);
-        }
     }
 
     async fn attend(&self, call: Call) {

@@ -5,8 +5,11 @@ import { Person } from '../support/load.mjs';
 import { Diary } from './diary.mjs';
 
 const SAID = 'call:ice-candidate';
+const BACK = ['call:resumed', 'call:peer-reconnected'];
 
 export class Device extends Person {
+  #tellBack;
+
   constructor(url, name, ledger) {
     super(url, name);
     this.ledger = ledger;
@@ -17,6 +20,7 @@ export class Device extends Person {
     this.socket.onAny((event, payload) => {
       this.#write(payload?.callId, event, `hears ${event} ${worthKnowing(payload)}`);
       ledger.heard(this, event, payload);
+      if (BACK.includes(event)) this.#tellBack?.('back');
     });
     this.socket.on('disconnect', (reason) => {
       this.#write(undefined, '', `has lost its connection: ${reason}`);
@@ -74,6 +78,11 @@ export class Device extends Person {
     const message = { toUserId: this.peer.userId, callId: call.id, candidate: { ...candidate(number), candidate: text } };
     await this.request(SAID, message, { onAgain: () => speech.again.add(number) });
     speech.sent.set(number, this.ledger.fault);
+  }
+
+  /** Resolves when this device, or the other side's, was away and is back in the call; only the latest one that asks hears. */
+  someoneIsBack() {
+    return new Promise((resolve) => (this.#tellBack = resolve));
   }
 
   /** Asks how a call stands, and tells the ledger if it has ended. */

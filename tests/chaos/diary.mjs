@@ -30,13 +30,18 @@ export class Diary {
 /** All that is known of a call: what its clients did and heard, and what the nodes' logs say of it. */
 export function storyOf(call, nodes) {
   const [from, to] = [call.beganAt - AROUND_MS, (call.endedAt ?? Date.now()) + AROUND_MS];
-  const notes = [call.diary, call.caller.diary, call.callee.diary].flatMap((diary) => diary.between(from, to));
-  const told = notes.sort((one, other) => one.at - other.at).map(({ at, text }) => `    ${clock(at)} ${text}`);
+  const told = toldBy([call.diary, call.caller.diary, call.callee.diary], from, to);
   const logged = nodes.flatMap((node, index) => {
     const lines = node.logs().split('\n').filter((line) => line.includes(call.id));
     return lines.slice(-MOST_LOG_LINES).map((line) => `    node ${index + 1}: ${line}`);
   });
   return [...told, ...logged].join('\n');
+}
+
+/** What is in these diaries, line by line. */
+export function toldBy(diaries, from, to) {
+  const notes = diaries.flatMap((diary) => diary.between(from, to)).sort((one, other) => one.at - other.at);
+  return notes.map(({ at, text }) => `    ${clock(at)} ${text}`);
 }
 
 const clock = (at) => new Date(at).toISOString().slice(11, 23);

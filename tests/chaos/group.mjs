@@ -15,17 +15,18 @@ const NEVER = ['ended', 'history', 'disorder', 'stranger', 'failed', 'violated']
 const MOST_STORIES = 5;
 
 /**
- * Plays the faults for one kind of Redis whose names `chosen` likes, each `rounds` times. Answers a result for each:
+ * Plays the faults for one kind of Redis whose names `chosen` likes, each `rounds` times, and says what the slowest
+ * pair did where one was slower than `slowMs`. Answers a result for each:
  * its figures, how often what went wrong, and what of it must not have.
  */
-export async function playGroup(kind, { chosen = () => true, rounds, talking, dialling, everyMs, say = () => {} }) {
+export async function playGroup(kind, { chosen = () => true, rounds, talking, dialling, everyMs, slowMs = Infinity, say = () => {} }) {
   const ledger = new Ledger();
   const results = [];
   const world = await startWorld(kind);
   const people = new People(world.url, ledger, { talking, dialling, everyMs });
   try {
     await people.start();
-    const played = new Rounds({ world, people, ledger });
+    const played = new Rounds({ world, people, ledger, slowMs, say });
     for (const fault of FAULTS[kind].filter(({ name }) => chosen(name))) {
       const missing = fault.needs?.(world);
       if (!missing) await played.play(fault, rounds);

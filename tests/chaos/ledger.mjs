@@ -53,11 +53,9 @@ export class Ledger {
   }
 
   /** How a call ended, by what one side was told. */
-  told(id, userId, said) {
+  told(id, userId, reason) {
     const call = this.calls.get(id);
-    if (!call || !said) return;
-    // Who declines and gets no answer is told with the user's other devices.
-    const reason = said.replace(/^(declined|busy)_elsewhere$/, '$1');
+    if (!call || !reason) return;
     const before = call.told.get(userId);
     if (before !== undefined && before !== reason) this.note('ended', `${id}: ${userId} was told ${before}, then ${reason}`, { call });
     call.told.set(userId, reason);
@@ -117,13 +115,17 @@ export class Ledger {
     speech.latest = Math.max(speech.latest, number);
   }
 
-  /** What was acknowledged to this sender and never came, counted for the fault under which it was sent. */
+  /** How much was acknowledged and never came, counted for the fault under which it was sent. */
   missing(call) {
+    let count = 0;
     for (const [from, speech] of call.speech) {
       for (const [number, fault] of speech.sent) {
-        if (!speech.heard.has(number)) this.note('lost', `${call.id}: ${number} from ${from}`, { fault, call });
+        if (speech.heard.has(number)) continue;
+        this.note('lost', `${call.id}: ${number} from ${from}`, { fault, call });
+        count += 1;
       }
     }
+    return count;
   }
 
   /** Whether the call ended as its parties wanted, and both know. Says what is wrong otherwise. */

@@ -4,7 +4,7 @@ import { setTimeout as pause } from 'node:timers/promises';
 import { answer, offer } from '../support/calls.mjs';
 import { eventually, someone } from '../support/check.mjs';
 import { Device } from './device.mjs';
-import { Diary } from './diary.mjs';
+import { Diary, toldBy } from './diary.mjs';
 
 /** How long a side may take to hear of what happened: longer than a node that stands still for 15 s needs. */
 const PATIENCE_MS = 25_000;
@@ -70,7 +70,7 @@ class Pair {
   async ring() {
     const call = await this.place();
     const { caller, callee } = this;
-    await untilHeard(heardOf(callee, 'call:offer', call), () =>
+    await untilHeard(heardOf(callee, 'call:offer', call), caller, () =>
       caller.request('call:offer', { toUserId: callee.userId, callId: call.id, offer: offer() }),
     );
     await caller.say(call);
@@ -79,17 +79,20 @@ class Pair {
 
   async pickUp(call) {
     const { caller, callee } = this;
-    await untilHeard(heardOf(caller, 'call:answer', call), () =>
+    await untilHeard(heardOf(caller, 'call:answer', call), callee, () =>
       callee.request('call:answer', { toUserId: caller.userId, callId: call.id, answer: answer() }),
     );
     call.answered();
   }
 
-  /** All that was said has come, or never will. */
+  /** All that was said has come, or never will: then the pair waited for nothing. */
   async hearOut(call) {
+    const beganAt = Date.now();
     await eventually(() => call.isOver || call.isHeard(), 'all is heard', PATIENCE_MS).catch(() => {});
-    if (!call.isOver) this.ledger.missing(call);
+    if (!call.isOver && this.ledger.missing(call) > 0) this.waitedForNothing(beganAt);
   }
+
+  waitedForNothing() {}
 
   /** One side ends the call, and the other hears of it. */
   async end(call, ender, event, reason) {
@@ -172,6 +175,12 @@ export class Talkers extends Pair {
 /** Who calls, says some things, and ends it, again and again, in all the ways there are. */
 export class Dialers extends Pair {
   made = 0;
+  inVainMs = 0;
+
+  /** From the strike until the first call worked that was begun after it. */
+  get worksAfterMs() {
+    return this.worksAt ? this.worksAt - this.struckAt - this.inVainMs : Infinity;
+  }
 
   async live({ goesOn, everyMs }) {
     for (let round = Math.floor(Math.random() * 4); goesOn(); round += 1) {
@@ -208,6 +217,11 @@ export class Dialers extends Pair {
     return this.end(call, kind === 2 ? caller : callee, 'call:end', 'completed');
   }
 
+  /** That is no time in which the pair could have called. */
+  waitedForNothing(beganAt) {
+    if (!this.worksAt) this.inVainMs += Date.now() - Math.max(beganAt, this.struckAt);
+  }
+
   #works(beganAt) {
     if (this.struckAt <= beganAt) this.worksAt ??= Date.now();
   }
@@ -216,18 +230,20 @@ export class Dialers extends Pair {
   struck(at) {
     this.struckAt = at;
     this.worksAt = undefined;
+    this.inVainMs = 0;
   }
 }
 
 const heardOf = (device, event, call) => device.next(event, ({ callId }) => callId === call.id);
 
-/** Says it, and again if it was not heard for long. */
-async function untilHeard(heard, say) {
+/** Says it, and again when a side that was away is back, as the page does, or if it was not heard for long. */
+async function untilHeard(heard, sender, say) {
   heard.catch(() => {});
   for (;;) {
+    const back = sender.someoneIsBack();
     await say();
     const late = pause(SAID_AGAIN_MS, 'late', { ref: false });
-    if ((await Promise.race([heard, late])) !== 'late') return;
+    if (!['late', 'back'].includes(await Promise.race([heard, late, back]))) return;
   }
 }
 
@@ -279,9 +295,18 @@ export class People {
     this.ledger.note('failed', text, { call: [...stuck, ...mute][0]?.story });
   }
 
-  /** From the strike until the first call worked that was begun after it, pair by pair, sorted. */
+  /** What the slowest of these pairs did until a new call worked. */
+  storyOfSlowest() {
+    const [slowest] = [...this.dialers].sort((one, other) => other.worksAfterMs - one.worksAfterMs);
+    const { caller, callee, struckAt, worksAt = Date.now(), worksAfterMs } = slowest;
+    const calls = [...this.ledger.calls.values()].filter((call) => call.caller === caller);
+    const lines = toldBy([caller, callee, ...calls].map(({ diary }) => diary), struckAt, worksAt);
+    return [`the slowest pair took ${worksAfterMs} ms:`, ...lines].join('\n');
+  }
+
+  /** How long it took each pair until a new call worked, sorted. */
   workAgainMs() {
-    return this.dialers.map(({ worksAt = Infinity, struckAt }) => worksAt - struckAt).sort((one, other) => one - other);
+    return this.dialers.map(({ worksAfterMs }) => worksAfterMs).sort((one, other) => one - other);
   }
 
   /** Everybody finishes what they are at, and ends the call. */

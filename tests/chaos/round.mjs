@@ -7,8 +7,8 @@ const NOTED_BEFORE_MS = 1_000;
 
 /** Faults strike a world one after the other; each that is played leaves its figures. */
 export class Rounds {
-  constructor({ world, people, ledger }) {
-    Object.assign(this, { world, people, ledger });
+  constructor({ world, people, ledger, slowMs, say }) {
+    Object.assign(this, { world, people, ledger, slowMs, say });
     this.figures = new Map();
     this.begun = [{ fault: 'none', at: 0 }];
   }
@@ -38,6 +38,7 @@ export class Rounds {
       const repair = await fault.strike({ world, people, round, crowd, figures });
       await people.recovered();
       figures.workAgainMs.push(...people.workAgainMs());
+      if (people.workAgainMs().at(-1) > this.slowMs) this.say(people.storyOfSlowest());
       await repair?.();
     } catch (error) {
       ledger.note('failed', `the fault went wrong: ${error.message}`);

@@ -2,7 +2,8 @@
 // docs/RELIABILITY.md. `make chaos` builds what it needs, and fails if a zero is not zero.
 //
 // ROUNDS says how often, TALKING and DIALLING how many pairs are in calls and set up calls; ONLY is a part of the names
-// of the faults to play: then nothing is written.
+// of the faults to play: then nothing is written. With SLOW, the slowest pair's story is told wherever one took longer
+// than so many seconds until it could call again.
 
 import { FAULTS } from './faults.mjs';
 import { playGroup } from './group.mjs';
@@ -12,6 +13,7 @@ const ROUNDS = Number(process.env.ROUNDS ?? 3);
 const TALKING = Number(process.env.TALKING ?? 100);
 const DIALLING = Number(process.env.DIALLING ?? 40);
 const ONLY = process.env.ONLY ?? '';
+const SLOW_MS = Number(process.env.SLOW ?? Infinity) * 1_000;
 /** Whatever happens, it ends. */
 const LONGEST_MS = ROUNDS * 20 * 60_000;
 const SHOWN = 5;
@@ -28,7 +30,7 @@ const rows = [];
 const wrong = [];
 let [calls, messages, excused] = [0, 0, 0];
 for (const kind of Object.keys(FAULTS).filter((kind) => FAULTS[kind].some(({ name }) => chosen(name)))) {
-  const group = await playGroup(kind, { chosen, rounds: ROUNDS, talking: TALKING, dialling: DIALLING, say });
+  const group = await playGroup(kind, { chosen, rounds: ROUNDS, talking: TALKING, dialling: DIALLING, slowMs: SLOW_MS, say });
   calls += group.ledger.calls.size;
   messages += group.ledger.messages;
   excused += group.ledger.excused.length;

@@ -17,4 +17,5 @@ mod postgres_server;
 mod protocol;
 mod redis_server;
 mod tokens;
+mod unanswered;
 mod world;

@@ -75,6 +75,8 @@ pub struct Interleaved {
     operations: AtomicUsize,
     /// How many of the next operations fail.
     failing: AtomicUsize,
+    /// The next operation of this name is carried out, and its answer is lost.
+    losing: Mutex<Option<&'static str>>,
 }
 
 impl Interleaved {
@@ -114,6 +116,9 @@ macro_rules! interleaved {
                 }
                 let answer = self.cluster.$name($($argument),*).await;
                 self.step_back().await;
+                if self.losing.lock().unwrap().take_if(|name| *name == stringify!($name)).is_some() {
+                    return Err(Unavailable);
+                }
                 answer
             })*
         }
@@ -213,6 +218,11 @@ impl Node {
     pub fn fail_next(&self, operations: usize) {
         self.cluster.failing.store(operations, Ordering::Relaxed);
     }
+
+    /// Has the next commit on the shared state carried out and its answer lost.
+    pub fn lose_answer_of_commit(&self) {
+        *self.cluster.losing.lock().unwrap() = Some("commit");
+    }
 }
 
 /// With how many nodes each story is told.
@@ -239,7 +249,8 @@ impl World {
             let id = NodeId::generate(clock.now());
             let (cluster, inbox) = hub.node(id);
             let (operations, failing) = (AtomicUsize::default(), AtomicUsize::default());
-            let cluster = Arc::new(Interleaved { cluster, operations, failing });
+            let losing = Mutex::default();
+            let cluster = Arc::new(Interleaved { cluster, operations, failing, losing });
             let (recorder, writer) =
                 history::recorder(ledger.clone(), cluster.clone(), Health::default());
             tokio::spawn(writer.run(std::future::pending()));

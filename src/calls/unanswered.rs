@@ -1,0 +1,82 @@
+//! Changes of calls whose commit was not answered. They may be written all the same, and then nobody was told.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tracing::warn;
+
+use super::Calls;
+use crate::{call::Call, cluster::Unavailable, ids::CallId, time::Timestamp};
+
+/// Most calls that are looked after. What came of the others is found when all calls are looked up.
+const MAX_UNANSWERED: usize = 1_000;
+/// For how long a change may still be carried out once the shared state answers again.
+const LATE: Duration = Duration::from_secs(2);
+
+/// Those of this node.
+#[derive(Default)]
+pub struct Unanswered {
+    calls: Mutex<BTreeMap<CallId, Change>>,
+}
+
+#[derive(Clone)]
+struct Change {
+    before: Call,
+    /// When it was found to be not written yet.
+    asked_at: Option<Timestamp>,
+}
+
+impl Unanswered {
+    fn calls(&self) -> MutexGuard<'_, BTreeMap<CallId, Change>> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that `before` may have been changed.
+    pub fn note(&self, before: &Call) {
+        let mut calls = self.calls();
+        if calls.len() < MAX_UNANSWERED {
+            let change = || Change { before: before.clone(), asked_at: None };
+            calls.entry(before.id).or_insert_with(change).asked_at = None;
+        } else {
+            warn!(call = %before.id, "whether a call was changed is not known: it is looked up later");
+        }
+    }
+
+    fn due(&self, now: Timestamp) -> Vec<Change> {
+        let is_due = |change: &&Change| change.asked_at.is_none_or(|at| now - at >= LATE);
+        self.calls().values().filter(is_due).cloned().collect()
+    }
+}
+
+impl Calls {
+    /// Tells what came of the changes whose commit was not answered.
+    pub(super) async fn tell_unanswered(&self) -> Result<(), Unavailable> {
+        let now = self.clock.now();
+        for Change { before, asked_at } in self.unanswered.due(now) {
+            let is_written = self.tell_if_written(&before).await?;
+            let mut calls = self.unanswered.calls();
+            if is_written || asked_at.is_some() {
+                calls.remove(&before.id);
+            } else if let Some(change) = calls.get_mut(&before.id) {
+                change.asked_at = Some(now);
+            }
+        }
+        Ok(())
+    }
+
+    /// If a call has changed, tells everybody what it is like now. Says whether it has.
+    async fn tell_if_written(&self, before: &Call) -> Result<bool, Unavailable> {
+        let after = self.cluster.load(before.id).await?.filter(|call| call.succeeds(before));
+        let Some(after) = after else { return Ok(false) };
+        let rings = before.is_ringing();
+        let callee_nodes =
+            if rings { self.cluster.nodes_of(&before.callee.user).await? } else { Vec::new() };
+        self.recorder.record(&after);
+        self.take_in(&after).await?;
+        self.spread(before, &after, &callee_nodes);
+        Ok(true)
+    }
+}

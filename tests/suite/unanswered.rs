@@ -1,0 +1,183 @@
+//! What a client asks is carried out, and the answer of the shared state is lost: it is told to try again.
+
+use std::time::Duration;
+
+use switchboard::{
+    call::{Event, Refusal, Signal},
+    calls::{Failure, SWEEP_INTERVAL as A_SWEEP},
+    cluster::{Change, Cluster, Unavailable},
+    ids::NodeId,
+    time::Clock,
+};
+
+use crate::world::{NODE_COUNTS, RULES, World};
+
+const REFUSED: Failure = Failure::Unavailable(Unavailable);
+/// Longer than a sweep takes to find a call that was written, and shorter than it waits for its caller.
+const A_SECOND: Duration = Duration::from_secs(1);
+const TOO_LATE: Duration = Duration::from_secs(4);
+
+/// `a1` has begun a call to `b` under the name `x`, and was told that it failed.
+async fn a_call_that_was_written(count: usize) -> World {
+    let world = World::with(count, &["a1", "b1", "b2"]).await;
+    world.node_of("a1").lose_answer_of_commit();
+    assert_eq!(world.initiate_named("a1", "b", Some("x")).await, Err(REFUSED));
+    world.pass(A_SECOND).await;
+    for name in ["a1", "b1", "b2"] {
+        assert_eq!(world.heard(name), [""; 0]);
+    }
+    world
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_rings_when_its_caller_tries_again() {
+    for count in NODE_COUNTS {
+        let world = a_call_that_was_written(count).await;
+        let id = world.initiate_named("a1", "b", Some("x")).await.unwrap();
+        assert_eq!(world.heard("a1"), ["ringing"]);
+        assert_eq!(world.heard("b1"), ["incoming"]);
+        world.pass(TOO_LATE).await;
+        world.answer("b2", "a").await.unwrap();
+        assert_eq!(world.heard("a1"), ["answer answer"]);
+        world.end("a1", "b").await.unwrap();
+        let row = world.row(id, |row| row.ended_at.is_some()).await;
+        assert_eq!(row.end_reason.unwrap().as_str(), "completed");
+        assert_eq!(world.ledger.all().len(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_makes_room_when_its_caller_tries_something_else() {
+    for count in NODE_COUNTS {
+        for name in [None, Some("y")] {
+            let world = a_call_that_was_written(count).await;
+            world.initiate_named("a1", "b", name).await.unwrap();
+            assert_eq!(world.heard("a1").last().unwrap(), "ringing");
+            assert_eq!(world.heard("b1"), ["incoming"]);
+            world.pass(TOO_LATE).await;
+            assert_eq!(world.heard("b1"), [""; 0]);
+            world.answer("b1", "a").await.unwrap();
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_its_caller_has_given_up_ends() {
+    for count in NODE_COUNTS {
+        let world = a_call_that_was_written(count).await;
+        world.pass(TOO_LATE).await;
+        assert_eq!(world.heard("b1"), [""; 0]);
+        world.initiate("b1", "a").await.unwrap();
+        assert_eq!(world.heard("a1").last().unwrap(), "incoming");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_has_won_is_passed_on_when_it_is_given_again() {
+    for count in NODE_COUNTS {
+        let world = World::with(count, &["a1", "b1", "b2"]).await;
+        world.initiate("a1", "b").await.unwrap();
+        world.heard("a1");
+        world.signal("b1", "a", Signal::Candidate, "early").await.unwrap();
+        world.node_of("b1").lose_answer_of_commit();
+        assert_eq!(world.answer("b1", "a").await, Err(REFUSED));
+        assert_eq!(world.heard("a1"), [""; 0]);
+        world.pass(A_SECOND).await;
+        world.answer("b1", "a").await.unwrap();
+        assert_eq!(world.heard("a1"), ["answer answer", "ice-candidate early"]);
+        assert_eq!(world.heard("b1"), ["incoming"]);
+        world.signal("a1", "b", Signal::Candidate, "c").await.unwrap();
+        assert_eq!(world.heard("b1"), ["ice-candidate c"]);
+        let other = world.answer("b2", "a").await;
+        assert!(matches!(other, Err(Failure::Refused(Refusal::AlreadyAnswered(_)))), "{other:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_not_given_again_is_known_to_all_nodes() {
+    for count in NODE_COUNTS {
+        let world = World::with(count, &["a1", "b1", "b2"]).await;
+        world.initiate("a1", "b").await.unwrap();
+        world.node_of("b1").lose_answer_of_commit();
+        assert_eq!(world.answer("b1", "a").await, Err(REFUSED));
+        world.pass(A_SWEEP).await;
+        assert_eq!(world.heard("b2"), ["incoming", "ended answered_elsewhere"]);
+        world.answer("b1", "a").await.unwrap();
+        assert_eq!(world.heard("a1"), ["ringing", "answer answer"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_that_was_not_answered_is_told_to_all() {
+    for count in NODE_COUNTS {
+        let (world, id) = World::in_call(count, &["a1", "b1"]).await;
+        world.node_of("a1").lose_answer_of_commit();
+        assert_eq!(world.end("a1", "b").await, Err(REFUSED));
+        tokio::time::advance(A_SWEEP).await;
+        assert_eq!(world.heard("b1"), [""; 0]);
+        assert_eq!(world.end("a1", "b").await.unwrap().id, id);
+        assert_eq!(world.heard("b1"), ["ended completed"]);
+        world.pass(A_SWEEP).await;
+        for name in ["a1", "b1"] {
+            assert_eq!(world.heard(name), [""; 0]);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_of_a_node_that_died_is_told_by_the_one_that_is_asked_again() {
+    for count in NODE_COUNTS {
+        for asks in ["a1", "a3"] {
+            let (world, id) = World::in_call(count, &["a1", "b1", "a3"]).await;
+            let is_elsewhere = |name| world.node_of(name).id != world.node_of(asks).id;
+            if asks == "a3" && !(is_elsewhere("a1") && is_elsewhere("b1")) {
+                // Its node must never have heard of the call.
+                continue;
+            }
+            let (dead, _inbox) = world.hub.node(NodeId::generate(Clock::System.now()));
+            let call = dead.load(id).await.unwrap().unwrap();
+            let end = Event::End { by: world.device("a1"), reported_duration_s: None };
+            let ended = RULES.apply(&call, &end, dead.node(), call.updated_at).unwrap();
+            dead.commit(Change { call: ended, claims: Vec::new() }).await.unwrap();
+            assert_eq!(world.heard("b1"), [""; 0]);
+            assert_eq!(world.end(asks, "b").await.unwrap().id, id);
+            assert_eq!(world.heard("b1"), ["ended completed"]);
+            assert_eq!(world.heard("a1"), [""; 0]);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_ends_a_call_at_the_second_try_hears_of_it_by_the_answer_alone() {
+    for count in NODE_COUNTS {
+        for fails in 0..2 {
+            let world = World::with(count, &["a1", "b1", "b2"]).await;
+            world.initiate("a1", "b").await.unwrap();
+            world.node_of("b1").fail_next(fails);
+            assert_eq!(world.reject("b1", "a").await.is_err(), fails > 0);
+            world.reject("b1", "a").await.unwrap();
+            world.pass(A_SWEEP).await;
+            assert_eq!(world.heard("b1"), ["incoming"]);
+            assert_eq!(world.heard("b2"), ["incoming", "ended declined_elsewhere"]);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_hears_of_its_own_end_once_and_as_its_own() {
+    for count in NODE_COUNTS {
+        let world = World::with(count, &["a1", "b1", "b2"]).await;
+        let id = world.initiate("a1", "b").await.unwrap();
+        world.node_of("b1").lose_answer_of_commit();
+        assert_eq!(world.reject("b1", "a").await, Err(REFUSED));
+        world.pass(A_SWEEP).await;
+        assert_eq!(world.heard("a1"), ["ringing", "rejected"]);
+        assert_eq!(world.heard("b1"), ["incoming", "ended declined"]);
+        assert_eq!(world.heard("b2"), ["incoming", "ended declined_elsewhere"]);
+        assert_eq!(world.reject("b1", "a").await.unwrap().id, id);
+        world.pass(A_SECOND).await;
+        for name in ["a1", "b1", "b2"] {
+            assert_eq!(world.heard(name), [""; 0]);
+        }
+    }
+}
