@@ -1,7 +1,8 @@
 # `make` says what there is. `make test` is all that a fresh machine needs.
 
 # Most tests wait for the server rather than use the CPU, so more files run at once than there are cores.
-NODE_TEST = timeout --foreground 600 node --test --test-reporter=spec --test-concurrency=4
+# A file that hangs is ended before all are, so that what the others found is shown, and its name.
+NODE_TEST = timeout --foreground 600 node --test --test-reporter=spec --test-concurrency=4 --test-timeout=400000
 
 # Browsers use the CPU: two files at once are as fast as four, and nobody has to wait for a camera.
 BROWSER_TEST = $(subst --test-concurrency=4,--test-concurrency=2,$(NODE_TEST))

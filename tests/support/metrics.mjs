@@ -1,12 +1,12 @@
 // What nodes count, read as Prometheus reads it.
 
 import assert from 'node:assert/strict';
-import { eventually } from './check.mjs';
+import { DEADLINE_MS, eventually } from './check.mjs';
 
 /** The metrics of a server, or of all nodes of a cluster together. */
 export async function scrape(server) {
   const texts = (server.nodes ?? [server]).map(async ({ adminUrl }) => {
-    const response = await fetch(`${adminUrl}/metrics`);
+    const response = await fetch(`${adminUrl}/metrics`, { signal: AbortSignal.timeout(DEADLINE_MS) });
     assert.equal(response.status, 200);
     return response.text();
   });
