@@ -205,7 +205,7 @@ impl View {
         if stays || node == reach.cluster.node() || before.is_ringing() {
             return;
         }
-        let recalled = reach.cluster.recall(node, self.call.id);
+        let recalled = reach.cluster.recall(node, self.call.id, role);
         let waiting = self.waiting_for(role);
         for relay in recalled {
             waiting.put_recalled(relay.signal, &relay.payload);

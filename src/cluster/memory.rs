@@ -14,7 +14,7 @@ use super::{
     Change, Cluster, Committed, Detached, Edge, Inbound, Message, Relay, Stored, Unavailable,
 };
 use crate::{
-    call::{Call, Lobby},
+    call::{Call, Lobby, Role},
     ids::{CallId, NodeId, SocketId, UserId},
     protocol::Presence,
     time::Timestamp,
@@ -206,7 +206,7 @@ impl Cluster for Memory {
         Ok(())
     }
 
-    fn recall(&self, _: NodeId, _: CallId) -> Vec<Relay> {
+    fn recall(&self, _: NodeId, _: CallId, _: Role) -> Vec<Relay> {
         // What was sent is in the other node's inbox already.
         Vec::new()
     }

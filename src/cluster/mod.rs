@@ -93,9 +93,10 @@ pub trait Cluster: Send + Sync + 'static {
     /// then some node hears of them again and again.
     async fn seen_off(&self, node: NodeId, users: &[UserId]) -> Result<(), Unavailable>;
 
-    /// Takes back what was sent to a node about a call and nobody there has heard, in order: the
-    /// device that it was for has moved on, and the node may be dead.
-    fn recall(&self, from: NodeId, call: CallId) -> Vec<Relay>;
+    /// Takes back what was sent to a node for this party of a call and nobody there has heard, in order:
+    /// the device that it was for has moved on, and the node may be dead. What the other party gets by
+    /// that node goes on.
+    fn recall(&self, from: NodeId, call: CallId, to: Role) -> Vec<Relay>;
 
     /// Takes this node out of the cluster, when it has no sockets any more.
     async fn leave(&self);

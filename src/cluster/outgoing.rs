@@ -6,7 +6,7 @@ use super::{
     Message, Relay,
     link::{Content, Frame, Sender},
 };
-use crate::{ids::CallId, time::Timestamp};
+use crate::{call::Role, ids::CallId, time::Timestamp};
 
 /// Most messages that wait to be sent to one node.
 const QUEUE_MESSAGES: usize = 10_000;
@@ -162,9 +162,9 @@ impl Outgoing {
         self.unheard = self.unheard.max(up_to);
     }
 
-    /// Takes back what is about a call and is known to be unheard, in order.
-    pub fn recall(&mut self, call: CallId) -> Vec<Relay> {
-        let is_its = |message: &Message| matches!(message, Message::Relay(to) if to.call == call);
+    /// Takes back what is for this party of a call and is known to be unheard, in order.
+    pub fn recall(&mut self, call: CallId, to: Role) -> Vec<Relay> {
+        let is_its = |message: &Message| matches!(message, Message::Relay(relay) if relay.call == call && relay.from.other() == to);
         let after = self.unheard.max(self.flying.end);
         let mut recalled = self.link.recall(self.unheard..self.flying.start, is_its);
         recalled.extend(self.link.recall(after..u64::MAX, is_its));
@@ -190,10 +190,7 @@ pub fn end_of(content: &Content) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        call::{Role, Signal},
-        cluster::link::KEEP,
-    };
+    use crate::{call::Signal, cluster::link::KEEP};
 
     const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
 
@@ -264,14 +261,16 @@ mod tests {
         outgoing.put(Message::Relay(relay("flies")));
         outgoing.next(NOW);
         outgoing.put(Message::Relay(relay("waits")));
-        assert_eq!(outgoing.recall(call), [relay("waits")]);
+        let to = Role::Callee;
+        assert_eq!(outgoing.recall(call, Role::Caller), [], "they are for the other party");
+        assert_eq!(outgoing.recall(call, to), [relay("waits")]);
         outgoing.landed();
-        assert_eq!(outgoing.recall(call), [relay("flies")], "nobody has heard it");
+        assert_eq!(outgoing.recall(call, to), [relay("flies")], "nobody has heard it");
         outgoing.put(Message::Relay(relay("is heard")));
         while outgoing.has_more() {
             publish(&mut outgoing);
         }
-        assert_eq!(outgoing.recall(call), []);
+        assert_eq!(outgoing.recall(call, to), []);
     }
 
     #[test]

@@ -96,11 +96,11 @@ export class Ledger {
   #heardSaid(device, { callId, candidate }) {
     this.messages += 1;
     const [, about, from, to, text] = /^said (\S+) (\S+) (\S+) (\d+)$/.exec(candidate?.candidate) ?? [];
+    const call = this.calls.get(callId);
     if (about !== callId || from !== device.peer.userId || to !== device.userId) {
-      this.note('stranger', `${device.userId} got "${candidate?.candidate}" in ${callId}`);
+      this.note('stranger', `${device.userId} got "${candidate?.candidate}" in ${callId}`, { call });
       return;
     }
-    const call = this.calls.get(callId);
     const speech = call?.speech.get(from);
     const number = Number(text);
     if (!speech) return;

@@ -12,7 +12,7 @@ use std::{
 
 use async_trait::async_trait;
 use switchboard::{
-    call::{Call, Lobby},
+    call::{Call, Lobby, Role},
     cluster::{
         Change, Cluster, Committed, Departed, Detached, Edge, Inbound, Message, Relay, Unavailable,
     },
@@ -311,8 +311,8 @@ impl Cluster for Backend {
         .await
     }
 
-    fn recall(&self, from: NodeId, call: CallId) -> Vec<Relay> {
-        self.bus.recall(from, call)
+    fn recall(&self, from: NodeId, call: CallId, to: Role) -> Vec<Relay> {
+        self.bus.recall(from, call, to)
     }
 
     async fn leave(&self) {

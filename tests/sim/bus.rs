@@ -7,6 +7,7 @@ use std::{
 };
 
 use switchboard::{
+    call::Role,
     cluster::{
         Inbound, Message, Relay,
         link::{Content, Receiver},
@@ -83,9 +84,9 @@ impl Bus {
         peer.wake.notify_one();
     }
 
-    pub fn recall(&self, from: NodeId, call: CallId) -> Vec<Relay> {
+    pub fn recall(&self, from: NodeId, call: CallId, to: Role) -> Vec<Relay> {
         let peer = self.peers().get(&from).cloned();
-        peer.map_or_else(Vec::new, |peer| peer.outgoing().recall(call))
+        peer.map_or_else(Vec::new, |peer| peer.outgoing().recall(call, to))
     }
 
     pub fn is_idle(&self) -> bool {

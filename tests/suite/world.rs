@@ -13,7 +13,7 @@ use std::{
 use async_trait::async_trait;
 use serde_json::{Value, value::RawValue};
 use switchboard::{
-    call::{Call, CallType, Device, Lobby, Refusal, Rules, Signal},
+    call::{Call, CallType, Device, Lobby, Refusal, Role, Rules, Signal},
     calls::{Calls, Failure, Initiate, Outlet},
     cluster::{
         Change, Cluster, Committed, Detached, Edge, Hub, Memory, Message, Relay, Unavailable,
@@ -100,8 +100,8 @@ macro_rules! interleaved {
                 self.cluster.send(to, message);
             }
 
-            fn recall(&self, from: NodeId, call: CallId) -> Vec<Relay> {
-                self.cluster.recall(from, call)
+            fn recall(&self, from: NodeId, call: CallId, to: Role) -> Vec<Relay> {
+                self.cluster.recall(from, call, to)
             }
 
             async fn leave(&self) {

@@ -12,6 +12,7 @@ use tracing::{debug, info, warn};
 
 use super::{asked::timed, envelope::Envelope};
 use crate::{
+    call::Role,
     cluster::{
         Inbound, Message, Relay,
         link::{Content, Receiver},
@@ -100,10 +101,10 @@ impl Bus {
         self.peers().values().map(|peer| peer.outgoing().queued()).sum()
     }
 
-    /// Takes back what is on its way to a node about a call and that nobody has heard, in order.
-    pub fn recall(&self, from: NodeId, call: CallId) -> Vec<Relay> {
+    /// Takes back what is on its way to a node for a party of a call and that nobody has heard, in order.
+    pub fn recall(&self, from: NodeId, call: CallId, to: Role) -> Vec<Relay> {
         let peer = self.peers().get(&from).cloned();
-        peer.map_or_else(Vec::new, |peer| peer.outgoing().recall(call))
+        peer.map_or_else(Vec::new, |peer| peer.outgoing().recall(call, to))
     }
 
     /// Whether all that was given to it has been published.

@@ -34,7 +34,7 @@ use super::{
     Change, Cluster, Committed, Detached, Edge, Inbound, Message, Relay, Stored, Unavailable,
 };
 use crate::{
-    call::{Call, Lobby},
+    call::{Call, Lobby, Role},
     health::Health,
     ids::{CallId, NodeId, SocketId, UserId},
     metrics::Command,
@@ -449,8 +449,8 @@ impl Cluster for Redis {
         timed(Command::Other, removed).await.map_err(|_| Unavailable)
     }
 
-    fn recall(&self, from: NodeId, call: CallId) -> Vec<Relay> {
-        self.bus.recall(from, call)
+    fn recall(&self, from: NodeId, call: CallId, to: Role) -> Vec<Relay> {
+        self.bus.recall(from, call, to)
     }
 
     async fn leave(&self) {
