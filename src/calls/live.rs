@@ -114,6 +114,11 @@ impl LiveCalls {
         }
     }
 
+    /// Whether news of `call` are so late that a newer version may have been known here, and forgotten.
+    pub fn may_have_forgotten(&self, call: &Call, now: Timestamp) -> bool {
+        now - call.updated_at >= RETIRED_MEMORY && self.get(call.id).is_none()
+    }
+
     /// Drops what retired calls leave behind.
     pub fn forget_retired(&self, now: Timestamp) {
         let mut index = self.index();

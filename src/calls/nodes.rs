@@ -298,6 +298,12 @@ impl Calls {
         match message {
             Message::Call(call) => {
                 let _span = self.trace_news(from, &call);
+                if self.live.may_have_forgotten(&call, self.clock.now()) {
+                    if let Some(call) = self.load_patiently(call.id).await? {
+                        self.take_in(&call).await?;
+                    }
+                    return Ok(());
+                }
                 self.take_in(&call).await?;
             }
             Message::Rings { call, have } => {

@@ -3,7 +3,7 @@
 use super::script::{
     Act::{self, Answer, Busy, Call, Candidates, End, Offer, Reject, Vanish},
     Step,
-    What::{self, Flaky, Kill, Pause, RedisBehind, RedisEmpty, RedisFrozen},
+    What::{self, CutOff, Flaky, Kill, Pause, RedisBehind, RedisEmpty, RedisFrozen},
 };
 
 /// A mistake that was made once.
@@ -221,6 +221,19 @@ fn told_more() -> Vec<Found> {
                 device(57_126, 3, call(2)),
                 device(57_788, 3, Offer),
                 at(59_904, RedisFrozen { for_ms: 6_949 }),
+            ],
+        },
+        Found {
+            what: "old news that came after an end was forgotten brought the call back, and its end was told again",
+            seed: 670,
+            script: vec![
+                device(4_871, 2, End),
+                device(10_479, 2, call(2)),
+                at(10_785, CutOff { node: 0, for_ms: 13_659 }),
+                device(11_964, 5, Vanish { noticed_ms: 3_894, back_ms: 4_549 }),
+                at(19_526, CutOff { node: 2, for_ms: 12_566 }),
+                at(28_135, RedisFrozen { for_ms: 7_961 }),
+                device(34_105, 6, Call { to: 0, named: false }),
             ],
         },
     ]
