@@ -362,6 +362,9 @@ impl LiveCall {
         };
         let full = |full| Failure::full(full, reach.now);
         let until = view.call.deadline();
+        // The answer may have won without its device knowing it: then it has not been passed on.
+        let waits_for_answer = matches!(route, Route::AfterAnswer(_))
+            || (signal == Signal::Candidate && view.early.contains_key(&device.socket));
         match route {
             Route::Ringing => {
                 view.replay.keep_for_replay(signal, payload, until).map_err(full)?;
@@ -371,7 +374,7 @@ impl LiveCall {
                     reach.cluster.send(*node, Message::Relay(reach.mark(relay)));
                 }
             }
-            Route::AfterAnswer(_) => {
+            _ if waits_for_answer => {
                 view.keep_early(device.socket, signal, payload, until).map_err(full)?;
             }
             Route::Bound(to, ..) if !view.holds(to) => {
@@ -381,7 +384,7 @@ impl LiveCall {
             Route::Bound(to, ..) | Route::WhenBack(to) => {
                 view.waiting_for(to).keep_for_lost(signal, payload, until).map_err(full)?;
             }
-            Route::Answers(_) => {}
+            Route::Answers(_) | Route::AfterAnswer(_) => {}
         }
         Ok(route)
     }

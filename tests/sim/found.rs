@@ -236,5 +236,17 @@ fn told_more() -> Vec<Found> {
                 device(34_105, 6, Call { to: 0, named: false }),
             ],
         },
+        Found {
+            what: "candidates waited for an answer that had won unheard, and later ones went before them",
+            seed: 6_751,
+            script: vec![
+                device(37_131, 4, call(0)),
+                at(38_406, RedisFrozen { for_ms: 3_292 }),
+                device(39_578, 1, Answer),
+                device(39_721, 1, Candidates(5)),
+                device(51_603, 1, Candidates(6)),
+                device(54_515, 1, Answer),
+            ],
+        },
     ]
 }
