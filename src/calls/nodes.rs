@@ -396,9 +396,13 @@ impl Calls {
         // Whoever does not know yet that its answer won may be taken for lost by now.
         let answered = self.taken_for_lost(&after.callee).map(|device| device.socket);
         live.observe(after, answered, &self.reach());
-        let is_here = |role| after.party(role).link.node() == Some(self.node());
-        let concerns = after.is_ringing() || is_here(Role::Caller) || is_here(Role::Callee);
-        if after.is_live() && concerns {
+        // What is known here may be newer than what has come.
+        let concerns = live.is(|seen| {
+            let is_here = |role| seen.party(role).link.node() == Some(self.node());
+            let is_ours = seen.is_ringing() || is_here(Role::Caller) || is_here(Role::Callee);
+            seen.is_live() && is_ours
+        });
+        if concerns {
             self.live.keep(after);
         } else {
             self.live.retire(after, self.clock.now());

@@ -302,3 +302,31 @@ async fn a_device_taken_for_lost_before_it_knows_that_its_answer_won_hears_one_t
         assert_eq!(world.heard("b2"), ["incoming", "ended answered_elsewhere"]);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn late_news_of_an_earlier_version_do_not_make_a_node_forget_its_device() {
+    let world = World::with(1, &["a1", "b2"]).await;
+    let (here, (elsewhere, _inbox)) =
+        (world.nodes[0].id, world.hub.node(NodeId::generate(Timestamp::from_millis(0))));
+    let call = answered_elsewhere(&world, &elsewhere).await;
+    // The caller's device goes to the other node, is lost there, and comes back.
+    world.leave("a1", true).await;
+    let there = Device { node: elsewhere.node(), ..world.device("a1") };
+    let lost = elsewhere.load(call.id).await.unwrap().unwrap();
+    let moved = changed(&elsewhere, &lost, &Event::Joined(there.clone())).await;
+    let gone = Event::Gone { device: there, may_return: true };
+    let lost = changed(&elsewhere, &moved, &gone).await;
+    elsewhere.send(here, Message::Call(Box::new(moved)));
+    world.settle().await;
+    world.join("a1+").await;
+    assert_eq!(world.heard("a1+"), ["resumed"]);
+    elsewhere.send(here, Message::Call(Box::new(lost)));
+    world.settle().await;
+    world.pass(Duration::from_secs(11)).await;
+    let active = elsewhere.load(call.id).await.unwrap().unwrap();
+    let by = Device { node: elsewhere.node(), ..world.device("b1") };
+    let ended = changed(&elsewhere, &active, &Event::End { by, reported_duration_s: None }).await;
+    elsewhere.send(here, Message::Call(Box::new(ended)));
+    world.settle().await;
+    assert_eq!(world.heard("a1+"), ["ended completed"]);
+}
