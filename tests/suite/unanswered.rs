@@ -20,7 +20,7 @@ const TOO_LATE: Duration = Duration::from_secs(4);
 /// `a1` has begun a call to `b` under the name `x`, and was told that it failed.
 async fn a_call_that_was_written(count: usize) -> World {
     let world = World::with(count, &["a1", "b1", "b2"]).await;
-    world.node_of("a1").lose_answer_of_commit();
+    world.node_of("a1").lose_answer_of("commit");
     assert_eq!(world.initiate_named("a1", "b", Some("x")).await, Err(REFUSED));
     world.pass(A_SECOND).await;
     for name in ["a1", "b1", "b2"] {
@@ -79,7 +79,7 @@ async fn an_answer_that_has_won_is_passed_on_when_it_is_given_again() {
         world.initiate("a1", "b").await.unwrap();
         world.heard("a1");
         world.signal("b1", "a", Signal::Candidate, "early").await.unwrap();
-        world.node_of("b1").lose_answer_of_commit();
+        world.node_of("b1").lose_answer_of("commit");
         assert_eq!(world.answer("b1", "a").await, Err(REFUSED));
         assert_eq!(world.heard("a1"), [""; 0]);
         world.pass(A_SECOND).await;
@@ -98,7 +98,7 @@ async fn an_answer_that_is_not_given_again_is_known_to_all_nodes() {
     for count in NODE_COUNTS {
         let world = World::with(count, &["a1", "b1", "b2"]).await;
         world.initiate("a1", "b").await.unwrap();
-        world.node_of("b1").lose_answer_of_commit();
+        world.node_of("b1").lose_answer_of("commit");
         assert_eq!(world.answer("b1", "a").await, Err(REFUSED));
         world.pass(A_SWEEP).await;
         assert_eq!(world.heard("b2"), ["incoming", "ended answered_elsewhere"]);
@@ -111,7 +111,7 @@ async fn an_answer_that_is_not_given_again_is_known_to_all_nodes() {
 async fn an_end_that_was_not_answered_is_told_to_all() {
     for count in NODE_COUNTS {
         let (world, id) = World::in_call(count, &["a1", "b1"]).await;
-        world.node_of("a1").lose_answer_of_commit();
+        world.node_of("a1").lose_answer_of("commit");
         assert_eq!(world.end("a1", "b").await, Err(REFUSED));
         tokio::time::advance(A_SWEEP).await;
         assert_eq!(world.heard("b1"), [""; 0]);
@@ -168,7 +168,7 @@ async fn a_device_hears_of_its_own_end_once_and_as_its_own() {
     for count in NODE_COUNTS {
         let world = World::with(count, &["a1", "b1", "b2"]).await;
         let id = world.initiate("a1", "b").await.unwrap();
-        world.node_of("b1").lose_answer_of_commit();
+        world.node_of("b1").lose_answer_of("commit");
         assert_eq!(world.reject("b1", "a").await, Err(REFUSED));
         world.pass(A_SWEEP).await;
         assert_eq!(world.heard("a1"), ["ringing", "rejected"]);
@@ -179,5 +179,23 @@ async fn a_device_hears_of_its_own_end_once_and_as_its_own() {
         for name in ["a1", "b1", "b2"] {
             assert_eq!(world.heard(name), [""; 0]);
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_that_could_not_be_told_of_its_call_when_it_joined_is_told_by_the_next_sweep() {
+    for count in NODE_COUNTS {
+        let (world, _) = World::in_call(count, &["a1", "b1"]).await;
+        world.leave("b1", true).await;
+        let (node, device) = (world.node_of("b1+"), world.device("b1+"));
+        node.ears.sockets.lock().unwrap().insert(device.socket, device.user.clone());
+        node.calls.join(&device).await.unwrap();
+        node.lose_answer_of("latest");
+        assert_eq!(node.calls.welcome(&device).await, Err(Unavailable));
+        assert_eq!(world.heard("b1+"), [""; 0]);
+        world.pass(A_SWEEP).await;
+        assert_eq!(world.heard("b1+"), ["resumed"]);
+        world.pass(A_SWEEP).await;
+        assert_eq!(world.heard("b1+"), [""; 0]);
     }
 }

@@ -219,9 +219,9 @@ impl Node {
         self.cluster.failing.store(operations, Ordering::Relaxed);
     }
 
-    /// Has the next commit on the shared state carried out and its answer lost.
-    pub fn lose_answer_of_commit(&self) {
-        *self.cluster.losing.lock().unwrap() = Some("commit");
+    /// Has the next operation of this name on the shared state carried out and its answer lost.
+    pub fn lose_answer_of(&self, operation: &'static str) {
+        *self.cluster.losing.lock().unwrap() = Some(operation);
     }
 }
 
