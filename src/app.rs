@@ -59,6 +59,8 @@ pub enum StartError {
 
 /// How much longer than the longest call a call without an end is left alone in history.
 const ORPHAN_MARGIN: Duration = Duration::from_hours(1);
+/// How long a node that stops goes on passing on what had come from others.
+const LAST_NEWS: Duration = Duration::from_secs(2);
 
 /// Serves until it is told to stop. `ready` is called with the address in use.
 pub async fn serve(
@@ -118,7 +120,7 @@ pub async fn serve(
     let (stop_keeper, keeper_stops) = shutdown::shutdown();
     let (stop_keys, keys_stop) = shutdown::shutdown();
     let (stop_traces, traces_stop) = shutdown::shutdown();
-    let receiving = tokio::spawn(receive(calls.clone(), inbox));
+    let mut receiving = tokio::spawn(receive(calls.clone(), inbox));
     let writing = tokio::spawn(writer.run(writer_stops.wait()));
     let keeping = tokio::spawn(keeper.run(keeper_stops.wait()));
     let sweeping = tokio::spawn(sweep(calls.clone(), calls_stop));
@@ -138,6 +140,10 @@ pub async fn serve(
     serving.close(leaving).await;
     if let Leaving::HandOver { window } = leaving {
         calls.hand_over(window).await;
+        cluster.stop_listening();
+        if tokio::time::timeout(LAST_NEWS, &mut receiving).await.is_err() {
+            warn!("not all that had come from other nodes could be passed on");
+        }
     }
     stop_calls.fire();
     cluster.leave().await;

@@ -97,7 +97,8 @@ labels! {
     /// What nodes say to each other.
     Said {
         Call = "call", Rings = "rings", Kept = "kept", Relay = "relay", Flush = "flush",
-        Flushed = "flushed", Presence = "presence", Disconnect = "disconnect", Void = "void", Dropped = "dropped",
+        Flushing = "flushing", Flushed = "flushed", Presence = "presence", Disconnect = "disconnect",
+        Void = "void", Dropped = "dropped",
     }
     /// Why a step of a trace did not reach the collector.
     LostSpan { Queue = "queue", Export = "export", Rejected = "rejected", Late = "late" }

@@ -250,6 +250,13 @@ impl Call {
             || (self.version == other.version && !self.is_live() && other.is_live())
     }
 
+    /// This, as it is put back over `found`, which it succeeds: later than both, for whoever has seen the
+    /// other one.
+    #[must_use]
+    pub fn put_over(&self, found: &Self) -> Self {
+        Self { version: self.version.max(found.version + 1), ..self.clone() }
+    }
+
     pub fn is_ringing(&self) -> bool {
         matches!(self.state, State::Ringing { .. })
     }

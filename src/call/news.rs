@@ -102,6 +102,12 @@ fn bound_news(
 ) -> Vec<(SocketId, News)> {
     let mut told = Vec::new();
     let Some(socket) = after.party(role).link.socket() else {
+        // Its answer is forgotten: the shared state had gone back, and the call ended otherwise.
+        if let (Link::Bound(binding), Link::Open) =
+            (&before.party(role).link, &after.party(role).link)
+        {
+            told.extend(end_news(after, role).map(|news| (binding.socket, news)));
+        }
         return told;
     };
     let came_back = match &before.party(role).link {

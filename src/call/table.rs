@@ -225,6 +225,10 @@ fn whoever_missed_versions_hears_from_the_last_one() {
     assert_eq!(skipped, ["b1 completed", "b2 answered_elsewhere"]);
     let first: Vec<_> = told(&ringing(), &answered).collect();
     assert_eq!(first, ["b2 answered_elsewhere"]);
+    // Its answer is forgotten, and the call ended without it.
+    let due = RULES.apply(&ringing(), &Event::Due, node(), at(30)).unwrap();
+    let skipped: Vec<_> = told(&answered, &due).collect();
+    assert_eq!(skipped, ["a1 no_answer", "b1 no_answer"]);
     // It hung up as soon as it was back: its ack tells it.
     let lost = after(&[Event::Answer(device("b1")), gone("a1")]);
     let back = RULES.apply(&lost, &Event::Joined(device("a1+")), node(), now()).unwrap();

@@ -162,9 +162,12 @@ impl Rules {
 }
 
 impl Call {
-    /// What ends this live call, of which the shared state knows nothing any more, rather than let it go
-    /// on: a party is in another call by now, or its time is over.
+    /// What ends this call if it is live, of which the shared state knows nothing any more, rather than let it
+    /// go on: a party is in another call by now, or its time is over.
     pub fn end_when_forgotten(&self, lobby: &Lobby, now: Timestamp) -> Option<Event> {
+        if !self.is_live() {
+            return None;
+        }
         let is_elsewhere = |latest: &Option<Call>| {
             latest.as_ref().is_some_and(|call| call.is_live() && call.id != self.id)
         };

@@ -7,11 +7,12 @@ use std::{
 
 use tracing::warn;
 
-use super::{Calls, Failure};
+use super::{Calls, Failure, unsure::UNSURE};
 use crate::{
-    call::{Device, Event},
+    call::{Call, Device, Event},
     cluster::Unavailable,
-    ids::{SocketId, UserId},
+    ids::{CallId, SocketId, UserId},
+    time::Timestamp,
 };
 
 /// A device on this node.
@@ -19,12 +20,14 @@ pub(super) struct Present {
     pub device: Device,
     /// Whether it is signed on. Until then nothing rings there: it is welcomed when it is.
     has_joined: bool,
+    /// The call whose end it was told when it was found to be here after all. The record may go back to before.
+    knows_end_of: Option<CallId>,
 }
 
 impl Calls {
     /// A socket says who it is: from now on its user is online.
     pub async fn join(&self, device: &Device) -> Result<(), Unavailable> {
-        let present = Present { device: device.clone(), has_joined: false };
+        let present = Present { device: device.clone(), has_joined: false, knows_end_of: None };
         self.devices().insert(device.socket, present);
         match self.cluster.attach(&device.user, device.socket).await {
             Ok(edge) => {
@@ -61,6 +64,19 @@ impl Calls {
         self.devices().get(&device.socket).is_some_and(|present| present.has_joined)
     }
 
+    /// Whether it was told the end of the call already, after it was taken for lost.
+    pub(super) fn knows_end_of(&self, call: &Call, device: &Device) -> bool {
+        let devices = self.devices();
+        devices.get(&device.socket).is_some_and(|present| present.knows_end_of == Some(call.id))
+    }
+
+    /// Notes that it was.
+    pub(super) fn told_end_of(&self, call: &Call, device: &Device) {
+        if let Some(present) = self.devices().get_mut(&device.socket) {
+            present.knows_end_of = Some(call.id);
+        }
+    }
+
     /// The sockets of `user` here that may ring.
     pub(super) fn joined_sockets_of(&self, user: &UserId) -> Vec<SocketId> {
         let mut sockets = self.outlet.sockets_of(user);
@@ -75,31 +91,40 @@ impl Calls {
     pub async fn welcome(&self, device: &Device) -> Result<(), Unavailable> {
         let welcomed = self.tell_of_call(device, Event::Joined(device.clone())).await;
         if welcomed.is_err() {
-            self.unwelcomed().push(device.clone());
+            self.unwelcomed().push((device.clone(), None));
         }
-        welcomed
+        welcomed.map(drop)
     }
 
-    fn unwelcomed(&self) -> MutexGuard<'_, Vec<Device>> {
+    fn unwelcomed(&self) -> MutexGuard<'_, Vec<(Device, Option<Timestamp>)>> {
         self.unwelcomed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Welcomes who could not be told of their call when they joined.
+    /// Welcomes who could not be told of their call when they joined. The shared state may have come back empty:
+    /// then some other node puts the call back.
     pub(super) async fn welcome_late(&self) -> Result<(), Unavailable> {
-        loop {
-            let Some(device) = self.unwelcomed().last().cloned() else { return Ok(()) };
-            if self.is_connected(&device) {
-                self.tell_of_call(&device, Event::Joined(device.clone())).await?;
+        let now = self.clock.now();
+        let is_due = |(_, at): &&(_, Option<Timestamp>)| at.is_none_or(|at| now - at >= UNSURE);
+        let due: Vec<_> = self.unwelcomed().iter().filter(is_due).cloned().collect();
+        for (device, found_none_at) in due {
+            let is_known = !self.is_connected(&device)
+                || self.tell_of_call(&device, Event::Joined(device.clone())).await?
+                || found_none_at.is_some();
+            let mut unwelcomed = self.unwelcomed();
+            unwelcomed.retain(|(other, _)| other.socket != device.socket);
+            if !is_known {
+                unwelcomed.push((device, Some(now)));
             }
-            self.unwelcomed().retain(|other| other.socket != device.socket);
         }
+        Ok(())
     }
 
+    /// Says whether there is a call.
     pub(super) async fn tell_of_call(
         &self,
         device: &Device,
         back: Event,
-    ) -> Result<(), Unavailable> {
+    ) -> Result<bool, Unavailable> {
         let found = self.cluster.latest(&device.user).await?;
         // The shared state may have forgotten the call that the device comes back to.
         let seen = self.live.of_user(&device.user).map(|live| live.snapshot());
@@ -107,9 +132,9 @@ impl Calls {
             seen.is_live()
                 && found.as_ref().is_none_or(|found| !found.is_live() && found.id != seen.id)
         });
-        let Some(call) = seen.or(found) else { return Ok(()) };
+        let Some(call) = seen.or(found) else { return Ok(false) };
         match self.transition(call.clone(), &back).await {
-            Ok(_) => return Ok(()),
+            Ok(_) => return Ok(true),
             Err(Failure::Refused(_)) => {}
             Err(_) => return Err(Unavailable),
         }
@@ -117,7 +142,7 @@ impl Calls {
             self.live.keep(&call);
             self.live.open(&call).ring(&[device.socket], &self.reach());
         }
-        Ok(())
+        Ok(true)
     }
 
     /// A socket is gone; `may_return` unless its client left on purpose. What cannot be noted now is

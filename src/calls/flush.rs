@@ -2,10 +2,10 @@
 //! moves to another node, what it says next goes another way, and could overtake what is still on the old
 //! one. So the node of the sender first has the old way flushed: it sends a question after the last
 //! message, holds what comes meanwhile, and goes on when the answer is there. Who is asked gives back what
-//! waits with it, and has the way beyond flushed before it answers.
+//! waits with it, takes back what has not left it, and has the way beyond flushed before it answers.
 
 use std::{
-    collections::VecDeque,
+    collections::BTreeSet,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -23,34 +23,47 @@ use crate::{
     time::Timestamp,
 };
 
-/// How long messages are held at the most: a node that is dead, or cut off, does not answer.
+/// How long messages are held at the most for a node that says nothing: it may be dead, or cut off.
 const MAX_FLUSH: Duration = Duration::from_secs(1);
+/// How long that node waits for the next one. Messages wait with it: they are for a device that is on the next
+/// one, or has left it just now.
+const MAX_FLUSH_BEYOND: Duration = Duration::from_secs(5);
 
 /// The way of the messages for one party, as this node knows it.
 #[derive(Default)]
 pub struct Course {
     /// The other node that they were last sent to from here, and may still be on their way to.
     sent_to: Option<NodeId>,
-    /// The node that was asked, and has not answered yet, and how long messages are held for it.
-    asked: Option<(NodeId, Timestamp)>,
+    asked: Option<Asked>,
     /// The node that has asked meanwhile.
     asker: Option<NodeId>,
 }
 
-/// When flushes have lasted too long, in that order.
+/// The node that was asked, and has not answered yet.
+struct Asked {
+    node: NodeId,
+    /// How long messages are held for it, while there is somebody who waits for them.
+    until: Timestamp,
+}
+
+/// When flushes have lasted too long.
 #[derive(Default)]
-pub struct Overdue(Mutex<VecDeque<(Timestamp, CallId)>>);
+pub struct Overdue(Mutex<BTreeSet<(Timestamp, CallId)>>);
 
 impl Overdue {
     fn note(&self, id: CallId, at: Timestamp) {
         let mut due = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        due.push_back((at, id));
+        due.insert((at, id));
     }
 
     /// The next call with a flush that has had its time.
     pub fn next(&self, now: Timestamp) -> Option<CallId> {
         let mut due = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        due.pop_front_if(|(at, _)| *at <= now).map(|(_, id)| id)
+        let (at, _) = due.first()?;
+        if *at > now {
+            return None;
+        }
+        due.pop_first().map(|(_, id)| id)
     }
 }
 
@@ -106,6 +119,11 @@ impl View {
             if let Some(node) = came_from.filter(|_| has_come).or(left) {
                 self.flush(to, node, reach);
             }
+            let has_moved = before.party(to).link.socket() != self.call.party(to).link.socket();
+            if has_moved && self.holds(to) {
+                // From now on somebody waits for what is held.
+                self.hold_for(to, MAX_FLUSH, reach);
+            }
         }
     }
 
@@ -118,11 +136,31 @@ impl View {
         let Call { id: call, version, .. } = self.call;
         let course = &mut self.courses[to as usize];
         if course.asked.is_none() {
-            let until = reach.now + MAX_FLUSH;
-            course.asked = Some((node, until));
+            let most = if course.asker.is_some() { MAX_FLUSH_BEYOND } else { MAX_FLUSH };
+            course.asked = Some(Asked { node, until: reach.now });
+            self.hold_for(to, most, reach);
             reach.cluster.send(node, Message::Flush { call, version, to });
-            reach.overdue.note(call, until);
         }
+    }
+
+    /// From now on messages for this party are held so long at the most.
+    fn hold_for(&mut self, to: Role, most: Duration, reach: &Reach) {
+        if let Some(asked) = &mut self.courses[to as usize].asked {
+            asked.until = reach.now + most;
+            reach.overdue.note(self.call.id, asked.until);
+        }
+    }
+
+    /// Puts what has not left for that node before all that waits.
+    pub fn take_back(&mut self, to: Role, node: NodeId, reach: &Reach) {
+        let recalled = reach.cluster.recall(node, self.call.id, to);
+        let messages = recalled.into_iter().map(|relay| (relay.signal, relay.payload));
+        self.waiting_for(to).put_recalled(messages);
+    }
+
+    /// Whether messages are held here until an old way is flushed.
+    pub fn flushes(&self) -> bool {
+        self.courses.iter().any(|course| course.asked.is_some())
     }
 
     /// The way is clear: what was held goes on, or back to the node that asks for it.
@@ -162,23 +200,35 @@ impl LiveCall {
     /// way has arrived.
     pub fn flush_for(&self, to: Role, by: NodeId, reach: &Reach) {
         let mut view = self.view();
-        view.return_waiting(to, by, reach);
-        let course = &mut view.courses[to as usize];
         // What this node has sent to the one that asks comes there before the answer.
-        let beyond = course.sent_to.take().filter(|node| *node != by);
-        if course.asked.is_none() && beyond.is_none() {
-            return reach.cluster.send(by, Message::Flushed { call: view.call.id, to });
+        let beyond = view.courses[to as usize].sent_to.take().filter(|node| *node != by);
+        if let Some(node) = beyond {
+            view.take_back(to, node, reach);
         }
-        course.asker = Some(by);
+        view.return_waiting(to, by, reach);
+        let call = view.call.id;
+        if !view.holds(to) && beyond.is_none() {
+            return reach.cluster.send(by, Message::Flushed { call, to });
+        }
+        reach.cluster.send(by, Message::Flushing { call, to });
+        view.courses[to as usize].asker = Some(by);
         if let Some(node) = beyond {
             view.flush(to, node, reach);
+        }
+    }
+
+    /// The node `by` lives, and waits for another itself.
+    pub fn flushing(&self, to: Role, by: NodeId, reach: &Reach) {
+        let mut view = self.view();
+        if view.courses[to as usize].asked.as_ref().is_some_and(|asked| asked.node == by) {
+            view.hold_for(to, MAX_FLUSH_BEYOND + MAX_FLUSH, reach);
         }
     }
 
     /// The node `by` has passed on, or given back, all that was sent to it for this party.
     pub fn flushed(&self, to: Role, by: NodeId, reach: &Reach) {
         let mut view = self.view();
-        if view.courses[to as usize].asked.is_some_and(|(asked, _)| asked == by) {
+        if view.courses[to as usize].asked.as_ref().is_some_and(|asked| asked.node == by) {
             view.end_flush(to, reach);
         }
     }
@@ -187,9 +237,13 @@ impl LiveCall {
     pub fn give_up_flush(&self, reach: &Reach) {
         let mut view = self.view();
         for to in [Role::Caller, Role::Callee] {
-            let asked = view.courses[to as usize].asked;
-            if let Some((node, _)) = asked.filter(|(_, until)| *until <= reach.now) {
+            // Nobody waits for what is held while the party is away.
+            let is_there = matches!(view.call.to_party(to), Route::Bound(..));
+            let asked = view.courses[to as usize].asked.as_ref();
+            let late = asked.filter(|asked| is_there && asked.until <= reach.now);
+            if let Some(node) = late.map(|asked| asked.node) {
                 warn!(call = %view.call.id, %node, "a node that a party has left does not say what became of messages");
+                view.take_back(to, node, reach);
                 view.end_flush(to, reach);
             }
         }

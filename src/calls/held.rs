@@ -21,8 +21,6 @@ pub struct Held {
     pub size_bytes: usize,
     /// How many at the front came back from the node that had them: they were on their way first.
     given_back: usize,
-    /// How many after those had not left yet, and were taken back.
-    recalled: usize,
 }
 
 /// No room for another message until then.
@@ -68,19 +66,21 @@ impl Held {
     /// Puts a message that has come back before those that had not left, and those before all that
     /// came later. There is room: it was counted where it comes from.
     pub fn put_given_back(&mut self, signal: Signal, payload: &Payload) {
-        self.put(self.given_back, signal, payload);
+        self.put(self.given_back, signal, payload.clone());
         self.given_back += 1;
     }
 
-    /// Puts a message that had not left before those that came later.
-    pub fn put_recalled(&mut self, signal: Signal, payload: &Payload) {
-        self.put(self.given_back + self.recalled, signal, payload);
-        self.recalled += 1;
+    /// Puts messages that had not left before those that came later. What is found only now not to have left
+    /// was sent before what was taken back until now.
+    pub fn put_recalled(&mut self, messages: impl Iterator<Item = (Signal, Payload)>) {
+        for (place, (signal, payload)) in (self.given_back..).zip(messages) {
+            self.put(place, signal, payload);
+        }
     }
 
-    fn put(&mut self, place: usize, signal: Signal, payload: &Payload) {
-        self.messages.insert(place, (signal, payload.clone()));
+    fn put(&mut self, place: usize, signal: Signal, payload: Payload) {
         self.size_bytes += payload.len_bytes();
+        self.messages.insert(place, (signal, payload));
     }
 
     pub fn push(&mut self, signal: Signal, payload: &Payload) {
@@ -98,14 +98,17 @@ mod tests {
         let mut held = Held::default();
         let payload = |text| -> Payload { serde_json::from_str(&format!("{text:?}")).unwrap() };
         held.push(Signal::Candidate, &payload("later"));
-        held.put_recalled(Signal::Candidate, &payload("not left"));
+        let [not_left, was_leaving] =
+            [["not left", "not left either"], ["was leaving", "was leaving too"]];
+        let all = |payloads: [Payload; 2]| payloads.map(|payload| (Signal::Candidate, payload));
+        held.put_recalled(all(not_left.map(payload)).into_iter());
         held.put_given_back(Signal::Candidate, &payload("first"));
-        held.put_recalled(Signal::Candidate, &payload("not left either"));
+        held.put_recalled(all(was_leaving.map(payload)).into_iter());
         held.put_given_back(Signal::Candidate, &payload("second"));
         held.push(Signal::Candidate, &payload("last"));
         let order: Vec<_> = held.messages.into_iter().map(|(_, payload)| payload).collect();
-        let expected = ["first", "second", "not left", "not left either", "later", "last"];
-        assert_eq!(order, expected.map(payload));
+        let texts = [["first", "second"], was_leaving, not_left, ["later", "last"]].concat();
+        assert_eq!(order, texts.into_iter().map(payload).collect::<Vec<_>>());
         assert_eq!(held.size_bytes, order.iter().map(Payload::len_bytes).sum::<usize>());
     }
 }

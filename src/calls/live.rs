@@ -335,7 +335,8 @@ impl LiveCall {
         view.unanswered.len() < before
     }
 
-    /// Whether a device that was lost on this node is not back yet, or something waits here for one.
+    /// Whether a device that was lost on this node is not back yet, something waits here for one, or it is not
+    /// known what became of messages.
     pub fn awaits_device(&self, node: NodeId) -> bool {
         let view = self.view();
         let is_lost_here = |role| {
@@ -343,7 +344,8 @@ impl LiveCall {
             link.lost_until().is_some() && link.node() == Some(node)
         };
         let waits = view.waiting.iter().any(|held| !held.messages.is_empty());
-        view.call.is_live() && (waits || is_lost_here(Role::Caller) || is_lost_here(Role::Callee))
+        let is_lost_here = is_lost_here(Role::Caller) || is_lost_here(Role::Callee);
+        view.call.is_live() && (waits || is_lost_here || view.flushes())
     }
 
     /// Passes a message on, or keeps it for later, as the rules say. A first answer is not passed

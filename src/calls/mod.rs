@@ -10,6 +10,7 @@ mod held;
 mod live;
 mod nodes;
 mod operator;
+mod place;
 mod sweeper;
 mod tally;
 mod traced;
@@ -33,6 +34,7 @@ pub use gate::{Gate, Verdict};
 use held::Full;
 pub use held::{MAX_REPLAY_BYTES, MAX_REPLAY_MESSAGES, MAX_WAITING_BYTES, MAX_WAITING_MESSAGES};
 use live::{LiveCall, LiveCalls};
+pub use place::Initiate;
 pub use sweeper::SWEEP_INTERVAL;
 pub use tally::{as_gauge, reported};
 use unanswered::Unanswered;
@@ -40,17 +42,14 @@ use view::{Origin, Reach};
 use watchers::Watchers;
 
 use crate::{
-    call::{
-        Attempt, Call, CallType, Cause, Device, Event, Placement, Refusal, Role, Route, Rules,
-        Signal, State, first_news,
-    },
-    cluster::{Change, Claim, Cluster, Committed, Edge, Message, Unavailable},
+    call::{Call, Device, Event, Refusal, Route, Rules, Signal},
+    cluster::{Change, Cluster, Committed, Edge, Message, Unavailable},
     history::Recorder,
     ids::{CallId, NodeId, SocketId, UserId},
-    metrics::{self, Limit, Outcome, Path},
+    metrics::{self, Limit, Path},
     payload::Payload,
     protocol::{CallRef, CallView, ServerEvent},
-    telemetry::{Span, SpanKind, Traces},
+    telemetry::{Span, Traces},
     time::{Clock, Timestamp},
 };
 
@@ -93,8 +92,8 @@ pub struct Calls {
     leaving: Mutex<HashSet<SocketId>>,
     /// Those that left while the shared state could not be reached, and whether they may return.
     departures: Mutex<Vec<(Device, bool)>>,
-    /// Those that joined, and could not be told of their users' calls yet.
-    unwelcomed: Mutex<Vec<Device>>,
+    /// Those that joined, and could not be told of their users' calls yet, and when none was found.
+    unwelcomed: Mutex<Vec<(Device, Option<Timestamp>)>>,
     overdue: Overdue,
     resets: Resets,
     doubtful: Doubtful,
@@ -108,15 +107,6 @@ struct Resets {
     done: AtomicU64,
     /// When the latest one was heard of, Unix milliseconds.
     at_ms: AtomicU64,
-}
-
-/// `call:initiate`, checked.
-#[derive(Debug, Clone)]
-pub struct Initiate {
-    pub to: UserId,
-    pub call_type: CallType,
-    pub caller_info: Option<Payload>,
-    pub client_call_id: Option<Arc<str>>,
 }
 
 /// Why something a client asked for did not happen.
@@ -195,122 +185,6 @@ impl Calls {
     /// The node that this is.
     pub fn node(&self) -> NodeId {
         self.cluster.node()
-    }
-
-    /// Places a call. Answers the call as it was placed: it rings, or ended at once.
-    pub async fn initiate(&self, device: &Device, initiate: Initiate) -> Result<Call, Failure> {
-        let attempt = Attempt {
-            id: (self.name)(self.clock.now()),
-            from: device.clone(),
-            to: initiate.to,
-            call_type: initiate.call_type,
-            caller_info: initiate.caller_info,
-            client_call_id: initiate.client_call_id,
-        };
-        let mut span = self.trace_attempt(&attempt);
-        let placed = self.place(device, &attempt, &mut span).await;
-        traced::placed(&mut span, &attempt, &placed);
-        if let Err(failure) = &placed {
-            tally::not_placed(attempt.call_type, failure);
-        }
-        placed
-    }
-
-    async fn place(
-        &self,
-        device: &Device,
-        attempt: &Attempt,
-        span: &mut Span,
-    ) -> Result<Call, Failure> {
-        self.pass_gate(attempt, span).await?;
-        for _ in 0..MAX_DECISIONS {
-            let looking = span.part("look up", SpanKind::Client);
-            let lobby = self.cluster.lobby(&device.user, &attempt.to).await?;
-            drop(looking);
-            let placement = match self.rules.place(attempt, &lobby, self.clock.now()) {
-                // Its caller was told that it failed, and tries something else.
-                Err(Refusal::CallInProgress(id)) if self.doubtful.is_of(id, device.socket) => {
-                    self.give_up_doubtful(id, device).await?;
-                    continue;
-                }
-                placement => placement?,
-            };
-            let mut call = match placement {
-                Placement::New(call) => call,
-                Placement::Repeated(call) => {
-                    tally::attempted(call.call_type, Outcome::Repeated);
-                    if call.is_ringing() && self.doubtful.is_of(call.id, device.socket) {
-                        // Nobody has heard of it yet.
-                        let callee_nodes = self.cluster.nodes_of(&attempt.to).await?;
-                        self.doubtful.settle(call.id);
-                        return placed(self.tell_placed(call, lobby.callee_sockets, &callee_nodes));
-                    }
-                    self.tell_again(&call).await?;
-                    return placed(call);
-                }
-                Placement::Supersede(earlier) => {
-                    match self.transition(earlier, &Event::Superseded(device.clone())).await {
-                        Ok(_) | Err(Failure::Refused(_)) => continue,
-                        Err(failure) => return Err(failure),
-                    }
-                }
-            };
-            let claim = |role: &Role| {
-                let latest = match role {
-                    Role::Caller => &lobby.caller_call,
-                    Role::Callee => &lobby.callee_call,
-                };
-                let was = latest.as_ref().map(|call| call.id);
-                Claim { user: call.party(*role).user.clone(), was }
-            };
-            let claims = call.claimants().iter().map(claim).collect();
-            call.traceparent = span.context();
-            let change = Change { call: call.clone(), claims };
-            let committed =
-                self.commit(change, span).await.inspect_err(|_| self.doubtful.note(&call, device));
-            let Committed::Stored(stored) = committed? else {
-                metrics::CONFLICTS.increment(1);
-                continue;
-            };
-            tally::placed(&call);
-            traced::rings_on(span, &stored.callee_nodes);
-            self.recorder.record(&call);
-            let call = self.tell_placed(call, lobby.callee_sockets, &stored.callee_nodes);
-            self.announce(stored.edges);
-            return placed(call);
-        }
-        metrics::LIMITS.of(Limit::Decisions).increment(1);
-        Err(Unavailable.into())
-    }
-
-    /// Rings for an attempt that is repeated: the first time may have failed half-way.
-    async fn tell_again(&self, call: &Call) -> Result<(), Unavailable> {
-        if call.is_ringing() {
-            let callee_nodes = self.cluster.nodes_of(&call.callee.user).await?;
-            self.live.open(call).rings_on(&callee_nodes, &self.reach());
-            self.ring_here(call);
-            self.spread(call, call, &callee_nodes);
-        }
-        Ok(())
-    }
-
-    /// The caller hears of its call before this node rings. Answers the call as it was placed, or with its
-    /// end: a device that has just joined elsewhere may have been faster.
-    fn tell_placed(&self, call: Call, devices: usize, callee_nodes: &[NodeId]) -> Call {
-        debug!(call = %call.id, status = call.status().as_str(), "call placed");
-        let live = self.live.open(&call);
-        if let (Some(news), Some(socket)) = (first_news(&call, devices), call.caller.link.socket())
-            && !live.tell_placed(call.version, news, socket, &self.reach())
-        {
-            let newest = live.snapshot();
-            return if newest.is_live() { call } else { newest };
-        }
-        if call.is_live() {
-            live.rings_on(callee_nodes, &self.reach());
-            self.ring_here(&call);
-            self.spread(&call, &call, callee_nodes);
-        }
-        call
     }
 
     /// Passes an offer, an answer or a candidate on, which came in on its socket at `received_us`. The
@@ -441,6 +315,9 @@ impl Calls {
     async fn transition(&self, mut call: Call, event: &Event) -> Result<Call, Failure> {
         let mut span = Span::NONE;
         for _ in 0..MAX_DECISIONS {
+            if matches!(event, Event::Stayed(device) if self.knows_end_of(&call, device)) {
+                return Err(Refusal::NothingToDo.into());
+            }
             let mut next = self.rules.apply(&call, event, self.node(), self.clock.now())?;
             self.trace_change(&mut span, event, &mut next);
             let change = Change { call: next.clone(), claims: Vec::new() };
@@ -450,6 +327,11 @@ impl Calls {
                     self.trace_changed(&mut span, &call, &next);
                     self.tell_changed(&call, &next, &stored.callee_nodes);
                     self.announce(stored.edges);
+                    if let Event::Stayed(device) = event
+                        && !next.is_live()
+                    {
+                        self.told_end_of(&next, device);
+                    }
                     return Ok(next);
                 }
                 Committed::Conflict(found) => {
@@ -492,14 +374,6 @@ impl Calls {
         let (outlet, cluster) = (&*self.outlet, &*self.cluster);
         let (clock, overdue) = (&self.clock, &self.overdue);
         Reach { outlet, cluster, now, clock, overdue, origin: None, trace: None }
-    }
-}
-
-/// A call that could not ring because the callee is offline is a failure to its caller.
-fn placed(call: Call) -> Result<Call, Failure> {
-    match &call.state {
-        State::Ended { cause: Cause::Offline, .. } => Err(Failure::Offline(call.id)),
-        State::Ringing { .. } | State::Active { .. } | State::Ended { .. } => Ok(call),
     }
 }
 

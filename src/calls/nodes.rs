@@ -12,7 +12,7 @@ use super::{
     view::{Origin, Reach},
 };
 use crate::{
-    call::{Binding, Call, Device, Event, Link, Party, Role},
+    call::{Binding, Call, Device, Event, Link, Party, Refusal, Role},
     cluster::{Change, Claim, Departed, Inbound, Message, Relay, Unavailable},
     ids::{CallId, NodeId, UserId},
     metrics::{self, Path},
@@ -42,8 +42,9 @@ impl Calls {
         }
     }
 
-    /// Waits until the devices that were lost here are back elsewhere, or too late: until then there
-    /// may be messages for them on the way here. Not longer than the closing of connections took.
+    /// Waits until the devices that were lost here are back elsewhere, or too late, and until what they have
+    /// sent has arrived: until then there may be messages for them on the way here, and others may ask for
+    /// theirs. Not longer than the closing of connections took.
     pub async fn hand_over(&self, window: Duration) {
         let handed_over = async {
             while self.live.all().iter().any(|live| live.awaits_device(self.node())) {
@@ -78,7 +79,12 @@ impl Calls {
         user: &UserId,
         call: Option<Call>,
     ) -> Result<(), Unavailable> {
-        let Some(call) = call.filter(Call::is_live) else { return Ok(()) };
+        let Some(call) = call else { return Ok(()) };
+        if !call.is_live() {
+            // That node may have ended it, and died before the row was written.
+            self.recorder.record(&call);
+            return Ok(());
+        }
         let Some(role) = call.role_of(user) else { return Ok(()) };
         let device = match &call.party(role).link {
             Link::Bound(Binding { node: at, socket, device, .. }) if *at == node => {
@@ -175,7 +181,7 @@ impl Calls {
                 self.recorder.record(&call);
                 self.take_in(&call).await
             }
-            Some(call) if seen.succeeds(&call) => self.put_back(seen, Some(call.version)).await,
+            Some(call) if seen.succeeds(&call) => self.put_back(seen, Some(&call)).await,
             Some(call) if call.is_live() => self.reclaim(&call).await,
             Some(_) => Ok(()),
             None if seen.is_live() || self.ended_lately(seen) => self.put_back(seen, None).await,
@@ -201,6 +207,8 @@ impl Calls {
             let Some(device) = self.taken_for_lost(party) else { continue };
             info!(call = %call.id, "a connected device was taken for lost: it takes its place again");
             match self.transition(call.clone(), &Event::Stayed(device)).await {
+                // The record is gone: somebody may put it back yet.
+                Err(Failure::Refused(Refusal::NotInCall)) => self.unanswered.note(call),
                 Ok(_) | Err(Failure::Refused(_)) => {}
                 Err(_) => return Err(Unavailable),
             }
@@ -209,7 +217,7 @@ impl Calls {
     }
 
     /// The device of a party that is connected here, and that the record says is lost.
-    fn taken_for_lost(&self, party: &Party) -> Option<Device> {
+    pub(super) fn taken_for_lost(&self, party: &Party) -> Option<Device> {
         let Link::Lost { device: lost, .. } = &party.link else { return None };
         let here = self.joined_sockets_of(&party.user);
         here.iter().find_map(|socket| {
@@ -218,7 +226,7 @@ impl Calls {
         })
     }
 
-    async fn put_back(&self, seen: &Call, over: Option<u64>) -> Result<(), Unavailable> {
+    async fn put_back(&self, seen: &Call, found: Option<&Call>) -> Result<(), Unavailable> {
         // One that has left, and is not signed off yet, ends its part on the record too.
         let is_here = |role: Role| {
             let link = &seen.party(role).link;
@@ -232,8 +240,8 @@ impl Calls {
         // One of which other nodes have not heard yet would be put back by them as if it lived.
         let has_ended = !seen.is_live();
         if has_ended || is_here(Role::Caller) || is_here(Role::Callee) || rings_here() {
-            self.restore(seen, over).await?;
-        } else if over.is_none() {
+            self.restore(seen, found).await?;
+        } else if found.is_none() {
             self.live.retire(seen, self.clock.now());
         }
         Ok(())
@@ -255,30 +263,35 @@ impl Calls {
         if !seen.is_live() || !is_newer || !concerns {
             return Ok(found);
         }
-        self.restore(&seen, found.map(|found| found.version)).await.map(Some)
+        self.restore(&seen, found.as_ref()).await.map(Some)
     }
 
     /// Puts the record of a live call back as it was seen here. Where a party is in another call by now, or
     /// its time is over, it is put back with its end. Answers the call as it is then.
-    async fn restore(&self, seen: &Call, over: Option<u64>) -> Result<Call, Unavailable> {
+    async fn restore(&self, seen: &Call, found: Option<&Call>) -> Result<Call, Unavailable> {
         metrics::RESTORED.increment(1);
+        let over = found.map(|found| found.version);
         warn!(call = %seen.id, ?over, "the record of a call was gone: it is put back");
         let change = |call: &Call, claims| Change { call: call.clone(), claims };
-        if over.is_some() {
+        if let Some(found) = found {
+            let call = seen.put_over(found);
             // Its claims went back with it.
-            self.cluster.restore(change(seen, Vec::new()), over).await?;
-            return Ok(seen.clone());
+            if self.cluster.restore(change(&call, Vec::new()), over).await? {
+                self.observe(seen, &call);
+                self.spread(found, &call, &[]);
+            }
+            return Ok(call);
         }
         let lobby = self.cluster.lobby(&seen.caller.user, &seen.callee.user).await?;
         let Some(end) = seen.end_when_forgotten(&lobby, self.clock.now()) else {
-            let claim = |role, latest: &Option<Call>| {
+            // Whoever is in another call by now keeps that as their latest.
+            let claim = |(role, latest): (Role, &Option<Call>)| {
                 let was = latest.as_ref().map(|call| call.id);
-                Claim { user: seen.party(role).user.clone(), was }
+                let is_free = latest.as_ref().is_none_or(|call| !call.is_live());
+                is_free.then(|| Claim { user: seen.party(role).user.clone(), was })
             };
-            let claims = vec![
-                claim(Role::Caller, &lobby.caller_call),
-                claim(Role::Callee, &lobby.callee_call),
-            ];
+            let latest = [(Role::Caller, &lobby.caller_call), (Role::Callee, &lobby.callee_call)];
+            let claims = latest.into_iter().filter_map(claim).collect();
             if self.cluster.restore(change(seen, claims), None).await? {
                 self.tell_where_users_are(seen).await?;
             }
@@ -317,6 +330,11 @@ impl Calls {
                 }
             }
             Message::Flush { call, version, to } => self.flush_for(call, version, to, from).await?,
+            Message::Flushing { call, to } => {
+                if let Some(live) = self.live.get(call) {
+                    live.flushing(to, from, &self.reach());
+                }
+            }
             Message::Flushed { call, to } => {
                 if let Some(live) = self.live.get(call) {
                     live.flushed(to, from, &self.reach());

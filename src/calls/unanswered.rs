@@ -9,7 +9,12 @@ use std::{
 use tracing::warn;
 
 use super::Calls;
-use crate::{call::Call, cluster::Unavailable, ids::CallId, time::Timestamp};
+use crate::{
+    call::{Call, Event},
+    cluster::Unavailable,
+    ids::CallId,
+    time::Timestamp,
+};
 
 /// Most calls that are looked after. What came of the others is found when all calls are looked up.
 const MAX_UNANSWERED: usize = 1_000;
@@ -56,7 +61,11 @@ impl Calls {
     pub(super) async fn tell_unanswered(&self) -> Result<(), Unavailable> {
         let now = self.clock.now();
         for Change { before, asked_at } in self.unanswered.due(now) {
-            let is_written = self.tell_if_written(&before).await?;
+            let found = self.cluster.load(before.id).await?;
+            if found.is_none() && self.is_unsure() {
+                continue;
+            }
+            let is_written = self.tell_if_written(&before, found).await?;
             let mut calls = self.unanswered.calls();
             if is_written || asked_at.is_some() {
                 calls.remove(&before.id);
@@ -68,9 +77,15 @@ impl Calls {
     }
 
     /// If a call has changed, tells everybody what it is like now. Says whether it has.
-    async fn tell_if_written(&self, before: &Call) -> Result<bool, Unavailable> {
-        let after = self.cluster.load(before.id).await?.filter(|call| call.succeeds(before));
-        let Some(after) = after else { return Ok(false) };
+    async fn tell_if_written(
+        &self,
+        before: &Call,
+        found: Option<Call>,
+    ) -> Result<bool, Unavailable> {
+        if found.is_none() {
+            self.tell_forgotten(before);
+        }
+        let Some(after) = found.filter(|call| call.succeeds(before)) else { return Ok(false) };
         let rings = before.is_ringing();
         let callee_nodes =
             if rings { self.cluster.nodes_of(&before.callee.user).await? } else { Vec::new() };
@@ -78,5 +93,20 @@ impl Calls {
         self.take_in(&after).await?;
         self.spread(before, &after, &callee_nodes);
         Ok(true)
+    }
+    /// The shared state has forgotten a call, and nobody puts it back. If it has ended, a device that was
+    /// taken for lost, and could not say that it is here, hears of it from this node or never.
+    fn tell_forgotten(&self, before: &Call) {
+        let seen = self.live.get(before.id).map_or_else(|| before.clone(), |live| live.snapshot());
+        for party in [&seen.caller, &seen.callee] {
+            let Some(device) = self.taken_for_lost(party).filter(|_| !seen.is_live()) else {
+                continue;
+            };
+            self.told_end_of(&seen, &device);
+            let stayed = Event::Stayed(device);
+            if let Ok(told) = self.rules.apply(&seen, &stayed, self.node(), self.clock.now()) {
+                self.observe(&seen, &told);
+            }
+        }
     }
 }

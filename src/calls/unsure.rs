@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Longer than two nodes differ in when they notice that the shared state is back.
-const UNSURE_MS: u64 = 4_000;
+pub(super) const UNSURE: Duration = Duration::from_secs(4);
 /// Longer than the news of an end takes to another node, unless they are lost.
 const ENDED_LATELY: Duration = Duration::from_secs(10);
 
@@ -19,8 +19,7 @@ impl Calls {
     /// Whether a call that is not found may still be put back by another node.
     pub(super) fn is_unsure(&self) -> bool {
         let reset = self.resets.at_ms.load(Ordering::Relaxed);
-        let now = self.clock.now().as_millis();
-        reset > 0 && now.saturating_sub(reset) < UNSURE_MS
+        reset > 0 && self.clock.now() - Timestamp::from_millis(reset) < UNSURE
     }
 
     /// Whether other nodes may not have heard yet that the call has ended.

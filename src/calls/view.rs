@@ -165,7 +165,12 @@ impl View {
     pub fn give_back(&mut self, to: Role, reach: &Reach) {
         let Route::WhenBack(_) = self.call.to_party(to) else { return };
         let Route::Bound(_, node, _) = self.call.to_party(to.other()) else { return };
-        if node != reach.cluster.node() {
+        let (own, party) = (reach.cluster.node(), self.call.party(to));
+        // If it was only taken for lost, it takes its place again, and this goes on from here. If not, the
+        // sender's node asks for it.
+        let may_be_here =
+            party.link.node() == Some(own) && !reach.outlet.sockets_of(&party.user).is_empty();
+        if node != own && !may_be_here {
             self.return_waiting(to, node, reach);
         }
     }
@@ -205,11 +210,7 @@ impl View {
         if stays || node == reach.cluster.node() || before.is_ringing() {
             return;
         }
-        let recalled = reach.cluster.recall(node, self.call.id, role);
-        let waiting = self.waiting_for(role);
-        for relay in recalled {
-            waiting.put_recalled(relay.signal, &relay.payload);
-        }
+        self.take_back(role, node, reach);
     }
 
     /// Gives what the caller sent to the node that the caller has moved to.

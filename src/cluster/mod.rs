@@ -98,6 +98,9 @@ pub trait Cluster: Send + Sync + 'static {
     /// that node goes on.
     fn recall(&self, from: NodeId, call: CallId, to: Role) -> Vec<Relay>;
 
+    /// From now on other nodes find that nobody hears them here. The inbox ends with what had come.
+    fn stop_listening(&self) {}
+
     /// Takes this node out of the cluster, when it has no sockets any more.
     async fn leave(&self);
 
@@ -151,6 +154,8 @@ pub enum Message {
     /// Messages for this party do not come from the sending node, or to the receiving one, any more: those
     /// that did are to be given back or to arrive, then to be answered with `Flushed`.
     Flush { call: CallId, version: u64, to: Role },
+    /// The answer to `Flush` takes longer: another node has to be asked.
+    Flushing { call: CallId, to: Role },
     /// What was sent before `Flush` has arrived, or has been given back.
     Flushed { call: CallId, to: Role },
     /// A user's presence has changed.
@@ -172,6 +177,7 @@ impl Message {
             Self::Kept { .. } => Said::Kept,
             Self::Relay(_) => Said::Relay,
             Self::Flush { .. } => Said::Flush,
+            Self::Flushing { .. } => Said::Flushing,
             Self::Flushed { .. } => Said::Flushed,
             Self::Presence(_) => Said::Presence,
             Self::Disconnect(_) => Said::Disconnect,

@@ -133,9 +133,10 @@ impl Outgoing {
         self.queue.len()
     }
 
-    /// Whether something is still to be published.
+    /// Whether something is still to be published, or has been and nobody has heard it.
     pub fn is_busy(&self) -> bool {
-        self.has_more() || !self.flying.is_empty()
+        let is_unheard = !self.link.again(self.unheard, 1).messages.is_empty();
+        self.has_more() || !self.flying.is_empty() || is_unheard
     }
 
     /// Takes out what travels together. Where messages were dropped, the other end is told.

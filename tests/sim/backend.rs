@@ -3,10 +3,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    pin::pin,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -18,6 +16,7 @@ use switchboard::{
     },
     ids::{CallId, NodeId, SocketId, UserId},
     protocol::Presence,
+    shutdown::{self, Shutdown, Trigger},
     time::Timestamp,
 };
 use tokio::sync::{Notify, mpsc};
@@ -37,7 +36,8 @@ pub struct Backend {
     pub bus: Bus,
     world: Arc<World>,
     local: Arc<Mutex<Local>>,
-    leaving: AtomicBool,
+    leaving: Trigger,
+    leaves: Shutdown,
 }
 
 #[derive(Default)]
@@ -55,7 +55,8 @@ impl From<Failed> for Unavailable {
 impl Backend {
     pub fn new(node: NodeId, world: Arc<World>) -> Self {
         let bus = Bus::new(node, world.clone());
-        Self { node, bus, world, local: Arc::default(), leaving: AtomicBool::new(false) }
+        let (leaving, leaves) = shutdown::shutdown();
+        Self { node, bus, world, local: Arc::default(), leaving, leaves }
     }
 
     async fn ask<T: Send + 'static>(
@@ -95,16 +96,15 @@ impl Backend {
     pub async fn live(self: Arc<Self>, inbox: mpsc::Sender<Inbound>, reconnected: Arc<Notify>) {
         let mut ticks = tokio::time::interval(HEARTBEAT);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut leaving = pin!(self.leaves.clone().wait());
         let started = tokio::time::Instant::now();
         let (mut heard, mut since) = (started, started);
         loop {
             tokio::select! {
                 biased;
+                () = &mut leaving => return,
                 () = reconnected.notified() => self.start_over(&inbox).await,
                 _ = ticks.tick() => {}
-            }
-            if self.leaving.load(Ordering::Relaxed) {
-                return;
             }
             let asked = tokio::time::Instant::now();
             if asked - heard > 2 * HEARTBEAT {
@@ -315,8 +315,13 @@ impl Cluster for Backend {
         self.bus.recall(from, call, to)
     }
 
+    fn stop_listening(&self) {
+        self.leaving.fire();
+        self.world.listeners().remove(&self.node);
+    }
+
     async fn leave(&self) {
-        self.leaving.store(true, Ordering::Relaxed);
+        self.stop_listening();
         let published = async {
             while !self.bus.is_idle() {
                 tokio::time::sleep(Duration::from_millis(5)).await;

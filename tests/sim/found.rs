@@ -1,9 +1,9 @@
 //! What earlier runs found, as the shortest scripts that showed it.
 
 use super::script::{
-    Act::{self, Answer, Busy, Call, Candidates, End, Offer, Reject, Vanish},
+    Act::{self, Answer, Busy, Call, CallAgain, Candidates, End, Leave, Offer, Reject, Vanish},
     Step,
-    What::{self, CutOff, Flaky, Kill, Pause, RedisBehind, RedisEmpty, RedisFrozen},
+    What::{self, CutOff, Drain, Flaky, Kill, Pause, RedisBehind, RedisEmpty, RedisFrozen},
 };
 
 /// A mistake that was made once.
@@ -26,7 +26,7 @@ fn call(to: usize) -> Act {
 }
 
 pub fn all() -> Vec<Found> {
-    [forgotten(), told(), told_more()].into_iter().flatten().collect()
+    [forgotten(), told(), told_more(), put_back()].into_iter().flatten().collect()
 }
 
 /// What came of a shared state that forgets.
@@ -246,6 +246,126 @@ fn told_more() -> Vec<Found> {
                 device(39_721, 1, Candidates(5)),
                 device(51_603, 1, Candidates(6)),
                 device(54_515, 1, Answer),
+            ],
+        },
+        Found {
+            what: "what was just being published to a node that died was taken back last, after what was said later",
+            seed: 17_766,
+            script: vec![
+                device(18, 5, Busy),
+                device(3_188, 0, Call { to: 1, named: false }),
+                device(3_453, 1, Reject),
+                device(4_174, 2, call(1)),
+                at(4_280, Kill { node: 0, back_ms: 3_997 }),
+                device(4_985, 2, Offer),
+                device(5_084, 2, Answer),
+                device(5_953, 2, Candidates(5)),
+                device(6_979, 2, Answer),
+                device(7_109, 0, call(3)),
+                device(7_366, 0, Offer),
+                device(7_366, 6, Reject),
+                device(7_367, 0, Candidates(5)),
+            ],
+        },
+    ]
+}
+
+/// Whom an end was not told, or was told again, when it was put back.
+fn put_back() -> Vec<Found> {
+    vec![
+        Found {
+            what: "a device that was taken for lost could not say that it is here, and was not told an end of which no record was left",
+            seed: 52_276,
+            script: vec![
+                device(30_273, 6, call(1)),
+                at(33_510, Pause { node: 1, for_ms: 17_339 }),
+                at(50_621, RedisEmpty { for_ms: 2_258 }),
+            ],
+        },
+        Found {
+            what: "a call was put back as missed, and its device whose answer was forgotten was not told",
+            seed: 52_713,
+            script: vec![
+                device(78, 7, Candidates(9)),
+                device(1_838, 3, Answer),
+                device(4_846, 5, call(1)),
+                at(9_000, Kill { node: 2, back_ms: 1_916 }),
+                device(10_348, 6, Answer),
+                device(12_247, 2, Vanish { noticed_ms: 5_139, back_ms: 9_337 }),
+                device(13_449, 5, Answer),
+                device(18_106, 5, Vanish { noticed_ms: 4_382, back_ms: 5_869 }),
+                device(18_639, 5, Leave { back_ms: 6_883 }),
+                at(20_522, Kill { node: 1, back_ms: 509 }),
+                device(21_083, 3, Call { to: 1, named: false }),
+                device(21_569, 1, call(2)),
+                at(25_634, Pause { node: 0, for_ms: 10_199 }),
+                device(27_056, 2, call(2)),
+                device(28_506, 4, Answer),
+                device(28_506, 5, Answer),
+                at(32_779, RedisEmpty { for_ms: 2_808 }),
+                device(33_120, 3, Offer),
+                device(33_996, 3, Answer),
+                device(34_469, 3, Candidates(5)),
+                device(35_356, 3, Candidates(5)),
+                device(35_358, 3, End),
+                device(35_358, 3, End),
+            ],
+        },
+        Found {
+            what: "an end that was put back over another version of its number was overwritten by who had seen that",
+            seed: 67_533,
+            script: vec![
+                device(13_473, 0, Call { to: 2, named: false }),
+                device(13_683, 5, Answer),
+                device(32_997, 5, Vanish { noticed_ms: 1_772, back_ms: 1_675 }),
+                device(34_270, 5, Leave { back_ms: 3_134 }),
+                device(36_844, 5, Leave { back_ms: 1_897 }),
+                at(37_099, RedisBehind { writes: 6 }),
+                device(43_869, 5, Answer),
+            ],
+        },
+        Found {
+            what: "an end that both sides had missed was not put back",
+            seed: 88_185,
+            script: vec![
+                device(7_490, 5, Answer),
+                device(22_173, 1, Answer),
+                device(22_750, 5, call(0)),
+                device(22_858, 1, Answer),
+                device(23_939, 2, Answer),
+                device(25_339, 4, Answer),
+                device(25_577, 5, Candidates(5)),
+                device(33_494, 1, Vanish { noticed_ms: 2_607, back_ms: 6_865 }),
+                device(37_365, 5, Offer),
+                device(37_365, 5, Reject),
+                device(37_665, 5, Candidates(5)),
+                device(37_667, 5, Answer),
+                device(37_924, 4, Answer),
+                device(39_449, 5, Candidates(5)),
+                at(39_459, Drain { node: 1, back_ms: 5_397 }),
+                at(39_470, CutOff { node: 0, for_ms: 10_249 }),
+                at(48_876, RedisEmpty { for_ms: 2_921 }),
+            ],
+        },
+        Found {
+            what: "a device that had been told an end was told again when another node had put an earlier version back",
+            seed: 84_655,
+            script: vec![
+                device(26_351, 3, call(3)),
+                at(29_194, CutOff { node: 0, for_ms: 13_089 }),
+                at(44_840, RedisEmpty { for_ms: 2_719 }),
+                at(47_255, CutOff { node: 0, for_ms: 10_024 }),
+            ],
+        },
+        Found {
+            what: "a device that came back before its call was put back, and called again, was not told its end",
+            seed: 95_437,
+            script: vec![
+                device(141, 0, Answer),
+                device(14_960, 2, call(3)),
+                at(15_143, RedisEmpty { for_ms: 2_160 }),
+                at(15_391, Drain { node: 1, back_ms: 4_789 }),
+                device(24_326, 2, CallAgain),
             ],
         },
     ]

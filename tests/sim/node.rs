@@ -18,7 +18,7 @@ use switchboard::{
     history,
     ids::{NodeId, SocketId, UserId},
     protocol::ServerEvent,
-    shutdown::{self, Trigger},
+    shutdown::{self, Shutdown, Trigger},
 };
 use tokio::{
     sync::{Notify, mpsc},
@@ -37,6 +37,9 @@ pub const RULES: Rules = Rules {
     max_call_duration: Duration::from_mins(1),
 };
 
+/// How long a node that stops goes on passing on what had come from others.
+const LAST_NEWS: Duration = Duration::from_secs(2);
+
 /// Hears what a socket is sent.
 pub type Hear = Arc<dyn Fn(SocketId, &ServerEvent) + Send + Sync>;
 
@@ -47,6 +50,7 @@ pub struct Node {
     backend: Arc<Backend>,
     world: Arc<World>,
     tasks: Mutex<JoinSet<()>>,
+    inbox_ended: Shutdown,
     stop_calls: Trigger,
     stop_writer: Trigger,
     is_leaving: AtomicBool,
@@ -118,7 +122,11 @@ impl Node {
         tasks.spawn(backend.clone().live(sender, reconnected));
         tasks.spawn(writer.run(writer_stops.wait()));
         let own = calls.clone();
-        tasks.spawn(async move { own.run_inbox(inbox).await });
+        let (inbox_ends, inbox_ended) = shutdown::shutdown();
+        tasks.spawn(async move {
+            own.run_inbox(inbox).await;
+            inbox_ends.fire();
+        });
         let own = calls.clone();
         tasks.spawn(async move { own.run_sweeper(calls_stop.wait()).await });
         Arc::new(Self {
@@ -128,6 +136,7 @@ impl Node {
             backend,
             world: world.clone(),
             tasks: Mutex::new(tasks),
+            inbox_ended,
             stop_calls,
             stop_writer,
             is_leaving: AtomicBool::new(false),
@@ -160,6 +169,8 @@ impl Node {
     /// After its sockets are closed: the rest of an orderly end.
     pub async fn leave(&self, window: Duration) {
         self.calls.hand_over(window).await;
+        self.backend.stop_listening();
+        let _ = tokio::time::timeout(LAST_NEWS, self.inbox_ended.clone().wait()).await;
         self.stop_calls.fire();
         self.backend.leave().await;
         self.stop_writer.fire();

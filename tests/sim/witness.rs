@@ -313,6 +313,11 @@ impl Witness {
         }
     }
 
+    /// Whether some client has heard of the call.
+    fn is_known(&self, id: CallId) -> bool {
+        self.sockets.values().any(|ears| ears.calls.contains_key(&id))
+    }
+
     /// Everybody has left, and time enough has passed for all to be cleared away.
     pub fn over(&mut self, state: &State, rows: &[Row]) {
         let State { calls, users, deadlines, departed, .. } = state;
@@ -327,7 +332,9 @@ impl Witness {
             let is_right = |row: &&Row| {
                 row.ended_at.is_some() && (self.may_forget || **row == Row::from(call))
             };
-            if self.may_lose_rows {
+            // An attempt that is forgotten before it rings is one that failed: so its caller was told.
+            let never_was = self.may_forget && call.version == 1 && !self.is_known(call.id);
+            if self.may_lose_rows || never_was {
                 continue;
             }
             if call.is_live() && !self.may_forget {

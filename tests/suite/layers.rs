@@ -9,6 +9,7 @@ use std::{
 const ORDER: [&str; 27] = [
     "secret",
     "fetch",
+    "shutdown",
     "time",
     "health",
     "redact",
@@ -32,7 +33,6 @@ const ORDER: [&str; 27] = [
     "fuzz",
     "bench",
     "config",
-    "shutdown",
     "app",
 ];
 

@@ -11,6 +11,8 @@ use switchboard::{
     time::Timestamp,
 };
 
+use tokio::sync::mpsc;
+
 use crate::world::{NODE_COUNTS, RULES, World, payload};
 
 #[tokio::test(start_paused = true)]
@@ -64,6 +66,39 @@ async fn a_message_to_a_socket_that_is_just_being_lost_waits_too() {
     }
 }
 
+/// A candidate on its way between nodes.
+fn candidate(call: CallId, version: u64, from: Role, text: &str) -> Relay {
+    Relay {
+        call,
+        version,
+        from,
+        signal: Signal::Candidate,
+        payload: payload(text),
+        given_back: false,
+        to_ringing: false,
+        received_us: None,
+        traceparent: None,
+    }
+}
+
+/// What has come to a node that the test plays by hand.
+fn come(inbox: &mut mpsc::Receiver<Inbound>) -> Vec<Message> {
+    let next = || match inbox.try_recv().ok()? {
+        Inbound::Message(_, message) => Some(message),
+        other => panic!("{other:?}"),
+    };
+    iter::from_fn(next).collect()
+}
+
+/// The candidates among these messages.
+fn candidates(messages: &[Message]) -> Vec<String> {
+    let text = |message: &Message| match message {
+        Message::Relay(relay) => Some(relay.payload.as_json().trim_matches('"').to_owned()),
+        _ => None,
+    };
+    messages.iter().filter_map(text).collect()
+}
+
 /// Places a call from `a1` on a node that the test plays by hand to `b`.
 async fn placed_elsewhere(world: &World, elsewhere: &Memory) -> CallId {
     let now = Timestamp::from_millis(1_800_000_000_000);
@@ -93,18 +128,9 @@ async fn what_a_callers_former_node_still_sends_is_heard_once() {
         let call = placed_elsewhere(&world, &elsewhere).await;
         let sent = ["one", "two", "three"].map(|text| (Signal::Candidate, payload(text)));
         let relay = |(signal, payload): &(Signal, _)| {
-            let (version, from, payload) = (1, Role::Caller, Payload::clone(payload));
-            let relay = Relay {
-                call,
-                version,
-                from,
-                signal: *signal,
-                payload,
-                given_back: false,
-                to_ringing: true,
-                received_us: None,
-                traceparent: None,
-            };
+            let (signal, payload) = (*signal, Payload::clone(payload));
+            let relay =
+                Relay { signal, payload, to_ringing: true, ..candidate(call, 1, Role::Caller, "") };
             elsewhere.send(here, Message::Relay(relay));
         };
         if heard_before > 0 {
@@ -151,17 +177,7 @@ async fn what_was_sent_to_every_ringing_node_reaches_who_answered_once() {
     }
     // Sent before the caller's node had heard of the answer.
     for node in &world.nodes {
-        let relay = Relay {
-            call,
-            version: 1,
-            from: Role::Caller,
-            signal: Signal::Candidate,
-            payload: payload("late"),
-            given_back: false,
-            to_ringing: true,
-            received_us: None,
-            traceparent: None,
-        };
+        let relay = Relay { to_ringing: true, ..candidate(call, 1, Role::Caller, "late") };
         elsewhere.send(node.id, Message::Relay(relay));
     }
     world.settle().await;
@@ -203,18 +219,8 @@ async fn what_comes_back_from_a_lost_devices_node_comes_before_what_was_sent_lat
     world.settle().await;
     world.signal("a1", "b", Signal::Candidate, "later").await.unwrap();
     for text in ["one", "two"] {
-        let relay = Relay {
-            call: call.id,
-            version: lost.version,
-            from: Role::Caller,
-            signal: Signal::Candidate,
-            payload: payload(text),
-            given_back: true,
-            to_ringing: false,
-            received_us: None,
-            traceparent: None,
-        };
-        elsewhere.send(here, Message::Relay(relay));
+        let relay = candidate(call.id, lost.version, Role::Caller, text);
+        elsewhere.send(here, Message::Relay(Relay { given_back: true, ..relay }));
     }
     world.settle().await;
     world.join("b1").await;
@@ -247,6 +253,120 @@ async fn a_node_that_does_not_say_what_became_of_messages_is_not_waited_for_long
     assert_eq!(world.heard("b1"), ["ice-candidate held"]);
     world.signal("a1", "b", Signal::Candidate, "next").await.unwrap();
     assert_eq!(world.heard("b1"), ["ice-candidate next"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_node_that_stood_still_gives_back_comes_before_what_was_sent_meanwhile() {
+    let world = World::with(1, &["a1", "b2"]).await;
+    let (here, (elsewhere, mut inbox)) =
+        (world.nodes[0].id, world.hub.node(NodeId::generate(Timestamp::from_millis(0))));
+    let call = answered_elsewhere(&world, &elsewhere).await;
+    world.signal("a1", "b", Signal::Candidate, "early").await.unwrap();
+    let device = Device { node: elsewhere.node(), ..world.device("b1") };
+    let gone = Event::Gone { device: device.clone(), may_return: true };
+    let lost = changed(&elsewhere, &call, &gone).await;
+    elsewhere.send(here, Message::Call(Box::new(lost.clone())));
+    world.settle().await;
+    world.signal("a1", "b", Signal::Candidate, "later").await.unwrap();
+    world.pass(Duration::from_secs(3)).await;
+    // It goes on, and finds that its device was taken for lost before it could pass the first one on.
+    let back = changed(&elsewhere, &lost, &Event::Stayed(device)).await;
+    elsewhere.send(here, Message::Call(Box::new(back.clone())));
+    world.settle().await;
+    let messages = come(&mut inbox);
+    assert_eq!(candidates(&messages), ["early"]);
+    let (id, to) = (call.id, Role::Callee);
+    let asks = |message: &Message| matches!(message, Message::Flush { call, .. } if *call == id);
+    assert!(messages.iter().any(asks));
+    let early = candidate(id, back.version, Role::Caller, "early");
+    elsewhere.send(here, Message::Relay(Relay { given_back: true, ..early }));
+    elsewhere.send(here, Message::Flushed { call: id, to });
+    world.settle().await;
+    assert_eq!(candidates(&come(&mut inbox)), ["early", "later"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_for_a_device_that_was_only_taken_for_lost_waits_where_it_is() {
+    let world = World::with(1, &["b1"]).await;
+    let (here, (elsewhere, mut inbox)) =
+        (world.nodes[0].id, world.hub.node(NodeId::generate(Timestamp::from_millis(0))));
+    let id = placed_elsewhere(&world, &elsewhere).await;
+    let ringing = elsewhere.load(id).await.unwrap().unwrap();
+    elsewhere.send(here, Message::Call(Box::new(ringing)));
+    world.settle().await;
+    world.answer("b1", "a").await.unwrap();
+    let active = elsewhere.load(id).await.unwrap().unwrap();
+    let gone = Event::Gone { device: world.device("b1"), may_return: true };
+    let lost = changed(&elsewhere, &active, &gone).await;
+    // It cannot say at once that it is here.
+    world.nodes[0].fail_next(1);
+    come(&mut inbox);
+    let hears_of_it = || elsewhere.send(here, Message::Call(Box::new(lost.clone())));
+    hears_of_it();
+    elsewhere.send(here, Message::Relay(candidate(id, lost.version, Role::Caller, "one")));
+    world.settle().await;
+    assert_eq!(candidates(&come(&mut inbox)), [""; 0], "what comes next would overtake it");
+    world.heard("b1");
+    hears_of_it();
+    elsewhere.send(here, Message::Relay(candidate(id, lost.version, Role::Caller, "two")));
+    world.settle().await;
+    assert_eq!(world.heard("b1"), ["resumed", "ice-candidate one", "ice-candidate two"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_waits_for_another_itself_is_waited_for_longer() {
+    let world = World::with(1, &["b1"]).await;
+    let (here, (elsewhere, mut inbox)) =
+        (world.nodes[0].id, world.hub.node(NodeId::generate(Timestamp::from_millis(0))));
+    let id = placed_elsewhere(&world, &elsewhere).await;
+    let ringing = elsewhere.load(id).await.unwrap().unwrap();
+    elsewhere.send(here, Message::Call(Box::new(ringing)));
+    world.settle().await;
+    world.answer("b1", "a").await.unwrap();
+    world.join("a1+").await;
+    world.signal("a1+", "b", Signal::Candidate, "held").await.unwrap();
+    world.heard("b1");
+    let asks = |message: &Message| matches!(message, Message::Flush { call, .. } if *call == id);
+    assert!(come(&mut inbox).iter().any(asks));
+    let to = Role::Callee;
+    elsewhere.send(here, Message::Flushing { call: id, to });
+    world.pass(Duration::from_secs(4)).await;
+    assert_eq!(world.heard("b1"), [""; 0], "the way beyond may be long");
+    elsewhere.send(here, Message::Relay(candidate(id, 2, Role::Caller, "on its way")));
+    elsewhere.send(here, Message::Flushed { call: id, to });
+    world.settle().await;
+    assert_eq!(
+        world.heard("b1"),
+        ["on its way", "held"].map(|text| format!("ice-candidate {text}"))
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_has_not_left_a_node_goes_to_where_its_sender_is_now() {
+    let world = World::with(1, &["a1", "b2"]).await;
+    let here = world.nodes[0].id;
+    let by_hand = |born| world.hub.node(NodeId::generate(Timestamp::from_millis(born)));
+    let ((callees, mut at_callees), (next, mut at_next)) = (by_hand(0), by_hand(1));
+    let call = answered_elsewhere(&world, &callees).await;
+    world.signal("a1", "b", Signal::Candidate, "stuck").await.unwrap();
+    assert_eq!(candidates(&come(&mut at_callees)), ["stuck"]);
+    world.nodes[0].has_not_sent(candidate(call.id, call.version, Role::Caller, "stuck"));
+    let device = Device { node: next.node(), ..world.device("a1+") };
+    let moved = changed(&next, &call, &Event::Joined(device)).await;
+    next.send(here, Message::Call(Box::new(moved.clone())));
+    let flush = Message::Flush { call: call.id, version: moved.version, to: Role::Callee };
+    next.send(here, flush);
+    world.settle().await;
+    let messages = come(&mut at_next);
+    assert_eq!(candidates(&messages), ["stuck"]);
+    let is_flushing = |message: &Message| matches!(message, Message::Flushing { .. });
+    assert!(
+        messages.iter().any(is_flushing),
+        "what was sent earlier may still be on its way: {messages:?}"
+    );
+    callees.send(here, Message::Flushed { call: call.id, to: Role::Callee });
+    world.settle().await;
+    assert!(matches!(come(&mut at_next)[..], [Message::Flushed { .. }]));
 }
 
 #[tokio::test(start_paused = true)]

@@ -77,6 +77,8 @@ pub struct Interleaved {
     failing: AtomicUsize,
     /// The next operation of this name is carried out, and its answer is lost.
     losing: Mutex<Option<&'static str>>,
+    /// What has not left this node yet.
+    unheard: Mutex<Vec<Relay>>,
 }
 
 impl Interleaved {
@@ -101,7 +103,10 @@ macro_rules! interleaved {
             }
 
             fn recall(&self, from: NodeId, call: CallId, to: Role) -> Vec<Relay> {
-                self.cluster.recall(from, call, to)
+                let mut unheard = self.unheard.lock().unwrap();
+                assert!(unheard.iter().all(|relay| relay.call == call && relay.from.other() == to));
+                let recalled = std::mem::take(&mut *unheard);
+                [recalled, self.cluster.recall(from, call, to)].concat()
             }
 
             async fn leave(&self) {
@@ -219,6 +224,11 @@ impl Node {
         self.cluster.failing.store(operations, Ordering::Relaxed);
     }
 
+    /// Says of a message that was sent to another node that nobody there has heard it yet.
+    pub fn has_not_sent(&self, relay: Relay) {
+        self.cluster.unheard.lock().unwrap().push(relay);
+    }
+
     /// Has the next operation of this name on the shared state carried out and its answer lost.
     pub fn lose_answer_of(&self, operation: &'static str) {
         *self.cluster.losing.lock().unwrap() = Some(operation);
@@ -249,8 +259,9 @@ impl World {
             let id = NodeId::generate(clock.now());
             let (cluster, inbox) = hub.node(id);
             let (operations, failing) = (AtomicUsize::default(), AtomicUsize::default());
-            let losing = Mutex::default();
-            let cluster = Arc::new(Interleaved { cluster, operations, failing, losing });
+            let (losing, unheard) = (Mutex::default(), Mutex::default());
+            let cluster = Interleaved { cluster, operations, failing, losing, unheard };
+            let cluster = Arc::new(cluster);
             let (recorder, writer) =
                 history::recorder(ledger.clone(), cluster.clone(), Health::default());
             tokio::spawn(writer.run(std::future::pending()));

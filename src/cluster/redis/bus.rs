@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -21,6 +22,7 @@ use crate::{
     health::{Health, Part},
     ids::{CallId, NodeId},
     metrics::{self, Command, Connection, Limit},
+    shutdown::Shutdown,
     time::Clock,
 };
 
@@ -205,7 +207,7 @@ impl Bus {
         }
     }
 
-    /// Listens on this node's channel for ever, and passes on what comes, each peer's messages in
+    /// Listens on this node's channel until it leaves, and passes on what comes, each peer's messages in
     /// their order. The library does not restore sharded subscriptions, and one can end silently
     /// when a slot moves: so it is renewed after each reconnection, and whenever the canary that the
     /// node sends itself does not come back.
@@ -214,7 +216,9 @@ impl Bus {
         subscriber: SubscriberClient,
         inbox: mpsc::Sender<Inbound>,
         health: Health,
+        leaving: Shutdown,
     ) {
+        let mut leaving = pin!(leaving.wait());
         let mut messages = subscriber.message_rx();
         let mut reconnections = subscriber.reconnect_rx();
         let mut canary = tokio::time::interval(CANARY);
@@ -251,7 +255,14 @@ impl Bus {
                     }
                     is_canary_out = self.publish(self.0.node, Content::Canary).await.is_some();
                 }
+                () = &mut leaving => break,
             }
+        }
+        // Whoever publishes from now on is told that nobody hears it, and may take it back.
+        let _ = subscriber.sunsubscribe(self.channel(self.0.node)).await;
+        while let Ok(message) = messages.try_recv() {
+            let Some(text) = message.value.into_string() else { continue };
+            self.take(&text, &mut links, &inbox).await;
         }
     }
 

@@ -2,7 +2,8 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, atomic::Ordering},
+    pin::pin,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -21,6 +22,7 @@ use crate::{
     health::Part,
     ids::{NodeId, UserId},
     metrics::{self, Command, Connection},
+    shutdown::Shutdown,
     time::{Clock, Timestamp},
 };
 
@@ -57,10 +59,11 @@ impl Redis {
     }
 
     /// Heartbeats, and burying the dead, for ever.
-    pub(super) async fn live(self: Arc<Self>, inbox: mpsc::Sender<Inbound>) {
+    pub(super) async fn live(self: Arc<Self>, inbox: mpsc::Sender<Inbound>, leaving: Shutdown) {
         let mut ticks = tokio::time::interval(HEARTBEAT);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut reconnections = self.client.reconnect_rx();
+        let mut leaving = pin!(leaving.wait());
         ticks.tick().await;
         // The last beat that was heard, and since when none was missed.
         let (mut heard, mut since) = (Instant::now(), Instant::now());
@@ -73,9 +76,7 @@ impl Redis {
                     // What failed meanwhile is done again, from what is the case now.
                     self.start_over(&inbox).await;
                 }
-            }
-            if self.leaving.load(Ordering::Relaxed) {
-                return;
+                () = &mut leaving => return,
             }
             let asked = Instant::now();
             if asked - heard > 2 * HEARTBEAT {

@@ -12,10 +12,7 @@ pub use connect::ConnectError;
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -39,6 +36,7 @@ use crate::{
     ids::{CallId, NodeId, SocketId, UserId},
     metrics::Command,
     protocol::Presence,
+    shutdown::{self, Trigger},
     time::{Clock, SharedClock, Timestamp},
 };
 
@@ -64,7 +62,7 @@ pub struct Redis {
     clock: Arc<SharedClock>,
     local: Mutex<Local>,
     /// Set when the node has signed off: no more heartbeats.
-    leaving: AtomicBool,
+    leaving: Trigger,
     health: Health,
 }
 
@@ -143,7 +141,9 @@ impl Redis {
             return Err(ConnectError::Refused(error));
         }
         let (sender, inbox) = mpsc::channel(INBOX_MESSAGES);
-        tokio::spawn(bus.clone().listen(subscriber.clone(), sender.clone(), health.clone()));
+        let (leaving, leaves) = shutdown::shutdown();
+        let (listener, own) = (bus.clone(), subscriber.clone());
+        tokio::spawn(listener.listen(own, sender.clone(), health.clone(), leaves.clone()));
         tokio::spawn(async move {
             // Finds a connection that is frozen: time-outs of commands do not cover this one.
             let _ = subscriber.enable_heartbeat(Duration::from_millis(500), false).await;
@@ -156,11 +156,11 @@ impl Redis {
             scripts: Scripts::default(),
             clock,
             local: Mutex::default(),
-            leaving: AtomicBool::new(false),
+            leaving,
             health,
         });
         redis.beat().await.map_err(ConnectError::Refused)?;
-        tokio::spawn(redis.clone().live(sender));
+        tokio::spawn(redis.clone().live(sender, leaves));
         Ok((redis, inbox))
     }
 
@@ -453,8 +453,12 @@ impl Cluster for Redis {
         self.bus.recall(from, call, to)
     }
 
+    fn stop_listening(&self) {
+        self.leaving.fire();
+    }
+
     async fn leave(&self) {
-        self.leaving.store(true, Ordering::Relaxed);
+        self.stop_listening();
         let published = async {
             while !self.bus.is_idle() {
                 tokio::time::sleep(LAST_WORDS_POLL).await;

@@ -1,0 +1,162 @@
+//! Clients place calls, and place them again.
+
+use std::sync::Arc;
+
+use tracing::debug;
+
+use super::{Calls, Failure, MAX_DECISIONS, tally, traced};
+use crate::{
+    call::{
+        Attempt, Call, CallType, Cause, Device, Event, Placement, Refusal, Role, State, first_news,
+    },
+    cluster::{Change, Claim, Committed, Unavailable},
+    ids::{NodeId, UserId},
+    metrics::{self, Limit, Outcome},
+    payload::Payload,
+    telemetry::{Span, SpanKind},
+};
+
+/// `call:initiate`, checked.
+#[derive(Debug, Clone)]
+pub struct Initiate {
+    pub to: UserId,
+    pub call_type: CallType,
+    pub caller_info: Option<Payload>,
+    pub client_call_id: Option<Arc<str>>,
+}
+
+impl Calls {
+    /// Places a call. Answers the call as it was placed: it rings, or ended at once.
+    pub async fn initiate(&self, device: &Device, initiate: Initiate) -> Result<Call, Failure> {
+        let attempt = Attempt {
+            id: (self.name)(self.clock.now()),
+            from: device.clone(),
+            to: initiate.to,
+            call_type: initiate.call_type,
+            caller_info: initiate.caller_info,
+            client_call_id: initiate.client_call_id,
+        };
+        let mut span = self.trace_attempt(&attempt);
+        let placed = self.place(device, &attempt, &mut span).await;
+        traced::placed(&mut span, &attempt, &placed);
+        if let Err(failure) = &placed {
+            tally::not_placed(attempt.call_type, failure);
+        }
+        placed
+    }
+
+    async fn place(
+        &self,
+        device: &Device,
+        attempt: &Attempt,
+        span: &mut Span,
+    ) -> Result<Call, Failure> {
+        self.pass_gate(attempt, span).await?;
+        for _ in 0..MAX_DECISIONS {
+            let looking = span.part("look up", SpanKind::Client);
+            let lobby = self.cluster.lobby(&device.user, &attempt.to).await?;
+            drop(looking);
+            let placement = match self.rules.place(attempt, &lobby, self.clock.now()) {
+                // Its caller was told that it failed, and tries something else.
+                Err(Refusal::CallInProgress(id)) if self.doubtful.is_of(id, device.socket) => {
+                    self.give_up_doubtful(id, device).await?;
+                    continue;
+                }
+                placement => placement?,
+            };
+            let mut call = match placement {
+                Placement::New(call) => call,
+                Placement::Repeated(call) => {
+                    tally::attempted(call.call_type, Outcome::Repeated);
+                    if call.is_ringing() && self.doubtful.is_of(call.id, device.socket) {
+                        // Nobody has heard of it yet.
+                        let callee_nodes = self.cluster.nodes_of(&attempt.to).await?;
+                        self.doubtful.settle(call.id);
+                        return placed(self.tell_placed(call, lobby.callee_sockets, &callee_nodes));
+                    }
+                    let call = self.repeated_by(call, device).await?;
+                    self.tell_again(&call).await?;
+                    return placed(call);
+                }
+                Placement::Supersede(earlier) => {
+                    match self.transition(earlier, &Event::Superseded(device.clone())).await {
+                        Ok(_) | Err(Failure::Refused(_)) => continue,
+                        Err(failure) => return Err(failure),
+                    }
+                }
+            };
+            let claim = |role: &Role| {
+                let latest = match role {
+                    Role::Caller => &lobby.caller_call,
+                    Role::Callee => &lobby.callee_call,
+                };
+                let was = latest.as_ref().map(|call| call.id);
+                Claim { user: call.party(*role).user.clone(), was }
+            };
+            let claims = call.claimants().iter().map(claim).collect();
+            call.traceparent = span.context();
+            let change = Change { call: call.clone(), claims };
+            let committed =
+                self.commit(change, span).await.inspect_err(|_| self.doubtful.note(&call, device));
+            let Committed::Stored(stored) = committed? else {
+                metrics::CONFLICTS.increment(1);
+                continue;
+            };
+            tally::placed(&call);
+            traced::rings_on(span, &stored.callee_nodes);
+            self.recorder.record(&call);
+            let call = self.tell_placed(call, lobby.callee_sockets, &stored.callee_nodes);
+            self.announce(stored.edges);
+            return placed(call);
+        }
+        metrics::LIMITS.of(Limit::Decisions).increment(1);
+        Err(Unavailable.into())
+    }
+
+    /// The call of an attempt that is repeated: by a new socket, if the call does not know that its device has
+    /// come back.
+    async fn repeated_by(&self, call: Call, device: &Device) -> Result<Call, Failure> {
+        match self.transition(call.clone(), &Event::Joined(device.clone())).await {
+            Err(Failure::Refused(_)) => Ok(call),
+            repeated => repeated,
+        }
+    }
+
+    /// Rings for an attempt that is repeated: the first time may have failed half-way.
+    async fn tell_again(&self, call: &Call) -> Result<(), Unavailable> {
+        if call.is_ringing() {
+            let callee_nodes = self.cluster.nodes_of(&call.callee.user).await?;
+            self.live.open(call).rings_on(&callee_nodes, &self.reach());
+            self.ring_here(call);
+            self.spread(call, call, &callee_nodes);
+        }
+        Ok(())
+    }
+
+    /// The caller hears of its call before this node rings. Answers the call as it was placed, or with its
+    /// end: a device that has just joined elsewhere may have been faster.
+    fn tell_placed(&self, call: Call, devices: usize, callee_nodes: &[NodeId]) -> Call {
+        debug!(call = %call.id, status = call.status().as_str(), "call placed");
+        let live = self.live.open(&call);
+        if let (Some(news), Some(socket)) = (first_news(&call, devices), call.caller.link.socket())
+            && !live.tell_placed(call.version, news, socket, &self.reach())
+        {
+            let newest = live.snapshot();
+            return if newest.is_live() { call } else { newest };
+        }
+        if call.is_live() {
+            live.rings_on(callee_nodes, &self.reach());
+            self.ring_here(&call);
+            self.spread(&call, &call, callee_nodes);
+        }
+        call
+    }
+}
+
+/// A call that could not ring because the callee is offline is a failure to its caller.
+fn placed(call: Call) -> Result<Call, Failure> {
+    match &call.state {
+        State::Ended { cause: Cause::Offline, .. } => Err(Failure::Offline(call.id)),
+        State::Ringing { .. } | State::Active { .. } | State::Ended { .. } => Ok(call),
+    }
+}
