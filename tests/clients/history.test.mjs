@@ -2,6 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { after, describe, test } from 'node:test';
+import { setTimeout as pause } from 'node:timers/promises';
 import { activeCall, dial, pair, pickUp, ringing } from '../support/calls.mjs';
 import { assertRefused, assertShape, eventually, isNow, isText, someone } from '../support/check.mjs';
 import { join } from '../support/client.mjs';
@@ -50,6 +51,8 @@ async function missedCalls(caller, count, toUserId = someone('nobody')) {
     const reply = await caller.ack('call:initiate', { toUserId, callType: number % 2 ? 'audio' : 'video' });
     assertRefused(reply, 'RECIPIENT_OFFLINE');
     ids.push(reply.error.callId);
+    // Of two in one millisecond none is the newer.
+    await pause(2);
   }
   await eventually(async () => (await calls(server, caller.userId)).some((one) => one.id === ids.at(-1)), 'the rows are stored');
   return ids;
