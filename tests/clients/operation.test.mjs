@@ -184,6 +184,9 @@ describe('an operator', { concurrency: true }, () => {
     assert.ok(nodes >= 1);
     for (const device of devices) assert.equal(await device.next('disconnect'), 'io server disconnect');
     assert.equal((await caller.next('call:ended')).reason, 'connection_lost');
+    const { userId } = callee;
+    const isOffline = async () => (await json(await get(server, '/v1/presence', { userIds: userId }))).presence[userId] === 'offline';
+    await eventually(isOffline, 'all have been signed off');
     const refused = await caller.ack('call:initiate', { toUserId: callee.userId, callType: 'audio' });
     assert.equal(refused.error?.type, 'RECIPIENT_OFFLINE');
     const nobody = await json(await post(server, `/v1/admin/users/${someone('nobody')}/disconnect`), 202);
