@@ -20,7 +20,7 @@ pub(super) struct Present {
     pub device: Device,
     /// Whether it is signed on. Until then nothing rings there: it is welcomed when it is.
     has_joined: bool,
-    /// The call whose end it was told when it was found to be here after all. The record may go back to before.
+    /// The latest call whose end it knows. The record may go back to before, or be put back by who has missed it.
     knows_end_of: Option<CallId>,
 }
 
@@ -75,6 +75,29 @@ impl Calls {
         if let Some(present) = self.devices().get_mut(&device.socket) {
             present.knows_end_of = Some(call.id);
         }
+    }
+
+    /// Notes that the devices here that were in this call when it ended know that.
+    pub(super) fn note_end(&self, call: &Call) {
+        let mut devices = self.devices();
+        for socket in
+            [&call.caller, &call.callee].into_iter().filter_map(|party| party.link.socket())
+        {
+            if let Some(present) = devices.get_mut(&socket) {
+                present.knows_end_of = Some(call.id);
+            }
+        }
+    }
+
+    /// Whether a device here that is in this live call by its record knows its end: who has put it back had
+    /// missed that.
+    pub(super) fn has_ended_here(&self, call: &Call) -> bool {
+        let devices = self.devices();
+        let knows = |socket| {
+            devices.get(&socket).is_some_and(|present| present.knows_end_of == Some(call.id))
+        };
+        let parties = [&call.caller, &call.callee];
+        call.is_live() && parties.into_iter().any(|party| party.link.socket().is_some_and(knows))
     }
 
     /// The sockets of `user` here that may ring.

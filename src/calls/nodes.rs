@@ -193,6 +193,9 @@ impl Calls {
     pub(super) async fn take_in(&self, call: &Call) -> Result<(), Unavailable> {
         if !call.is_live() {
             self.recorder.ended_elsewhere(call);
+        } else if self.live.get(call.id).is_none() && self.has_ended_here(call) {
+            debug!(call = %call.id, "a call was put back whose end is known here");
+            return Ok(());
         }
         self.observe(call, call);
         self.ring_here(call);
@@ -423,6 +426,10 @@ impl Calls {
         if concerns {
             self.live.keep(after);
         } else {
+            let seen = live.snapshot();
+            if !seen.is_live() {
+                self.note_end(&seen);
+            }
             self.live.retire(after, self.clock.now());
         }
     }

@@ -26,7 +26,7 @@ fn call(to: usize) -> Act {
 }
 
 pub fn all() -> Vec<Found> {
-    [forgotten(), told(), told_more(), put_back()].into_iter().flatten().collect()
+    [forgotten(), told(), told_more(), put_back(), after_the_end()].into_iter().flatten().collect()
 }
 
 /// What came of a shared state that forgets.
@@ -369,4 +369,45 @@ fn put_back() -> Vec<Found> {
             ],
         },
     ]
+}
+
+/// What whoever had hung up heard.
+fn after_the_end() -> Vec<Found> {
+    vec![Found {
+        what: "a node that was cut off put a call back, and who had hung up long before heard a message of it",
+        seed: 36_536,
+        script: vec![
+            device(14_167, 5, Candidates(5)),
+            device(14_733, 6, Offer),
+            device(14_802, 5, Answer),
+            device(15_776, 5, Candidates(5)),
+            device(15_891, 5, Candidates(5)),
+            device(15_891, 5, Candidates(5)),
+            device(15_893, 5, End),
+            device(17_641, 1, call(3)),
+            device(17_643, 1, Offer),
+            device(18_944, 1, Candidates(5)),
+            device(20_083, 7, Answer),
+            device(20_085, 7, Candidates(5)),
+            device(21_138, 1, Candidates(5)),
+            device(22_316, 7, Answer),
+            device(23_255, 7, call(2)),
+            device(23_358, 3, call(1)),
+            device(23_359, 3, Offer),
+            device(23_538, 3, Candidates(5)),
+            at(23_965, CutOff { node: 2, for_ms: 14_323 }),
+            device(24_539, 3, Answer),
+            device(24_541, 3, Candidates(5)),
+            device(24_679, 7, Offer),
+            device(24_683, 7, Candidates(5)),
+            device(24_683, 7, End),
+            device(27_027, 7, End),
+            device(28_086, 6, Candidates(5)),
+            device(28_090, 4, Candidates(5)),
+            device(28_747, 1, Answer),
+            device(29_014, 2, Answer),
+            at(32_263, RedisEmpty { for_ms: 2_141 }),
+            at(33_352, Kill { node: 1, back_ms: 1_832 }),
+        ],
+    }]
 }

@@ -156,9 +156,8 @@ impl What {
 
     /// Whether messages between nodes may be held up for longer than others wait for them.
     pub fn stalls(&self) -> bool {
-        use What::{Device, Drain, HistoryDown, HistoryHalf, HistorySlow, Kill, Pause, Slow};
-        let quick =
-            matches!(self, Device(..) | Pause { .. } | Kill { .. } | Drain { .. } | Slow { .. });
+        use What::{Device, Drain, HistoryDown, HistoryHalf, HistorySlow, Kill, Slow};
+        let quick = matches!(self, Device(..) | Kill { .. } | Drain { .. } | Slow { .. });
         !quick && !matches!(self, HistoryDown { .. } | HistoryHalf { .. } | HistorySlow { .. })
     }
 
