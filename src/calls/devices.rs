@@ -128,7 +128,12 @@ impl Calls {
     pub(super) async fn welcome_late(&self) -> Result<(), Unavailable> {
         let now = self.clock.now();
         let is_due = |(_, at): &&(_, Option<Timestamp>)| at.is_none_or(|at| now - at >= UNSURE);
-        let due: Vec<_> = self.unwelcomed().iter().filter(is_due).cloned().collect();
+        let due: Vec<_> = {
+            let mut unwelcomed = self.unwelcomed();
+            // So they are no more than there are devices here.
+            unwelcomed.retain(|(device, _)| self.is_connected(device));
+            unwelcomed.iter().filter(is_due).cloned().collect()
+        };
         for (device, found_none_at) in due {
             let is_known = !self.is_connected(&device)
                 || self.tell_of_call(&device, Event::Joined(device.clone())).await?

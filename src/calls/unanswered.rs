@@ -94,6 +94,7 @@ impl Calls {
         self.spread(before, &after, &callee_nodes);
         Ok(true)
     }
+
     /// The shared state has forgotten a call, and nobody puts it back. If it has ended, a device that was
     /// taken for lost, and could not say that it is here, hears of it from this node or never.
     fn tell_forgotten(&self, before: &Call) {

@@ -122,7 +122,7 @@ async function talk(t, cluster) {
   }
   // Nobody answers; a device is lost and does not come back; another one does; an error.
   const unanswered = await ringing(t, there);
-  const broken = await activeCall(t, cluster);
+  const broken = await activeCall(t, cluster, { callee: { deviceId: 'tablet' } });
   await broken.callee.drop();
   const resumed = await activeCall(t, there, { callee: { deviceId: 'phone' } });
   await resumed.callee.drop();

@@ -119,6 +119,16 @@ async fn placed_elsewhere(world: &World, elsewhere: &Memory) -> CallId {
     call.id
 }
 
+/// A call of a caller on the node `elsewhere`, answered by b1 on the world's only one.
+async fn answered_from_elsewhere(world: &World, elsewhere: &Memory) -> CallId {
+    let id = placed_elsewhere(world, elsewhere).await;
+    let ringing = elsewhere.load(id).await.unwrap().unwrap();
+    elsewhere.send(world.nodes[0].id, Message::Call(Box::new(ringing)));
+    world.settle().await;
+    world.answer("b1", "a").await.unwrap();
+    id
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_a_callers_former_node_still_sends_is_heard_once() {
     for [heard_before, on_its_way] in [[0, 0], [1, 0], [1, 1], [2, 1], [3, 0]] {
@@ -290,11 +300,7 @@ async fn what_comes_for_a_device_that_was_only_taken_for_lost_waits_where_it_is(
     let world = World::with(1, &["b1"]).await;
     let (here, (elsewhere, mut inbox)) =
         (world.nodes[0].id, world.hub.node(NodeId::generate(Timestamp::from_millis(0))));
-    let id = placed_elsewhere(&world, &elsewhere).await;
-    let ringing = elsewhere.load(id).await.unwrap().unwrap();
-    elsewhere.send(here, Message::Call(Box::new(ringing)));
-    world.settle().await;
-    world.answer("b1", "a").await.unwrap();
+    let id = answered_from_elsewhere(&world, &elsewhere).await;
     let active = elsewhere.load(id).await.unwrap().unwrap();
     let gone = Event::Gone { device: world.device("b1"), may_return: true };
     let lost = changed(&elsewhere, &active, &gone).await;
@@ -318,11 +324,7 @@ async fn a_node_that_waits_for_another_itself_is_waited_for_longer() {
     let world = World::with(1, &["b1"]).await;
     let (here, (elsewhere, mut inbox)) =
         (world.nodes[0].id, world.hub.node(NodeId::generate(Timestamp::from_millis(0))));
-    let id = placed_elsewhere(&world, &elsewhere).await;
-    let ringing = elsewhere.load(id).await.unwrap().unwrap();
-    elsewhere.send(here, Message::Call(Box::new(ringing)));
-    world.settle().await;
-    world.answer("b1", "a").await.unwrap();
+    let id = answered_from_elsewhere(&world, &elsewhere).await;
     world.join("a1+").await;
     world.signal("a1+", "b", Signal::Candidate, "held").await.unwrap();
     world.heard("b1");
