@@ -37,6 +37,8 @@ use crate::{
 
 /// How long an ended call can still be asked for.
 pub const ENDED_RETENTION: Duration = Duration::from_mins(1);
+/// The version of a call that has been placed, and to which nothing has happened since.
+const PLACED_VERSION: u64 = 1;
 
 /// The periods that the rules work with.
 #[derive(Debug, Clone, Copy)]
@@ -239,6 +241,11 @@ pub enum Refusal {
 }
 
 impl Call {
+    /// Whether nothing has happened to it since it was placed.
+    pub fn is_as_placed(&self) -> bool {
+        self.version == PLACED_VERSION
+    }
+
     pub fn is_live(&self) -> bool {
         !matches!(self.state, State::Ended { .. })
     }

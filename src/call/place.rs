@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Call, CallType, Cause, Device, Link, Party, Refusal, Role, Rules, State, What};
+use super::{
+    Call, CallType, Cause, Device, Link, PLACED_VERSION, Party, Refusal, Role, Rules, State, What,
+};
 use crate::{
     ids::{CallId, UserId},
     payload::Payload,
@@ -76,7 +78,7 @@ impl Rules {
         };
         let mut call = Call {
             id: attempt.id,
-            version: 1,
+            version: PLACED_VERSION,
             call_type: attempt.call_type,
             caller_info: attempt.caller_info.clone(),
             client_call_id: attempt.client_call_id.clone(),

@@ -168,7 +168,7 @@ impl Calls {
         }
         if call.rings_for(&device.user) {
             self.live.keep(&call);
-            self.live.open(&call).ring(&[device.socket], &self.reach());
+            self.live.open(&call).ring(&[device.socket], None, &self.reach());
         }
         Ok(true)
     }

@@ -202,8 +202,8 @@ impl LiveCall {
     }
 
     /// Rings those of `sockets` that do not ring yet, and gives them what the caller sent so far.
-    /// Nothing if it does not ring any more.
-    pub fn ring(&self, sockets: &[SocketId], reach: &Reach) {
+    /// Nothing if it does not ring any more. The node `told_by` knows that it rings here.
+    pub fn ring(&self, sockets: &[SocketId], told_by: Option<NodeId>, reach: &Reach) {
         let mut view = self.view();
         if !view.call.is_ringing() {
             return;
@@ -218,7 +218,8 @@ impl LiveCall {
                 }
             }
         }
-        let callers = view.call.caller.link.node().filter(|node| *node != reach.cluster.node());
+        let knows = |node: &NodeId| *node == reach.cluster.node() || Some(*node) == told_by;
+        let callers = view.call.caller.link.node().filter(|node| !knows(node));
         if let Some(node) = callers.filter(|_| is_first && !view.rung.is_empty()) {
             let have = view.replay.messages.len();
             reach.cluster.send(node, Message::Rings { call: self.id, have });
@@ -230,7 +231,7 @@ impl LiveCall {
         let mut view = self.view();
         if view.ring_nodes.is_some() {
             // A node that is no longer among them may still have to take what it was sent. One that is
-            // new says what it lacks as soon as it rings.
+            // new says what it lacks as soon as it rings, or is given all (`rings_also_on`).
             return;
         }
         let own = reach.cluster.node();

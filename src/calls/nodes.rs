@@ -191,6 +191,11 @@ impl Calls {
 
     /// Takes in a record that another node has changed.
     pub(super) async fn take_in(&self, call: &Call) -> Result<(), Unavailable> {
+        self.take_in_from(None, call).await
+    }
+
+    /// The same; the node `told_by` knows that the call rings here then.
+    async fn take_in_from(&self, told_by: Option<NodeId>, call: &Call) -> Result<(), Unavailable> {
         if !call.is_live() {
             self.recorder.ended_elsewhere(call);
         } else if self.live.get(call.id).is_none() && self.has_ended_here(call) {
@@ -198,7 +203,7 @@ impl Calls {
             return Ok(());
         }
         self.observe(call, call);
-        self.ring_here(call);
+        self.ring_here(call, told_by);
         // More may be known here than what has come.
         let newest = self.live.get(call.id).map(|live| live.snapshot());
         self.reclaim(newest.as_ref().unwrap_or(call)).await
@@ -320,7 +325,9 @@ impl Calls {
                     }
                     return Ok(());
                 }
-                self.take_in(&call).await?;
+                // Where it was placed it is known who was told of that.
+                let is_placing = call.is_as_placed() && call.caller.link.node() == Some(from);
+                self.take_in_from(is_placing.then_some(from), &call).await?;
             }
             Message::Rings { call, have } => {
                 if let Some(live) = self.live.get(call) {
@@ -435,10 +442,10 @@ impl Calls {
     }
 
     /// Rings the devices of the callee on this node, if the call rings.
-    pub(super) fn ring_here(&self, call: &Call) {
+    pub(super) fn ring_here(&self, call: &Call, told_by: Option<NodeId>) {
         if call.is_ringing() {
             let sockets = self.joined_sockets_of(&call.callee.user);
-            self.live.open(call).ring(&sockets, &self.reach());
+            self.live.open(call).ring(&sockets, told_by, &self.reach());
         }
     }
 

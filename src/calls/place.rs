@@ -126,9 +126,7 @@ impl Calls {
     async fn tell_again(&self, call: &Call) -> Result<(), Unavailable> {
         if call.is_ringing() {
             let callee_nodes = self.cluster.nodes_of(&call.callee.user).await?;
-            self.live.open(call).rings_on(&callee_nodes, &self.reach());
-            self.ring_here(call);
-            self.spread(call, call, &callee_nodes);
+            self.ring_on(call, &callee_nodes);
         }
         Ok(())
     }
@@ -145,11 +143,23 @@ impl Calls {
             return if newest.is_live() { call } else { newest };
         }
         if call.is_live() {
-            live.rings_on(callee_nodes, &self.reach());
-            self.ring_here(&call);
-            self.spread(&call, &call, callee_nodes);
+            self.ring_on(&call, callee_nodes);
         }
         call
+    }
+
+    /// Rings all devices of the callee.
+    fn ring_on(&self, call: &Call, callee_nodes: &[NodeId]) {
+        let live = self.live.open(call);
+        live.rings_on(callee_nodes, &self.reach());
+        self.ring_here(call, None);
+        self.spread(call, call, callee_nodes);
+        if call.is_as_placed() {
+            // They do not say that it rings there.
+            for node in callee_nodes.iter().filter(|node| **node != self.node()) {
+                live.rings_also_on(*node, 0, &self.reach());
+            }
+        }
     }
 }
 

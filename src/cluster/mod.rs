@@ -141,7 +141,7 @@ pub enum Message {
     /// A record has changed. Ring, or tell, whoever is concerned.
     Call(Box<Call>),
     /// A device of the callee rings on the sending node, which has the first `have` messages of what
-    /// the caller sent.
+    /// the caller sent. Not said to a node that has just placed the call: it knows whom it told.
     Rings {
         call: CallId,
         #[serde(default)]

@@ -59,6 +59,8 @@ impl Sqlite {
             .synchronous(SqliteSynchronous::Normal)
             .pragma("cache_size", CACHE_KIB)
             .pragma("wal_autocheckpoint", LOG_PAGES)
+            // What undoes a statement would be a file of its own, each time.
+            .pragma("temp_store", "MEMORY")
             .busy_timeout(BUSY_TIMEOUT);
         let pool =
             SqlitePoolOptions::new().max_connections(MAX_CONNECTIONS).connect_with(options).await?;

@@ -130,6 +130,37 @@ async fn answered_from_elsewhere(world: &World, elsewhere: &Memory) -> CallId {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_callers_node_gives_what_it_sent_to_whoever_it_tells_of_its_call() {
+    let world = World::with(1, &["a1", "b1"]).await;
+    let (elsewhere, mut inbox) = world.hub.node(NodeId::generate(Timestamp::from_millis(0)));
+    let id = world.initiate_named("a1", "b", Some("try 1")).await.unwrap();
+    world.signal("a1", "b", Signal::Candidate, "one").await.unwrap();
+    let late = world.device("b2");
+    elsewhere.attach(&late.user, late.socket).await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(world.initiate_named("a1", "b", Some("try 1")).await, Ok(id));
+    }
+    world.signal("a1", "b", Signal::Candidate, "two").await.unwrap();
+    let messages = come(&mut inbox);
+    let is_call = |message: &Message| matches!(message, Message::Call(call) if call.id == id);
+    assert!(is_call(&messages[0]), "{messages:?}");
+    assert_eq!(candidates(&messages), ["one", "two"], "without being asked, and once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_callers_node_is_not_told_what_it_knows() {
+    let world = World::with(1, &["b1"]).await;
+    let (here, (elsewhere, mut inbox)) =
+        (world.nodes[0].id, world.hub.node(NodeId::generate(Timestamp::from_millis(0))));
+    let id = placed_elsewhere(&world, &elsewhere).await;
+    let ringing = elsewhere.load(id).await.unwrap().unwrap();
+    elsewhere.send(here, Message::Call(Box::new(ringing)));
+    world.settle().await;
+    assert_eq!(world.heard("b1"), ["incoming"]);
+    assert_eq!(come(&mut inbox), [], "it rings where it was placed to");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_a_callers_former_node_still_sends_is_heard_once() {
     for [heard_before, on_its_way] in [[0, 0], [1, 0], [1, 1], [2, 1], [3, 0]] {
         let world = World::with(1, &[]).await;

@@ -128,11 +128,17 @@ impl Bus {
         let mut pause = PROGRESS;
         loop {
             tokio::select! {
-                () = peer.wake.notified(), if pause == PROGRESS => {}
+                () = peer.wake.notified(), if pause == PROGRESS => {
+                    // What has woken this may have gone out with the last publish.
+                    if !peer.outgoing().has_more() {
+                        continue;
+                    }
+                }
                 () = tokio::time::sleep(pause) => {}
             }
             pause = PROGRESS;
             loop {
+                tokio::task::yield_now().await;
                 let now = self.0.clock.now();
                 let contents = peer.outgoing().next(now);
                 let mut is_known = true;
