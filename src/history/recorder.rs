@@ -23,10 +23,10 @@ use crate::{
 };
 
 /// Most rows that are written at once.
-const BATCH_ROWS: usize = 256;
+const BATCH_ROWS: usize = 1024;
 /// How long rows are gathered before they are written. Many calls then share a write, and one that is
 /// placed and ends meanwhile is written once.
-const GATHER: Duration = Duration::from_millis(100);
+const GATHER: Duration = Duration::from_millis(250);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(5);
 /// How long the last rows may take when the service stops.
