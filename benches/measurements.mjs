@@ -2,6 +2,7 @@
 
 export const RATE = 200;
 export const LOW_RATE = 40;
+export const STEADY_RATE = 2_000;
 export const MIXED_RATE = 300;
 /** Events of a call that go from one party to the other. */
 export const EVENTS_PER_CALL = 24;
@@ -17,6 +18,14 @@ export const MEASUREMENTS = {
     nodes: 1,
     kinds: ['switchboard', 'floor', 'switchboard, no history', 'switchboard, Postgres', 'node'],
     figures: ['cpu_per_call_us', 'calls_per_second', ...BUSY],
+  },
+  one_at_rate: {
+    title: `One node, ${STEADY_RATE} calls/s: what history costs where nobody waits for the generator`,
+    mode: 'calls',
+    nodes: 1,
+    rate: STEADY_RATE,
+    kinds: ['switchboard', 'floor', 'switchboard, no history', 'switchboard, Postgres'],
+    figures: ['cpu_per_call_us', 'relay_p50_ms', 'relay_p99_ms', ...BUSY],
   },
   two: {
     title: 'Two nodes, every call across, as fast as they go',
@@ -112,7 +121,10 @@ export const TARGETS = [
   { what: 'memory an idle connection', of: ['idle', 'switchboard'], figure: 'memory_per_socket_kb', most: 14, than: 'kB' },
   { what: 'the same', ...TWO_KINDS('idle', 'node'), figure: 'memory_per_socket_kb', most: 1, than: 'of Node' },
   { what: 'connect, identify, announce presence, with Redis', of: ['connect', 'switchboard'], figure: 'cpu_per_connect_us', most: 150, than: 'µs' },
-  ...[['SQLite', 'switchboard'], ['Postgres', 'switchboard, Postgres']].map(([name, kind]) => ({
-    what: `CPU a call with history in ${name}`, of: ['one', kind], to: ['one', 'switchboard, no history'], figure: 'cpu_per_call_us', most: 1.05, than: 'of that without',
-  })),
+  ...[['one', 'as fast as it goes'], ['one_at_rate', `${STEADY_RATE} calls/s`]].flatMap(([name, pace]) =>
+    [['SQLite', 'switchboard'], ['Postgres', 'switchboard, Postgres']].map(([store, kind]) => ({
+      what: `CPU a call with history in ${store}, ${pace}`,
+      of: [name, kind], to: [name, 'switchboard, no history'], figure: 'cpu_per_call_us', most: 1.05, than: 'of that without',
+    })),
+  ),
 ];
