@@ -2,7 +2,7 @@
 //! seen, who rings, and messages that wait.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -39,9 +39,9 @@ struct Index {
     calls: HashMap<CallId, Arc<LiveCall>>,
     /// The live call of each user.
     users: HashMap<UserId, CallId>,
-    /// The calls that do not concern this node any more.
-    retired: HashSet<CallId>,
-    /// When to forget retired calls, in that order.
+    /// The calls that do not concern this node any more, and when each may be forgotten.
+    retired: HashMap<CallId, Timestamp>,
+    /// When to forget retired calls, in that order; more than once each that was kept in between.
     forget: VecDeque<(Timestamp, CallId)>,
 }
 
@@ -100,14 +100,14 @@ impl LiveCalls {
             }
         }
         index.calls.entry(call.id).or_insert_with(|| Arc::new(LiveCall::new(call.clone())));
-        index.retired.insert(call.id);
+        index.retired.insert(call.id, now + RETIRED_MEMORY);
         index.forget.push_back((now + RETIRED_MEMORY, call.id));
     }
 
     /// Notes that a live call concerns this node, perhaps again.
     pub fn keep(&self, call: &Call) {
         let mut index = self.index();
-        if index.retired.remove(&call.id) {
+        if index.retired.remove(&call.id).is_some() {
             for party in [&call.caller, &call.callee] {
                 index.users.insert(party.user.clone(), call.id);
             }
@@ -123,7 +123,8 @@ impl LiveCalls {
     pub fn forget_retired(&self, now: Timestamp) {
         let mut index = self.index();
         while let Some((_, id)) = index.forget.pop_front_if(|(at, _)| *at <= now) {
-            if index.retired.remove(&id) {
+            if index.retired.get(&id).is_some_and(|until| *until <= now) {
+                index.retired.remove(&id);
                 index.calls.remove(&id);
             }
         }
@@ -464,6 +465,21 @@ mod tests {
         calls.forget_retired(heard_at + RETIRED_MEMORY / 2);
         assert!(calls.get(call.id).is_some());
         calls.forget_retired(heard_at + RETIRED_MEMORY);
+        assert!(calls.get(call.id).is_none());
+    }
+
+    #[test]
+    fn a_call_that_came_back_in_between_is_remembered_as_long_from_its_end() {
+        let (calls, call) = (LiveCalls::default(), ringing());
+        calls.open(&call);
+        let left_at = call.updated_at;
+        calls.retire(&call, left_at);
+        calls.keep(&call);
+        let ended_at = left_at + RETIRED_MEMORY;
+        calls.retire(&call, ended_at);
+        calls.forget_retired(ended_at + RETIRED_MEMORY / 2);
+        assert!(calls.get(call.id).is_some());
+        calls.forget_retired(ended_at + RETIRED_MEMORY);
         assert!(calls.get(call.id).is_none());
     }
 }
