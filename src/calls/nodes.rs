@@ -281,8 +281,8 @@ impl Calls {
         let over = found.map(|found| found.version);
         warn!(call = %seen.id, ?over, "the record of a call was gone: it is put back");
         let change = |call: &Call, claims| Change { call: call.clone(), claims };
-        if let Some(found) = found {
-            let call = seen.put_over(found);
+        let call = found.map_or_else(|| seen.clone(), |found| seen.put_over(found));
+        if let Some(found) = found.filter(|found| found.is_live() || !call.is_live()) {
             // Its claims went back with it.
             if self.cluster.restore(change(&call, Vec::new()), over).await? {
                 self.observe(seen, &call);
@@ -290,25 +290,27 @@ impl Calls {
             }
             return Ok(call);
         }
-        let lobby = self.cluster.lobby(&seen.caller.user, &seen.callee.user).await?;
-        let Some(end) = seen.end_when_forgotten(&lobby, self.clock.now()) else {
+        // What was put back as ended, by who had seen less of it, claims nobody.
+        let lobby = self.cluster.lobby(&call.caller.user, &call.callee.user).await?;
+        let Some(end) = call.end_when_forgotten(&lobby, self.clock.now()) else {
             // Whoever is in another call by now keeps that as their latest.
             let claim = |(role, latest): (Role, &Option<Call>)| {
                 let was = latest.as_ref().map(|call| call.id);
                 let is_free = latest.as_ref().is_none_or(|call| !call.is_live());
-                is_free.then(|| Claim { user: seen.party(role).user.clone(), was })
+                is_free.then(|| Claim { user: call.party(role).user.clone(), was })
             };
             let latest = [(Role::Caller, &lobby.caller_call), (Role::Callee, &lobby.callee_call)];
             let claims = latest.into_iter().filter_map(claim).collect();
-            if self.cluster.restore(change(seen, claims), None).await? {
-                self.tell_where_users_are(seen).await?;
+            if self.cluster.restore(change(&call, claims), over).await? {
+                self.observe(seen, &call);
+                self.tell_where_users_are(&call).await?;
             }
-            return Ok(seen.clone());
+            return Ok(call);
         };
-        let Ok(ended) = self.rules.apply(seen, &end, self.node(), self.clock.now()) else {
-            return Ok(seen.clone());
+        let Ok(ended) = self.rules.apply(&call, &end, self.node(), self.clock.now()) else {
+            return Ok(call);
         };
-        if self.cluster.restore(change(&ended, Vec::new()), None).await? {
+        if self.cluster.restore(change(&ended, Vec::new()), over).await? {
             let callee_nodes = self.cluster.nodes_of(&ended.callee.user).await?;
             self.tell_changed(seen, &ended, &callee_nodes);
         }

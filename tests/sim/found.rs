@@ -26,10 +26,18 @@ fn call(to: usize) -> Act {
 }
 
 pub fn all() -> Vec<Found> {
-    [forgotten(), told(), told_more(), put_back(), after_the_end(), forgotten_too_soon()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        forgotten(),
+        told(),
+        told_more(),
+        put_back(),
+        after_the_end(),
+        forgotten_too_soon(),
+        unclaimed(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// What came of a shared state that forgets.
@@ -458,6 +466,71 @@ fn forgotten_too_soon() -> Vec<Found> {
             device(55_774, 3, Candidates(5)),
             device(57_256, 1, Answer),
             at(59_839, Pause { node: 0, for_ms: 19_875 }),
+        ],
+    }]
+}
+
+/// What came of a call that is on nobody's record as theirs.
+fn unclaimed() -> Vec<Found> {
+    vec![Found {
+        what: "a call was put back over an end that a node had put back, which claimed nobody, and one of its users was rung",
+        seed: 88_167,
+        script: vec![
+            device(216, 3, call(1)),
+            device(522, 3, call(0)),
+            device(1_745, 3, Offer),
+            device(2_782, 7, Offer),
+            device(2_820, 3, Candidates(5)),
+            device(3_782, 1, Answer),
+            device(4_434, 1, Candidates(5)),
+            device(4_434, 3, Candidates(5)),
+            device(4_438, 3, Candidates(5)),
+            device(4_438, 1, Candidates(5)),
+            device(4_850, 2, CallAgain),
+            device(6_573, 1, call(3)),
+            device(19_987, 5, call(1)),
+            device(19_987, 5, CallAgain),
+            device(21_323, 5, Offer),
+            device(21_640, 0, End),
+            device(21_949, 5, Candidates(5)),
+            device(22_173, 1, Answer),
+            device(22_750, 5, call(0)),
+            device(22_858, 1, Answer),
+            device(23_111, 2, Answer),
+            device(23_939, 2, Answer),
+            device(24_329, 2, Candidates(5)),
+            device(24_329, 5, Candidates(5)),
+            device(24_852, 5, Candidates(5)),
+            device(24_964, 5, End),
+            device(25_339, 4, Answer),
+            device(25_577, 5, Candidates(5)),
+            device(25_698, 1, Answer),
+            device(26_171, 1, Candidates(5)),
+            device(26_900, 5, Candidates(5)),
+            device(26_900, 1, Candidates(5)),
+            device(27_503, 5, End),
+            device(29_971, 4, Leave { back_ms: 6_531 }),
+            device(31_310, 4, call(2)),
+            device(32_117, 4, Offer),
+            device(32_158, 7, CallAgain),
+            device(34_580, 4, Answer),
+            device(35_616, 6, Call { to: 0, named: false }),
+            device(36_618, 5, Vanish { noticed_ms: 547, back_ms: 7_062 }),
+            device(36_905, 5, call(2)),
+            device(37_365, 5, Offer),
+            at(39_459, Drain { node: 1, back_ms: 5_397 }),
+            at(39_470, CutOff { node: 0, for_ms: 10_249 }),
+            device(39_557, 6, Answer),
+            device(43_625, 4, Candidates(4)),
+            device(43_742, 5, Answer),
+            device(44_759, 0, End),
+            device(48_051, 1, Busy),
+            device(48_294, 6, Act::Nonsense),
+            at(48_876, RedisEmpty { for_ms: 2_921 }),
+            device(50_964, 2, Answer),
+            device(50_964, 3, Answer),
+            device(50_966, 2, Candidates(5)),
+            device(54_725, 7, call(1)),
         ],
     }]
 }
