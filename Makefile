@@ -37,7 +37,7 @@ lint: ## formatting and clippy, warnings denied
 alerts: ## write the alerts for Kubernetes anew, after a change in deploy/prometheus/rules/
 	node scripts/alerts.mjs
 
-bench: build bench-floor ## measure beside Node and a bare relay, write the table into docs/PERFORMANCE.md
+bench: build bench-floor ## measure beside Node and a bare relay, write the table into docs/operations/performance.md
 	cd benches && npm ci --no-audit --no-fund --loglevel=error && node run.mjs
 
 bench-floor: # the bare relay that `bench` and `bench-instructions` measure beside
@@ -94,7 +94,7 @@ sim: ## whole clusters simulated: 20,000 seeds, or RUNS=100000, or SEED=42 again
 	$(if $(SEED),SIM_SEED=$(SEED),SIM_RUNS=$(or $(RUNS),20000)) cargo test --locked --profile sim --test sim many -- --nocapture
 
 .PHONY: chaos
-chaos: test-setup build ## real faults under hundreds of clients, ROUNDS times each; the table in docs/RELIABILITY.md
+chaos: test-setup build ## real faults under hundreds of clients, ROUNDS times each; the table in docs/operations/reliability.md
 	SWITCHBOARD_BIN=$(CURDIR)/target/release/switchboard node tests/chaos/run.mjs
 
 .PHONY: soak
@@ -117,5 +117,5 @@ fuzz: ## what comes from outside, made up by a fuzzer; FUZZ_SECONDS for each kin
 			-max_total_time=$(FUZZ_SECONDS) -timeout=5 -max_len=8192 -rss_limit_mb=2048 || exit 1; \
 	done
 
-abuse: test-setup build ## attacks beside calls that go on: memory and latency, written into docs/SECURITY.md
+abuse: test-setup build ## attacks beside calls that go on: memory and latency, written into docs/operations/security.md
 	SWITCHBOARD_BIN=$(CURDIR)/target/release/switchboard node tests/abuse/run.mjs

@@ -9,7 +9,7 @@ const CONNECTIONS_PER_USER_AND_HOUR = 2;
 const CALL_S = 180;
 /** Ended calls stay in Redis for a minute. */
 const KEPT_S = 60;
-/** MEMORY USAGE, in docs/CLUSTER.md. */
+/** MEMORY USAGE, in docs/guides/redis.md. */
 const REDIS_BYTES_PER_CALL = 1_100;
 const REDIS_BYTES_PER_USER = 200;
 const SOCKETS_PER_NODE = 100_000;
@@ -20,7 +20,7 @@ const count = (number) => Math.ceil(number).toLocaleString('en');
 const share = (number) => (number < 0.1 ? number.toFixed(3) : number.toFixed(1));
 const bytes = (number) => (number >= 1e9 ? `${(number / 1e9).toFixed(1)} GB` : `${Math.round(number / 1e6)} MB`);
 
-/** The part of docs/PERFORMANCE.md; `middle` gives the median of a figure. */
+/** The part of docs/operations/performance.md; `middle` gives the median of a figure. */
 export function capacity(middle, { sockets }) {
   const call = {
     cpu_us: middle('two_at_rate', 'switchboard', 'cpu_per_call_us'),

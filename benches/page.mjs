@@ -1,5 +1,5 @@
 // Writes down what run.mjs found: tables, which targets are reached, and what follows for larger systems. A run of at
-// least three rounds of everything goes into docs/PERFORMANCE.md, a shorter one only to the terminal; PAGE names
+// least three rounds of everything goes into docs/operations/performance.md, a shorter one only to the terminal; PAGE names
 // another file for either.
 
 import { readFile, writeFile } from 'node:fs/promises';
@@ -7,7 +7,7 @@ import { capacity } from './capacity.mjs';
 import { MEASUREMENTS, TARGETS } from './measurements.mjs';
 import { fromRoot, median, results } from './results.mjs';
 
-const PAGE = fromRoot(process.env.PAGE ?? 'docs/PERFORMANCE.md');
+const PAGE = fromRoot(process.env.PAGE ?? 'docs/operations/performance.md');
 const found = JSON.parse(await readFile(results));
 const { machine, measured } = found;
 

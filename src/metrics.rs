@@ -1,5 +1,5 @@
 //! Every metric: its name, its help, its unit, its buckets, and the values that its labels can have.
-//! docs/METRICS.md lists them, which a test checks.
+//! docs/reference/metrics.md lists them, which a test checks.
 
 mod family;
 mod process;

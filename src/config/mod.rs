@@ -147,7 +147,7 @@ struct Settings {
     #[arg(long, env = "SWITCHBOARD_CORS_ORIGINS", value_name = "ORIGINS", value_delimiter = ',')]
     cors_origins: Option<Vec<String>>,
     /// Changes of the limits, separated by commas, such as `events=200/4s,sockets=5000`; `off` takes away
-    /// all that can be. docs/SECURITY.md names them [default: none]
+    /// all that can be. docs/operations/security.md names them [default: none]
     #[arg(long, env = "SWITCHBOARD_LIMITS", value_name = "LIMITS", value_delimiter = ',')]
     limits: Option<Vec<String>>,
     /// The addresses and networks of proxies that are believed when they say for whom they ask, separated

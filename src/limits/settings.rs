@@ -118,7 +118,11 @@ impl Settings {
             "sdp" => self.sizes.sdp_bytes = bytes(MAX_SDP_BYTES)?,
             "candidate" => self.sizes.candidate_bytes = bytes(MAX_SMALL_BYTES)?,
             "caller-info" => self.sizes.caller_info_bytes = bytes(MAX_SMALL_BYTES)?,
-            _ => return Err(format!("there is no limit {name:?}; docs/SECURITY.md names all")),
+            _ => {
+                return Err(format!(
+                    "there is no limit {name:?}; docs/operations/security.md names all"
+                ));
+            }
         }
         Ok(())
     }

@@ -34,7 +34,7 @@ pub const MAX_WATCHED_USERS: usize = 500;
 /// Longest message that the transport takes, unless the operator says otherwise; what is longer closes it.
 pub const MAX_MESSAGE_BYTES: usize = 256 * 1024;
 
-/// The longest payloads that are passed on. The default is what stands in docs/PROTOCOL.md.
+/// The longest payloads that are passed on. The default is what stands in docs/reference/protocol.md.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sizes {
     /// The SDP of an offer or an answer, in bytes of UTF-8.

@@ -1,5 +1,5 @@
 // Calls go on at a steady rate while somebody tries to drown the server; every attack in turn, each on a server
-// of its own. Writes the table into docs/SECURITY.md. `make abuse` builds what it needs.
+// of its own. Writes the table into docs/operations/security.md. `make abuse` builds what it needs.
 //
 // The server runs on the first core, the calls and the attack on the second; the attack steps back for the calls,
 // so that what is measured is the server. SECONDS and ONLY (a part of an
@@ -20,7 +20,7 @@ const SECONDS = Number(process.env.SECONDS ?? 20);
 const ONLY = process.env.ONLY ?? '';
 const RATE = 20;
 const [SERVER, OTHERS] = cpus().length > 1 ? ['0', '1'] : ['0', '0'];
-const PAGE = fileURLToPath(new URL('../../docs/SECURITY.md', import.meta.url));
+const PAGE = fileURLToPath(new URL('../../docs/operations/security.md', import.meta.url));
 
 function start(args) {
   const child = spawn('taskset', ['-c', OTHERS, 'setpriv', '--pdeathsig', 'KILL', '--', ...args], {

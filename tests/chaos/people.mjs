@@ -26,7 +26,7 @@ class Pair {
     return [this.caller, this.callee];
   }
 
-  /** Whoever was away asks what has become of the call, as docs/PROTOCOL.md says. */
+  /** Whoever was away asks what has become of the call, as docs/reference/protocol.md says. */
   #returned(device) {
     const { call } = this;
     if (call && !call.told.has(device.userId)) device.sync(call).catch(() => {});

@@ -1,5 +1,5 @@
 // Every fault several times, while hundreds of clients are in calls and set up others. Writes the table into
-// docs/RELIABILITY.md. `make chaos` builds what it needs, and fails if a zero is not zero.
+// docs/operations/reliability.md. `make chaos` builds what it needs, and fails if a zero is not zero.
 //
 // ROUNDS says how often, TALKING and DIALLING how many pairs are in calls and set up calls; ONLY is a part of the names
 // of the faults to play: then nothing is written. With SLOW, the slowest pair's story is told wherever one took longer

@@ -1,9 +1,9 @@
-// The table of docs/RELIABILITY.md.
+// The table of docs/operations/reliability.md.
 
 import { readFile, writeFile } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
 
-const PAGE = fileURLToPath(new URL('../../docs/RELIABILITY.md', import.meta.url));
+const PAGE = fileURLToPath(new URL('../../docs/operations/reliability.md', import.meta.url));
 
 export const HEAD = [
   '| fault | times | calls ended wrongly | history rows missing or wrong | out of order, doubled / to the wrong person | acknowledged, and lost | new calls work again: median / slowest, s | memory of the nodes before / after, MiB |',
@@ -38,6 +38,6 @@ export async function writeBetween(mark, lines) {
   const [begin, end] = [`<!-- ${mark} -->\n`, `<!-- /${mark} -->`];
   const from = page.indexOf(begin) + begin.length;
   const to = page.indexOf(end);
-  if (from < begin.length || to < from) throw new Error(`docs/RELIABILITY.md has no place for ${mark}`);
+  if (from < begin.length || to < from) throw new Error(`docs/operations/reliability.md has no place for ${mark}`);
   await writeFile(PAGE, `${page.slice(0, from)}${lines.join('\n')}\n${page.slice(to)}`);
 }

@@ -56,7 +56,7 @@ async function ports(count) {
 
 test('two nodes on one Redis', async (t) => {
   const [redis, one, other, oneAdmin, otherAdmin] = await ports(5);
-  await run(t, 'docs/CLUSTER.md', '# Many nodes', {
+  await run(t, 'docs/guides/redis.md', '# Many nodes', {
     6380: `${redis}`, 3001: `${one}`, 3002: `${other}`, 9301: `${oneAdmin}`, 9302: `${otherAdmin}`,
   });
   await Promise.all([oneAdmin, otherAdmin].map(ready));

@@ -68,13 +68,13 @@ describe('alerts', { concurrency: 4 }, () => {
       assert.ok(['critical', 'warning'].includes(labels.severity), alert);
       assert.deepEqual(Object.keys(annotations), ['summary', 'description', 'runbook_url'], alert);
       assert.ok(!annotations.description.includes('{{'), `${alert}: what changes is in the summary`);
-      assert.ok(annotations.runbook_url.endsWith(`/RUNBOOK.md#${alert.toLowerCase()}`), alert);
+      assert.ok(annotations.runbook_url.endsWith(`/runbook.md#${alert.toLowerCase()}`), alert);
     }
     assert.equal(new Set(alerts.map(({ annotations }) => annotations.runbook_url.split('#')[0])).size, 1, 'they link to one place');
   });
 
   test('the runbook has an entry for each and no other, which says what it means, what to look at and what to do', () => {
-    const [, ...entries] = read('docs/RUNBOOK.md').split(/^### /m);
+    const [, ...entries] = read('docs/operations/runbook.md').split(/^### /m);
     assert.deepEqual(entries.map((entry) => entry.split('\n')[0]), alerts.map(({ alert }) => alert));
     for (const entry of entries) {
       for (const part of ['**Means**', '**Look**', '**Do**']) assert.equal(entry.split(part).length, 2, `${part} in ${entry}`);
@@ -82,7 +82,7 @@ describe('alerts', { concurrency: 4 }, () => {
   });
 
   test('the runbook speaks of panels, lines of the log, settings, metrics and anchors that there are', () => {
-    const runbook = read('docs/RUNBOOK.md').replaceAll(/^```.*?^```|^ +```.*?^ +```/gms, '').replaceAll(/\s+/g, ' ');
+    const runbook = read('docs/operations/runbook.md').replaceAll(/^```.*?^```|^ +```.*?^ +```/gms, '').replaceAll(/\s+/g, ' ');
     const all = (pattern) => [...runbook.replaceAll(/\*\*\w+\*\*/g, '').matchAll(pattern)].map(([, words]) => words);
     const panels = dashboards().flatMap(panelsOf).map(({ title }) => title);
     const italics = all(/\*([^*`]+)\*/g).filter((words) => words !== 'Words in italics');
@@ -94,7 +94,7 @@ describe('alerts', { concurrency: 4 }, () => {
     assert.deepEqual(lines.filter((words) => !code.includes(`"${words}`)), []);
     const settings = knownSettings();
     assert.deepEqual(all(/(SWITCHBOARD_[A-Z_]+)/g).filter((name) => !settings.has(name)), []);
-    const anchors = [...read('docs/RUNBOOK.md').matchAll(/^#+ (.+)$/gm)].map(([, title]) => title.toLowerCase().replaceAll(' ', '-'));
+    const anchors = [...read('docs/operations/runbook.md').matchAll(/^#+ (.+)$/gm)].map(([, title]) => title.toLowerCase().replaceAll(' ', '-'));
     assert.deepEqual(all(/\]\(#([^)]+)\)/g).filter((anchor) => !anchors.includes(anchor)), []);
   });
 

@@ -106,7 +106,7 @@ describe('what is asked of Prometheus', () => {
   const asked = [
     ...dashboards().flatMap((dashboard) => queriesOf(panelsOf(dashboard))),
     ...RULES.map(({ expr }) => expr),
-    ...[...read('docs/METRICS.md').matchAll(/`([^`]*\b(?:rate|histogram_quantile)\([^`]*)`/g)].map(([, query]) => query),
+    ...[...read('docs/reference/metrics.md').matchAll(/`([^`]*\b(?:rate|histogram_quantile)\([^`]*)`/g)].map(([, query]) => query),
   ];
 
   test('are metrics, labels and values that nodes have', () => {

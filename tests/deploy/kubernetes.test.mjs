@@ -12,8 +12,8 @@ import { complaintsOf } from '../support/types.mjs';
 const VERSIONS = ['1.31', '1.37'];
 const CUSTOM = { 'monitoring.coreos.com/v1': '@kubernetes-models/prometheus-operator/monitoring.coreos.com/v1' };
 
-/** The Secret of production, as docs/DEPLOY.md says how to make it. */
-const [, COMMAND] = /kubectl[^`]*? create secret generic switchboard([^`]*)```/.exec(read('docs/DEPLOY.md'));
+/** The Secret of production, as docs/guides/kubernetes.md says how to make it. */
+const [, COMMAND] = /kubectl[^`]*? create secret generic switchboard([^`]*)```/.exec(read('docs/guides/kubernetes.md'));
 const SECRET = Object.fromEntries([...COMMAND.matchAll(/--from-literal=([a-z-]+)=/g)].map(([, key]) => [key, 'said by hand']));
 
 /** What the schema's TypeScript type says against the object: the schema itself passes over fields that it does not know. */

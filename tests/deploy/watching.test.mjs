@@ -60,7 +60,7 @@ test('Prometheus, the dashboard and the alerts', async (t) => {
   });
 
   await t.test('the autoscaler is given the sockets of each pod by the rule that the documents show', async () => {
-    const { rules: [rule] } = yamlIn(read('docs/DEPLOY.md'), 'seriesQuery');
+    const { rules: [rule] } = yamlIn(read('docs/guides/kubernetes.md'), 'seriesQuery');
     const [{ pods }] = rendered('overlays/production').one('HorizontalPodAutoscaler', 'switchboard').spec.metrics;
     const [, metric] = /^(\w+)\{/.exec(rule.seriesQuery);
     assert.equal(rule.name?.as ?? metric, pods.metric.name);

@@ -1,6 +1,6 @@
 // Steady churn for hours: clients come and go, and calls are made and ended at the same rate all the time. Each minute
 // memory, open files, Redis' keys and Postgres' connections are read; at the end the last third is held against the
-// first. Writes a table into docs/RELIABILITY.md, and fails if something grew. `make soak HOURS=…` builds what it needs.
+// first. Writes a table into docs/operations/reliability.md, and fails if something grew. `make soak HOURS=…` builds what it needs.
 //
 // HOURS may be a part of one. Before them is time to warm up: what is allocated once is allocated then, and there are
 // as many records of ended calls as there will be.

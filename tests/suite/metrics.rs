@@ -1,4 +1,4 @@
-//! docs/METRICS.md lists every metric, and no other.
+//! docs/reference/metrics.md lists every metric, and no other.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -6,7 +6,7 @@ use switchboard::metrics;
 
 #[test]
 fn the_document_lists_every_metric_and_no_other() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/METRICS.md");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference/metrics.md");
     let document = fs::read_to_string(path).unwrap();
     let (_, table) = document.split_once("## All metrics").unwrap();
     let table = table.split("\n## ").next().unwrap();

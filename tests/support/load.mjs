@@ -189,7 +189,7 @@ export class Load {
       const callId = await this.#connectCall(caller, callee);
       const told = callee.next('call:ended', (event) => event.callId === callId);
       await caller.request('call:end', { toUserId: callee.userId, callId });
-      // If it ended while its connection was lost, it asks, as PROTOCOL.md says.
+      // If it ended while its connection was lost, it asks, as docs/reference/protocol.md says.
       await Promise.race([told, this.#hasEnded(callee, callId)]);
       told.catch(() => {});
       this.made += 1;
