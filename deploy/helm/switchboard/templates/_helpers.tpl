@@ -1,0 +1,81 @@
+{{- define "switchboard.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "switchboard.fullname" -}}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" }}
+{{- else if contains (include "switchboard.name" .) .Release.Name }}
+{{- .Release.Name | trunc 50 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name (include "switchboard.name" .) | trunc 50 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{- define "switchboard.selector" -}}
+app.kubernetes.io/name: {{ include "switchboard.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "switchboard.labels" -}}
+{{ include "switchboard.selector" . }}
+app.kubernetes.io/part-of: switchboard
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end }}
+
+{{- define "switchboard.serviceAccount" -}}
+{{- if .Values.serviceAccount.create }}{{ default (include "switchboard.fullname" .) .Values.serviceAccount.name }}
+{{- else }}{{ default "default" .Values.serviceAccount.name }}{{ end }}
+{{- end }}
+
+{{- define "switchboard.image" -}}
+{{- $image := .Values.image -}}
+{{- if $image.digest }}{{ $image.repository }}@{{ $image.digest }}
+{{- else }}{{ $image.repository }}:{{ default .Chart.AppVersion $image.tag }}{{ end }}
+{{- end }}
+
+{{- define "switchboard.secret" -}}
+{{- default (include "switchboard.fullname" .) .Values.secret.existingSecret }}
+{{- end }}
+
+{{- /* The environment variable of each key of the Secret. */}}
+{{- define "switchboard.secretVariables" -}}
+redisUrl: SWITCHBOARD_REDIS_URL
+databaseUrl: SWITCHBOARD_DATABASE_URL
+turnSecret: SWITCHBOARD_TURN_SECRET
+jwtSecret: SWITCHBOARD_JWT_SECRET
+authorizeToken: SWITCHBOARD_AUTHORIZE_TOKEN
+logUsersKey: SWITCHBOARD_LOG_USERS_KEY
+{{- end }}
+
+{{- /* The keys of the Secret that nodes read: those that an existing Secret is said to have, or those that have a value here. */}}
+{{- define "switchboard.secretKeys" -}}
+{{- $secret := .Values.secret }}
+{{- $used := dict }}
+{{- range $name, $variable := include "switchboard.secretVariables" . | fromYaml }}
+{{- $key := index $secret.keys $name }}
+{{- if $secret.existingSecret }}
+{{- if $key }}{{ $_ := set $used $name $key }}{{ end }}
+{{- else if index $secret.values $name }}
+{{- $_ := set $used $name (default (kebabcase $name) $key) }}
+{{- end }}
+{{- end }}
+{{- toYaml $used }}
+{{- end }}
+
+{{- define "switchboard.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
+
+{{- define "switchboard.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end }}
