@@ -120,8 +120,8 @@ impl Calls {
         for some in devices.chunks(AT_ONCE) {
             try_join_all(some.iter().map(|device| self.attach_again(device))).await?;
         }
-        let watched = self.watchers.start_over();
-        let edges = self.cluster.watch(&watched).await?;
+        let (watched, newest) = self.watchers.all();
+        let edges = self.cluster.watch(&watched, newest).await?;
         for edge in &edges {
             self.watchers.announce(edge, &*self.outlet, self.clock.now());
         }

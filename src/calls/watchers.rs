@@ -78,17 +78,13 @@ impl Watchers {
         own.into_iter().filter(|user| index.unwatch(socket, user)).collect()
     }
 
-    /// The cluster counts its edges from the beginning again. Answers all users that are watched, in order.
-    pub fn start_over(&self) -> Vec<UserId> {
-        let mut index = self.index();
-        for watched in index.users.values_mut() {
-            if let Some((order, _)) = &mut watched.newest {
-                *order = 0;
-            }
-        }
+    /// All users that are watched, sorted, and the highest order of an edge that is known of any of them.
+    pub fn all(&self) -> (Vec<UserId>, u64) {
+        let index = self.index();
         let mut users: Vec<_> = index.users.keys().cloned().collect();
         users.sort_unstable();
-        users
+        let orders = index.users.values().filter_map(|watched| watched.newest);
+        (users, orders.map(|(order, _)| order).max().unwrap_or_default())
     }
 
     /// Those of `users` that somebody here watches.
@@ -179,7 +175,7 @@ impl Calls {
             metrics::LIMITS.of(Limit::Watched).increment(1);
             Failure::TooManyWatched
         })?;
-        let edges = self.cluster.watch(users).await?;
+        let edges = self.cluster.watch(users, 0).await?;
         Ok(self.watchers.settle(socket, edges, &*self.outlet, self.clock.now()))
     }
 
@@ -200,7 +196,7 @@ impl Calls {
         let mut result = self.cluster.unwatch(&users).await;
         let again = self.watchers.watched(users);
         if !again.is_empty() {
-            result = self.cluster.watch(&again).await.map(|_| ());
+            result = self.cluster.watch(&again, 0).await.map(|_| ());
         }
         if let Err(error) = result {
             warn!(%error, "presence of users is still sent here for nobody");

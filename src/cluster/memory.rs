@@ -50,7 +50,8 @@ struct Store {
     calls: HashMap<CallId, Record>,
     users: HashMap<UserId, User>,
     deadlines: BTreeSet<(Timestamp, CallId)>,
-    /// Counts every change of a user, so that edges can be put in order.
+    /// Counts every change of a user, so that edges can be put in order. It never goes back: it ends with
+    /// the process, and so do all who know an order.
     order: u64,
 }
 
@@ -115,8 +116,9 @@ impl Cluster for Memory {
         Ok(Vec::new())
     }
 
-    async fn watch(&self, users: &[UserId]) -> Result<Vec<Edge>, Unavailable> {
+    async fn watch(&self, users: &[UserId], after: u64) -> Result<Vec<Edge>, Unavailable> {
         let mut store = self.store();
+        store.order = store.order.max(after) + 1;
         for user in users {
             store.users.entry(user.clone()).or_default().watchers.insert(self.node);
         }

@@ -44,8 +44,8 @@ pub trait Cluster: Send + Sync + 'static {
     async fn tidy(&self) -> Result<Vec<(UserId, Detached)>, Unavailable>;
 
     /// Sends this node the presence edges of `users` from now on, and answers their presence, in
-    /// their order.
-    async fn watch(&self, users: &[UserId]) -> Result<Vec<Edge>, Unavailable>;
+    /// their order. Each edge answered has an order above `after`, and so have those that follow.
+    async fn watch(&self, users: &[UserId], after: u64) -> Result<Vec<Edge>, Unavailable>;
 
     /// Ends [`Cluster::watch`] for these users.
     async fn unwatch(&self, users: &[UserId]) -> Result<(), Unavailable>;
@@ -123,7 +123,8 @@ pub struct Detached {
     pub edge: Option<Edge>,
 }
 
-/// A user's presence at one moment. Of two edges of one user, the higher `order` is the later.
+/// A user's presence at one moment. Of two edges of one user, the higher `order` is the later, also if the
+/// shared state has lost its data in between.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Edge {
     pub user: UserId,

@@ -213,11 +213,11 @@ test('what each step of a call costs Redis', async (t) => {
   }
   assert.deepEqual(counted, {
     join: [2, 9, 0],
-    ring: [2, 10, 1],
+    ring: [2, 11, 1],
     offer: [0, 0, 0],
     answer: [1, 4, 0],
     candidates: [0, 0, 0],
-    end: [1, 7, 0],
+    end: [1, 8, 0],
   });
   const about = (number, expected) => assert.ok(Math.abs(number - expected) < 0.5, JSON.stringify(published));
   about(published.join, 0);

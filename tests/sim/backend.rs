@@ -67,12 +67,16 @@ impl Backend {
     }
 
     /// Writes what this node has to do with a user, as it is when Redis carries it out.
-    async fn mark(&self, user: &UserId) -> Result<(Option<Edge>, Edge, Option<Call>), Unavailable> {
+    async fn mark(
+        &self,
+        user: &UserId,
+        after: u64,
+    ) -> Result<(Option<Edge>, Edge, Option<Call>), Unavailable> {
         let (user, node, local) = (user.clone(), self.node, self.local.clone());
         self.ask(move |world, state| {
             let local = local.lock().unwrap();
             let count = local.sockets.get(&user).map_or(0, BTreeSet::len);
-            let edge = state.mark(&user, |entry| {
+            let edge = state.mark(&user, after, world.now(), |entry| {
                 if count > 0 {
                     entry.nodes.insert(node, count);
                 } else {
@@ -183,7 +187,7 @@ impl Cluster for Backend {
     async fn attach(&self, user: &UserId, socket: SocketId) -> Result<Option<Edge>, Unavailable> {
         let is_new =
             self.local.lock().unwrap().sockets.entry(user.clone()).or_default().insert(socket);
-        match self.mark(user).await {
+        match self.mark(user, 0).await {
             Ok((edge, ..)) => Ok(edge),
             Err(error) => {
                 if is_new {
@@ -196,7 +200,7 @@ impl Cluster for Backend {
 
     async fn detach(&self, user: &UserId, socket: SocketId) -> Result<Detached, Unavailable> {
         self.remove(user, socket);
-        let (edge, _, call) = self.mark(user).await?;
+        let (edge, _, call) = self.mark(user, 0).await?;
         Ok(Detached { call, edge })
     }
 
@@ -210,18 +214,18 @@ impl Cluster for Backend {
                 local.sockets.contains_key(&user) || local.watched.contains(&user)
             };
             if !is_here {
-                let (edge, _, call) = self.mark(&user).await?;
+                let (edge, _, call) = self.mark(&user, 0).await?;
                 absent.push((user, Detached { call, edge }));
             }
         }
         Ok(absent)
     }
 
-    async fn watch(&self, users: &[UserId]) -> Result<Vec<Edge>, Unavailable> {
+    async fn watch(&self, users: &[UserId], after: u64) -> Result<Vec<Edge>, Unavailable> {
         self.local.lock().unwrap().watched.extend(users.iter().cloned());
         let mut edges = Vec::new();
         for user in users {
-            edges.push(self.mark(user).await?.1);
+            edges.push(self.mark(user, after).await?.1);
         }
         Ok(edges)
     }
@@ -231,7 +235,7 @@ impl Cluster for Backend {
             self.local.lock().unwrap().watched.remove(user);
         }
         for user in users {
-            self.mark(user).await?;
+            self.mark(user, 0).await?;
         }
         Ok(())
     }
@@ -273,7 +277,7 @@ impl Cluster for Backend {
 
     async fn commit(&self, change: Change) -> Result<Committed, Unavailable> {
         self.ask(move |world, state| {
-            let written = state.write(&change, change.call.version - 1, world.mistake);
+            let written = state.write(&change, change.call.version - 1, world.now(), world.mistake);
             if let Committed::Stored(_) = written {
                 world.witness().wrote(world.now(), &change.call, state);
             }
@@ -284,7 +288,7 @@ impl Cluster for Backend {
 
     async fn restore(&self, change: Change, over: Option<u64>) -> Result<bool, Unavailable> {
         self.ask(move |world, state| {
-            let written = state.write(&change, over.unwrap_or(0), world.mistake);
+            let written = state.write(&change, over.unwrap_or(0), world.now(), world.mistake);
             let is_written = matches!(written, Committed::Stored(_));
             world.witness().restored(world.now(), &change.call, is_written, state);
             is_written

@@ -69,6 +69,13 @@ pub struct User {
     order: u64,
 }
 
+impl User {
+    /// Gives it the next order: the time in microseconds, or one more than the last if that is later.
+    fn advance(&mut self, after: u64, now: Timestamp) {
+        self.order = (self.order.max(after) + 1).max(now.as_millis() * 1_000);
+    }
+}
+
 impl State {
     pub fn load(&self, id: CallId) -> Option<Call> {
         self.calls.get(&id).map(|record| record.call.clone())
@@ -110,12 +117,18 @@ impl State {
         self.nodes.entry(node).or_insert(Sign { at, is_heartbeat: false });
     }
 
-    /// Changes a user; answers the edge if there is one.
-    pub fn mark(&mut self, user: &UserId, change: impl FnOnce(&mut User)) -> Option<Edge> {
+    /// Changes a user, whose order is above `after` then; answers the edge if there is one.
+    pub fn mark(
+        &mut self,
+        user: &UserId,
+        after: u64,
+        now: Timestamp,
+        change: impl FnOnce(&mut User),
+    ) -> Option<Edge> {
         let before = self.presence(user);
         let entry = self.users.entry(user.clone()).or_default();
         change(entry);
-        entry.order += 1;
+        entry.advance(after, now);
         let edge = self.edge(user);
         self.forget_idle(user);
         Some(edge).filter(|edge| edge.presence != before)
@@ -137,7 +150,13 @@ impl State {
     }
 
     /// Writes a record over the version `over`, 0 if there must be none.
-    pub fn write(&mut self, change: &Change, over: u64, mistake: Option<Mistake>) -> Committed {
+    pub fn write(
+        &mut self,
+        change: &Change,
+        over: u64,
+        now: Timestamp,
+        mistake: Option<Mistake>,
+    ) -> Committed {
         let Change { call, claims } = change;
         let current = self.load(call.id);
         let parties = [&call.caller.user, &call.callee.user];
@@ -158,6 +177,14 @@ impl State {
         let before = parties.map(|user| self.presence(user));
         for claim in claims {
             self.users.entry(claim.user.clone()).or_default().claim = Some(call.id);
+        }
+        let was_live = current.is_some_and(|current| current.is_live());
+        if !claims.is_empty() || was_live != call.is_live() {
+            for user in parties {
+                if let Some(entry) = self.users.get_mut(user) {
+                    entry.advance(0, now);
+                }
+            }
         }
         self.put(call, mistake);
         let edges = std::iter::zip(parties, before)
@@ -254,7 +281,7 @@ impl State {
         for node in dead {
             for user in self.users_on(node) {
                 self.departed.insert((node, user.clone()), now + SEE_OFF_LEASE);
-                self.mark(&user, |user| {
+                self.mark(&user, 0, now, |user| {
                     user.nodes.remove(&node);
                     user.watchers.remove(&node);
                 });

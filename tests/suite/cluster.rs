@@ -104,7 +104,7 @@ async fn backends() -> Vec<Backend> {
 async fn a_user_is_online_from_the_first_socket_to_the_last() {
     for Backend { cluster, _server } in backends().await {
         let anna = user("anna");
-        let presence = async || cluster.watch(&[user("anna")]).await.unwrap()[0].presence;
+        let presence = async || cluster.watch(&[user("anna")], 0).await.unwrap()[0].presence;
         assert_eq!(presence().await, Presence::Offline);
         let first = cluster.attach(&anna, socket("1")).await.unwrap().unwrap();
         assert_eq!(first.presence, Presence::Online);
@@ -117,6 +117,53 @@ async fn a_user_is_online_from_the_first_socket_to_the_last() {
         assert!(last.order > first.order);
         assert_eq!(presence().await, Presence::Offline);
     }
+}
+
+#[tokio::test]
+async fn presence_that_is_watched_anew_is_later_than_what_the_watcher_knows() {
+    for Backend { cluster, _server } in backends().await {
+        let anna = user("anna");
+        let known = cluster.watch(std::slice::from_ref(&anna), 0).await.unwrap()[0].order;
+        let after = known + 3_600_000_000;
+        let again = cluster.watch(std::slice::from_ref(&anna), after).await.unwrap();
+        assert!(again[0].order > after);
+        let online = cluster.attach(&anna, socket("1")).await.unwrap().unwrap();
+        assert!(online.order > again[0].order, "and so is each change that follows");
+    }
+}
+
+#[tokio::test]
+async fn presence_is_later_than_what_redis_has_forgotten() {
+    let server = RedisServer::standalone();
+    let (cluster, _inbox) = join(&server).await;
+    let (anna, ben) = (user("anna"), user("ben"));
+    let key = "sb:{test}:user:anna";
+    let order = || server.run(&["HGET", key, "order"]).parse::<u64>().unwrap();
+    let mut latest = 0;
+    let mut later = |order: u64| {
+        assert!(order > latest, "{order} after {latest}");
+        latest = order;
+    };
+    for turn in 0..2 {
+        cluster.attach(&anna, socket("1")).await.unwrap();
+        cluster.attach(&ben, socket("2")).await.unwrap();
+        later(order());
+        let call = ringing("anna", "ben");
+        stored(&*cluster, new_call(&call)).await;
+        later(order());
+        stored(&*cluster, update(&ended(&call, call.deadline()))).await;
+        later(order());
+        cluster.detach(&anna, socket("1")).await.unwrap();
+        later(order());
+        if turn == 0 {
+            server.run(&["FLUSHALL"]);
+        }
+    }
+    // Its clock has gone back, or is another machine's.
+    let ahead = latest + 3_600_000_000;
+    server.run(&["HSET", key, "order", &ahead.to_string()]);
+    cluster.attach(&anna, socket("1")).await.unwrap();
+    assert_eq!(order(), ahead + 1);
 }
 
 #[tokio::test]

@@ -134,7 +134,7 @@ interleaved! {
     attach(user: &UserId, socket: SocketId) -> Option<Edge>;
     detach(user: &UserId, socket: SocketId) -> Detached;
     tidy() -> Vec<(UserId, Detached)>;
-    watch(users: &[UserId]) -> Vec<Edge>;
+    watch(users: &[UserId], after: u64) -> Vec<Edge>;
     unwatch(users: &[UserId]) -> ();
     presence(users: &[UserId]) -> Vec<Presence>;
     lobby(caller: &UserId, callee: &UserId) -> Lobby;

@@ -14,12 +14,16 @@ local beat = redis.call('ZSCORE', KEYS[2], ARGV[2])
 if not beat or tonumber(beat) > tonumber(ARGV[7]) then
     return { {}, 0 }
 end
+local time = redis.call('TIME')
+local now_us = time[1] * 1000000 + time[2]
 local users = redis.call('SPOP', KEYS[1], ARGV[5])
 for _, id in ipairs(users) do
     local user = ARGV[1] .. id
     redis.call('ZADD', KEYS[3], ARGV[6], ARGV[2] .. ':' .. id)
     redis.call('HDEL', user, ARGV[3], ARGV[4])
-    redis.call('HINCRBY', user, 'order', 1)
+    -- As in mark.lua.
+    local order = math.max((redis.call('HGET', user, 'order') or 0) + 1, now_us)
+    redis.call('HSET', user, 'order', string.format('%d', order))
     if redis.call('HLEN', user) == 1 then
         redis.call('DEL', user)
     end

@@ -35,6 +35,8 @@ local is_new = ARGV[10] ~= '-' or ARGV[11] ~= '-'
 -- Whose presence can change: their hashes, latest calls and numbers as they were.
 local users = {}
 if is_new or was_live ~= ARGV[5] then
+    local time = redis.call('TIME')
+    local now_us = time[1] * 1000000 + time[2]
     for i = 0, 1 do
         local hash, claim, order = redis.call('HGETALL', KEYS[3 + i]), '', 0
         for at = 1, #hash, 2 do
@@ -47,7 +49,8 @@ if is_new or was_live ~= ARGV[5] then
         if ARGV[10 + i] ~= '-' and ARGV[10 + i] ~= claim then
             return { 'conflict', current[2] or '' }
         end
-        users[i] = { hash = hash, order = string.format('%d', order + 1) }
+        -- As in mark.lua.
+        users[i] = { hash = hash, order = string.format('%d', math.max(order + 1, now_us)) }
     end
 end
 

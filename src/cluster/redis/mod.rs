@@ -206,6 +206,7 @@ impl Redis {
         user: &UserId,
         what: impl Fn(&Local) -> Option<String>,
         field: String,
+        after: u64,
     ) -> Result<(Option<Edge>, Facts, Option<Call>), Unavailable> {
         let mut presence_before = None;
         loop {
@@ -219,6 +220,7 @@ impl Redis {
                 field.clone(),
                 value.clone().unwrap_or_default(),
                 self.node.to_string(),
+                after.to_string(),
             ];
             let mut answer = list(self.run(&self.scripts.mark, keys, arguments).await?).into_iter();
             let mut next = || answer.next().unwrap_or(Value::Null);
@@ -237,13 +239,13 @@ impl Redis {
 
     async fn mark_sockets(&self, user: &UserId) -> Result<Detached, Unavailable> {
         let count = |local: &Local| local.sockets.get(user).map(|all| all.len().to_string());
-        let (edge, _, call) = self.mark(user, count, sockets_field(self.node)).await?;
+        let (edge, _, call) = self.mark(user, count, sockets_field(self.node), 0).await?;
         Ok(Detached { call, edge })
     }
 
-    async fn mark_watched(&self, user: &UserId) -> Result<Edge, Unavailable> {
+    async fn mark_watched(&self, user: &UserId, after: u64) -> Result<Edge, Unavailable> {
         let is_watched = |local: &Local| local.watched.contains(user).then(|| "1".to_owned());
-        let (_, facts, call) = self.mark(user, is_watched, watch_field(self.node)).await?;
+        let (_, facts, call) = self.mark(user, is_watched, watch_field(self.node), after).await?;
         Ok(facts.edge(user, call.as_ref().is_some_and(Call::is_live)))
     }
 
@@ -331,16 +333,16 @@ impl Cluster for Redis {
         let users = members.into_iter().filter_map(|user| user.parse::<UserId>().ok());
         let mut absent = Vec::new();
         for user in users.filter(is_absent).collect::<Vec<_>>() {
-            self.mark_watched(&user).await?;
+            self.mark_watched(&user, 0).await?;
             let detached = self.mark_sockets(&user).await?;
             absent.push((user, detached));
         }
         Ok(absent)
     }
 
-    async fn watch(&self, users: &[UserId]) -> Result<Vec<Edge>, Unavailable> {
+    async fn watch(&self, users: &[UserId], after: u64) -> Result<Vec<Edge>, Unavailable> {
         self.local().watched.extend(users.iter().cloned());
-        try_join_all(users.iter().map(|user| self.mark_watched(user))).await
+        try_join_all(users.iter().map(|user| self.mark_watched(user, after))).await
     }
 
     async fn unwatch(&self, users: &[UserId]) -> Result<(), Unavailable> {
@@ -350,7 +352,7 @@ impl Cluster for Redis {
                 local.watched.remove(user);
             }
         }
-        try_join_all(users.iter().map(|user| self.mark_watched(user))).await.map(|_| ())
+        try_join_all(users.iter().map(|user| self.mark_watched(user, 0))).await.map(|_| ())
     }
 
     async fn presence(&self, users: &[UserId]) -> Result<Vec<Presence>, Unavailable> {
