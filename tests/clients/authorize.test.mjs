@@ -77,7 +77,7 @@ describe('a backend that answers', { concurrency: true }, () => {
     }
   });
 
-  test('a yes is good for a while: for the same caller, callee and type', async (t) => {
+  test('a yes is good for a while: for the same question, callerInfo included', async (t) => {
     const { caller, callee } = await pair(t, server);
     const other = await join(t, server, { userId: someone('carol') });
     for (const [to, more, questions] of [
@@ -86,11 +86,24 @@ describe('a backend that answers', { concurrency: true }, () => {
       [callee, { callType: 'video' }, 2],
       [other, {}, 3],
       [callee, {}, 3],
+      [callee, { callerInfo: { name: 'Anna' } }, 4],
+      [callee, { callerInfo: { name: 'Anna' }, clientCallId: someone('c') }, 4],
+      [callee, { callerInfo: { name: 'Your bank' } }, 5],
     ]) {
       assert.ok((await call(caller, to, more)).ok);
       assert.equal(backend.asked(caller.userId).length, questions);
       await hangUp(caller, to);
     }
+  });
+
+  test('a yes does not let another name ring through', async (t) => {
+    const { caller, callee } = await pair(t, server);
+    assert.ok((await call(caller, callee, { callerInfo: { name: 'Anna' } })).ok);
+    await hangUp(caller, callee);
+    await callee.next('call:ended');
+    backend.answers(caller.userId, no('That is not your name'));
+    assertRefused(await call(caller, callee, { callerInfo: { name: 'Your bank' } }), 'FORBIDDEN', { message: 'That is not your name' });
+    assert.equal(callee.log.filter(({ event }) => event === 'call:incoming').length, 1);
   });
 
   test('a yes is good for as long as is set', async (t) => {
