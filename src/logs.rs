@@ -1,6 +1,7 @@
 //! What is written to the log, how much of it, and in what shape.
 
 use std::{
+    borrow::Cow,
     fmt,
     io::{self, IsTerminal},
     sync::{Arc, Mutex, PoisonError},
@@ -10,16 +11,16 @@ use clap::ValueEnum;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use tracing::{
-    Event, Subscriber,
+    Event, Level, Metadata, Subscriber,
     field::{Field, Visit},
 };
 use tracing_subscriber::{
     EnvFilter, Registry,
     field::RecordFields,
-    filter::{FromEnvError, LevelFilter, ParseError},
+    filter::{FromEnvError, LevelFilter, ParseError, filter_fn},
     fmt::{
         self as lines, FmtContext, FormatEvent, FormatFields,
-        format::{DefaultFields, Writer},
+        format::Writer,
         time::{FormatTime, SystemTime},
     },
     prelude::*,
@@ -104,8 +105,8 @@ pub fn start(settings: &Settings, node: NodeId) -> Result<Filter, FromEnvError> 
     }
     let filter = builder().from_env()?;
     let said = filter.to_string();
-    let (filter, handle) = reload::Layer::new(capped(filter));
-    let registry = tracing_subscriber::registry().with(filter);
+    let (filter, handle) = reload::Layer::new(filter);
+    let registry = tracing_subscriber::registry().with(filter).with(filter_fn(may_be_logged));
     let lines = lines::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
     match settings.format {
         Format::Pretty => registry.with(lines.fmt_fields(WithNode(node))).init(),
@@ -118,9 +119,14 @@ fn builder() -> tracing_subscriber::filter::Builder {
     EnvFilter::builder().with_default_directive(LevelFilter::INFO.into())
 }
 
-/// The websocket library logs whole messages, and tokens are in them: it may not, whoever asks.
-fn capped(filter: EnvFilter) -> EnvFilter {
-    filter.add_directive("tungstenite=info".parse().expect("it is a directive"))
+/// The ceiling over every filter. Below info, libraries write what passes through them: tokens in handshakes,
+/// relay passwords and session descriptions in messages, users in commands and statements. Only this
+/// service's own lines, whose types hide what must be hidden, may go further.
+fn may_be_logged(metadata: &Metadata<'_>) -> bool {
+    let target = metadata.target();
+    let own = target.strip_prefix(env!("CARGO_CRATE_NAME"));
+    let is_own = own.is_some_and(|rest| rest.is_empty() || rest.starts_with("::"));
+    is_own || *metadata.level() <= Level::INFO
 }
 
 impl Filter {
@@ -136,20 +142,98 @@ impl Filter {
         }
         let filter = builder().parse(directives)?;
         let said = filter.to_string();
-        self.handle.reload(capped(filter)).map_err(|_| BadFilter::Closed)?;
+        self.handle.reload(filter).map_err(|_| BadFilter::Closed)?;
         *self.said.lock().unwrap_or_else(PoisonError::into_inner) = said;
         Ok(())
     }
 }
 
-/// Ends each line with the node that wrote it.
+/// Writes each line for people, and ends it with the node that wrote it.
 struct WithNode(NodeId);
 
 impl<'w> FormatFields<'w> for WithNode {
     fn format_fields<R: RecordFields>(&self, mut writer: Writer<'w>, fields: R) -> fmt::Result {
-        DefaultFields::new().format_fields(writer.by_ref(), fields)?;
+        let mut pretty = PrettyFields { writer: writer.by_ref(), is_first: true, result: Ok(()) };
+        fields.record(&mut pretty);
+        pretty.result?;
         write!(writer, " node={}", self.0)
     }
+}
+
+/// The message, then `name=value` with blanks between. A value that could be read as more than one value, or
+/// as another field or line, stands in quotes, with its signs escaped: clients and backends choose some.
+struct PrettyFields<'w> {
+    writer: Writer<'w>,
+    is_first: bool,
+    result: fmt::Result,
+}
+
+impl PrettyFields<'_> {
+    fn put(&mut self, field: &Field, value: &str) {
+        // Those of libraries that log in another way carry their place as fields.
+        if self.result.is_err() || field.name().starts_with("log.") {
+            return;
+        }
+        let gap = if std::mem::take(&mut self.is_first) { "" } else { " " };
+        self.result = match field.name() {
+            "message" => write!(self.writer, "{gap}{}", in_one_line(value)),
+            name if self.writer.has_ansi_escapes() => {
+                write!(
+                    self.writer,
+                    "{gap}\x1b[3m{name}\x1b[0m\x1b[2m=\x1b[0m{}",
+                    as_one_value(value)
+                )
+            }
+            name => write!(self.writer, "{gap}{name}={}", as_one_value(value)),
+        };
+    }
+}
+
+impl Visit for PrettyFields<'_> {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == "message" {
+            self.put(field, value);
+        } else {
+            self.put(field, &format!("{value:?}"));
+        }
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.put(field, &format!("{value:?}"));
+    }
+}
+
+/// A sign that a terminal shows as itself, in its place.
+fn is_shown(c: char) -> bool {
+    c.is_ascii_graphic() || c.is_alphanumeric()
+}
+
+fn in_one_line(text: &str) -> Cow<'_, str> {
+    let is_fine = |c: char| c == ' ' || is_shown(c) || c.escape_debug().len() == 1;
+    if text.chars().all(is_fine) {
+        return text.into();
+    }
+    text.chars()
+        .map(|c| if is_fine(c) { c.to_string() } else { c.escape_debug().to_string() })
+        .collect()
+}
+
+fn as_one_value(text: &str) -> Cow<'_, str> {
+    let is_plain =
+        !text.is_empty() && text.chars().all(|c| is_shown(c) && !matches!(c, '"' | '\\'));
+    if is_plain || is_quoted(text) { text.into() } else { format!("{text:?}").into() }
+}
+
+/// Whether the whole is one text in quotes, with all that could end it escaped.
+fn is_quoted(text: &str) -> bool {
+    let inner = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    let mut is_escaped = false;
+    let is_fine = |c: char| {
+        let is_fine = is_escaped || c != '"';
+        is_escaped = c == '\\' && !is_escaped;
+        is_fine && (c == ' ' || is_shown(c) || c.escape_debug().len() == 1)
+    };
+    inner.is_some_and(|inner| inner.chars().all(is_fine)) && !is_escaped
 }
 
 /// Writes each line as JSON: `timestamp`, `level`, `target`, `message`, `node`, and the fields; with
@@ -221,5 +305,35 @@ impl Visit for JsonFields {
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         self.put(field, format!("{value:?}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_cannot_be_read_as_another_field_or_line() {
+        for plain in
+            ["anna", "info,switchboard=debug", "https://a/b?***", "\"a \\\" b\"", "ännä", "[1,2]"]
+        {
+            assert_eq!(as_one_value(plain), plain);
+        }
+        for (forged, shown) in [
+            ("anna node=0", r#""anna node=0""#),
+            ("anna\nINFO fine", r#""anna\nINFO fine""#),
+            ("\u{1b}[31mred", r#""\u{1b}[31mred""#),
+            ("\u{202e}abc", r#""\u{202e}abc""#),
+            ("", r#""""#),
+            ("\"", r#""\"""#),
+            (r#""a" node="b""#, r#""\"a\" node=\"b\"""#),
+            (r#""a\""#, r#""\"a\\\"""#),
+            ("a\u{a0}b=c", r#""a\u{a0}b=c""#),
+            (r"a\b", r#""a\\b""#),
+        ] {
+            assert_eq!(as_one_value(forged), shown);
+        }
+        assert_eq!(in_one_line("a call, \"ended\""), "a call, \"ended\"");
+        assert_eq!(in_one_line("a\nb\u{1b}[0m"), "a\\nb\\u{1b}[0m");
     }
 }

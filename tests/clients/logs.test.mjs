@@ -2,10 +2,11 @@
 
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
-import { activeCall } from '../support/calls.mjs';
+import { activeCall, offer } from '../support/calls.mjs';
 import { assertRefused, eventually, someone } from '../support/check.mjs';
 import { join } from '../support/client.mjs';
 import { ONE_NODE, startServer } from '../support/server.mjs';
+import { JWT, tokenOf } from '../support/tokens.mjs';
 
 const DEBUG = { RUST_LOG: 'info,switchboard=debug' };
 
@@ -77,5 +78,42 @@ describe('the log', { ...ONE_NODE, concurrency: true }, () => {
     const [one, other, again, random, another] = await Promise.all([common, common, { SWITCHBOARD_LOG_USERS_KEY: 'x' }, {}, {}].map(hash));
     assert.equal(one, other);
     assert.equal(new Set([one, again, random, another]).size, 4);
+  });
+
+  test('no filter has libraries write what passes through them: tokens, relay passwords, SDP, users', async (t) => {
+    const LOUD = [
+      'trace', 'tungstenite::protocol=trace', 'tungstenite::protocol::frame=trace', 'tokio_tungstenite=trace', 'engineioxide=trace',
+      'socketioxide=trace', 'socketioxide::ns=trace', 'hyper=trace', 'sqlx=trace', 'sqlx::query=debug', 'h2=trace', 'fred=trace', 'rustls=trace', 'log=trace',
+    ].join(',');
+    const settings = {
+      ...JWT, SWITCHBOARD_LOG_FORMAT: 'json', SWITCHBOARD_LOG_USERS: 'hashed',
+      SWITCHBOARD_TURN_URLS: 'turn:127.0.0.1:3478', SWITCHBOARD_TURN_SECRET: 'hidden-turn-secret',
+    };
+    const loudFromStart = await startServer({ env: { ...settings, RUST_LOG: LOUD } });
+    t.after(() => loudFromStart.stop());
+    const loudLater = await startServer({ env: { ...settings, RUST_LOG: 'trace' } });
+    t.after(() => loudLater.stop());
+    const told = await fetch(`${loudLater.adminUrl}/log`, { method: 'PUT', body: LOUD });
+    assert.equal(told.status, 200);
+    for (const server of [loudFromStart, loudLater]) {
+      const users = [someone('anna'), someone('ben')];
+      const tokens = users.map((userId) => tokenOf(userId));
+      const [caller, callee] = await Promise.all(tokens.map((token, n) => join(t, server, { userId: users[n], auth: { token } })));
+      await caller.ok('call:initiate', { toUserId: users[1], callType: 'audio' });
+      const sdp = `v=0 ${someone('sdp')}`;
+      await caller.ok('call:offer', { toUserId: users[1], offer: { ...offer(), sdp } });
+      await callee.next('call:offer');
+      const { iceServers } = await caller.ok('ice:servers', {});
+      const credential = iceServers.find((one) => one.credential).credential;
+      await caller.ok('call:end', { toUserId: users[1] });
+      await eventually(() => /"call ended"/.test(server.logs()), 'the log tells of the end');
+      for (const secret of [...users, ...tokens, sdp, credential, 'hidden-turn-secret']) {
+        assert.ok(!server.logs().includes(secret), `${secret}:\n${server.logs()}`);
+      }
+      const lines = server.logs().trimEnd().split('\n').map((line) => JSON.parse(line));
+      const loud = lines.filter(({ level, target }) => /^(DEBUG|TRACE)$/.test(level) && !/^switchboard(::|$)/.test(target));
+      assert.deepEqual(loud, []);
+      assert.ok(lines.some(({ level, target }) => level === 'DEBUG' && target.startsWith('switchboard')), 'its own lines are there');
+    }
   });
 });

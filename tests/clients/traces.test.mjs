@@ -110,7 +110,7 @@ describe('a collector', { ...ONE_NODE, concurrency: true }, () => {
     await collector.until(callId, 'end');
     const [{ headers }] = collector.requests;
     assert.deepEqual([headers.authorization, headers['x-scope']], [`Bearer ${secret}`, 'calls']);
-    assert.ok(server.logs().includes('TRACE') && !server.logs().includes(secret), 'the log does not show it');
+    assert.ok(server.logs().includes('DEBUG') && !server.logs().includes(secret), 'the log does not show it');
     const printed = await runToExit(['config'], { env: tracing(collector, env) });
     assert.ok(printed.stdout.includes('authorization=***') && !printed.stdout.includes(secret), printed.stdout);
   });
