@@ -41,7 +41,7 @@ fn main() {
 
 fn payload(bytes: usize) -> Payload {
     let json = format!(r#"{{"type":"offer","sdp":"{}"}}"#, "v=0 ".repeat(bytes / 4));
-    Payload::from(&*RawValue::from_string(json).expect("it is JSON"))
+    Payload::checked(&RawValue::from_string(json).expect("it is JSON")).expect("it is plain")
 }
 
 fn device(user: &str, socket: usize, node: NodeId) -> Device {

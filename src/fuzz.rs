@@ -37,6 +37,7 @@ use crate::{
         stats,
     },
     ids::{NodeId, UserId},
+    payload::{MAX_DEPTH, Payload},
     protocol::{ClientEvent, ErrorType, MAX_REASON_BYTES, MAX_WATCHED_USERS, Sizes},
     secret::Secret,
     time::Timestamp,
@@ -81,6 +82,7 @@ fn check_event(text: &str, event: ClientEvent) {
                 assert!(
                     info.len_bytes() <= sizes.caller_info_bytes && text.contains(info.as_json())
                 );
+                assert!(read_strictly(&info).is_object());
             }
         }
         ClientEvent::Signal { call, signal, payload } => {
@@ -90,7 +92,7 @@ fn check_event(text: &str, event: ClientEvent) {
                 _ => sizes.description_bytes(),
             };
             assert!(payload.len_bytes() <= bound && text.contains(payload.as_json()));
-            let json: Json = serde_json::from_str(payload.as_json()).expect("it was read before");
+            let json = read_strictly(&payload);
             assert!(json.is_object() || json.is_null() || json == "");
         }
         ClientEvent::Reject { call, reason } => {
@@ -113,6 +115,22 @@ fn check_event(text: &str, event: ClientEvent) {
         }
         ClientEvent::Sync { .. } | ClientEvent::IceServers | ClientEvent::AuthRefresh { .. } => {}
     }
+}
+
+/// What is passed on, as a reader sees it that takes no half of a surrogate pair, no number beyond a float, and
+/// no more than so many levels.
+fn read_strictly(payload: &Payload) -> Json {
+    fn depth(json: &Json) -> usize {
+        let most = match json {
+            Json::Array(all) => all.iter().map(depth).max(),
+            Json::Object(all) => all.values().map(depth).max(),
+            _ => return 0,
+        };
+        1 + most.unwrap_or(0)
+    }
+    let json = serde_json::from_str(payload.as_json()).expect("every reader can read it");
+    assert!(depth(&json) <= MAX_DEPTH);
+    json
 }
 
 fn check_user(user: &UserId) {
@@ -261,7 +279,7 @@ mod tests {
     const ROUNDS: usize = 20_000;
     const AT_MOST: Duration = Duration::from_secs(5);
     /// What makes readers stumble.
-    const PIECES: [&str; 24] = [
+    const PIECES: [&str; 27] = [
         "null",
         "true",
         "-1",
@@ -272,6 +290,9 @@ mod tests {
         "\"",
         "\\u0000",
         "\\ud800",
+        "\\ud83d\\ude00",
+        "[[[[[[[[[[[[[[[[",
+        "]]]]]]]]]]]]]]]]",
         "{",
         "}",
         "[",

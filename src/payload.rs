@@ -5,13 +5,26 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
+/// Deepest nesting of objects and arrays that is passed on. Readers that call themselves for each level run out
+/// of stack somewhere beyond it.
+pub const MAX_DEPTH: usize = 64;
+
 /// A piece of JSON that this service carries and never looks into: an offer, an answer, a
 /// candidate, `callerInfo`. Unknown fields, key order and number formats arrive as they were sent.
+///
+/// From a client it is made by [`Payload::checked`] alone: what the receiving end's JSON reader breaks on is not
+/// passed on. From other nodes and from Redis it is taken as it is.
 #[derive(Debug, Clone, Serialize)]
 #[serde(transparent)]
 pub struct Payload(Arc<RawValue>);
 
 impl Payload {
+    /// What a client sent, if whoever it is for can read it.
+    pub fn checked(raw: &RawValue) -> Result<Self, Unreadable> {
+        check(raw.get())?;
+        Ok(Self(raw.to_owned().into()))
+    }
+
     /// Length of the JSON text in bytes.
     pub fn len_bytes(&self) -> usize {
         self.0.get().len()
@@ -22,9 +35,71 @@ impl Payload {
     }
 }
 
-impl From<&RawValue> for Payload {
-    fn from(raw: &RawValue) -> Self {
-        Self(raw.to_owned().into())
+/// JSON that is well formed, and that readers break on. Displays what was expected instead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unreadable {
+    #[error("JSON that is nested at most {MAX_DEPTH} levels deep")]
+    TooDeep,
+    #[error("numbers that a 64-bit float can hold")]
+    NumberTooLarge,
+    #[error("text in which no \\u escape stands for half of a surrogate pair")]
+    LoneSurrogate,
+}
+
+/// Looks once at each byte, and into no text further than for its end and its escapes: `json` is
+/// known to be JSON.
+fn check(json: &str) -> Result<(), Unreadable> {
+    let bytes = json.as_bytes();
+    let (mut at, mut depth) = (0, 0_usize);
+    while let Some(byte) = bytes.get(at) {
+        at += 1;
+        match byte {
+            b'{' | b'[' => {
+                depth += 1;
+                if depth > MAX_DEPTH {
+                    return Err(Unreadable::TooDeep);
+                }
+            }
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            b'"' => at = end_of_text(bytes, at)?,
+            b'-' | b'0'..=b'9' => {
+                let in_number =
+                    |b: &u8| matches!(b, b'0'..=b'9' | b'.' | b'e' | b'E' | b'+' | b'-');
+                let rest = &bytes[at..];
+                let end = at + rest.iter().position(|b| !in_number(b)).unwrap_or(rest.len());
+                let number: Option<f64> = json[at - 1..end].parse().ok();
+                if number.is_none_or(f64::is_infinite) {
+                    return Err(Unreadable::NumberTooLarge);
+                }
+                at = end;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The place behind the text that begins at `start`, where each half of a surrogate pair has the other.
+fn end_of_text(bytes: &[u8], start: usize) -> Result<usize, Unreadable> {
+    let unit = |at: usize| {
+        let digits = bytes.get(at..at + 6)?.strip_prefix(b"\\u")?;
+        u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+    };
+    let mut at = start;
+    loop {
+        match bytes.get(at) {
+            None => return Ok(at),
+            Some(b'"') => return Ok(at + 1),
+            Some(b'\\') => {
+                at += match (unit(at), unit(at + 6)) {
+                    (Some(0xD800..=0xDBFF), Some(0xDC00..=0xDFFF)) => 12,
+                    (Some(0xD800..=0xDFFF), _) => return Err(Unreadable::LoneSurrogate),
+                    // Of a longer escape the rest is plain text.
+                    _ => 2,
+                };
+            }
+            Some(_) => at += 1,
+        }
     }
 }
 
@@ -39,5 +114,65 @@ impl Eq for Payload {}
 impl<'de> Deserialize<'de> for Payload {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Box::<RawValue>::deserialize(deserializer).map(|raw| Self(raw.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_readers_break_on_is_told_from_what_they_do_not() {
+        let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        let objects = |depth: usize| format!("{}1{}", "{\"a\":".repeat(depth), "}".repeat(depth));
+        let side_by_side = format!("[{}]", ["[{}]"; 200].join(","));
+        let long = "1".repeat(400);
+        for (json, expected) in [
+            ("null", Ok(())),
+            (
+                r#"{"a":"[[[[","b":[1e308,-1.5E-400,0,-0],"c":"\ud83d\ude00 \\ud800 \u00e9"}"#,
+                Ok(()),
+            ),
+            (r#""\\\ud83d\ude00""#, Ok(())),
+            (&nested(MAX_DEPTH), Ok(())),
+            (&objects(MAX_DEPTH), Ok(())),
+            (&side_by_side, Ok(())),
+            (&nested(MAX_DEPTH + 1), Err(Unreadable::TooDeep)),
+            (&objects(MAX_DEPTH + 1), Err(Unreadable::TooDeep)),
+            (&nested(60_000), Err(Unreadable::TooDeep)),
+            ("1e400", Err(Unreadable::NumberTooLarge)),
+            (r#"{"a":[0,-1E+309]}"#, Err(Unreadable::NumberTooLarge)),
+            (&long, Err(Unreadable::NumberTooLarge)),
+            (r#""\ud800""#, Err(Unreadable::LoneSurrogate)),
+            (r#"["\uD83D x"]"#, Err(Unreadable::LoneSurrogate)),
+            (r#"["\udc00\ud83d"]"#, Err(Unreadable::LoneSurrogate)),
+            (r#"["\ud83d\ud83d\ude00"]"#, Err(Unreadable::LoneSurrogate)),
+            (r#"{"\udead":1}"#, Err(Unreadable::LoneSurrogate)),
+        ] {
+            let start: String = json.chars().take(60).collect();
+            assert_eq!(check(json), expected, "{start}");
+        }
+    }
+
+    proptest! {
+        /// A strict reader of whole values agrees about text and numbers, and nothing makes it panic.
+        #[test]
+        fn a_strict_reader_agrees(
+            pieces in prop::collection::vec(
+                prop::sample::select(vec![
+                    "[", "]", "{", "}", "\"", ",", ":", "\\", "\\u", "d83d", "de00", "\\ud83d", "\\ude00", "1",
+                    "e", "-", "309", "\"a\":", " ", "é",
+                ]),
+                0..24,
+            ),
+        ) {
+            let json = pieces.concat();
+            let is_json = serde_json::from_str::<&RawValue>(&json).is_ok();
+            let is_strict = serde_json::from_str::<serde_json::Value>(&json).is_ok();
+            let is_checked = check(json.trim()).is_ok();
+            prop_assert!(!is_json || is_strict == is_checked, "{json}");
+        }
     }
 }

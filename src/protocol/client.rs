@@ -369,7 +369,12 @@ fn caller_info(raw: Option<&RawValue>, sizes: &Sizes) -> Result<Option<Payload>,
     if !raw.get().starts_with('{') {
         return Err(Malformed::field("callerInfo", "an object"));
     }
-    Ok(Some(raw.into()))
+    passed_on("callerInfo", raw).map(Some)
+}
+
+/// What is passed on, once its size is known to be allowed.
+fn passed_on(name: &str, raw: &RawValue) -> Result<Payload, Malformed> {
+    Payload::checked(raw).map_err(|expected| Malformed::field(name, expected))
 }
 
 /// An offer or an answer: `{type, sdp}`, both strings, and whatever else the client adds.
@@ -385,12 +390,13 @@ fn description(name: &str, raw: Option<&RawValue>, sizes: &Sizes) -> Result<Payl
     if raw.get().len() > sizes.description_bytes() {
         return Err(Malformed::too_large(name, sizes.sdp_bytes));
     }
+    let payload = passed_on(name, raw)?;
     match serde_json::from_str::<Description>(raw.get()) {
         Ok(description) if raw.get().starts_with('{') => {
             if description.sdp.len() > sizes.sdp_bytes {
                 return Err(Malformed::too_large(&format!("{name}.sdp"), sizes.sdp_bytes));
             }
-            Ok(raw.into())
+            Ok(payload)
         }
         Ok(_) | Err(_) => Err(Malformed::field(name, "an object {type, sdp} of two strings")),
     }
@@ -417,8 +423,9 @@ fn candidate(raw: Option<&RawValue>, sizes: &Sizes) -> Result<Payload, Malformed
     }
     let is_candidate =
         || raw.get().starts_with('{') && serde_json::from_str::<Candidate>(raw.get()).is_ok();
+    let payload = passed_on("candidate", raw)?;
     if matches!(raw.get(), "null" | "\"\"") || is_candidate() {
-        Ok(raw.into())
+        Ok(payload)
     } else {
         Err(Malformed::field("candidate", EXPECTED))
     }

@@ -7,7 +7,7 @@ import { after, before, describe, test } from 'node:test';
 import {
   activeCall, answer, assertCallsWork, assertTalking, candidate, offer, pair, ringing,
 } from '../support/calls.mjs';
-import { assertError, assertRefused, someone, within } from '../support/check.mjs';
+import { assertError, assertRefused, eventually, someone, within } from '../support/check.mjs';
 import { connect, join } from '../support/client.mjs';
 import { get } from '../support/http.mjs';
 import { eventFrame, rawSocket, tcp } from '../support/raw.mjs';
@@ -269,6 +269,42 @@ describe('wrong sizes and depths', () => {
       raw.destroy();
     }
     await assertUnharmed(t);
+  });
+
+  test('what would break the other side is refused, and names its field', async (t) => {
+    const { caller, callee } = await activeCall(t, server);
+    const raw = await rawSocket(t, server, { userId: someone('raw') });
+    const send = async (event, payload) => {
+      raw.send(`427["${event}",${payload}]`);
+      return JSON.parse((await raw.frame((text) => text.startsWith('437['), `an ack of ${payload.slice(0, 80)}`)).slice(3))[0];
+    };
+    const to = `"toUserId":"${callee.userId}"`;
+    const carried = {
+      callerInfo: ['call:initiate', (x) => `{${to},"callType":"audio","callerInfo":{"name":"x","more":${x}}}`],
+      offer: ['call:offer', (x) => `{${to},"offer":{"type":"offer","sdp":"v=0","more":${x}}}`],
+      answer: ['call:answer', (x) => `{${to},"answer":{"type":"answer","sdp":"v=0","more":${x}}}`],
+      candidate: ['call:ice-candidate', (x) => `{${to},"candidate":{"candidate":"c","more":${x}}}`],
+    };
+    const wrong = {
+      'at most 64 levels': [nested(64), nested(500), '{"a":'.repeat(64) + '1' + '}'.repeat(64)],
+      'float': ['1e400', '[0,-1E400]', '9'.repeat(400)],
+      'surrogate': ['"\\ud800"', '"a\\udc00b"', '{"\\ud83d":1}', '"\\ude00\\ud83d"'],
+    };
+    for (const [field, [event, payload]] of Object.entries(carried)) {
+      for (const [mentions, values] of Object.entries(wrong)) {
+        for (const value of values) assertRefused(await send(event, payload(value)), 'INVALID_PAYLOAD', { mentions: [field, mentions], event });
+      }
+    }
+    await callee.nothingElse({ after: [caller] });
+    // What is no worse than unusual arrives as it was sent.
+    const unusual = '[[1e308,-0,1E-400,12345678901234567890],"\\ud83d\\ude00\\u0000\\\\ud800"]';
+    const deep = `${'['.repeat(62)}${unusual}${']'.repeat(62)}`.slice(1, -1);
+    const frames = [];
+    callee.socket.io.engine.on('data', (data) => frames.push(data));
+    const offered = `{"type":"offer","sdp":"v=0","more":${deep}}`;
+    caller.socket.io.engine.write(`2["call:offer",{${to},"offer":${offered}}]`);
+    await eventually(() => frames.some((frame) => frame.includes(offered)), 'it is passed on byte by byte');
+    await assertTalking(caller, callee);
   });
 
   test('a message beyond the websocket limit closes that connection alone', async (t) => {

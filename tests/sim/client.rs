@@ -303,7 +303,7 @@ impl Client {
         let socket = self.connection.as_ref().map(|connection| connection.socket.to_string());
         let text = format!("\"{}/{}\"", socket.unwrap_or_default(), self.sent);
         let raw = RawValue::from_string(text).expect("it is JSON");
-        Input::Signal(to, signal, Payload::from(&*raw))
+        Input::Signal(to, signal, Payload::checked(&raw).expect("it is plain"))
     }
 }
 

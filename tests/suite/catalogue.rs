@@ -147,7 +147,8 @@ fn to_client() -> Vec<ServerEvent> {
     let call_id: CallId = ID.parse().unwrap();
     let from_user_id: UserId = "anna".parse().unwrap();
     let timestamp = Timestamp::from_millis(1);
-    let json = |text: &str| Payload::from(&*RawValue::from_string(text.to_owned()).unwrap());
+    let json =
+        |text: &str| Payload::checked(&RawValue::from_string(text.to_owned()).unwrap()).unwrap();
     let user = || from_user_id.clone();
     vec![
         ServerEvent::Incoming {

@@ -243,7 +243,7 @@ pub fn to(user: &str) -> CallRef {
 }
 
 pub fn payload(text: &str) -> Payload {
-    Payload::from(&*RawValue::from_string(format!("{text:?}")).unwrap())
+    Payload::checked(&RawValue::from_string(format!("{text:?}")).unwrap()).unwrap()
 }
 
 pub fn socket(name: &str) -> SocketId {
