@@ -25,7 +25,7 @@ use crate::{
     ice,
     limits::{
         self,
-        address::{ForwardedHeader, Network, Proxies},
+        address::{ForwardedHeader, Proxies, Trusted},
     },
     logs,
     secret::{self, Secret, ServiceUrl},
@@ -150,12 +150,13 @@ struct Settings {
     /// all that can be. docs/operations/security.md names them [default: none]
     #[arg(long, env = "SWITCHBOARD_LIMITS", value_name = "LIMITS", value_delimiter = ',')]
     limits: Option<Vec<String>>,
-    /// The addresses and networks of proxies that are believed when they say for whom they ask, separated
-    /// by commas, such as `10.0.0.0/8` [default: none]
+    /// The proxies that are believed when they say for whom they ask: their addresses and networks, separated
+    /// by commas, such as `10.1.2.3/32`; or how many stand one behind the other, such as `hops:1`, where
+    /// nobody else can connect [default: none]
     #[arg(
         long,
         env = "SWITCHBOARD_TRUSTED_PROXIES",
-        value_name = "NETWORKS",
+        value_name = "PROXIES",
         value_delimiter = ','
     )]
     trusted_proxies: Option<Vec<String>>,
@@ -289,14 +290,9 @@ impl Settings {
         let cors_origins = cors_origins.iter().map(origin).collect::<Result<_, _>>()?;
         let limits = limits::Settings::with(&self.limits.unwrap_or_default());
         let limits = limits.map_err(|error| ConfigError(format!("limits: {error}")))?;
-        let network = |text: &String| {
-            let refuse =
-                |what| ConfigError(format!("trusted_proxies: expected {what}, not {text:?}"));
-            text.parse().map_err(refuse)
-        };
-        let networks = self.trusted_proxies.unwrap_or_default();
+        let trusted = Trusted::read(&self.trusted_proxies.unwrap_or_default());
         let proxies = Proxies {
-            networks: networks.iter().map(network).collect::<Result<_, _>>()?,
+            trusted: trusted.map_err(|error| ConfigError(format!("trusted_proxies: {error}")))?,
             header: self.forwarded_header.unwrap_or_default(),
         };
         Ok(Config {
@@ -348,7 +344,7 @@ impl Config {
             authorize,
             cors_origins,
             limits,
-            proxies: Proxies { networks, header },
+            proxies: Proxies { trusted, header },
             traces,
         } = self;
         let mut toml = String::new();
@@ -420,8 +416,7 @@ impl Config {
         let origins: Vec<_> = cors_origins.iter().map(Origin::to_string).collect();
         line("cors_origins", origins.into());
         line("limits", limits.list().into());
-        let networks: Vec<_> = networks.iter().map(Network::to_string).collect();
-        line("trusted_proxies", networks.into());
+        line("trusted_proxies", trusted.list().into());
         line("forwarded_header", header.as_str().into());
         if let Some(traces) = traces {
             toml += &traces::comments(traces);

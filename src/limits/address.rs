@@ -127,10 +127,71 @@ impl ForwardedHeader {
     }
 }
 
+/// Whose word about addresses counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trusted {
+    /// Proxies in these networks, however many stand one behind the other.
+    Networks(Vec<Network>),
+    /// The proxy that connects, and those before it, so many in all. Their addresses do not matter: nobody
+    /// else may be able to connect.
+    Hops(u8),
+}
+
+/// Most proxies one behind the other.
+const MAX_HOPS: u8 = 8;
+const HOPS: &str = "hops:";
+
+impl Default for Trusted {
+    fn default() -> Self {
+        Self::Networks(Vec::new())
+    }
+}
+
+impl Trusted {
+    /// What a list of networks says, or `hops:` and a number, alone.
+    ///
+    /// # Errors
+    /// What was expected, and instead of what.
+    pub fn read(texts: &[String]) -> Result<Self, String> {
+        let hops = |text: &String| Some(text.trim().strip_prefix(HOPS)?.to_owned());
+        match (texts, texts.iter().find_map(hops)) {
+            ([_], Some(count)) => {
+                let known = count.parse().ok().filter(|count| (1..=MAX_HOPS).contains(count));
+                let refused = || format!("expected {HOPS}1 to {HOPS}{MAX_HOPS}, not {HOPS}{count}");
+                known.map(Self::Hops).ok_or_else(refused)
+            }
+            (_, Some(_)) => Err(format!("expected {HOPS}N alone, without networks beside it")),
+            (_, None) => {
+                let network = |text: &String| {
+                    let refuse = |expected| format!("expected {expected}, not {text:?}");
+                    text.parse().map_err(refuse)
+                };
+                texts.iter().map(network).collect::<Result<_, _>>().map(Self::Networks)
+            }
+        }
+    }
+
+    /// The texts that [`Trusted::read`] reads as the same.
+    pub fn list(&self) -> Vec<String> {
+        match self {
+            Self::Networks(networks) => networks.iter().map(Network::to_string).collect(),
+            Self::Hops(count) => vec![format!("{HOPS}{count}")],
+        }
+    }
+
+    /// Whether who asks from `address` is a proxy whose word counts, after `passed` proxies.
+    fn trust(&self, address: IpAddr, passed: u8) -> bool {
+        match self {
+            Self::Networks(networks) => networks.iter().any(|network| network.contains(address)),
+            Self::Hops(count) => passed < *count,
+        }
+    }
+}
+
 /// The proxies that are believed, and where they say for whom they ask.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Proxies {
-    pub networks: Vec<Network>,
+    pub trusted: Trusted,
     pub header: ForwardedHeader,
 }
 
@@ -143,16 +204,13 @@ pub struct Sender {
 }
 
 impl Proxies {
-    fn trust(&self, address: IpAddr) -> bool {
-        self.networks.iter().any(|network| network.contains(address))
-    }
-
     /// Who sent a request: from the end of what proxies say, the first address that is not a
     /// proxy's. What stands before that was said by somebody who is not believed.
     pub fn sender_of(&self, extensions: &Extensions, headers: &HeaderMap) -> Sender {
         let peer = extensions.get::<Peer>().map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.0);
         let says = headers.contains_key(self.header.name());
-        if !self.trust(peer) {
+        let mut passed = 0;
+        if !self.trusted.trust(peer, passed) {
             return Sender { source: peer.into(), doubted: Some(peer).filter(|_| says) };
         }
         let mut nearest = peer;
@@ -163,7 +221,8 @@ impl Proxies {
             for hop in self.header.hops(line) {
                 let Some(hop) = hop else { break 'hops };
                 nearest = hop;
-                if !self.trust(hop) {
+                passed = passed.saturating_add(1);
+                if !self.trusted.trust(hop, passed) {
                     break 'hops;
                 }
             }
@@ -222,8 +281,8 @@ mod tests {
     use super::*;
 
     fn proxies(networks: &[&str], header: ForwardedHeader) -> Proxies {
-        let networks = networks.iter().map(|network| network.parse().unwrap()).collect();
-        Proxies { networks, header }
+        let networks: Vec<_> = networks.iter().map(ToString::to_string).collect();
+        Proxies { trusted: Trusted::read(&networks).unwrap(), header }
     }
 
     fn source(address: &str) -> Source {
@@ -297,6 +356,42 @@ mod tests {
     }
 
     #[test]
+    fn of_so_many_hops_the_addresses_do_not_matter() {
+        let one = proxies(&["hops:1"], ForwardedHeader::XForwardedFor);
+        let two = proxies(&["hops:2"], ForwardedHeader::XForwardedFor);
+        for (proxies, lines, from) in [
+            (&one, &[][..], "10.0.0.1"),
+            (&one, &["198.51.100.1"], "198.51.100.1"),
+            // A client within the proxies' own network says that it is somebody else.
+            (&one, &["203.0.113.7, 10.0.0.9"], "10.0.0.9"),
+            (&one, &["203.0.113.7", "10.0.0.9"], "10.0.0.9"),
+            (&one, &["203.0.113.7, nonsense"], "10.0.0.1"),
+            (&two, &["203.0.113.7, 198.51.100.1, 192.0.2.9"], "198.51.100.1"),
+            (&two, &["198.51.100.1"], "198.51.100.1"),
+            (&two, &["203.0.113.7, nonsense, 192.0.2.9"], "192.0.2.9"),
+        ] {
+            let asked = asked(proxies, "10.0.0.1", lines);
+            assert_eq!(asked, Sender { source: source(from), doubted: None }, "{lines:?}");
+        }
+        let said = |texts: &[&str]| {
+            Trusted::read(&texts.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        assert_eq!(said(&["hops:3"]).unwrap().list(), ["hops:3"]);
+        for wrong in [
+            &["hops:0"][..],
+            &["hops:9"],
+            &["hops:"],
+            &["hops:-1"],
+            &["hops"],
+            &["hops:1", "10.0.0.0/8"],
+            &["10.0.0.0/8", "hops:1"],
+            &["hops:1", "hops:1"],
+        ] {
+            assert!(said(wrong).unwrap_err().contains("expected"), "{wrong:?}");
+        }
+    }
+
+    #[test]
     fn forwarded_is_read_as_its_standard_says() {
         let proxies = proxies(&["10.0.0.0/8"], ForwardedHeader::Forwarded);
         for (line, from) in [
@@ -324,13 +419,14 @@ mod tests {
             said in "[ -~é]{0,60}",
             own_line: bool,
             is_standard: bool,
+            by_hops: bool,
         ) {
             let (header, added) = if is_standard {
                 (ForwardedHeader::Forwarded, "for=\"[2001:7f8::1]:80\";by=\"10.0.0.1\"")
             } else {
                 (ForwardedHeader::XForwardedFor, "2001:7f8::1")
             };
-            let proxies = proxies(&["10.0.0.0/8"], header);
+            let proxies = proxies(&[if by_hops { "hops:1" } else { "10.0.0.0/8" }], header);
             let joined = format!("{said}, {added}");
             let lines = if own_line { vec![said.as_str(), added] } else { vec![joined.as_str()] };
             let counted = asked(&proxies, "10.0.0.1", &lines).source;

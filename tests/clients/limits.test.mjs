@@ -11,6 +11,7 @@ import { startBalancer } from '../support/balancer.mjs';
 import { activeCall, candidate, dial, offer, pair, ringing } from '../support/calls.mjs';
 import { assertError, assertRefused, eventually, someone, within } from '../support/check.mjs';
 import { connect, join } from '../support/client.mjs';
+import { yaml } from '../support/deployment.mjs';
 import { assertProblem } from '../support/http.mjs';
 import { counted, scrape } from '../support/metrics.mjs';
 import { rawSocket } from '../support/raw.mjs';
@@ -311,18 +312,56 @@ describe('forwarded addresses', { concurrency: true }, () => {
   });
 });
 
+/** The status of a request to HAProxy from this address of the machine. */
+async function statusFrom(balancer, localAddress, path, headers = {}) {
+  const asked = request({ port: balancer.port, localAddress, headers, agent: false, path }).end();
+  const [response] = await once(asked, 'response');
+  response.resume();
+  return response.statusCode;
+}
+
+// As compose runs them: the proxy's file, and the nodes' trust in it.
+describe('HAProxy and nodes as they ship', { concurrency: true }, () => {
+  const TRUSTED = yaml('deploy/compose.yaml').services.node1.environment.SWITCHBOARD_TRUSTED_PROXIES;
+  const bad = (n) => ({
+    authorization: `Bearer ${tokenOf('anna')}x`, 'x-forwarded-for': `192.0.2.${n % 250}, 127.0.0.44`, forwarded: `for=192.0.2.${n % 250}`,
+  });
+  const start = async (t, options = {}) => {
+    const server = await startServer({ env: { ...JWT, SWITCHBOARD_LIMITS: 'failed-tokens=20/1h', SWITCHBOARD_TRUSTED_PROXIES: TRUSTED } });
+    t.after(() => server.stop());
+    const balancer = await startBalancer([server, server, server], options);
+    t.after(() => balancer.stop());
+    return { server, ask: (from, headers) => statusFrom(balancer, from, '/v1/calls', headers) };
+  };
+  const good = { authorization: `Bearer ${tokenOf('anna')}` };
+
+  test('made-up addresses neither get around a limit nor lock somebody else out', async (t) => {
+    const { ask } = await start(t);
+    const statuses = [];
+    for (let n = 0; n < 25; n += 1) statuses.push(await ask('127.0.0.33', bad(n)));
+    assert.deepEqual(statuses, [...Array(20).fill(401), ...Array(5).fill(429)]);
+    assert.equal(await ask('127.0.0.44', good), 200, 'the address that was named');
+    assert.equal(await ask('127.0.0.33', good), 429);
+  });
+
+  test('a proxy in front that is named is believed about its clients, and nobody else is', async (t) => {
+    const { ask } = await start(t, { env: { BALANCER_PROXIES: '127.0.0.50 127.0.0.60/31' } });
+    for (let n = 0; n < 20; n += 1) await ask(n % 2 ? '127.0.0.50' : '127.0.0.61', { ...bad(n), 'x-forwarded-for': '192.0.2.9, 198.51.100.1' });
+    const through = (address) => ({ ...good, 'x-forwarded-for': address });
+    assert.equal(await ask('127.0.0.50', through('198.51.100.1')), 429);
+    assert.equal(await ask('127.0.0.50', through('192.0.2.9, 198.51.100.2')), 200);
+    assert.equal(await ask('127.0.0.50', good), 200, 'the proxy itself');
+    assert.equal(await ask('127.0.0.62', through('198.51.100.1')), 200, 'who is no proxy of ours is itself');
+  });
+});
+
 test('HAProxy, with the file that ships, says for whom it asks', async (t) => {
   const args = ['--limits', 'handshakes=2/1h', '--trusted-proxies', '127.0.0.1'];
   const nodes = await Promise.all([1, 2, 3].map(() => startServer({ args })));
   t.after(() => Promise.all(nodes.map((node) => node.stop())));
   const balancer = await startBalancer(nodes);
   t.after(() => balancer.stop());
-  const from = async (localAddress, headers = {}) => {
-    const asked = request({ port: balancer.port, localAddress, headers, agent: false, path: '/socket.io/?EIO=4&transport=polling' }).end();
-    const [response] = await once(asked, 'response');
-    response.resume();
-    return response.statusCode;
-  };
+  const from = (localAddress, headers) => statusFrom(balancer, localAddress, '/socket.io/?EIO=4&transport=polling', headers);
   // Three nodes take two each of one address.
   const statuses = [];
   for (let count = 0; count < 24; count += 1) statuses.push(await from('127.0.0.2', { 'x-forwarded-for': `192.0.2.${count}` }));
@@ -468,6 +507,8 @@ describe('the settings', { concurrency: true }, () => {
       [['--limits', 'evnts=5/1s'], 'evnts'],
       [['--limits', 'events=fast'], 'events'],
       [['--trusted-proxies', '10.0.0.0/40'], 'trusted_proxies'],
+      [['--trusted-proxies', 'hops:0'], 'trusted_proxies'],
+      [['--trusted-proxies', 'hops:1,10.0.0.0/8'], 'trusted_proxies'],
       [['--forwarded-header', 'x-real-ip'], 'forwarded-header'],
     ]) {
       const { code, stderr } = await runToExit([...args, '--listen', '127.0.0.1:0']);

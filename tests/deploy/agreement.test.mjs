@@ -161,9 +161,11 @@ describe('versions', () => {
 
 describe('addresses of clients', () => {
   test('are said by the balancer and believed by the nodes behind it', () => {
-    assert.match(read('deploy/haproxy/haproxy.cfg'), /^\s+option forwardfor$/m);
-    for (const name of ['node1', 'node2', 'node3']) assert.ok(services[name].environment.SWITCHBOARD_TRUSTED_PROXIES, name);
-    assert.ok(production.one('ConfigMap', 'switchboard').data.SWITCHBOARD_TRUSTED_PROXIES);
+    assert.match(read('deploy/haproxy/haproxy.cfg'), /^\s+http-request del-header X-Forwarded-For\n\s+http-request del-header Forwarded\n\s+option forwardfor$/m);
+    // Whole networks would take in clients that are in them.
+    const trusted = /^(hops:1|[\d.]+\/32)$/;
+    for (const name of ['node1', 'node2', 'node3']) assert.match(services[name].environment.SWITCHBOARD_TRUSTED_PROXIES, trusted, name);
+    assert.match(production.one('ConfigMap', 'switchboard').data.SWITCHBOARD_TRUSTED_PROXIES, trusted);
     // HAProxy's controller sends the header unless it is told not to.
     assert.notEqual(production.one('Ingress', 'switchboard').metadata.annotations?.['haproxy.org/forwarded-for'], 'false');
   });

@@ -12,13 +12,13 @@ const SETTINGS = fileURLToPath(new URL('../../deploy/haproxy/haproxy.cfg', impor
  * A balancer that clients can be pointed at as if it were a server. With `reloads` it has a master process that
  * replaces its worker when it is told to, as a system's service does.
  */
-export async function startBalancer(nodes, { reloads = false } = {}) {
+export async function startBalancer(nodes, { reloads = false, env: more = {} } = {}) {
   const port = await freePort();
   const addresses = nodes.flatMap((node, index) => [
     [`NODE_${index + 1}`, `127.0.0.1:${node.port}`],
     [`NODE_${index + 1}_ADMIN`, new URL(node.adminUrl).port],
   ]);
-  const env = { ...process.env, BALANCER_LISTEN: `127.0.0.1:${port}`, ...Object.fromEntries(addresses) };
+  const env = { ...process.env, BALANCER_LISTEN: `127.0.0.1:${port}`, ...Object.fromEntries(addresses), ...more };
   const mode = reloads ? '-W' : '-db';
   const start = () => {
     const child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', 'haproxy', mode, '-f', SETTINGS], { env, stdio: 'ignore' });
