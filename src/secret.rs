@@ -6,6 +6,9 @@ use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
 const HIDDEN: &str = "***";
 
+/// How the secrets of examples begin. Everybody knows them.
+const EXAMPLE: &str = "change-me";
+
 /// A text that shows itself as `***`: a key, a token.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
@@ -18,6 +21,11 @@ impl Secret {
     /// The text itself, for the one who needs it.
     pub fn expose(&self) -> &str {
         &self.0
+    }
+
+    /// Whether this stood in an example.
+    pub fn is_of_example(&self) -> bool {
+        self.0.starts_with(EXAMPLE)
     }
 }
 
@@ -51,6 +59,11 @@ impl ServiceUrl {
     /// The whole address, for the one who connects.
     pub fn expose(&self) -> &str {
         &self.0
+    }
+
+    /// Whether a part of it that may be a secret stood in an example.
+    pub fn is_of_example(&self) -> bool {
+        self.0.split([':', '=', '/', '@']).any(|part| part.starts_with(EXAMPLE))
     }
 }
 

@@ -252,7 +252,30 @@ impl Settings {
         }
     }
 
+    /// Refuses secrets that everybody can read in an example.
+    fn refuse_examples(&self) -> Result<(), ConfigError> {
+        let is_known = |secret: &Option<Secret>| secret.as_ref().is_some_and(Secret::is_of_example);
+        let is_in = |url: &Option<ServiceUrl>| url.as_ref().is_some_and(ServiceUrl::is_of_example);
+        let turn = self.turn_secret.as_deref().unwrap_or_default();
+        let known = [
+            ("jwt_secret", is_known(&self.jwt_secret)),
+            ("turn_secret", turn.iter().any(Secret::is_of_example)),
+            ("authorize_token", is_known(&self.authorize_token)),
+            ("log_users_key", is_known(&self.log_users_key.clone().map(Secret::from))),
+            ("redis_url", is_in(&self.redis_url)),
+            ("database_url", is_in(&self.database_url)),
+        ];
+        match known.into_iter().find(|(_, is_known)| *is_known) {
+            Some((name, _)) => Err(ConfigError(format!(
+                "{name}: this secret stands in an example, so everybody knows it: make one with deploy/secrets.sh or \
+                 `openssl rand -hex 32`"
+            ))),
+            None => Ok(()),
+        }
+    }
+
     fn resolve(mut self) -> Result<Config, ConfigError> {
+        self.refuse_examples()?;
         let listen = self.listen.unwrap_or((Ipv4Addr::LOCALHOST, 3000).into());
         let auth = self.take_auth(listen)?;
         let Ok(default_database) = "sqlite://switchboard.db".parse();
@@ -474,6 +497,31 @@ mod tests {
         let error = resolve("listen = '0.0.0.0:3000'").unwrap_err();
         assert!(error.to_string().contains("SWITCHBOARD_AUTH"), "{error}");
         assert!(resolve("listen = '0.0.0.0:3000'\nauth = 'open'").is_ok());
+    }
+
+    #[test]
+    fn secrets_of_examples_are_refused() {
+        let long = "change-me-jwt-32-bytes-or-more-please";
+        for (settings, name) in [
+            (format!("auth = 'jwt'\njwt_secret = '{long}'"), "jwt_secret"),
+            (
+                "turn_urls = ['turn:a']\nturn_secret = 'good,change-me-turn'".to_owned(),
+                "turn_secret",
+            ),
+            ("redis_url = 'redis://:change-me-redis@redis:6379'".to_owned(), "redis_url"),
+            ("database_url = 'postgres://s:change-me-postgres@db/s'".to_owned(), "database_url"),
+            ("database_url = 'postgres://db/s?password=change-me-now'".to_owned(), "database_url"),
+            (
+                "authorize_url = 'https://a'\nauthorize_token = 'change-me'".to_owned(),
+                "authorize_token",
+            ),
+            ("log_users_key = 'change-me-key'".to_owned(), "log_users_key"),
+        ] {
+            let error = resolve(&settings).unwrap_err().to_string();
+            assert!(error.starts_with(name) && error.contains("secrets.sh"), "{error}");
+            assert!(!error.contains("change-me"), "{error}");
+        }
+        assert!(resolve("redis_url = 'redis://:exchange-men@redis:6379'").is_ok());
     }
 
     #[test]

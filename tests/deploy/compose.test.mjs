@@ -2,14 +2,14 @@
 
 import assert from 'node:assert/strict';
 import { existsSync } from 'node:fs';
-import { rm, writeFile } from 'node:fs/promises';
+import { chmod, readFile, readdir, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { dashboards, filledIn, panelsOf, queriesOf } from '../support/dashboards.mjs';
-import { compose, fromVenv, path, read, succeed, yaml } from '../support/deployment.mjs';
-import { privateFolder } from '../support/server.mjs';
+import { compose, fromVenv, path, read, succeed, variablesIn, yaml } from '../support/deployment.mjs';
+import { privateFolder, runToExit } from '../support/server.mjs';
 
-const { services, networks, volumes, variables, used } = compose();
+const { services, networks, volumes, variables, secrets, used } = compose();
 const NODES = ['node1', 'node2', 'node3'];
 const mountsOf = ({ volumes: all = [] }) => all.map((mount) => mount.split(':'));
 
@@ -18,12 +18,65 @@ test('it is a compose file', async () => {
 });
 
 test('every variable is in .env.example, with the same default, and the other way round', () => {
-  for (const { name, fallback } of used) assert.equal(variables[name], fallback, name);
+  for (const { name, fallback, isNeeded } of used) assert.equal(variables[name], isNeeded ? '' : fallback, name);
   assert.deepEqual(Object.keys(variables).filter((name) => !used.some((one) => one.name === name)), []);
 });
 
-test('no default can be taken for a good secret', () => {
-  for (const [name, value] of Object.entries(variables).filter(([name]) => /SECRET|PASSWORD/.test(name))) assert.match(value, /^change-me-/, name);
+test('there is no default for a secret, and none stands on a command line', () => {
+  const isSecret = (name) => /SECRET|PASSWORD/.test(name);
+  const asked = used.filter(({ name }) => isSecret(name));
+  assert.deepEqual([...new Set(asked.map(({ name }) => name))].sort(), Object.keys(variables).filter(isSecret).sort());
+  for (const { name, isNeeded, fallback } of asked) assert.ok(isNeeded && fallback.includes('deploy/secrets.sh'), name);
+  for (const [name, { command = [], entrypoint = [] }] of Object.entries(services)) {
+    const line = [entrypoint, command].flat().join(' ');
+    for (const [secret, value] of Object.entries(secrets).filter(([one]) => isSecret(one))) assert.ok(!line.includes(value), `${name}: ${secret}`);
+  }
+});
+
+test('the script makes secrets that are good, once, and that are nobody else\'s to read', async (t) => {
+  const folder = await privateFolder();
+  t.after(() => rm(folder, { recursive: true }));
+  const file = join(folder, '.env');
+  const make = () => succeed(path('deploy/secrets.sh'), [file]);
+  const now = async () => variablesIn(await readFile(file, 'utf8'));
+  await make();
+  assert.equal((await stat(file)).mode & 0o777, 0o600);
+  const made = await now();
+  const names = Object.keys(variables).filter((name) => /SECRET|PASSWORD/.test(name));
+  assert.equal(names.length, 5);
+  for (const name of names) assert.match(made[name], /^[0-9a-f]{64}$/, name);
+  assert.equal(new Set(names.map((name) => made[name])).size, names.length);
+  assert.deepEqual({ ...made, ...Object.fromEntries(names.map((name) => [name, ''])) }, variables);
+
+  // What is there stays; what is known to all, empty or missing is made anew.
+  const lines = (await readFile(file, 'utf8')).replace(/^TURN_HOST=.*$/m, 'TURN_HOST=turn.example.org')
+    .replace(/^JWT_SECRET=.*$/m, 'JWT_SECRET=change-me-jwt-32-bytes-or-more-please').replace(/^TURN_SECRET=.*\n/m, '').replace(/^REDIS_PASSWORD=.*$/m, 'REDIS_PASSWORD=');
+  await writeFile(file, lines, { mode: 0o644 });
+  await chmod(file, 0o644);
+  await make();
+  const again = await now();
+  assert.equal((await stat(file)).mode & 0o777, 0o600);
+  assert.deepEqual([again.TURN_HOST, again.POSTGRES_PASSWORD, again.GRAFANA_PASSWORD], ['turn.example.org', made.POSTGRES_PASSWORD, made.GRAFANA_PASSWORD]);
+  for (const name of ['JWT_SECRET', 'TURN_SECRET', 'REDIS_PASSWORD']) assert.ok(/^[0-9a-f]{64}$/.test(again[name]) && again[name] !== made[name], name);
+  await make();
+  assert.deepEqual(await now(), again);
+  assert.deepEqual(await readdir(folder), ['.env']);
+});
+
+test('nodes do not take the secrets that earlier examples had', async () => {
+  const environment = services.node1.environment;
+  for (const [name, value] of [
+    ['SWITCHBOARD_JWT_SECRET', 'change-me-jwt-32-bytes-or-more-please'], ['SWITCHBOARD_TURN_SECRET', 'change-me-turn'],
+    ['SWITCHBOARD_REDIS_URL', 'redis://:change-me-redis@redis:6379'],
+    ['SWITCHBOARD_DATABASE_URL', 'postgres://switchboard:change-me-postgres@postgres:5432/switchboard'],
+  ]) {
+    const { code, stderr } = await runToExit(['serve'], { env: { ...environment, [name]: value } });
+    assert.equal(code, 1);
+    assert.match(stderr, /^error: [a-z_]+: this secret stands in an example.*deploy\/secrets\.sh/);
+    assert.ok(!stderr.includes('change-me'), stderr);
+    const token = await runToExit(['token', '--user', 'anna', '--scope', 'admin'], { env: { ...environment, [name]: value } });
+    assert.deepEqual([token.code, token.stdout], [1, '']);
+  }
 });
 
 test('what it refers to is there', () => {
@@ -73,7 +126,7 @@ test('coturn relays on the ports that are published, and shares its secret with 
   assert.ok(services.coturn.ports.includes(`127.0.0.1:${least}-${most}:${least}-${most}/udp`));
   const [, port] = /^listening-port=(\d+)$/m.exec(settings);
   for (const url of services.node1.environment.SWITCHBOARD_TURN_URLS.split(',')) assert.match(url, new RegExp(`:${port}\\?`));
-  assert.ok(services.coturn.command.includes(`--static-auth-secret=${services.node1.environment.SWITCHBOARD_TURN_SECRET}`));
+  assert.equal(services.coturn.environment.TURN_SECRET, services.node1.environment.SWITCHBOARD_TURN_SECRET);
 });
 
 test('traces go where the collector listens', () => {

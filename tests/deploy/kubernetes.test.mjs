@@ -14,7 +14,7 @@ const CUSTOM = { 'monitoring.coreos.com/v1': '@kubernetes-models/prometheus-oper
 
 /** The Secret of production, as docs/guides/kubernetes.md says how to make it. */
 const [, COMMAND] = /kubectl[^`]*? create secret generic switchboard([^`]*)```/.exec(read('docs/guides/kubernetes.md'));
-const SECRET = Object.fromEntries([...COMMAND.matchAll(/--from-literal=([a-z-]+)=/g)].map(([, key]) => [key, 'said by hand']));
+const SECRET = Object.fromEntries([...COMMAND.matchAll(/^\s*([a-z][a-z-]*)=/gm)].map(([, key]) => [key, 'said by hand']));
 
 /** What the schema's TypeScript type says against the object: the schema itself passes over fields that it does not know. */
 const strangersIn = (object) =>

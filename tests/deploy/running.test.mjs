@@ -5,13 +5,15 @@ import { execFile } from 'node:child_process';
 import { createHmac } from 'node:crypto';
 import { createSocket } from 'node:dgram';
 import { once } from 'node:events';
+import { readFile } from 'node:fs/promises';
 import { createServer } from 'node:http';
 import { test } from 'node:test';
 import { eventually } from '../support/check.mjs';
 import { freePort, startCluster } from '../support/cluster.mjs';
-import { path, succeed } from '../support/deployment.mjs';
+import { compose, path, succeed } from '../support/deployment.mjs';
 import { folderFor, running, startPrometheus } from '../support/prometheus.mjs';
 
+const { services } = compose();
 const HAPROXY = path('deploy/haproxy/haproxy.cfg');
 
 test("HAProxy takes its settings, with and without a name server's address", async () => {
@@ -71,20 +73,27 @@ test('coturn relays for those who know the secret, and not to where it must not'
   const folder = await folderFor(t);
   const port = await freePort();
   const relays = 20_000 + 2 * Math.floor(Math.random() * 5_000);
-  // On the command line what has to be otherwise on one machine; the rest is the file's.
-  const args = ['-c', path('deploy/coturn/turnserver.conf'), '--static-auth-secret=the secret', '--allowed-peer-ip=127.0.0.1'];
+  // As compose starts it, with this machine's files; on the command line also what has to be otherwise on one machine.
+  const [shell, ...rest] = services.coturn.entrypoint.map((text) =>
+    text.replaceAll('/etc/coturn/turnserver.conf', path('deploy/coturn/turnserver.conf')).replaceAll('/var/tmp', folder),
+  );
+  const secret = 'the $secret "of" `these`';
+  const args = ['--allowed-peer-ip=127.0.0.1'];
   const here = ['--listening-ip=127.0.0.1', '--relay-ip=127.0.0.1', `--listening-port=${port}`, `--min-port=${relays}`, `--max-port=${relays + 60}`];
   const files = [`--pidfile=${folder}/pid`, `--userdb=${folder}/db`, '--allow-loopback-peers'];
-  const coturn = running(t, 'turnserver', [...args, ...here, ...files], { cwd: folder });
+  const env = { ...process.env, TURN_SECRET: secret };
+  const coturn = running(t, shell, [...rest, ...args, ...here, ...files], { cwd: folder, env });
   const lives = () => run('turnutils_stunclient', ['-p', `${port}`, '127.0.0.1'], 1_000);
   await eventually(async () => (await lives()).ok, `it answers\n${coturn.output}`);
+  const line = await readFile(`/proc/${coturn.child.pid}/cmdline`, 'utf8');
+  assert.ok(line.startsWith('turnserver') && !line.includes(secret), line);
 
   const user = `${Math.floor(Date.now() / 1_000) + 60}:anna`;
-  const password = (secret) => createHmac('sha1', secret).update(user).digest('base64');
-  const relay = (secret, ...to) =>
-    run('turnutils_uclient', ['-c', '-n', '2', '-m', '1', '-u', user, '-w', password(secret), '-p', `${port}`, ...to, '127.0.0.1'], 8_000);
+  const password = (key) => createHmac('sha1', key).update(user).digest('base64');
+  const relay = (key, ...to) =>
+    run('turnutils_uclient', ['-c', '-n', '2', '-m', '1', '-u', user, '-w', password(key), '-p', `${port}`, ...to, '127.0.0.1'], 8_000);
   const toEachOther = ['-y'];
-  const welcome = await relay('the secret', ...toEachOther);
+  const welcome = await relay(secret, ...toEachOther);
   assert.match(welcome.output, /tot_recv_msgs=[1-9]/, `${welcome.output}\n${coturn.output}`);
   const stranger = await relay('another one', ...toEachOther);
   assert.match(stranger.output, /Cannot complete Allocation/, stranger.output);
@@ -93,9 +102,25 @@ test('coturn relays for those who know the secret, and not to where it must not'
   t.after(() => inside.close());
   inside.bind(0, '127.0.0.9');
   await once(inside, 'listening');
-  const refused = await relay('the secret', '-e', '127.0.0.9', '-r', `${inside.address().port}`);
+  const refused = await relay(secret, '-e', '127.0.0.9', '-r', `${inside.address().port}`);
   assert.doesNotMatch(refused.output, /tot_recv_msgs=[1-9]/, refused.output);
   assert.match(refused.output, /403/, refused.output);
+});
+
+test('Redis starts as compose starts it: with its password, which no command line shows', async (t) => {
+  const folder = await folderFor(t);
+  const port = await freePort();
+  const password = 'a1b2c3';
+  const [shell, flag, script] = services.redis.command;
+  const here = script.replace('redis-server -', `redis-server - --port ${port} --bind 127.0.0.1`);
+  const redis = running(t, shell, [flag, here], { cwd: folder, env: { ...process.env, REDIS_PASSWORD: password } });
+  const ask = (...args) => run('redis-cli', ['-p', `${port}`, '--no-auth-warning', ...args], 2_000);
+  await eventually(async () => /NOAUTH/.test((await ask('ping')).output), `it wants a password\n${redis.output}`);
+  assert.match((await ask('-a', password, 'ping')).output, /PONG/);
+  assert.match((await ask('-a', password, 'config', 'get', 'maxmemory-policy')).output, /noeviction/);
+  assert.match((await ask('-a', password, 'config', 'get', 'save')).output, /^save\n\n*$/);
+  const line = await readFile(`/proc/${redis.child.pid}/cmdline`, 'utf8');
+  assert.ok(line.startsWith('redis-server') && !line.includes(password), line);
 });
 
 /** Runs to its end, or for so long. */

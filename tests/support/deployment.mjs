@@ -2,7 +2,8 @@
 
 import assert from 'node:assert/strict';
 import { execFile, execFileSync } from 'node:child_process';
-import { readFileSync, readdirSync } from 'node:fs';
+import { mkdtempSync, readFileSync, readdirSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
@@ -81,11 +82,26 @@ function secretValue({ name, key }, { all }, secrets) {
 
 /** compose.yaml with the variables of `.env.example`, and the services' own environment. */
 export function compose() {
-  const variables = Object.fromEntries([...read('deploy/.env.example').matchAll(/^([A-Z_]+)=(.*)$/gm)].map(([, name, value]) => [name, value]));
+  const variables = variablesIn(read('deploy/.env.example'));
+  const secrets = variablesIn(madeSecrets());
   const text = read('deploy/compose.yaml');
-  const used = [...text.matchAll(/\$\{([A-Z_]+):-([^}]*)\}/g)].map(([, name, fallback]) => ({ name, fallback }));
-  const filled = text.replaceAll(/\$\{([A-Z_]+):-[^}]*\}/g, (_, name) => variables[name] ?? '');
-  return { ...parse(filled, { merge: true }), variables, used, text };
+  const used = [...text.matchAll(/\$\{([A-Z_]+):([-?])([^}]*)\}/g)].map(([, name, kind, rest]) => ({ name, isNeeded: kind === '?', fallback: rest }));
+  const filled = text.replaceAll(/\$\{([A-Z_]+):[-?][^}]*\}/g, (_, name) => secrets[name] ?? '').replaceAll('$$', '$');
+  return { ...parse(filled, { merge: true }), variables, secrets, used, text };
+}
+
+/** The settings in a file for compose. */
+export const variablesIn = (text) => Object.fromEntries([...text.matchAll(/^([A-Z_]+)=(.*)$/gm)].map(([, name, value]) => [name, value]));
+
+/** What `deploy/secrets.sh` makes for somebody who begins. */
+function madeSecrets() {
+  const folder = mkdtempSync(join(tmpdir(), 'switchboard-test-'));
+  try {
+    execFileSync(path('deploy/secrets.sh'), [join(folder, '.env')]);
+    return readFileSync(join(folder, '.env'), 'utf8');
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
 }
 
 /** The last stage of the Dockerfile, and what its instructions say. */

@@ -12,7 +12,7 @@ import { privateFolder } from './server.mjs';
 /** Runs a program until the test ends, and answers what it has said so far. */
 export function running(t, program, args, options = {}) {
   const child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', program, ...args], { stdio: ['ignore', 'pipe', 'pipe'], ...options });
-  const run = { output: '' };
+  const run = { child, output: '' };
   for (const pipe of [child.stdout, child.stderr]) pipe.setEncoding('utf8').on('data', (text) => (run.output += text));
   const gone = once(child, 'close');
   t.after(async () => {
