@@ -11,6 +11,7 @@ use super::{
     session::{NEVER_MS, Session},
 };
 use crate::{
+    ids::CallId,
     protocol::{Answer, ClientEvent},
     secret::Secret,
 };
@@ -62,7 +63,7 @@ impl Session {
 
     /// Its time is over: it stays for the call that it is in, and for that alone.
     pub(super) fn expired(self: &Arc<Self>) {
-        if self.has_expired() && !self.is_kept() {
+        if self.has_expired() && self.kept_call().is_none() {
             debug!(socket = %self.socket, "a token expired: closed");
             self.context.outlet.close(self.socket);
         }
@@ -72,12 +73,12 @@ impl Session {
     pub(super) fn serves_expired(self: &Arc<Self>, event: &ClientEvent) -> bool {
         match event {
             ClientEvent::AuthRefresh { .. } => true,
-            ClientEvent::Signal { .. }
-            | ClientEvent::Reject { .. }
-            | ClientEvent::Busy { .. }
-            | ClientEvent::End { .. }
-            | ClientEvent::Sync { .. }
-            | ClientEvent::Stats { .. } => self.is_kept(),
+            ClientEvent::Signal { call, .. }
+            | ClientEvent::Reject { call, .. }
+            | ClientEvent::Busy { call }
+            | ClientEvent::End { call, .. } => self.is_kept_for(call.call_id),
+            ClientEvent::Sync { call_id } => self.is_kept_for(*call_id),
+            ClientEvent::Stats { call_id, .. } => self.is_kept_for(Some(*call_id)),
             ClientEvent::UserConnected { .. }
             | ClientEvent::Initiate { .. }
             | ClientEvent::Subscribe { .. }
@@ -86,19 +87,23 @@ impl Session {
         }
     }
 
-    /// Whether it is kept for its call: the one that was live when its token expired, no later one.
-    fn is_kept(self: &Arc<Self>) -> bool {
+    /// Whether it is kept for the call that an event names; without a name its live call is meant.
+    fn is_kept_for(self: &Arc<Self>, named: Option<CallId>) -> bool {
+        self.kept_call().is_some_and(|kept| named.is_none_or(|named| named == kept))
+    }
+
+    /// The call that it is kept for: the one that was live when its token expired, no later one.
+    fn kept_call(self: &Arc<Self>) -> Option<CallId> {
         let (context, socket) = (&self.context, self.socket);
-        let call = self.device.get().and_then(|device| context.calls.call_of(device));
-        let Some(call) = call else { return false };
+        let call = self.device.get().and_then(|device| context.calls.call_of(device))?;
         if let Some(kept) = context.leases.kept(socket) {
-            return kept == call;
+            return Some(call).filter(|call| *call == kept);
         }
         context.leases.keep(socket, call);
         debug!(%socket, %call, "a token expired: kept for its call");
         // Of others it hears nothing more.
         let calls = context.calls.clone();
         tokio::spawn(async move { calls.unsubscribe_all(socket).await });
-        true
+        Some(call)
     }
 }

@@ -169,6 +169,9 @@ describe('a token with an end', { concurrency: true }, () => {
     const ben = await joined(t, 'ben');
     const carol = await joined(t, 'carol');
     await anna.ok('presence:subscribe', { userIds: [carol.userId] });
+    const dave = await joined(t, 'dave');
+    const earlier = await dial(anna, dave);
+    await anna.ok('call:end', { toUserId: dave.userId });
     const { callId } = await dial(anna, ben);
     await pickUp(ben, anna);
     const expiresAt = await shorten(anna, 1);
@@ -180,6 +183,9 @@ describe('a token with an end', { concurrency: true }, () => {
       ['presence:subscribe', { userIds: [ben.userId] }],
       ['ice:servers', {}],
       ['user-connected', anna.userId],
+      ['call:sync', { callId: earlier.callId }],
+      ['call:stats', { callId: earlier.callId, roundTripMs: 1 }],
+      ['call:end', { toUserId: dave.userId, callId: earlier.callId }],
     ]) {
       assertRefused(await anna.ack(event, payload), 'UNAUTHENTICATED', { event, mentions: 'expired' });
     }
@@ -188,6 +194,7 @@ describe('a token with an end', { concurrency: true }, () => {
     await anna.ok('call:offer', { ...call, offer: offer('again') });
     await anna.ok('call:stats', { callId, roundTripMs: 1 });
     assert.equal((await anna.ok('call:sync', {})).call.callId, callId);
+    assert.equal((await anna.ok('call:sync', { callId })).call.callId, callId);
     // The presence that it asked for earlier is not told any more: this one would have been.
     await eventually(() => server.logs().includes('kept for its call'), 'its subscriptions are gone');
     carol.close();
