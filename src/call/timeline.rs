@@ -25,7 +25,7 @@ pub struct Step {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub by: Option<Role>,
-    /// The device of that party, if it has an id.
+    /// The device of that party, if it has an id. Over HTTP only that party sees it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub device: Option<DeviceId>,

@@ -12,7 +12,7 @@ use super::{
     problem::{BadRequest, Forbidden, NotFound, Problem, Unavailable, Unknown},
 };
 use crate::{
-    call::{CallType, Status, Step},
+    call::{CallType, Role, Status, Step},
     history::{Query, Row, Store, StoreError},
     ids::{CallId, UserId},
 };
@@ -163,7 +163,13 @@ pub async fn timeline(
     Asked(asker): Asked<Asker>,
 ) -> Result<Json<Timeline>, Problem> {
     let row = find(&*history, id, &asker.user_id).await?;
-    Ok(Json(Timeline { call_id: id, steps: row.timeline }))
+    let own = if row.caller == asker.user_id { Role::Caller } else { Role::Callee };
+    let mut steps = row.timeline;
+    for step in &mut steps {
+        // Whoever knows a device's id, and has a token of its user, can take the device's call over.
+        step.device = step.device.take().filter(|_| step.by == Some(own));
+    }
+    Ok(Json(Timeline { call_id: id, steps }))
 }
 
 async fn find(history: &dyn Store, id: CallId, user: &UserId) -> Result<Row, Problem> {

@@ -19,7 +19,7 @@ async function json(response, status = 200) {
 }
 
 describe('a timeline', { concurrency: true }, () => {
-  test('tells every transition, who made it, on what device and where', async (t) => {
+  test('tells every transition, who made it, on what device of one\'s own, and where', async (t) => {
     const { caller, callee, callId } = await ringing(t, server, {
       caller: { deviceId: 'laptop' }, callee: { deviceId: 'phone' },
     });
@@ -32,16 +32,19 @@ describe('a timeline', { concurrency: true }, () => {
     await caller.ok('call:end', { toUserId: callee.userId });
     await row(server, caller.userId, callId, ended);
 
-    const found = await json(await get(server, `/v1/calls/${callId}/timeline`, { userId: callee.userId }));
+    const timelineFor = async ({ userId }) => json(await get(server, `/v1/calls/${callId}/timeline`, { userId }));
+    const found = await timelineFor(callee);
     assert.equal(found.callId, callId);
     const told = found.steps.map(({ what, by, device, reason }) => [what, by, device, reason]);
+    // The other party's device stays its own: with its id a call can be taken over.
     assert.deepEqual(told, [
-      ['placed', 'caller', 'laptop', undefined],
+      ['placed', 'caller', undefined, undefined],
       ['answered', 'callee', 'phone', undefined],
       ['lost', 'callee', 'phone', undefined],
       ['returned', 'callee', 'phone', undefined],
-      ['ended', 'caller', 'laptop', 'completed'],
+      ['ended', 'caller', undefined, 'completed'],
     ]);
+    assert.deepEqual((await timelineFor(caller)).steps.map(({ device }) => device), ['laptop', undefined, undefined, undefined, 'laptop']);
     found.steps.forEach((step, index) => {
       assert.equal(step.version, index + 1);
       assert.ok(isNow(step.at) && /^[0-9a-f]{32}$/.test(step.node), JSON.stringify(step));
