@@ -1,7 +1,7 @@
 //! Keys, and the algorithms that each may be used with. A token's header chooses among the
 //! algorithms of the key, never the key by its algorithm.
 
-use std::{fs, io};
+use std::{fs, io, path::Path};
 
 use jsonwebtoken::{
     Algorithm, DecodingKey, DecodingKeyKind, Validation, decode,
@@ -19,6 +19,19 @@ const MIN_RSA_BYTES: usize = 2048 / 8;
 const P256_POINT_BYTES: usize = 65;
 const ED25519_BYTES: usize = 32;
 const PEM_START: &str = "-----BEGIN ";
+
+/// Whether this is, or holds, a private key in PEM.
+pub fn is_private_key(text: &str) -> bool {
+    text.contains("PRIVATE KEY-----")
+}
+
+/// What may be shown of a setting for a public key: the key, if it is one, or the path of a file that is there.
+/// Anything else may be a secret.
+pub fn shown_public_key(given: &Secret) -> String {
+    let text = given.expose();
+    let is_key = text.trim_start().starts_with(PEM_START) && Key::from_pem(text).is_ok();
+    if is_key || Path::new(text).is_file() { text.to_owned() } else { given.to_string() }
+}
 
 /// A key that checks signatures.
 #[derive(Debug)]
@@ -74,7 +87,7 @@ impl Key {
     }
 
     fn from_pem(pem: &str) -> Result<Self, KeyError> {
-        if pem.contains("PRIVATE KEY-----") {
+        if is_private_key(pem) {
             return Err(KeyError::PrivateKey);
         }
         if !pem.contains("PUBLIC KEY-----") {

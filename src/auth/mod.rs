@@ -20,7 +20,7 @@ pub use claims::{Identity, LEEWAY, Scopes};
 use jwks::KeySet;
 pub use jwks::RETRY_UNKNOWN_KEY;
 use keys::Key;
-pub use keys::{KeyError, MIN_SECRET_BYTES};
+pub use keys::{KeyError, MIN_SECRET_BYTES, is_private_key, shown_public_key};
 pub use mint::{Mint, MintError, mint};
 
 use crate::{fetch::Endpoint, secret::Secret, time::Timestamp};
@@ -33,8 +33,9 @@ pub const MAX_TOKEN_BYTES: usize = 8 * 1024;
 pub enum KeySource {
     /// One that whoever makes tokens shares: HS256.
     Secret(Secret),
-    /// A public key in PEM, or the path of a file with one.
-    PublicKey(String),
+    /// A public key in PEM, or the path of a file with one. It may be a secret given by mistake, so it is shown
+    /// only by [`shown_public_key`].
+    PublicKey(Secret),
     /// A set of public keys that its owner may change.
     KeySet(Endpoint),
 }
@@ -117,7 +118,9 @@ impl Checker {
         crypto::install();
         let keys = match trust.keys {
             KeySource::Secret(secret) => Keys::One(Box::new(Key::from_secret(&secret)?)),
-            KeySource::PublicKey(given) => Keys::One(Box::new(Key::from_pem_or_path(&given)?)),
+            KeySource::PublicKey(given) => {
+                Keys::One(Box::new(Key::from_pem_or_path(given.expose())?))
+            }
             KeySource::KeySet(url) => Keys::Set(Box::new(KeySet::new(url)?)),
         };
         Ok(Self { keys, issuer: trust.issuer, audience: trust.audience })

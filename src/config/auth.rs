@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::{Auth, AuthMode, ConfigError, Settings};
-use crate::auth::{KeySource, MIN_SECRET_BYTES, Trust};
+use crate::auth::{KeyError, KeySource, MIN_SECRET_BYTES, Trust, is_private_key};
 
 impl Settings {
     /// How clients show who they are, of what these settings say about it.
@@ -12,6 +12,9 @@ impl Settings {
             "SWITCHBOARD_JWT_SECRET, SWITCHBOARD_JWT_PUBLIC_KEY and SWITCHBOARD_JWKS_URL";
         let mut keys = Vec::new();
         keys.extend(self.jwt_secret.take().map(KeySource::Secret));
+        if self.jwt_public_key.as_ref().is_some_and(|key| is_private_key(key.expose())) {
+            return Err(ConfigError(KeyError::PrivateKey.to_string()));
+        }
         keys.extend(self.jwt_public_key.take().map(KeySource::PublicKey));
         if let Some(url) = self.jwks_url.take() {
             let refuse = |expected| ConfigError(format!("jwks_url: {expected}"));
@@ -56,6 +59,22 @@ impl Settings {
 #[cfg(test)]
 mod tests {
     use crate::config::tests::resolve;
+
+    #[test]
+    fn what_is_given_as_a_public_key_and_is_none_is_not_shown() {
+        const PRIVATE: &str = "-----BEGIN PRIVATE KEY-----\\nhunter2\\n-----END PRIVATE KEY-----";
+        let with = |key: &str| resolve(&format!("auth = 'jwt'\njwt_public_key = \"{key}\""));
+        let error = with(PRIVATE).unwrap_err().to_string();
+        assert!(error.contains("private key") && !error.contains("hunter2"), "{error}");
+        for mistaken in ["hunter2hunter2", "-----BEGIN PUBLIC KEY-----\\nhunter2"] {
+            let config = with(mistaken).unwrap();
+            for shown in [config.to_toml(), format!("{config:?}")] {
+                assert!(!shown.contains("hunter2"), "{shown}");
+            }
+        }
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+        assert!(with(file).unwrap().to_toml().contains(file));
+    }
 
     #[test]
     fn tokens_need_one_key_and_the_mode_said() {

@@ -18,7 +18,7 @@ use serde::{Deserialize, Deserializer};
 pub use commands::{Cli, Task};
 
 use crate::{
-    auth::{KeySource, Trust},
+    auth::{KeySource, Trust, shown_public_key},
     authorize::{self, Fail},
     call::Rules,
     http::Origin,
@@ -79,7 +79,7 @@ struct Settings {
     jwt_secret: Option<Secret>,
     /// Or the public key of whoever signs tokens: PEM, or the path of a file with it
     #[arg(long, env = "SWITCHBOARD_JWT_PUBLIC_KEY", value_name = "PEM", hide_env_values = true)]
-    jwt_public_key: Option<String>,
+    jwt_public_key: Option<Secret>,
     /// Or where their public keys are (JWKS): `https://…`
     #[arg(long, env = "SWITCHBOARD_JWKS_URL", value_name = "URL", hide_env_values = true)]
     jwks_url: Option<ServiceUrl>,
@@ -395,7 +395,9 @@ impl Config {
                 line("auth", "jwt".into());
                 match keys {
                     KeySource::Secret(secret) => line("jwt_secret", secret.to_string().into()),
-                    KeySource::PublicKey(key) => line("jwt_public_key", key.as_str().into()),
+                    KeySource::PublicKey(key) => {
+                        line("jwt_public_key", shown_public_key(key).into());
+                    }
                     KeySource::KeySet(url) => line("jwks_url", url.to_string().into()),
                 }
                 for (name, value) in [("jwt_issuer", issuer), ("jwt_audience", audience)] {

@@ -23,7 +23,7 @@ fn shared() -> Trust {
 }
 
 fn with_public_key(pem: &str) -> Checker {
-    Checker::new(trust(KeySource::PublicKey(pem.to_owned()))).unwrap()
+    Checker::new(trust(KeySource::PublicKey(pem.to_owned().into()))).unwrap()
 }
 
 fn good() -> Value {
@@ -248,14 +248,14 @@ fn a_key_that_is_none_is_refused_at_start_and_not_said_back() {
     let short = refusal(KeySource::Secret(Secret::from("x".repeat(31))));
     assert!(short.contains("32 bytes") && !short.contains("xxx"), "{short}");
     let rsa = Pair::rsa();
-    let private = refusal(KeySource::PublicKey(rsa.private_pem()));
+    let private = refusal(KeySource::PublicKey(rsa.private_pem().into()));
     assert!(private.contains("private") && !private.contains("BEGIN"), "{private}");
     for pem in [Pair::short_rsa().pem, Pair::p384().pem, "-----BEGIN PUBLIC KEY-----\n".to_owned()]
     {
-        let said = refusal(KeySource::PublicKey(pem));
+        let said = refusal(KeySource::PublicKey(pem.into()));
         assert!(said.contains("P-256"), "{said}");
     }
-    let mistaken = refusal(KeySource::PublicKey("hunter2hunter2hunter2".to_owned()));
+    let mistaken = refusal(KeySource::PublicKey("hunter2hunter2hunter2".to_owned().into()));
     assert!(!mistaken.contains("hunter2"), "{mistaken}");
 }
 
@@ -286,7 +286,7 @@ async fn a_minted_token_is_accepted_where_it_was_minted_for() {
     assert_eq!((identity.user.as_str(), identity.expires_at), ("anna", at(NOW_S + 60)));
     assert!(identity.scopes.is_admin());
 
-    let public = self::trust(KeySource::PublicKey(String::new()));
+    let public = self::trust(KeySource::PublicKey(String::new().into()));
     assert!(matches!(mint(&public, &wish, NOW), Err(MintError::NoSecret)));
 }
 
