@@ -77,6 +77,27 @@ test('a token in the address says who you are, where tokens are checked', async 
   await other.sees('#join', 'a token is needed');
 });
 
+test('a link with a token makes nobody else of a tab that has a good one of its own', async (t) => {
+  const strict = await world({ args: ['--auth', 'jwt', '--jwt-secret', SECRET] });
+  t.after(() => strict.stop());
+  const [carol, mallory] = [someone('carol'), someone('mallory')];
+  const tab = await (await strict.profile(t)).open({ token: tokenOf(carol) });
+  const own = () => tab.page.evaluate(() => sessionStorage.getItem('switchboard.token'));
+  const follow = async (token) => {
+    await tab.page.goto(`${strict.server.url}/?token=${token}`);
+    await tab.connected();
+    assert.equal(new URL(tab.page.url()).searchParams.has('token'), false);
+    return tab.text('#me-name');
+  };
+  assert.equal(await follow(tokenOf(mallory)), carol);
+  const renewed = tokenOf(carol, { seconds: 120 });
+  assert.equal(await follow(renewed), carol);
+  assert.equal(await own(), renewed, 'a newer one of the same user takes its place');
+  const over = tokenOf(carol, { seconds: -60 });
+  await tab.page.evaluate((token) => sessionStorage.setItem('switchboard.token', token), over);
+  assert.equal(await follow(tokenOf(mallory)), mallory, 'one that is over is no use');
+});
+
 test('an empty history tells whoever is alone how to try it', async (t) => {
   const carol = someone('carol');
   const browser = await here.profile(t);

@@ -11,33 +11,38 @@ const TOKEN = 'switchboard.token';
 const LOCK_WITHIN_MS = 1_000;
 
 /**
- * The token of this tab's user, if there is one: from `?token=…`, which is taken out of the address, or from before a
- * reload. A server that checks tokens wants one (`switchboard token` makes them for development).
+ * The token of this tab's user, if there is one: from before a reload, or from `?token=…`, which is taken out of the
+ * address. A server that checks tokens wants one (`switchboard token` makes them for development).
+ *
+ * A link must not make somebody else of whoever follows it: while the tab has a token that is good, only one of the
+ * same user takes its place.
  */
 export function ownToken() {
   const given = parameter('token');
-  if (given) {
-    write('sessionStorage', TOKEN, given);
-    const url = new URL(location.href);
-    url.searchParams.delete('token');
-    history.replaceState(null, '', url);
-  }
-  return given || read('sessionStorage', TOKEN) || undefined;
+  const own = read('sessionStorage', TOKEN) || undefined;
+  if (!given) return own;
+  const url = new URL(location.href);
+  url.searchParams.delete('token');
+  history.replaceState(null, '', url);
+  const { sub, exp } = claimsOf(own);
+  if (sub && exp * 1_000 > Date.now() && sub !== claimsOf(given).sub) return own;
+  write('sessionStorage', TOKEN, given);
+  return given;
 }
 
 /** The name this tab goes by, if it has one: its token's, from `?me=…` or from before a reload. */
 export function ownName() {
-  return userOf(ownToken()) || parameter('me') || read('sessionStorage', NAME);
+  return claimsOf(ownToken()).sub || parameter('me') || read('sessionStorage', NAME);
 }
 
-/** Who a token is for, as it says itself; the server is the one who checks it. */
-function userOf(token) {
+/** What a token says of itself: who it is for, and until when. The server is the one who checks it. */
+function claimsOf(token) {
   try {
     const base64 = token.split('.')[1].replaceAll('-', '+').replaceAll('_', '/');
     const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
-    return JSON.parse(new TextDecoder().decode(bytes)).sub;
+    return JSON.parse(new TextDecoder().decode(bytes)) ?? {};
   } catch {
-    return undefined;
+    return {};
   }
 }
 
