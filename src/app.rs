@@ -14,10 +14,10 @@ use crate::{
     gateway::{Gateway, Leaving, Serving},
     health::{Health, Part, Phase},
     history::{self, Keeper, Measured, OpenError, Postgres, Recorder, Sqlite, Store, StoreError},
-    http::{self, Server},
+    http::{self, Hosts, Server},
     ice::Ice,
     ids::NodeId,
-    limits::Limits,
+    limits::{Limits, Refusals},
     logs,
     metrics::{self, Exposition},
     shutdown::{self, Shutdown},
@@ -72,17 +72,19 @@ pub async fn serve(
     // Before anything that may take its time: whoever looks after this node sees what it waits for.
     let (stop_admin, admin_stops) = shutdown::shutdown();
     let admin = listen_for_admins(config.admin_listen).await?;
-    let admin_routes = http::ops::routes(health.clone(), process.filter, process.metrics.clone());
+    let operators = http::ops::Operators::default();
+    let (filter, exposition) = (process.filter, process.metrics.clone());
+    let hosts = Hosts::from(config.hosts.clone());
+    let admin_routes = http::ops::routes(health.clone(), filter, exposition, operators.clone());
+    let refusals = Arc::new(Refusals::new(Clock::System));
+    let admin_routes = http::for_hosts(admin_routes, Some(hosts.clone()), refusals.clone());
     let admin = tokio::spawn(admin.run(admin_routes, admin_stops.wait()));
 
     let checker = match config.auth {
         Auth::Open => None,
         Auth::Jwt(ref trust) => Some(Checker::new(trust.clone())?),
     };
-    let address = config.listen;
-    let in_use = |source| StartError::Listen { address, source };
-    let server = Server::bind(address).await.map_err(in_use)?;
-    let bound = server.address().map_err(in_use)?;
+    let (server, bound) = listen_for_clients(config.listen).await?;
 
     if config.migrate {
         migrate(&config).await?;
@@ -95,7 +97,9 @@ pub async fn serve(
     let keeper = keeper(&config, store.clone(), clock.clone(), health.clone());
     let access = Arc::new(Access::new(checker, clock.clone()));
     access.prepare().await;
-    let limits = Arc::new(Limits::new(config.limits, config.proxies, clock.clone()));
+    let (settings, proxies) = (config.limits, config.proxies);
+    let limits = Arc::new(Limits::new(settings, proxies, clock.clone(), refusals.clone()));
+    operators.check_with(access.clone(), limits.clone());
     let gateway = Gateway::new(limits.clone());
     let (traces, exporter) = start_traces(config.traces, process.node, &clock)?;
     let calls = Calls::new(
@@ -110,9 +114,14 @@ pub async fn serve(
     let (serving, socket_routes) = gateway.serve(calls.clone(), access.clone(), ice.clone());
     let serving = Arc::new(serving);
     process.metrics.sample_with(sampler(health.clone(), serving.clone(), calls.clone(), recorder));
+    let routes = {
+        let (access, limits) = (access.clone(), limits.clone());
+        http::routes(store.clone(), cluster.clone(), calls.clone(), access, ice, limits)
+    };
+    let routes = http::for_origins(routes.merge(socket_routes), config.cors_origins, limits);
+    // Where tokens are checked, a page that got here by another name has none to show.
     let routes =
-        http::routes(store.clone(), cluster.clone(), calls.clone(), access.clone(), ice, limits);
-    let routes = http::guarded(routes.merge(socket_routes), config.cors_origins);
+        http::for_hosts(routes, matches!(config.auth, Auth::Open).then_some(hosts), refusals);
 
     let (stop_listening, listening_stops) = shutdown::shutdown();
     let (stop_calls, calls_stop) = shutdown::shutdown();
@@ -234,6 +243,13 @@ fn sampler(
         metrics::BACKLOG_ROWS.set(as_gauge(recorder.backlog().len()));
         metrics::BACKLOG_AGE.set(recorder.backlog().age());
     }
+}
+
+async fn listen_for_clients(address: SocketAddr) -> Result<(Server, SocketAddr), StartError> {
+    let in_use = |source| StartError::Listen { address, source };
+    let server = Server::bind(address).await.map_err(in_use)?;
+    let bound = server.address().map_err(in_use)?;
+    Ok((server, bound))
 }
 
 async fn listen_for_admins(address: SocketAddr) -> Result<Server, StartError> {

@@ -84,6 +84,18 @@ labels! {
         Handshakes = "handshakes", FailedTokens = "failed_tokens", Identify = "identify",
         Remembered = "remembered", Connections = "connections", Posts = "posts",
     }
+    /// Why somebody is turned away at the door.
+    Refused {
+        TokenMissing = "token_missing", TokenTooLong = "token_too_long",
+        TokenUnreadable = "token_unreadable", TokenAlgorithm = "token_algorithm",
+        TokenUnknownKey = "token_unknown_key", TokenSignature = "token_signature",
+        TokenExpired = "token_expired", TokenTooEarly = "token_too_early",
+        TokenIssuer = "token_issuer", TokenAudience = "token_audience",
+        TokenSubject = "token_subject", TokenNoTime = "token_no_time", TokenKeys = "token_keys",
+        Origin = "origin", Host = "host", HostHeader = "host_header",
+        Protocol = "handshake_protocol", Transport = "handshake_transport",
+        Websocket = "handshake_websocket", Session = "handshake_session",
+    }
     Found { Overdue = "overdue", Unstored = "unstored", Nothing = "nothing" }
     Invariant { EndChanged = "end_changed", NotAParty = "not_a_party" }
     Command {
@@ -214,6 +226,8 @@ metrics! {
         "Sockets that are gone, by who ended them: the client on purpose, its transport, a missed heartbeat, this node.";
     Counter CONNECTIONS_REFUSED["type": ErrorType] "switchboard_connections_refused_total"
         "Sockets that were not let in, by error.";
+    Counter REFUSED["reason": Refused] "switchboard_refused_total"
+        "Requests and sockets turned away for their token, origin, host or handshake, by reason.";
     Counter SLOW_CLIENTS["why": Slow] "switchboard_slow_clients_closed_total"
         "Clients cut off because they do not read: too much waited for them, or they took nothing for 10 s.";
     Counter RECEIVED["event": Received] "switchboard_client_messages_received_total" "Events from clients.";

@@ -21,7 +21,7 @@ use crate::{
     auth::{KeySource, Trust, shown_public_key},
     authorize::{self, Fail},
     call::Rules,
-    http::Origin,
+    http::{Host, Origin},
     ice,
     limits::{
         self,
@@ -146,6 +146,11 @@ struct Settings {
     /// `https://app.example.org` [default: none]
     #[arg(long, env = "SWITCHBOARD_CORS_ORIGINS", value_name = "ORIGINS", value_delimiter = ',')]
     cors_origins: Option<Vec<String>>,
+    /// The names under which this service is asked, separated by commas, such as `calls.example.org` or
+    /// `*.example.org`: without tokens, and on the admin listener, no others are served
+    /// [default: localhost, addresses, names without a dot]
+    #[arg(long, env = "SWITCHBOARD_HOSTS", value_name = "NAMES", value_delimiter = ',')]
+    hosts: Option<Vec<String>>,
     /// Changes of the limits, separated by commas, such as `events=200/4s,sockets=5000`; `off` takes away
     /// all that can be. docs/operations/security.md names them [default: none]
     #[arg(long, env = "SWITCHBOARD_LIMITS", value_name = "LIMITS", value_delimiter = ',')]
@@ -203,6 +208,8 @@ pub struct Config {
     /// None: everybody may call everybody.
     pub authorize: Option<authorize::Settings>,
     pub cors_origins: Vec<Origin>,
+    /// The names that may be asked for, beside those that cannot be a stranger's.
+    pub hosts: Vec<Host>,
     pub limits: limits::Settings,
     pub proxies: Proxies,
     /// None: no traces.
@@ -246,6 +253,7 @@ impl Settings {
             authorize_cache: self.authorize_cache.or(next.authorize_cache),
             authorize_fail: self.authorize_fail.or(next.authorize_fail),
             cors_origins: self.cors_origins.or(next.cors_origins),
+            hosts: self.hosts.or(next.hosts),
             limits: self.limits.or(next.limits),
             trusted_proxies: self.trusted_proxies.or(next.trusted_proxies),
             forwarded_header: self.forwarded_header.or(next.forwarded_header),
@@ -311,6 +319,11 @@ impl Settings {
         };
         let cors_origins = self.cors_origins.unwrap_or_default();
         let cors_origins = cors_origins.iter().map(origin).collect::<Result<_, _>>()?;
+        let host = |text: &String| {
+            let refuse = |what| ConfigError(format!("hosts: expected {what}, not {text:?}"));
+            text.trim().parse().map_err(refuse)
+        };
+        let hosts = self.hosts.unwrap_or_default().iter().map(host).collect::<Result<_, _>>()?;
         let limits = limits::Settings::with(&self.limits.unwrap_or_default());
         let limits = limits.map_err(|error| ConfigError(format!("limits: {error}")))?;
         let trusted = Trusted::read(&self.trusted_proxies.unwrap_or_default());
@@ -341,6 +354,7 @@ impl Settings {
             ice,
             authorize,
             cors_origins,
+            hosts,
             limits,
             proxies,
             traces: None,
@@ -366,6 +380,7 @@ impl Config {
             ice,
             authorize,
             cors_origins,
+            hosts,
             limits,
             proxies: Proxies { trusted, header },
             traces,
@@ -440,6 +455,7 @@ impl Config {
         }
         let origins: Vec<_> = cors_origins.iter().map(Origin::to_string).collect();
         line("cors_origins", origins.into());
+        line("hosts", hosts.iter().map(Host::to_string).collect::<Vec<_>>().into());
         line("limits", limits.list().into());
         line("trusted_proxies", trusted.list().into());
         line("forwarded_header", header.as_str().into());
@@ -542,6 +558,7 @@ mod tests {
                         turn_urls = ['turn:a']\nturn_secret = 'b,c'\nturn_ttl = '2h'\n\
                         authorize_url = 'https://a/b'\nauthorize_token = 'c'\nauthorize_cache = '0s'\n\
                         cors_origins = ['https://a', 'http://b:1']\n\
+                        hosts = ['calls.example.org', '*.svc']\n\
                         limits = ['off', 'sockets=7']\nforwarded_header = 'forwarded'\n\
                         trusted_proxies = ['10.0.0.0/8', '::1']";
         let config = resolve(settings).unwrap();

@@ -36,7 +36,7 @@ use super::{
 use crate::{
     auth::bearer,
     limits::{Limits, Seat, TooMany, What},
-    metrics::{self, Limit},
+    metrics::{self, Limit, Refused},
     secret::Secret,
 };
 
@@ -110,6 +110,35 @@ pub fn routes(
 }
 
 async fn serve(State(transport): State<Transport>, request: Request) -> Response {
+    let (limits, doors) = (transport.limits.clone(), transport.doors.clone());
+    let source = limits.source_of(request.extensions(), request.headers());
+    let suspect = suspect(request.uri());
+    let response = answer(transport, request).await;
+    if response.status() == StatusCode::BAD_REQUEST
+        && !doors.are_closed()
+        && let Some(reason) = suspect
+    {
+        limits.refuse(reason, source, None);
+    }
+    response
+}
+
+/// What is wrong with a request with this address, if it is refused.
+fn suspect(uri: &Uri) -> Option<Refused> {
+    let is_websocket = match query_value(uri, "transport") {
+        Some("websocket") => true,
+        Some("polling") => false,
+        _ => return Some(Refused::Transport),
+    };
+    match (query_value(uri, "EIO"), query_value(uri, "sid")) {
+        (Some("4"), None) if is_websocket => Some(Refused::Websocket),
+        (Some("4"), None) => None,
+        (Some("4"), Some(_)) => Some(Refused::Session),
+        _ => Some(Refused::Protocol),
+    }
+}
+
+async fn answer(transport: Transport, request: Request) -> Response {
     let is_new = query_value(request.uri(), "sid").is_none();
     if is_new && transport.doors.are_closed() {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();

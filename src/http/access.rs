@@ -7,7 +7,7 @@ use axum::{
     middleware::Next,
     response::Response,
 };
-use http::Extensions;
+use http::{Extensions, HeaderMap, HeaderValue, header};
 
 use super::problem::Problem;
 use crate::{
@@ -43,6 +43,11 @@ impl Asker {
         }
     }
 
+    /// Whether a token with the scope `admin` was shown. Where nobody has to show one, none was.
+    pub fn is_known_admin(&self) -> bool {
+        matches!(self, Self::Known(identity) if identity.scopes.is_admin())
+    }
+
     fn may(&self, allows: impl FnOnce(Scopes) -> bool) -> bool {
         match self {
             Self::Anybody => true,
@@ -51,34 +56,52 @@ impl Asker {
     }
 }
 
-/// What finds out who asks.
+/// What finds out who asks. Cheap to clone.
 #[derive(Clone)]
 pub struct Door {
     pub access: Arc<Access>,
     pub limits: Arc<Limits>,
 }
 
+impl Door {
+    /// Who sent a request with this head, by the token in it.
+    pub async fn asker(
+        &self,
+        extensions: &Extensions,
+        headers: &HeaderMap,
+    ) -> Result<Asker, Problem> {
+        let Self { access, limits } = self;
+        let source = limits.source_of(extensions, headers);
+        match limits.admit(access, bearer(headers), source).await {
+            Ok(None) => Ok(Asker::Anybody),
+            Ok(Some(identity)) => Ok(Asker::Known(identity)),
+            Err(Denied::Token(CheckError::Unauthenticated(why))) => {
+                Err(Problem::unauthenticated(why))
+            }
+            Err(Denied::Token(error @ CheckError::NoKeys)) => {
+                Err(Problem::unavailable(error.to_string()))
+            }
+            Err(Denied::TooMany(too_many)) => Err(Problem::too_many(&too_many)),
+        }
+    }
+}
+
 /// In front of every endpoint.
 pub async fn know_who_asks(
-    State(Door { access, limits }): State<Door>,
+    State(door): State<Door>,
     mut request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    let headers = request.headers();
-    let source = limits.source_of(request.extensions(), headers);
-    let asker = match limits.admit(&access, bearer(headers), source).await {
-        Ok(None) => Asker::Anybody,
-        Ok(Some(identity)) => Asker::Known(identity),
-        Err(Denied::Token(CheckError::Unauthenticated(why))) => {
-            return Err(Problem::unauthenticated(why));
-        }
-        Err(Denied::Token(error @ CheckError::NoKeys)) => {
-            return Err(Problem::unavailable(error.to_string()));
-        }
-        Err(Denied::TooMany(too_many)) => return Err(Problem::too_many(&too_many)),
-    };
+    let asker = door.asker(request.extensions(), request.headers()).await?;
     request.extensions_mut().insert(asker);
     Ok(next.run(request).await)
+}
+
+/// Around every endpoint: answers are one user's, and true for a moment. Nobody on the way may keep one.
+pub async fn not_kept(mut response: Response) -> Response {
+    let no_store = HeaderValue::from_static("no-store");
+    response.headers_mut().insert(header::CACHE_CONTROL, no_store);
+    response
 }
 
 /// In front of those for operators.

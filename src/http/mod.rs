@@ -9,6 +9,7 @@ pub(crate) mod admin;
 mod asyncapi;
 pub(crate) mod calls;
 mod document;
+mod hosts;
 pub(crate) mod ice;
 pub mod ops;
 mod origin;
@@ -25,13 +26,14 @@ use std::sync::Arc;
 use axum::{
     Router,
     extract::FromRef,
-    middleware::{from_fn, from_fn_with_state},
+    middleware::{from_fn, from_fn_with_state, map_response},
     routing::get,
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use access::Door;
-pub use origin::{Origin, guarded};
+pub use hosts::{Host, Hosts, guarded as for_hosts};
+pub use origin::{Origin, guarded as for_origins};
 pub use server::Server;
 
 use crate::{
@@ -64,6 +66,7 @@ fn endpoints(door: Door) -> OpenApiRouter<Parts> {
         .route_layer(from_fn(access::admins_only));
     let all = users.merge(statistics).merge(operators);
     all.route_layer(from_fn_with_state(door, access::know_who_asks))
+        .route_layer(map_response(access::not_kept))
 }
 
 /// The routes of the API, its documents and the page.

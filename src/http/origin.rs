@@ -11,6 +11,7 @@ use axum::{
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header, uri::Authority};
 
 use super::problem::Problem;
+use crate::{limits::Limits, metrics::Refused};
 
 /// What pages of other origins may do.
 const ALLOWED_METHODS: &str = "GET, POST";
@@ -95,13 +96,25 @@ fn is_same(origin: &HeaderValue, host: &HeaderValue) -> bool {
     same().unwrap_or(false)
 }
 
-/// These routes for pages of this service and of the `named` origins. Pages of others can read
-/// nothing, change nothing, and open no socket.
-pub fn guarded(routes: Router, named: Vec<Origin>) -> Router {
-    routes.layer(from_fn_with_state::<_, _, (State<Arc<[Origin]>>, Request)>(named.into(), guard))
+/// Who may come from elsewhere.
+#[derive(Clone)]
+struct Guard {
+    named: Arc<[Origin]>,
+    limits: Arc<Limits>,
 }
 
-async fn guard(State(named): State<Arc<[Origin]>>, request: Request, next: Next) -> Response {
+/// These routes for pages of this service and of the `named` origins. Pages of others can read
+/// nothing, change nothing, and open no socket.
+pub fn guarded(routes: Router, named: Vec<Origin>, limits: Arc<Limits>) -> Router {
+    let guard_with = Guard { named: named.into(), limits };
+    routes.layer(from_fn_with_state::<_, _, (State<Guard>, Request)>(guard_with, guard))
+}
+
+async fn guard(
+    State(Guard { named, limits }): State<Guard>,
+    request: Request,
+    next: Next,
+) -> Response {
     let from = Whence::of(request.headers(), &named);
     let mut response = match &from {
         Whence::Here => next.run(request).await,
@@ -109,6 +122,9 @@ async fn guard(State(named): State<Arc<[Origin]>>, request: Request, next: Next)
         Whence::Named(_) => next.run(request).await,
         Whence::Elsewhere if is_harmless(&request) => next.run(request).await,
         Whence::Elsewhere => {
+            let (extensions, headers) = (request.extensions(), request.headers());
+            let origin = headers.get(header::ORIGIN).and_then(|origin| origin.to_str().ok());
+            limits.refuse(Refused::Origin, limits.source_of(extensions, headers), origin);
             Problem::forbidden("Pages of this origin may not use this service").into_response()
         }
     };

@@ -6,6 +6,7 @@ pub mod address;
 pub mod bucket;
 pub mod budget;
 mod notice;
+mod refusals;
 mod settings;
 pub mod table;
 
@@ -26,12 +27,13 @@ use self::{
     notice::Notices,
     table::{Buckets, Counts, No, Place},
 };
+pub use refusals::Refusals;
 pub use settings::Settings;
 
 use crate::{
     auth::{Access, CheckError, Identity},
     ids::UserId,
-    metrics::Limit,
+    metrics::{Limit, Refused},
     time::Clock,
 };
 
@@ -44,6 +46,7 @@ pub struct Limits {
     proxies: Proxies,
     clock: Clock,
     notices: Notices,
+    refusals: Arc<Refusals>,
     handshakes: Buckets<Source>,
     failed_tokens: Buckets<Source>,
     call_attempts: Buckets<UserId>,
@@ -95,12 +98,18 @@ struct Taken {
 pub type UserPlace = Place<UserId>;
 
 impl Limits {
-    pub fn new(settings: Settings, proxies: Proxies, clock: Clock) -> Self {
+    pub fn new(
+        settings: Settings,
+        proxies: Proxies,
+        clock: Clock,
+        refusals: Arc<Refusals>,
+    ) -> Self {
         Self {
             settings,
             proxies,
             clock,
             notices: Notices::default(),
+            refusals,
             handshakes: Buckets::new(settings.handshakes),
             failed_tokens: Buckets::new(settings.failed_tokens),
             call_attempts: Buckets::new(settings.call_attempts),
@@ -188,6 +197,9 @@ impl Limits {
         source: Source,
     ) -> Result<Option<Identity>, CheckError> {
         let admitted = access.admit(token).await;
+        if let Err(error) = admitted {
+            self.refuse(error.into(), source, None);
+        }
         if let Err(CheckError::Unauthenticated(why)) = admitted
             && why.is_guess()
         {
@@ -195,6 +207,11 @@ impl Limits {
             let _ = self.failed_tokens.take(&source, self.clock.now_us());
         }
         admitted
+    }
+
+    /// Notes that somebody is turned away, for what they `said`.
+    pub fn refuse(&self, reason: Refused, source: Source, said: Option<&str>) {
+        self.refusals.note(reason, source, said);
     }
 
     /// Whether tokens from there are looked at.

@@ -19,8 +19,9 @@ pub struct Notices {
     doubted: AtomicBool,
 }
 
+/// When one thing was last in the log, and how often there was cause since.
 #[derive(Debug, Default)]
-struct Notice {
+pub struct Notice {
     said_us: AtomicU64,
     unsaid: AtomicU64,
 }
@@ -55,7 +56,7 @@ impl Notices {
 
 impl Notice {
     /// Whether the log is to speak of it now, and of how many times before.
-    fn says(&self, now_us: u64) -> Option<u64> {
+    pub fn says(&self, now_us: u64) -> Option<u64> {
         let said_us = self.said_us.load(Ordering::Relaxed);
         let is_due = said_us == 0 || now_us.abs_diff(said_us) >= INTERVAL_US;
         let (order, relaxed) = (Ordering::Relaxed, Ordering::Relaxed);

@@ -6,6 +6,7 @@ import { eventually, someone } from '../support/check.mjs';
 import { join } from '../support/client.mjs';
 import { assertProblem } from '../support/http.mjs';
 import { startServer } from '../support/server.mjs';
+import { JWT, tokenOf } from '../support/tokens.mjs';
 
 const started = await startServer();
 after(() => started.stop());
@@ -58,4 +59,22 @@ test('a filter that is none is refused in one sentence, and changes nothing', as
     assert.equal(detail.split('\n').length, 1);
   }
   assert.equal(await (await ask('/log')).text(), before);
+});
+
+test('who is not on this machine changes the filter with a token of an operator alone', async (t) => {
+  const forwarded = { 'x-forwarded-for': '127.0.0.1' };
+  const put = (url, headers = {}) => fetch(`${url}/log`, { method: 'PUT', body: 'warn', headers: { ...forwarded, ...headers } });
+  await assertProblem(await put(server.adminUrl), 403);
+  await assertProblem(await put(server.adminUrl, { authorization: 'Bearer x' }), 403);
+  assert.equal(await (await ask('/log')).text(), 'info\n');
+
+  const strict = await startServer({ env: JWT });
+  t.after(() => strict.stop());
+  const url = (strict.nodes?.[0] ?? strict).adminUrl;
+  const bearer = (claims) => ({ authorization: `Bearer ${tokenOf(someone('op'), claims)}` });
+  await assertProblem(await put(url), 401);
+  await assertProblem(await put(url, bearer({ seconds: -60 })), 401);
+  await assertProblem(await put(url, bearer({ scope: 'stats' })), 403);
+  assert.equal(await (await fetch(`${url}/log`, { headers: forwarded })).text(), 'info\n');
+  assert.equal(await (await put(url, bearer({ scope: 'admin' }))).text(), 'warn\n');
 });

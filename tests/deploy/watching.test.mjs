@@ -18,7 +18,7 @@ const NAMESPACE = 'switchboard';
 const NEEDLESS = [
   'Fail here', 'Alerts that fire', 'Without Redis', 'Failed commands and reconnections', 'Messages that wait', 'Messages that went astray',
   'Repairs', 'Oldest row that waits', 'Failed operations and connections', 'Limits reached', 'Slow readers cut off', 'Decisions made again',
-  'Invariants violated', 'Clients sent away',
+  'Invariants violated', 'Clients sent away', 'Turned away',
 ];
 
 test('Prometheus, the dashboard and the alerts', async (t) => {
@@ -92,7 +92,7 @@ test('Prometheus, the dashboard and the alerts', async (t) => {
     await dead.kill();
     const alert = await eventually(() => alertmanager.got.find(({ labels }) => labels.alertname === 'SwitchboardNodeDied'), 'the alert is sent', 40_000);
     assert.deepEqual([alert.labels.namespace, alert.labels.severity], [NAMESPACE, 'warning']);
-    assert.match(alert.annotations.runbook_url, /RUNBOOK\.md#switchboardnodedied$/);
+    assert.match(alert.annotations.runbook_url, /runbook\.md#switchboardnodedied$/);
     const { alerts } = (await prometheus.api('alerts')).data;
     const { state } = alerts.find(({ labels }) => labels.alertname === 'SwitchboardNodeDown') ?? assert.fail('nobody misses it');
     assert.equal(state, 'pending', 'two minutes have not passed');

@@ -1,0 +1,111 @@
+//! Who is turned away before anything is done for them: for their token, their page's origin, the name that they
+//! ask for, or a handshake that is none. Each time it is counted by its reason; now and then the log
+//! says who it was and what to change.
+
+use std::fmt;
+
+use tracing::info;
+
+use super::notice::Notice;
+use crate::{
+    auth::{CheckError, Unauthenticated},
+    metrics::{self, Label, Refused},
+    time::Clock,
+};
+
+/// How much of what a client said is in the log.
+const MAX_SAID_CHARS: usize = 128;
+
+/// When each reason was last in the log, and how often there was cause since.
+#[derive(Debug)]
+pub struct Refusals {
+    each: Vec<Notice>,
+    clock: Clock,
+}
+
+impl Refusals {
+    pub fn new(clock: Clock) -> Self {
+        Self { each: Refused::ALL.iter().map(|_| Notice::default()).collect(), clock }
+    }
+
+    /// `from` is turned away; `said` is what it was refused for, where that may be shown.
+    pub fn note(&self, reason: Refused, from: impl fmt::Display, said: Option<&str>) {
+        metrics::REFUSED.of(reason).increment(1);
+        if let Some(unsaid) = self.each[reason.index()].says(self.clock.now_us()) {
+            let said: Option<String> = said.map(|said| said.chars().take(MAX_SAID_CHARS).collect());
+            let (said, fix) = (said.as_deref(), fix(reason));
+            info!(reason = reason.as_str(), %from, said, unsaid, fix, "turned away");
+        }
+    }
+}
+
+impl From<CheckError> for Refused {
+    fn from(error: CheckError) -> Self {
+        match error {
+            CheckError::NoKeys => Self::TokenKeys,
+            CheckError::Unauthenticated(why) => match why {
+                Unauthenticated::Missing => Self::TokenMissing,
+                Unauthenticated::TooLong => Self::TokenTooLong,
+                Unauthenticated::NotToken => Self::TokenUnreadable,
+                Unauthenticated::Algorithm => Self::TokenAlgorithm,
+                Unauthenticated::UnknownKey => Self::TokenUnknownKey,
+                Unauthenticated::Signature => Self::TokenSignature,
+                Unauthenticated::Expired => Self::TokenExpired,
+                Unauthenticated::TooEarly => Self::TokenTooEarly,
+                Unauthenticated::Issuer => Self::TokenIssuer,
+                Unauthenticated::Audience => Self::TokenAudience,
+                Unauthenticated::Subject => Self::TokenSubject,
+                Unauthenticated::NoTime => Self::TokenNoTime,
+            },
+        }
+    }
+}
+
+/// What to change if it should have been let in.
+fn fix(reason: Refused) -> &'static str {
+    match reason {
+        Refused::TokenMissing => {
+            "have the client send its token: auth: {token} of the socket, or Authorization: Bearer"
+        }
+        Refused::TokenTooLong => "have the issuer leave claims out: 8 KiB are taken",
+        Refused::TokenUnreadable => {
+            "have the client send the JWT itself, in three parts, as it was issued"
+        }
+        Refused::TokenAlgorithm => {
+            "have the issuer sign with an algorithm of the key: HS256 for SWITCHBOARD_JWT_SECRET; RS256, PS256, ES256 \
+             or EdDSA for a public key of that type"
+        }
+        Refused::TokenUnknownKey => {
+            "compare the token's kid with the key set at SWITCHBOARD_JWKS_URL"
+        }
+        Refused::TokenSignature => {
+            "compare the issuer's key with SWITCHBOARD_JWT_SECRET, SWITCHBOARD_JWT_PUBLIC_KEY or \
+             SWITCHBOARD_JWKS_URL"
+        }
+        Refused::TokenExpired => {
+            "have the client renew its token before the end, with auth:refresh; compare the clocks"
+        }
+        Refused::TokenTooEarly => "compare the issuer's clock with this node's",
+        Refused::TokenIssuer => "compare the token's iss with SWITCHBOARD_JWT_ISSUER",
+        Refused::TokenAudience => {
+            "compare the token's aud with SWITCHBOARD_JWT_AUDIENCE; without that setting there must be none"
+        }
+        Refused::TokenSubject => "have the issuer put the user's id into sub",
+        Refused::TokenNoTime => "have the issuer put exp into the token, in seconds of Unix time",
+        Refused::TokenKeys => "see to it that this node reaches SWITCHBOARD_JWKS_URL",
+        Refused::Origin => "if the page is yours, name its origin in SWITCHBOARD_CORS_ORIGINS",
+        Refused::Host => "if the service goes by this name, list it in SWITCHBOARD_HOSTS",
+        Refused::HostHeader => "have the client or the proxy send one Host header",
+        Refused::Protocol => {
+            "use a client of Socket.IO 3 or later: Engine.IO 4 (EIO=4) is spoken here"
+        }
+        Refused::Transport => "use the transport polling or websocket",
+        Refused::Websocket => {
+            "have the proxies on the way pass on Upgrade, Connection and Sec-WebSocket-*"
+        }
+        Refused::Session => {
+            "have the load balancer send all requests of a session to one node, by a cookie; a session that is \
+             over ends so too"
+        }
+    }
+}
