@@ -191,7 +191,7 @@ export type Step = {
   what: What;
   /** The party that did it, or to which it happened; absent for a time-out and an operator. */
   by?: Role;
-  /** The device of that party, if it has an id. */
+  /** The device of that party, if it has an id. Over HTTP only that party sees it. */
   device?: DeviceId;
   /** The node that decided it. */
   node: NodeId;
