@@ -107,7 +107,7 @@ describe('a backend that answers', { concurrency: true }, () => {
   });
 
   test('a yes is good for as long as is set', async (t) => {
-    const brief = await serverWith(['--authorize-cache', '300ms']);
+    const brief = await serverWith([...PATIENT, '--authorize-cache', '300ms']);
     t.after(() => brief.stop());
     const { caller, callee } = await pair(t, brief);
     const dial = async () => {
@@ -118,7 +118,7 @@ describe('a backend that answers', { concurrency: true }, () => {
     assert.equal(await dial(), 1);
     await eventually(async () => (await dial()) === 2, 'the backend is asked again');
 
-    const never = await serverWith(['--authorize-cache', '0s']);
+    const never = await serverWith([...PATIENT, '--authorize-cache', '0s']);
     t.after(() => never.stop());
     const { caller: one, callee: two } = await pair(t, never);
     for (const questions of [1, 2]) {
