@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes deploy/.env for compose, readable by its owner alone: what .env.example says, with a new secret
-# wherever one is left empty. What is in deploy/.env already stays. Another file may be named instead.
+# wherever one is left empty. Values that deploy/.env has are kept. Another file may be named instead.
 set -eu
 folder=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 target=${1:-$folder/.env}

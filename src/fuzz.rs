@@ -117,7 +117,7 @@ fn check_event(text: &str, event: ClientEvent) {
     }
 }
 
-/// What is passed on, as a reader sees it that takes no half of a surrogate pair, no number beyond a float, and
+/// A relayed payload, read by a reader that takes no half of a surrogate pair, no number beyond a float, and
 /// no more than so many levels.
 fn read_strictly(payload: &Payload) -> Json {
     fn depth(json: &Json) -> usize {

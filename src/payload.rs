@@ -19,7 +19,7 @@ pub const MAX_DEPTH: usize = 64;
 pub struct Payload(Arc<RawValue>);
 
 impl Payload {
-    /// What a client sent, if whoever it is for can read it.
+    /// A client's JSON, if every receiver can read it.
     pub fn checked(raw: &RawValue) -> Result<Self, Unreadable> {
         check(raw.get())?;
         Ok(Self(raw.to_owned().into()))

@@ -25,7 +25,7 @@ pub fn is_private_key(text: &str) -> bool {
     text.contains("PRIVATE KEY-----")
 }
 
-/// What may be shown of a setting for a public key: the key, if it is one, or the path of a file that is there.
+/// The part of a setting for a public key that may be shown: the key, if it is one, or the path of a file that is there.
 /// Anything else may be a secret.
 pub fn shown_public_key(given: &Secret) -> String {
     let text = given.expose();

@@ -123,7 +123,7 @@ async fn serve(State(transport): State<Transport>, request: Request) -> Response
     response
 }
 
-/// What is wrong with a request with this address, if it is refused.
+/// The fault of a request with this address, if it is refused.
 fn suspect(uri: &Uri) -> Option<Refused> {
     let is_websocket = match query_value(uri, "transport") {
         Some("websocket") => true,

@@ -56,7 +56,7 @@ impl Asker {
     }
 }
 
-/// What finds out who asks. Cheap to clone.
+/// Authenticates senders of requests. Cheap to clone.
 #[derive(Clone)]
 pub struct Door {
     pub access: Arc<Access>,
@@ -64,7 +64,7 @@ pub struct Door {
 }
 
 impl Door {
-    /// Who sent a request with this head, by the token in it.
+    /// The sender of a request with this head, by the token in it.
     pub async fn asker(
         &self,
         extensions: &Extensions,

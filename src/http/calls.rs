@@ -166,7 +166,7 @@ pub async fn timeline(
     let own = if row.caller == asker.user_id { Role::Caller } else { Role::Callee };
     let mut steps = row.timeline;
     for step in &mut steps {
-        // Whoever knows a device's id, and has a token of its user, can take the device's call over.
+        // A device's id and a token of its user are enough to take the device's call over.
         step.device = step.device.take().filter(|_| step.by == Some(own));
     }
     Ok(Json(Timeline { call_id: id, steps }))

@@ -85,7 +85,7 @@ impl Hosts {
     }
 }
 
-/// What each request's `Host` is held against.
+/// The names that each request's `Host` is checked against, and where refusals are noted.
 #[derive(Clone)]
 struct Guard {
     /// None: any name will do.

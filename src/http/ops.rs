@@ -24,7 +24,7 @@ use crate::{
 /// Longest filter of the log.
 const MAX_FILTER_BYTES: usize = 4 * 1024;
 
-/// What a proxy adds to a request. One that carries any of these comes from elsewhere, though the proxy may
+/// Headers that proxies add. A request with any of these comes from elsewhere, though the proxy may
 /// be on this machine.
 const FORWARDED: [HeaderName; 4] = [
     header::FORWARDED,
@@ -33,7 +33,7 @@ const FORWARDED: [HeaderName; 4] = [
     HeaderName::from_static("x-real-ip"),
 ];
 
-/// Who may change something on the admin listener. The listener serves before tokens can be checked: until
+/// Guards changes on the admin listener. The listener serves before tokens can be checked: until
 /// [`Operators::check_with`], only this machine may. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Operators(Arc<OnceLock<Door>>);

@@ -96,7 +96,7 @@ fn is_same(origin: &HeaderValue, host: &HeaderValue) -> bool {
     same().unwrap_or(false)
 }
 
-/// Who may come from elsewhere.
+/// The origins that are allowed, and where refusals are noted.
 #[derive(Clone)]
 struct Guard {
     named: Arc<[Origin]>,

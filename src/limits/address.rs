@@ -148,10 +148,10 @@ impl Default for Trusted {
 }
 
 impl Trusted {
-    /// What a list of networks says, or `hops:` and a number, alone.
+    /// Reads a list of networks, or `hops:` and a number, alone.
     ///
     /// # Errors
-    /// What was expected, and instead of what.
+    /// The expected form, and the text that was given.
     pub fn read(texts: &[String]) -> Result<Self, String> {
         let hops = |text: &String| Some(text.trim().strip_prefix(HOPS)?.to_owned());
         match (texts, texts.iter().find_map(hops)) {

@@ -1,6 +1,6 @@
-//! Who is turned away before anything is done for them: for their token, their page's origin, the name that they
-//! ask for, or a handshake that is none. Each time it is counted by its reason; now and then the log
-//! says who it was and what to change.
+//! Clients that are turned away at the door: for their token, their page's origin, the host that they ask for, or a
+//! broken handshake. Each refusal is counted by its reason. For each reason, one line at info in 10 s tells the
+//! address, how many were not logged, and the change that would let such a client in.
 
 use std::fmt;
 
@@ -61,7 +61,7 @@ impl From<CheckError> for Refused {
     }
 }
 
-/// What to change if it should have been let in.
+/// The change that lets a client in that was refused by mistake.
 fn fix(reason: Refused) -> &'static str {
     match reason {
         Refused::TokenMissing => {

@@ -372,7 +372,7 @@ fn caller_info(raw: Option<&RawValue>, sizes: &Sizes) -> Result<Option<Payload>,
     passed_on("callerInfo", raw).map(Some)
 }
 
-/// What is passed on, once its size is known to be allowed.
+/// A payload to be relayed, once its size is known to be allowed.
 fn passed_on(name: &str, raw: &RawValue) -> Result<Payload, Malformed> {
     Payload::checked(raw).map_err(|expected| Malformed::field(name, expected))
 }

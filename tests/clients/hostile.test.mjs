@@ -296,7 +296,7 @@ describe('wrong sizes and depths', () => {
       }
     }
     await callee.nothingElse({ after: [caller] });
-    // What is no worse than unusual arrives as it was sent.
+    // Unusual but readable JSON arrives as it was sent.
     const unusual = '[[1e308,-0,1E-400,12345678901234567890],"\\ud83d\\ude00\\u0000\\\\ud800"]';
     const deep = `${'['.repeat(62)}${unusual}${']'.repeat(62)}`.slice(1, -1);
     const frames = [];

@@ -1,5 +1,5 @@
-// Who is turned away at the door: for a token, an origin, a host, a handshake. Each is counted by its reason, and the
-// log says now and then who it was and what to change.
+// Clients that are turned away at the door: for a token, an origin, a host, a handshake. Each is counted by its
+// reason, and the log has the address and the change that would let it in.
 
 import assert from 'node:assert/strict';
 import { once } from 'node:events';

@@ -48,7 +48,7 @@ test('the script makes secrets that are good, once, and that are nobody else\'s 
   assert.equal(new Set(names.map((name) => made[name])).size, names.length);
   assert.deepEqual({ ...made, ...Object.fromEntries(names.map((name) => [name, ''])) }, variables);
 
-  // What is there stays; what is known to all, empty or missing is made anew.
+  // Existing values stay; known, empty and missing ones are made anew.
   const lines = (await readFile(file, 'utf8')).replace(/^TURN_HOST=.*$/m, 'TURN_HOST=turn.example.org')
     .replace(/^JWT_SECRET=.*$/m, 'JWT_SECRET=change-me-jwt-32-bytes-or-more-please').replace(/^TURN_SECRET=.*\n/m, '').replace(/^REDIS_PASSWORD=.*$/m, 'REDIS_PASSWORD=');
   await writeFile(file, lines, { mode: 0o644 });
