@@ -51,6 +51,7 @@ fn device(user: &str, socket: usize, node: NodeId) -> Device {
         node,
         socket: format!("{name:_<16}").parse().expect("16 bytes"),
         id: Some(name.parse().expect("a device id")),
+        connected_at: NOW,
     }
 }
 

@@ -83,6 +83,7 @@ labels! {
         UserSockets = "user_sockets", AddressSockets = "address_sockets", Sockets = "sockets",
         Handshakes = "handshakes", FailedTokens = "failed_tokens", Identify = "identify",
         Remembered = "remembered", Connections = "connections", Posts = "posts",
+        Presence = "presence",
     }
     /// Why somebody is turned away at the door.
     Refused {

@@ -27,6 +27,7 @@ pub fn device(name: &str) -> Device {
         node: NodeId::generate(at(0)),
         socket: format!("{name:_<16}").parse().expect("16 bytes"),
         id: (!name.ends_with('-')).then(|| id.parse().expect("a device id")),
+        connected_at: at(name.matches('+').count() as u64),
     }
 }
 

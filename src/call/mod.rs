@@ -118,6 +118,9 @@ pub struct Binding {
     pub device: Option<DeviceId>,
     /// False from the moment the device came back until it shows that it knows the call.
     pub confirmed: bool,
+    /// When the connection of that socket began. Earlier builds do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -219,6 +222,8 @@ pub struct Device {
     pub node: NodeId,
     pub socket: SocketId,
     pub id: Option<DeviceId>,
+    /// When its connection began. Of two connections of one device the later is the device.
+    pub connected_at: Timestamp,
 }
 
 /// Why an event changes nothing.
@@ -441,8 +446,17 @@ impl Role {
 
 impl Device {
     fn bind(&self) -> Link {
-        let device = self.id.clone();
-        Link::Bound(Binding { node: self.node, socket: self.socket, device, confirmed: true })
+        Link::Bound(self.binding(true))
+    }
+
+    fn binding(&self, confirmed: bool) -> Binding {
+        Binding {
+            node: self.node,
+            socket: self.socket,
+            device: self.id.clone(),
+            confirmed,
+            since: Some(self.connected_at),
+        }
     }
 }
 

@@ -236,3 +236,17 @@ fn whoever_missed_versions_hears_from_the_last_one() {
     let skipped: Vec<_> = told(&lost, &ended).collect();
     assert_eq!(skipped, ["b1 completed"]);
 }
+
+#[test]
+fn an_earlier_connection_of_a_device_does_not_take_the_place_of_a_later_one() {
+    let joined = |call: &Call, name| RULES.apply(call, &Event::Joined(device(name)), node(), now());
+    let active = after(&[Event::Answer(device("b1"))]);
+    let back = joined(&active, "a1++").unwrap();
+    assert_eq!(joined(&back, "a1+"), Err(Refusal::NothingToDo), "its node took long to say so");
+    assert!(joined(&back, "a1+++").is_ok());
+    // A build that does not say when a connection began is believed, as it was.
+    let mut unknown = back.clone();
+    let Link::Bound(binding) = &mut unknown.caller.link else { panic!("{unknown:?}") };
+    binding.since = None;
+    assert!(joined(&unknown, "a1+").is_ok());
+}

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Binding, Call, Cause, Device, Link, Lobby, Refusal, Role, Rules, State};
+use super::{Call, Cause, Device, Link, Lobby, Refusal, Role, Rules, State};
 use crate::{ids::NodeId, time::Timestamp};
 
 /// Something that may change a call.
@@ -224,21 +224,19 @@ impl Call {
         let link = &mut self.party_mut(role).link;
         let is_it = match (&*link, &device.id) {
             (Link::Lost { device: lost, .. }, Some(id)) => lost == id,
-            // The server has not noticed yet that the old socket is dead; the client has.
+            // The server has not noticed yet that the old socket is dead; the client has. A connection that began
+            // before the one that is bound is the dead one, whose node took long to say that it is here.
             (Link::Bound(binding), Some(id)) if moves => {
-                binding.device.as_ref() == Some(id) && binding.socket != device.socket
+                binding.device.as_ref() == Some(id)
+                    && binding.socket != device.socket
+                    && binding.since.is_none_or(|since| since <= device.connected_at)
             }
             (Link::Open | Link::Bound(_), Some(_)) | (_, None) => false,
         };
         if !is_it {
             return Err(Refusal::NothingToDo);
         }
-        *link = Link::Bound(Binding {
-            node: device.node,
-            socket: device.socket,
-            device: device.id.clone(),
-            confirmed: false,
-        });
+        *link = Link::Bound(device.binding(false));
         Ok(())
     }
 

@@ -29,12 +29,11 @@ impl Calls {
     pub async fn join(&self, device: &Device) -> Result<(), Unavailable> {
         let present = Present { device: device.clone(), has_joined: false, knows_end_of: None };
         self.devices().insert(device.socket, present);
-        match self.cluster.attach(&device.user, device.socket).await {
-            Ok(edge) => {
+        match self.attach(device).await {
+            Ok(()) => {
                 if let Some(present) = self.devices().get_mut(&device.socket) {
                     present.has_joined = true;
                 }
-                self.announce(edge);
                 Ok(())
             }
             Err(error) => {
@@ -48,6 +47,13 @@ impl Calls {
                 Err(error)
             }
         }
+    }
+
+    /// Signs a device on, and announces what that has changed: later, if it is not known now.
+    pub(super) async fn attach(&self, device: &Device) -> Result<(), Unavailable> {
+        let attached = self.cluster.attach(&device.user, device.socket).await;
+        self.announce(attached.inspect_err(|_| self.unannounced.note([&device.user]))?);
+        Ok(())
     }
 
     pub(super) fn devices(&self) -> MutexGuard<'_, HashMap<SocketId, Present>> {
@@ -138,6 +144,8 @@ impl Calls {
             let is_known = !self.is_connected(&device)
                 || self.tell_of_call(&device, Event::Joined(device.clone())).await?
                 || found_none_at.is_some();
+            // It may have left and been signed off before it was put into its call.
+            self.sign_off_if_gone(&device).await?;
             let mut unwelcomed = self.unwelcomed();
             unwelcomed.retain(|(other, _)| other.socket != device.socket);
             if !is_known {
@@ -201,12 +209,11 @@ impl Calls {
         device: &Device,
         may_return: bool,
     ) -> Result<(), Unavailable> {
-        let detached = self.cluster.detach(&device.user, device.socket).await?;
+        let detached = self.cluster.detach(&device.user, device.socket).await;
+        let detached = detached.inspect_err(|_| self.unannounced.note([&device.user]))?;
         self.announce(detached.edge);
         if self.is_connected(device) {
-            let edge = self.cluster.attach(&device.user, device.socket).await?;
-            self.announce(edge);
-            return Ok(());
+            return self.attach(device).await;
         }
         // The shared state may have forgotten the call that this device is in.
         let seen = self.live.of_user(&device.user).map(|live| live.snapshot());

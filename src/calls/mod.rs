@@ -14,6 +14,7 @@ mod place;
 mod sweeper;
 mod tally;
 mod traced;
+mod unannounced;
 mod unanswered;
 mod unsure;
 mod view;
@@ -37,6 +38,7 @@ use live::{LiveCall, LiveCalls};
 pub use place::Initiate;
 pub use sweeper::SWEEP_INTERVAL;
 pub use tally::{as_gauge, reported};
+use unannounced::Unannounced;
 use unanswered::Unanswered;
 use view::{Origin, Reach};
 use watchers::Watchers;
@@ -98,6 +100,7 @@ pub struct Calls {
     resets: Resets,
     doubtful: Doubtful,
     unanswered: Unanswered,
+    unannounced: Unannounced,
 }
 
 /// How often the cluster forgot this node, and how often it was told again who is here.
@@ -167,6 +170,7 @@ impl Calls {
             resets: Resets::default(),
             doubtful: Doubtful::default(),
             unanswered: Unanswered::default(),
+            unannounced: Unannounced::default(),
         }
     }
 
@@ -175,6 +179,11 @@ impl Calls {
     pub fn named_by(mut self, name: impl Fn(Timestamp) -> CallId + Send + Sync + 'static) -> Self {
         self.name = Box::new(name);
         self
+    }
+
+    /// What time it is.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
     }
 
     /// What time it is, in microseconds.

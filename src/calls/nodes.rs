@@ -63,6 +63,10 @@ impl Calls {
         for Departed { edge, call } in users {
             let user = edge.user.clone();
             self.announce([edge]);
+            // That node may have changed a call, and died before it announced what that made of the other party.
+            if let Some(call) = &call {
+                self.unannounced.note_parties(call);
+            }
             match self.lose_device_on(node, &user, call).await {
                 Ok(()) => seen_off.push(user),
                 Err(error) => result = Err(error),
@@ -87,9 +91,13 @@ impl Calls {
         }
         let Some(role) = call.role_of(user) else { return Ok(()) };
         let device = match &call.party(role).link {
-            Link::Bound(Binding { node: at, socket, device, .. }) if *at == node => {
-                Device { user: user.clone(), node, socket: *socket, id: device.clone() }
-            }
+            Link::Bound(Binding { node: at, socket, device, since, .. }) if *at == node => Device {
+                user: user.clone(),
+                node,
+                socket: *socket,
+                id: device.clone(),
+                connected_at: since.unwrap_or(call.created_at),
+            },
             Link::Open | Link::Bound(_) | Link::Lost { .. } => return Ok(()),
         };
         match self.transition(call, &Event::Gone { device, may_return: true }).await {
@@ -130,7 +138,8 @@ impl Calls {
             try_join_all(some.iter().map(|device| self.welcome_again(device))).await?;
         }
         for (user, detached) in self.cluster.tidy().await? {
-            self.announce(detached.edge);
+            // They may have been taken off before, and that not be answered.
+            self.unannounced.note([&user]);
             self.lose_device_on(self.node(), &user, detached.call).await?;
         }
         self.resets.done.fetch_max(heard, Ordering::Relaxed);
@@ -138,8 +147,7 @@ impl Calls {
     }
 
     async fn attach_again(&self, device: &Device) -> Result<(), Unavailable> {
-        let edge = self.cluster.attach(&device.user, device.socket).await?;
-        self.announce(edge);
+        self.attach(device).await?;
         self.sign_off_if_gone(device).await
     }
 
@@ -151,7 +159,7 @@ impl Calls {
     }
 
     /// A device that left meanwhile was signed off, and has just been signed on again.
-    async fn sign_off_if_gone(&self, device: &Device) -> Result<(), Unavailable> {
+    pub(super) async fn sign_off_if_gone(&self, device: &Device) -> Result<(), Unavailable> {
         if self.is_connected(device) {
             return Ok(());
         }
@@ -177,8 +185,9 @@ impl Calls {
     async fn look_up_one(&self, seen: &Call) -> Result<(), Unavailable> {
         match self.cluster.load(seen.id).await? {
             Some(call) if call.succeeds(seen) => {
-                // Whoever wrote it may not know that it did.
+                // Whoever wrote it may not know that it did, and have announced nothing.
                 self.recorder.record(&call);
+                self.unannounced.note_parties(&call);
                 self.take_in(&call).await
             }
             Some(call) if seen.succeeds(&call) => self.put_back(seen, Some(&call)).await,
@@ -280,11 +289,10 @@ impl Calls {
         metrics::RESTORED.increment(1);
         let over = found.map(|found| found.version);
         warn!(call = %seen.id, ?over, "the record of a call was gone: it is put back");
-        let change = |call: &Call, claims| Change { call: call.clone(), claims };
         let call = found.map_or_else(|| seen.clone(), |found| seen.put_over(found));
         if let Some(found) = found.filter(|found| found.is_live() || !call.is_live()) {
             // Its claims went back with it.
-            if self.cluster.restore(change(&call, Vec::new()), over).await? {
+            if self.write_back(&call, Vec::new(), over).await? {
                 self.observe(seen, &call);
                 self.spread(found, &call, &[]);
             }
@@ -301,7 +309,7 @@ impl Calls {
             };
             let latest = [(Role::Caller, &lobby.caller_call), (Role::Callee, &lobby.callee_call)];
             let claims = latest.into_iter().filter_map(claim).collect();
-            if self.cluster.restore(change(&call, claims), over).await? {
+            if self.write_back(&call, claims, over).await? {
                 self.observe(seen, &call);
                 self.tell_where_users_are(&call).await?;
             }
@@ -310,11 +318,26 @@ impl Calls {
         let Ok(ended) = self.rules.apply(&call, &end, self.node(), self.clock.now()) else {
             return Ok(call);
         };
-        if self.cluster.restore(change(&ended, Vec::new()), over).await? {
+        if self.write_back(&ended, Vec::new(), over).await? {
             let callee_nodes = self.cluster.nodes_of(&ended.callee.user).await?;
             self.tell_changed(seen, &ended, &callee_nodes);
         }
         Ok(ended)
+    }
+
+    /// Writes a record as it was seen here, and announces what that makes of its users. Says whether it did.
+    async fn write_back(
+        &self,
+        call: &Call,
+        claims: Vec<Claim>,
+        over: Option<u64>,
+    ) -> Result<bool, Unavailable> {
+        let change = Change { call: call.clone(), claims };
+        let restored = self.cluster.restore(change, over).await;
+        let restored = restored.inspect_err(|_| self.unannounced.note_parties(call))?;
+        let Some(stored) = restored else { return Ok(false) };
+        self.announce(stored.edges);
+        Ok(true)
     }
 
     async fn receive(&self, from: NodeId, message: Message) -> Result<(), Unavailable> {

@@ -35,6 +35,7 @@ impl Calls {
             self.sign_off_late().await,
             self.start_over_late().await,
             self.tell_unanswered().await,
+            self.announce_unannounced().await,
             self.undo_doubtful().await,
             self.welcome_late().await,
         ];

@@ -61,9 +61,13 @@ impl Calls {
         span: &mut Span,
     ) -> Result<Committed, Unavailable> {
         let part = span.part("commit", SpanKind::Client);
+        let parties = [change.call.caller.user.clone(), change.call.callee.user.clone()];
         let committed = self.cluster.commit(change).await;
         drop(part);
-        committed.inspect_err(|unavailable| span.fail(&unavailable.to_string()))
+        committed.inspect_err(|unavailable| {
+            self.unannounced.note(&parties);
+            span.fail(&unavailable.to_string());
+        })
     }
 
     /// Notes what a change has made of a call, and how long the phase was that it ended.

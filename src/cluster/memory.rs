@@ -136,9 +136,9 @@ impl Cluster for Memory {
         Ok(())
     }
 
-    async fn presence(&self, users: &[UserId]) -> Result<Vec<Presence>, Unavailable> {
+    async fn presence(&self, users: &[UserId]) -> Result<Vec<Edge>, Unavailable> {
         let store = self.store();
-        Ok(users.iter().map(|user| store.presence(user)).collect())
+        Ok(users.iter().map(|user| store.edge(user)).collect())
     }
 
     async fn lobby(&self, caller: &UserId, callee: &UserId) -> Result<Lobby, Unavailable> {
@@ -183,9 +183,12 @@ impl Cluster for Memory {
         Ok(self.store().write(change, over))
     }
 
-    async fn restore(&self, change: Change, over: Option<u64>) -> Result<bool, Unavailable> {
-        let over = over.unwrap_or(0);
-        Ok(matches!(self.store().write(change, over), Committed::Stored(_)))
+    async fn restore(
+        &self,
+        change: Change,
+        over: Option<u64>,
+    ) -> Result<Option<Stored>, Unavailable> {
+        Ok(self.store().write(change, over.unwrap_or(0)).stored())
     }
 
     async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Call>, Unavailable> {
@@ -297,7 +300,11 @@ impl Store {
                 let lease = if record.call.is_live() { LIVE_LEASE } else { ENDED_LEASE };
                 record.due_at = now + lease;
                 self.deadlines.insert((record.due_at, id));
-                due.push(record.call.clone());
+                let call = record.call.clone();
+                if !call.is_live() {
+                    self.unclaim(&call);
+                }
+                due.push(call);
             }
         }
         due
@@ -305,12 +312,18 @@ impl Store {
 
     /// Removes a record and the claims that lead to it.
     fn remove(&mut self, id: CallId) {
-        let Some(record) = self.calls.remove(&id) else { return };
-        for user in [record.call.caller.user, record.call.callee.user] {
-            if let Some(entry) = self.users.get_mut(&user) {
-                entry.claim = entry.claim.filter(|claim| *claim != id);
+        if let Some(record) = self.calls.remove(&id) {
+            self.unclaim(&record.call);
+        }
+    }
+
+    /// The call is its users' latest no more.
+    fn unclaim(&mut self, call: &Call) {
+        for user in [&call.caller.user, &call.callee.user] {
+            if let Some(entry) = self.users.get_mut(user) {
+                entry.claim = entry.claim.filter(|claim| *claim != call.id);
             }
-            self.forget_idle(&user);
+            self.forget_idle(user);
         }
     }
 

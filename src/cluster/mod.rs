@@ -50,8 +50,8 @@ pub trait Cluster: Send + Sync + 'static {
     /// Ends [`Cluster::watch`] for these users.
     async fn unwatch(&self, users: &[UserId]) -> Result<(), Unavailable>;
 
-    /// The presence of `users`, in their order. Watches nobody.
-    async fn presence(&self, users: &[UserId]) -> Result<Vec<Presence>, Unavailable>;
+    /// The presence of `users` as it is now, in their order, with the nodes that watch them. Watches nobody.
+    async fn presence(&self, users: &[UserId]) -> Result<Vec<Edge>, Unavailable>;
 
     /// All that the decision on a call attempt rests on.
     async fn lobby(&self, caller: &UserId, callee: &UserId) -> Result<Lobby, Unavailable>;
@@ -78,11 +78,16 @@ pub trait Cluster: Send + Sync + 'static {
     async fn commit(&self, change: Change) -> Result<Committed, Unavailable>;
 
     /// Puts a record back, as it is, after the shared state has gone back: over the earlier version
-    /// that is there, or where there is none, if every claim is what it was. Answers whether it did.
-    async fn restore(&self, change: Change, over: Option<u64>) -> Result<bool, Unavailable>;
+    /// that is there, or where there is none, if every claim is what it was. None if it did not.
+    async fn restore(
+        &self,
+        change: Change,
+        over: Option<u64>,
+    ) -> Result<Option<Stored>, Unavailable>;
 
     /// Up to `limit` calls whose deadline has passed at `now`. Each is left to whoever asked for some
-    /// seconds before it is given out again. Stored calls whose time is over are removed.
+    /// seconds before it is given out again. An ended call is nobody's latest from then on; a stored one is
+    /// removed.
     async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Call>, Unavailable>;
 
     /// Says that history holds these ended records, each in this version: they may go when their
@@ -240,7 +245,7 @@ pub struct Change {
     pub claims: Vec<Claim>,
 }
 
-/// A user's latest call, as it was when the change was decided.
+/// A user's latest call, as it was when the change was decided. One whose record does not exist is none.
 #[derive(Debug, Clone)]
 pub struct Claim {
     pub user: UserId,
@@ -253,6 +258,16 @@ pub enum Committed {
     Stored(Stored),
     /// The record, or a claim, is not what the change was decided on. With the record as it is.
     Conflict(Option<Box<Call>>),
+}
+
+impl Committed {
+    /// None for a conflict.
+    pub fn stored(self) -> Option<Stored> {
+        match self {
+            Self::Stored(stored) => Some(stored),
+            Self::Conflict(_) => None,
+        }
+    }
 }
 
 /// What came of a written change.

@@ -1,6 +1,6 @@
 //! What is on its way to one node. Pure: no I/O and no clock.
 
-use std::{collections::VecDeque, ops::Range};
+use std::{collections::VecDeque, ops::Range, time::Duration};
 
 use super::{
     Message, Relay,
@@ -15,6 +15,16 @@ const BATCH_MESSAGES: usize = 256;
 /// About how many bytes of payload travel together at the most: Redis cuts a subscriber off that has
 /// much more to read.
 const BATCH_BYTES: usize = 1024 * 1024;
+
+/// How long what a node has not heard is kept for it.
+pub const FORGET_AFTER: Duration = Duration::from_secs(20);
+/// How much sooner than that a node reckons with it: it notices late that it hears nothing.
+const FORGET_MARGIN: Duration = Duration::from_secs(5);
+
+/// Whether others may have given up what they had for a node that has heard nothing for so long.
+pub fn may_be_forgotten(away: Duration) -> bool {
+    away + FORGET_MARGIN >= FORGET_AFTER
+}
 
 /// What waits for one node, and what has been sent and may be asked for again.
 pub struct Outgoing {

@@ -88,6 +88,11 @@ impl<T> Inbox<T> {
         if self.drain == Drain::Held { self.start() } else { Pushed::Nothing }
     }
 
+    /// Whether the end is among what waits, or has been taken.
+    pub fn has_ended(&self) -> bool {
+        self.ended
+    }
+
     fn start(&mut self) -> Pushed {
         match std::mem::replace(&mut self.drain, Drain::Running) {
             Drain::Running => Pushed::Nothing,
@@ -137,7 +142,9 @@ mod tests {
 
         let mut ended = Inbox::default();
         ended.push(1, 1);
+        assert!(!ended.has_ended());
         assert_eq!(ended.push_end(2), Pushed::Drain);
+        assert!(ended.has_ended(), "while it waits");
         assert_eq!(ended.release(), Pushed::Nothing);
         assert_eq!(std::iter::from_fn(|| ended.pop()).collect::<Vec<_>>(), [1, 2]);
     }

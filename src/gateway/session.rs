@@ -112,6 +112,7 @@ pub struct Session {
     pub(super) context: Arc<Context>,
     pub(super) socket: SocketId,
     device_id: Option<DeviceId>,
+    connected_at: Timestamp,
     /// Until when its token is good, in milliseconds; never, where there are no tokens.
     pub(super) expires_at_ms: AtomicU64,
     /// Set once, when the socket's user is known to the cluster.
@@ -156,10 +157,12 @@ impl Session {
     ) -> Option<Arc<Self>> {
         let is_new = context.sessions().insert(socket);
         is_new.then(|| {
+            let connected_at = context.calls.now();
             Arc::new(Self {
                 context,
                 socket,
                 device_id,
+                connected_at,
                 expires_at_ms: AtomicU64::new(expires_at.map_or(NEVER_MS, Timestamp::as_millis)),
                 device: OnceLock::new(),
                 place: OnceLock::new(),
@@ -291,7 +294,8 @@ impl Session {
     pub async fn join(&self, socket: &Socket, user: UserId) -> Result<(), NotJoined> {
         let place = self.context.limits.enter(&user).map_err(NotJoined::TooMany)?;
         let (node, id) = (self.context.calls.node(), self.device_id.clone());
-        let device = Device { user, node, socket: self.socket, id };
+        let (socket_id, connected_at) = (self.socket, self.connected_at);
+        let device = Device { user, node, socket: socket_id, id, connected_at };
         let room = room_of(&device.user);
         // In the room first: whoever places a call from now on finds the socket there.
         socket.join(room.clone());
@@ -310,6 +314,10 @@ impl Session {
     /// Tells the device of its user's call, once.
     async fn welcome(&self) {
         let Some(device) = self.device.get() else { return };
+        // One that is gone by now must not take its call from the device's next socket.
+        if self.inbox().has_ended() {
+            return;
+        }
         if !self.welcomed.swap(true, Ordering::Relaxed)
             && let Err(error) = Box::pin(self.context.calls.welcome(device)).await
         {

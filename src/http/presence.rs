@@ -58,5 +58,6 @@ pub async fn show(
     let unavailable =
         |_| Problem::unavailable("Presence cannot be told right now: try again shortly");
     let presence = cluster.presence(&users).await.map_err(unavailable)?;
-    Ok(Json(PresenceOfUsers { presence: users.into_iter().zip(presence).collect() }))
+    let presence = presence.into_iter().map(|edge| (edge.user, edge.presence)).collect();
+    Ok(Json(PresenceOfUsers { presence }))
 }

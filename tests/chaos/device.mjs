@@ -17,6 +17,9 @@ export class Device extends Person {
     this.absences = [];
     this.returns = 0;
     this.diary = new Diary();
+    /** The last word on the presence of each user whom it watches. */
+    this.presence = new Map();
+    this.watched = [];
     this.socket.onAny((event, payload) => {
       this.#write(payload?.callId, event, `hears ${event} ${worthKnowing(payload)}`);
       ledger.heard(this, event, payload);
@@ -33,7 +36,9 @@ export class Device extends Person {
       last.to = Date.now();
       this.returns += 1;
       this.onReturn?.();
+      this.watch(this.watched).catch(() => {});
     });
+    this.socket.on('presence:update', ({ userId, status }) => this.presence.set(userId, status));
   }
 
   /** As any person does; what came of each try is written down. */
@@ -95,6 +100,14 @@ export class Device extends Person {
   longestAwayMs(since, until) {
     const lengths = this.absences.map(({ from, to }) => Math.min(to, until) - Math.max(from, since));
     return Math.max(0, ...lengths);
+  }
+
+  /** Watches these users from now on, on each of its connections. */
+  async watch(userIds) {
+    this.watched = userIds;
+    if (userIds.length === 0) return;
+    const { presence } = await this.request('presence:subscribe', { userIds });
+    for (const [userId, status] of Object.entries(presence)) this.presence.set(userId, status);
   }
 
   /** Its network goes, without a word. */

@@ -9,7 +9,7 @@ import { Rounds } from './round.mjs';
 import { startWorld } from './world.mjs';
 
 /** What must not happen under any fault. Messages may be lost where what carries them dies. */
-const NEVER = ['ended', 'history', 'disorder', 'stranger', 'failed', 'violated'];
+const NEVER = ['ended', 'history', 'disorder', 'stranger', 'presence', 'failed', 'violated'];
 
 /** How many of the things that went wrong under a fault are told with their whole story. */
 const MOST_STORIES = 5;

@@ -14,6 +14,7 @@ export const KINDS = {
   history: 'history rows missing or wrong',
   disorder: 'messages out of order or doubled',
   stranger: 'messages to the wrong person',
+  presence: 'watchers whose last word on somebody is not what is so',
   lost: 'acknowledged messages that never came',
   failed: 'what clients could not do in the time that they try',
   violated: 'invariants that a node saw violated',

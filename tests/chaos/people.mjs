@@ -9,6 +9,10 @@ import { Diary, toldBy } from './diary.mjs';
 /** How long a side may take to hear of what happened: longer than a node that stands still for 15 s needs. */
 const PATIENCE_MS = 25_000;
 const SAID_AGAIN_MS = 8_000;
+/** A call of those who rest ends so long after a fault at the most: while Redis stands still, or is being restarted. */
+const LONGEST_UNTIL_END_MS = 3_000;
+/** Within so long after all is well, the last word on each user's presence is what is so. */
+const PRESENCE_WITHIN_MS = 15_000;
 /** What passes by itself if the shared state has forgotten a call's end for a moment. */
 const PASSING = ['CALL_IN_PROGRESS'];
 
@@ -234,6 +238,60 @@ export class Dialers extends Pair {
   }
 }
 
+/**
+ * In a call until a fault strikes. Then it ends, and both rest until all is well again: what was said of their presence
+ * meanwhile is the last word.
+ */
+export class Resters extends Pair {
+  #strikes = new Signal();
+  #goesOn = new Signal();
+  isResting = false;
+
+  async live({ goesOn }) {
+    while (goesOn()) {
+      let call;
+      try {
+        call = await this.ring();
+        await this.pickUp(call);
+        await this.#strikes.next();
+        await pause(LONGEST_UNTIL_END_MS * Math.random());
+        await this.end(call, this.caller, 'call:end', 'completed');
+      } catch (error) {
+        call = this.call;
+        await this.clear(call, error).catch((again) => this.ledger.note('failed', again.message, { call: this.story }));
+      }
+      if (call) this.ledger.judge(call);
+      this.isResting = true;
+      if (goesOn()) await this.#goesOn.next();
+      this.isResting = false;
+    }
+  }
+
+  struck() {
+    this.#strikes.give();
+  }
+
+  goOn() {
+    this.#goesOn.give();
+  }
+}
+
+/** What somebody waits for, again and again. What is given while nobody waits is there for the next who does. */
+class Signal {
+  #given = false;
+  #resolve;
+
+  async next() {
+    if (!this.#given) await new Promise((resolve) => (this.#resolve = resolve));
+    this.#given = false;
+  }
+
+  give() {
+    this.#given = true;
+    this.#resolve?.();
+  }
+}
+
 const heardOf = (device, event, call) => device.next(event, ({ callId }) => callId === call.id);
 
 /** Says it, and again when a side that was away is back, as the page does, or if it was not heard for long. */
@@ -251,15 +309,16 @@ async function untilHeard(heard, sender, say) {
 export class People {
   #goesOn = true;
 
-  constructor(url, ledger, { talking, dialling, everyMs = 600 }) {
+  constructor(url, ledger, { talking, dialling, resting = Math.ceil(dialling / 2), everyMs = 600 }) {
     this.ledger = ledger;
     this.talkers = Array.from({ length: talking }, () => new Talkers(url, ledger));
     this.dialers = Array.from({ length: dialling }, () => new Dialers(url, ledger));
+    this.resters = Array.from({ length: resting }, () => new Resters(url, ledger));
     this.everyMs = everyMs;
   }
 
   get pairs() {
-    return [...this.talkers, ...this.dialers];
+    return [...this.talkers, ...this.dialers, ...this.resters];
   }
 
   get devices() {
@@ -272,10 +331,39 @@ export class People {
     this.lives = this.pairs.map((pair) => pair.live(living));
     this.struck(Date.now());
     await this.recovered();
+    const watched = this.resters.flatMap(({ devices }) => devices.map(({ userId }) => userId));
+    await Promise.all(this.#watchers.map((device) => device.watch(watched)));
+  }
+
+  /** One of each pair that talks watches those who rest, from whatever node it is on. */
+  get #watchers() {
+    return this.talkers.map(({ caller }) => caller);
+  }
+
+  /** A fault is over: the last word of each watcher on those who have ended their calls in it is what is so. */
+  async presenceIsTrue() {
+    const { resters, ledger } = this;
+    await eventually(() => resters.every(({ isResting }) => isResting), 'those who rest have ended their calls', PRESENCE_WITHIN_MS).catch(() => {});
+    const resting = resters.filter(({ isResting }) => isResting);
+    const wrong = () =>
+      this.#watchers.flatMap((watcher) =>
+        resting
+          .flatMap(({ devices }) => devices)
+          .filter(({ userId }) => watcher.presence.get(userId) !== 'online')
+          .map(({ userId }) => `${watcher.userId} heard last that ${userId} is ${watcher.presence.get(userId)}`),
+      );
+    await eventually(() => wrong().length === 0, 'presence is as it was told', PRESENCE_WITHIN_MS).catch(() => {});
+    for (const text of wrong()) ledger.note('presence', text);
+    for (const pair of resting) pair.goOn();
   }
 
   struck(at) {
     for (const pair of this.dialers) pair.struck(at);
+  }
+
+  /** Those who rest end their calls. */
+  strike() {
+    for (const pair of this.resters) pair.struck();
   }
 
   /** Waits until all are connected, everybody talks on, and each who calls has set up a new call. */
@@ -312,6 +400,8 @@ export class People {
   /** Everybody finishes what they are at, and ends the call. */
   async stop() {
     this.#goesOn = false;
+    this.strike();
+    for (const pair of this.resters) pair.goOn();
     await Promise.all(this.lives);
   }
 

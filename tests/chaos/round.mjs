@@ -34,12 +34,14 @@ export class Rounds {
     await pause(NOTED_BEFORE_MS);
     const at = Date.now();
     people.struck(at);
+    people.strike();
     try {
       const repair = await fault.strike({ world, people, round, crowd, figures });
       await people.recovered();
       figures.workAgainMs.push(...people.workAgainMs());
       if (people.workAgainMs().at(-1) > this.slowMs) this.say(people.storyOfSlowest());
       await repair?.();
+      await people.presenceIsTrue();
     } catch (error) {
       ledger.note('failed', `the fault went wrong: ${error.message}`);
     }

@@ -12,10 +12,10 @@ use async_trait::async_trait;
 use switchboard::{
     call::{Call, Lobby, Role},
     cluster::{
-        Change, Cluster, Committed, Departed, Detached, Edge, Inbound, Message, Relay, Unavailable,
+        Change, Cluster, Committed, Departed, Detached, Edge, Inbound, Message, Relay, Stored,
+        Unavailable,
     },
     ids::{CallId, NodeId, SocketId, UserId},
-    protocol::Presence,
     shutdown::{self, Shutdown, Trigger},
     time::Timestamp,
 };
@@ -44,6 +44,8 @@ pub struct Backend {
 struct Local {
     sockets: BTreeMap<UserId, BTreeSet<SocketId>>,
     watched: BTreeSet<UserId>,
+    /// Users who were taken off this node, perhaps: the answer was lost.
+    untidied: BTreeSet<UserId>,
 }
 
 impl From<Failed> for Unavailable {
@@ -207,17 +209,20 @@ impl Cluster for Backend {
     async fn tidy(&self) -> Result<Vec<(UserId, Detached)>, Unavailable> {
         let node = self.node;
         let there = self.ask(move |_, state| state.users_on(node)).await?;
+        let users = {
+            let mut local = self.local.lock().unwrap();
+            let mut users: BTreeSet<UserId> = there.into_iter().collect();
+            users.append(&mut local.untidied);
+            users.retain(|user| !local.sockets.contains_key(user) && !local.watched.contains(user));
+            local.untidied.clone_from(&users);
+            users
+        };
         let mut absent = Vec::new();
-        for user in there {
-            let is_here = {
-                let local = self.local.lock().unwrap();
-                local.sockets.contains_key(&user) || local.watched.contains(&user)
-            };
-            if !is_here {
-                let (edge, _, call) = self.mark(&user, 0).await?;
-                absent.push((user, Detached { call, edge }));
-            }
+        for user in users {
+            let (edge, _, call) = self.mark(&user, 0).await?;
+            absent.push((user, Detached { call, edge }));
         }
+        self.local.lock().unwrap().untidied.clear();
         Ok(absent)
     }
 
@@ -240,9 +245,9 @@ impl Cluster for Backend {
         Ok(())
     }
 
-    async fn presence(&self, users: &[UserId]) -> Result<Vec<Presence>, Unavailable> {
+    async fn presence(&self, users: &[UserId]) -> Result<Vec<Edge>, Unavailable> {
         let users = users.to_vec();
-        self.ask(move |_, state| users.iter().map(|user| state.presence(user)).collect()).await
+        self.ask(move |_, state| users.iter().map(|user| state.edge(user)).collect()).await
     }
 
     async fn lobby(&self, caller: &UserId, callee: &UserId) -> Result<Lobby, Unavailable> {
@@ -286,12 +291,16 @@ impl Cluster for Backend {
         .await
     }
 
-    async fn restore(&self, change: Change, over: Option<u64>) -> Result<bool, Unavailable> {
+    async fn restore(
+        &self,
+        change: Change,
+        over: Option<u64>,
+    ) -> Result<Option<Stored>, Unavailable> {
         self.ask(move |world, state| {
             let written = state.write(&change, over.unwrap_or(0), world.now(), world.mistake);
             let is_written = matches!(written, Committed::Stored(_));
             world.witness().restored(world.now(), &change.call, is_written, state);
-            is_written
+            written.stored()
         })
         .await
     }

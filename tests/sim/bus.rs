@@ -11,7 +11,7 @@ use switchboard::{
     cluster::{
         Inbound, Message, Relay,
         link::{Content, Receiver},
-        outgoing::{Outgoing, end_of},
+        outgoing::{FORGET_AFTER, Outgoing, end_of, may_be_forgotten},
     },
     ids::{CallId, NodeId},
     time::Timestamp,
@@ -24,7 +24,6 @@ use tokio::{
 use super::{state::Mistake, weather::Way, world::World};
 
 const PROGRESS: Duration = Duration::from_millis(500);
-const FORGET_AFTER: Duration = Duration::from_secs(20);
 const RETRY: Duration = Duration::from_millis(100);
 const TIMEOUT: Duration = Duration::from_secs(1);
 /// What a message takes at the most when all are slow. Three must find room in the time that a node waits
@@ -206,7 +205,13 @@ impl Bus {
         while let Some((from, content)) = wire.recv().await {
             world.stand_still(self.0.node).await;
             match content {
-                Content::Canary => {}
+                // It hears its channel again.
+                Content::Canary => {
+                    let away = world.weather().deaf.remove(&self.0.node);
+                    if away.is_some_and(|(since, _)| may_be_forgotten(world.now() - since)) {
+                        let _ = inbox.send(Inbound::Reset).await;
+                    }
+                }
                 Content::Again(number) => {
                     self.outgoing(from, |outgoing| outgoing.send_again(number));
                 }

@@ -1,7 +1,7 @@
 //! The clients: devices that connect to some node, hear, act on what they heard, and come back.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -41,6 +41,7 @@ struct Client {
     ringing: Option<CallRef>,
     call: Option<CallRef>,
     last_attempt: Option<Initiate>,
+    watches: bool,
     has_left: bool,
 }
 
@@ -54,6 +55,7 @@ struct Connection {
 enum Input {
     Call(Initiate),
     Signal(CallRef, Signal, Payload),
+    Watch,
     Reject(CallRef),
     Busy(CallRef),
     End(CallRef),
@@ -148,6 +150,9 @@ impl Clients {
             .parse()
             .expect("a socket id");
         let (inputs, received) = mpsc::unbounded_channel();
+        if client.watches {
+            let _ = inputs.send(Input::Watch);
+        }
         client.connection = Some(Connection { socket, node: node.clone(), inputs });
         drop(clients);
         let user = user(device);
@@ -155,7 +160,8 @@ impl Clients {
         self.world.witness().opened(socket, &user);
         self.world.note(|| format!("d{device} connects as {socket} to {}", node.id));
         let id = Some(format!("d{device}").parse().expect("a device id"));
-        let device = Device { user, node: node.id, socket, id };
+        let connected_at = self.world.now();
+        let device = Device { user, node: node.id, socket, id, connected_at };
         let session = session(self.clone(), node.clone(), device, received);
         node.spawn(session);
         true
@@ -238,12 +244,49 @@ impl Clients {
                 Input::Reject(somebody.clone()),
                 Input::End(somebody),
             ],
+            Act::Watch => {
+                client.watches = true;
+                vec![Input::Watch]
+            }
             Act::Vanish { .. } | Act::Leave { .. } => Vec::new(),
         };
         if let Some(connection) = &client.connection {
             for input in inputs {
                 let _ = connection.inputs.send(input);
             }
+        }
+    }
+
+    /// The client of `socket` tries again to watch, unless it is gone.
+    fn watch_again(self: &Arc<Self>, socket: SocketId) {
+        let own = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let device = own.sockets.lock().unwrap()[&socket];
+            let clients = own.clients();
+            if let Some(connection) =
+                clients[device].connection.as_ref().filter(|connection| connection.socket == socket)
+            {
+                let _ = connection.inputs.send(Input::Watch);
+            }
+        });
+    }
+
+    /// When nothing is wrong any more, each user calls another, or is called.
+    pub async fn call_each_other(&self) {
+        self.world.witness().all_is_well = true;
+        for user in (0..USERS).step_by(2) {
+            let to = name_of(user + 1);
+            let initiate = Initiate {
+                to,
+                call_type: CallType::Audio,
+                caller_info: None,
+                client_call_id: None,
+            };
+            if let Some(connection) = &self.clients()[user * DEVICES_PER_USER].connection {
+                let _ = connection.inputs.send(Input::Call(initiate));
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
 
@@ -332,8 +375,19 @@ async fn session(
             node.ears.open(socket, &device.user);
         }
     }
-    let _ = calls.welcome(&device).await;
-    while let Some(input) = inputs.recv().await {
+    let mut queued: VecDeque<Input> = std::iter::from_fn(|| inputs.try_recv().ok()).collect();
+    // One whose end is queued is not told of its user's call.
+    if !queued.iter().any(|input| matches!(input, Input::Gone { .. })) {
+        let _ = calls.welcome(&device).await;
+    }
+    loop {
+        let input = match queued.pop_front() {
+            Some(input) => input,
+            None => match inputs.recv().await {
+                Some(input) => input,
+                None => return,
+            },
+        };
         world.stand_still(node.id).await;
         match input {
             Input::Call(initiate) => {
@@ -347,6 +401,9 @@ async fn session(
                     )
                 });
                 world.witness().moved_on(&device);
+                if let Err(Failure::Unavailable(_)) = &placed {
+                    world.witness().turned_away(socket);
+                }
                 if let Ok(call) = placed
                     && call.is_live()
                 {
@@ -360,6 +417,13 @@ async fn session(
                 });
                 if let (Ok(id), Signal::Answer) = (sent, signal) {
                     clients.is_in(socket, CallRef { call_id: Some(id), ..to });
+                }
+            }
+            Input::Watch => {
+                let users: Vec<UserId> = (0..USERS).map(name_of).collect();
+                match calls.subscribe(socket, &users).await {
+                    Ok(presence) => world.witness().watches(socket, presence),
+                    Err(_) => clients.watch_again(socket),
                 }
             }
             Input::Reject(to) => ended(&clients, socket, calls.reject(&device, &to, None).await),

@@ -8,7 +8,7 @@ use super::{
     script::{DEVICES, NODES, Step, What},
     state::Mistake,
     weather::Weather,
-    witness::{PANIC, Violation},
+    witness::{PANIC, Violation, short},
     world::World,
 };
 
@@ -78,6 +78,9 @@ async fn live(clients: &Arc<Clients>, script: &[Step]) {
     tokio::time::sleep(SETTLED_AFTER).await;
     world.note(|| "-- all should be settled".to_owned());
     world.witness().settled(&world.state(), world.now(), &clients.open_sockets());
+    if script.iter().any(|step| matches!(step.what, What::RecordGone { .. })) {
+        clients.call_each_other().await;
+    }
     if world.witness().violation.is_some() {
         return;
     }
@@ -93,7 +96,14 @@ async fn live(clients: &Arc<Clients>, script: &[Step]) {
 
 fn heal(clients: &Arc<Clients>) {
     let world = &clients.world;
-    *world.weather() = Weather::default();
+    let deaf = std::mem::take(&mut world.weather().deaf);
+    *world.weather() = Weather { deaf: deaf.clone(), ..Weather::default() };
+    for (node, (_, until)) in deaf {
+        if until > world.now() {
+            world.weather().deaf.entry(node).and_modify(|(_, until)| *until = world.now());
+            world.hears_again(node);
+        }
+    }
     world.thaw();
     world.reconnect(None);
     for place in 0..NODES {
@@ -170,6 +180,20 @@ fn happen(clients: &Arc<Clients>, what: &What) {
             let id = node.id;
             world.weather().cut_off.insert(id, world.now() + Duration::from_millis(*for_ms));
             later(&world, *for_ms, move |world| world.reconnect(Some(id)));
+        }
+        What::Deaf { node, for_ms } => {
+            let Some(node) = clients.node(*node) else { return };
+            let (id, now) = (node.id, world.now());
+            world.weather().deaf.insert(id, (now, now + Duration::from_millis(*for_ms)));
+            later(&world, *for_ms, move |world| world.hears_again(id));
+        }
+        What::Far { node, for_ms } => {
+            let Some(node) = clients.node(*node) else { return };
+            world.weather().far.insert(node.id, world.now() + Duration::from_millis(*for_ms));
+        }
+        What::RecordGone { which } => {
+            let lost = world.state().lose_record(*which);
+            world.note(|| format!("the record of {:?} is gone", lost.map(short)));
         }
         What::Lossy { for_ms } => world.weather().lossy = until(for_ms),
         What::Slow { for_ms } => world.weather().slow = until(for_ms),

@@ -63,6 +63,20 @@ pub enum What {
         node: usize,
         for_ms: u64,
     },
+    /// The connection on which this node hears the others is gone, and that alone.
+    Deaf {
+        node: usize,
+        for_ms: u64,
+    },
+    /// What this node asks of Redis takes 600 ms to get there.
+    Far {
+        node: usize,
+        for_ms: u64,
+    },
+    /// The record of some call expires, or is evicted.
+    RecordGone {
+        which: usize,
+    },
     /// What nodes publish is lost, doubled and held up.
     Lossy {
         for_ms: u64,
@@ -105,6 +119,8 @@ pub enum Act {
         noticed_ms: u64,
         back_ms: u64,
     },
+    /// Watches the presence of all users, from now on on each of its sockets.
+    Watch,
     /// Leaves on purpose.
     Leave {
         back_ms: u64,
@@ -156,14 +172,17 @@ impl What {
 
     /// Whether messages between nodes may be held up for longer than others wait for them.
     pub fn stalls(&self) -> bool {
-        use What::{Device, Drain, HistoryDown, HistoryHalf, HistorySlow, Kill, Slow};
-        let quick = matches!(self, Device(..) | Kill { .. } | Drain { .. } | Slow { .. });
+        use What::{Device, Drain, HistoryDown, HistoryHalf, HistorySlow, Kill, RecordGone, Slow};
+        let quick = matches!(
+            self,
+            Device(..) | Kill { .. } | Drain { .. } | Slow { .. } | RecordGone { .. }
+        );
         !quick && !matches!(self, HistoryDown { .. } | HistoryHalf { .. } | HistorySlow { .. })
     }
 
     /// Whether the shared state forgets what it had confirmed.
     pub fn forgets(&self) -> bool {
-        matches!(self, Self::RedisEmpty { .. } | Self::RedisBehind { .. })
+        matches!(self, Self::RedisEmpty { .. } | Self::RedisBehind { .. } | Self::RecordGone { .. })
     }
 }
 
@@ -210,6 +229,24 @@ pub fn script(seed: u64) -> Vec<Step> {
     let faults = if random.percent(33) { 0 } else { random.between(1, 7) };
     for _ in 0..faults {
         let what = What::fault(&mut random);
+        steps.push(Step { at_ms: random.below(LENGTH_MS), what });
+    }
+    // By a chance of its own: what is above stays what it was.
+    let mut random = Random::new(!seed);
+    if random.percent(60) {
+        for _ in 0..random.between(1, 4) {
+            let watches = What::Device(random.index(DEVICES), Act::Watch);
+            steps.push(Step { at_ms: random.below(LENGTH_MS / 3), what: watches });
+        }
+    }
+    let more_faults = if faults == 0 { 0 } else { random.below(3) };
+    for _ in 0..more_faults {
+        let node = random.index(NODES);
+        let what = match random.below(4) {
+            0 => What::RecordGone { which: random.index(8) },
+            1 => What::Deaf { node, for_ms: random.between(500, 40_000) },
+            _ => What::Far { node, for_ms: random.between(2_000, 15_000) },
+        };
         steps.push(Step { at_ms: random.below(LENGTH_MS), what });
     }
     steps.sort_by_key(|step| step.at_ms);

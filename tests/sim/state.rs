@@ -66,7 +66,7 @@ pub struct User {
     pub claim: Option<CallId>,
     pub nodes: BTreeMap<NodeId, usize>,
     pub watchers: BTreeSet<NodeId>,
-    order: u64,
+    pub order: u64,
 }
 
 impl User {
@@ -127,6 +127,7 @@ impl State {
     ) -> Option<Edge> {
         let before = self.presence(user);
         let entry = self.users.entry(user.clone()).or_default();
+        entry.claim = entry.claim.filter(|claim| self.calls.contains_key(claim));
         change(entry);
         entry.advance(after, now);
         let edge = self.edge(user);
@@ -168,7 +169,9 @@ impl State {
         if version != over && mistake != Some(Mistake::VersionUnchecked) {
             return Committed::Conflict(current.map(Box::new));
         }
-        let claim_of = |user: &UserId| self.users.get(user).and_then(|user| user.claim);
+        // A claim whose record is gone is none.
+        let is_there = |claim: &CallId| self.calls.contains_key(claim);
+        let claim_of = |user: &UserId| self.users.get(user)?.claim.filter(is_there);
         if claims.iter().any(|claim| claim_of(&claim.user) != claim.was)
             && mistake != Some(Mistake::ClaimsUnchecked)
         {
@@ -216,30 +219,65 @@ impl State {
         let mut due = Vec::new();
         for (at, id) in passed.copied().collect::<Vec<_>>() {
             self.deadlines.remove(&(at, id));
-            let Some(record) = self.calls.get_mut(&id) else { continue };
+            let Some(record) = self.calls.get_mut(&id) else {
+                self.unclaim_gone(mistake);
+                continue;
+            };
             if record.settled {
                 self.remove(id, mistake);
             } else {
                 let lease = if record.call.is_live() { LIVE_LEASE } else { ENDED_LEASE };
                 record.due_at = now + lease;
                 self.deadlines.insert((record.due_at, id));
-                due.push(record.call.clone());
+                let call = record.call.clone();
+                if !call.is_live() {
+                    self.unclaim(&call, mistake);
+                }
+                due.push(call);
             }
         }
         due
     }
 
     fn remove(&mut self, id: CallId, mistake: Option<Mistake>) {
-        let Some(record) = self.calls.remove(&id) else { return };
+        if let Some(record) = self.calls.remove(&id) {
+            self.unclaim(&record.call, mistake);
+        }
+    }
+
+    /// The call is its users' latest no more.
+    fn unclaim(&mut self, call: &Call, mistake: Option<Mistake>) {
         if mistake == Some(Mistake::ClaimsKept) {
             return;
         }
-        for user in [record.call.caller.user, record.call.callee.user] {
-            if let Some(entry) = self.users.get_mut(&user) {
-                entry.claim = entry.claim.filter(|claim| *claim != id);
+        for user in [&call.caller.user, &call.callee.user] {
+            if let Some(entry) = self.users.get_mut(user) {
+                entry.claim = entry.claim.filter(|claim| *claim != call.id);
             }
+            self.forget_idle(user);
+        }
+    }
+
+    /// Takes claims off all users whose records are gone.
+    fn unclaim_gone(&mut self, mistake: Option<Mistake>) {
+        if mistake == Some(Mistake::ClaimsKept) {
+            return;
+        }
+        let Self { users, calls, .. } = self;
+        for user in users.values_mut() {
+            user.claim = user.claim.filter(|claim| calls.contains_key(claim));
+        }
+        for user in self.users.keys().cloned().collect::<Vec<_>>() {
             self.forget_idle(&user);
         }
+    }
+
+    /// A record expires or is evicted; claims that lead to it, and its deadline, have no time to live.
+    /// Answers which, if there is one.
+    pub fn lose_record(&mut self, which: usize) -> Option<CallId> {
+        let lost = *self.calls.keys().nth(which % self.calls.len().max(1))?;
+        self.calls.remove(&lost);
+        Some(lost)
     }
 
     pub fn settle(&mut self, stored: &[(CallId, u64)]) {
@@ -280,12 +318,16 @@ impl State {
         let mut taken = Vec::new();
         for node in dead {
             for user in self.users_on(node) {
-                self.departed.insert((node, user.clone()), now + SEE_OFF_LEASE);
+                let mut had_sockets = false;
                 self.mark(&user, 0, now, |user| {
-                    user.nodes.remove(&node);
+                    had_sockets = user.nodes.remove(&node).is_some();
                     user.watchers.remove(&node);
                 });
-                taken.push((node, user));
+                // Whom it only watched has not changed.
+                if had_sockets {
+                    self.departed.insert((node, user.clone()), now + SEE_OFF_LEASE);
+                    taken.push((node, user));
+                }
             }
             self.nodes.remove(&node);
         }

@@ -14,6 +14,10 @@ pub struct Weather {
     /// Messages between nodes take long, each pair's as long as it happens to.
     pub slow: Option<Timestamp>,
     pub cut_off: BTreeMap<NodeId, Timestamp>,
+    /// The connection on which a node hears the others is gone, since when and until when.
+    pub deaf: BTreeMap<NodeId, (Timestamp, Timestamp)>,
+    /// What a node asks of Redis takes long to get there.
+    pub far: BTreeMap<NodeId, Timestamp>,
     pub paused: BTreeMap<NodeId, Timestamp>,
     pub history_down: Option<Timestamp>,
     pub history_half: Option<Timestamp>,

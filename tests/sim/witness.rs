@@ -9,7 +9,7 @@ use switchboard::{
     call::{Call, Cause, Device, EndReason, Link, Role, State as CallState, What},
     history::Row,
     ids::{CallId, SocketId, UserId},
-    protocol::{CallView, ServerEvent},
+    protocol::{CallView, Presence, ServerEvent},
     time::Timestamp,
 };
 
@@ -17,6 +17,8 @@ use super::state::State;
 
 /// How long the news of an end may be on its way.
 const NEWS_TAKE: Duration = Duration::from_secs(2);
+/// How long a change of presence may be on its way.
+const PRESENCE_TAKES: Duration = Duration::from_secs(3);
 /// How many lines of the log are kept.
 const LOG_LINES: usize = 400;
 
@@ -38,6 +40,9 @@ pub const PARTIES: &str = "7: nobody gets a message of a call that they are not 
 pub const CONNECTED: &str = "no live call without connected parties";
 pub const LEFT_OVER: &str = "nothing is left over";
 pub const TOLD: &str = "whoever was in a call learns its end";
+pub const WATCHED: &str = "at rest, the last word of each watcher is what is so";
+pub const LATER: &str = "an earlier connection of a device never displaces a later one";
+pub const ANSWERED: &str = "when all is well, whoever calls is not told to try again";
 pub const PANIC: &str = "nothing panics";
 
 #[derive(Default)]
@@ -49,6 +54,8 @@ pub struct Witness {
     /// Whether messages may be on their way to a node that its device has left, and cannot be taken back:
     /// they are passed on, perhaps after what was sent later.
     pub may_be_late: bool,
+    /// Whether all faults are over, and everything has come right.
+    pub all_is_well: bool,
     pub violation: Option<Violation>,
     log: VecDeque<String>,
     calls: BTreeMap<CallId, Call>,
@@ -65,6 +72,8 @@ struct Ears {
     calls: BTreeMap<CallId, Heard>,
     /// The last number heard of each call, sender and kind of message.
     numbers: BTreeMap<(CallId, String), u64>,
+    /// The last word on the presence of each user whom it watches.
+    presence: BTreeMap<UserId, Presence>,
 }
 
 #[derive(Debug, Default)]
@@ -128,6 +137,14 @@ impl Witness {
     fn note_moves(&mut self, before: &Call, after: &Call) {
         for role in [Role::Caller, Role::Callee] {
             let Some(socket) = after.party(role).link.socket() else { continue };
+            if let (Link::Bound(left), Link::Bound(taken)) =
+                (&before.party(role).link, &after.party(role).link)
+                && !self.may_forget
+                && left.device == taken.device
+                && number_of(taken.socket) < number_of(left.socket)
+            {
+                self.violated(LATER, || format!("{} after {}", brief(after), brief(before)));
+            }
             let moved = match &before.party(role).link {
                 Link::Open => false,
                 link => !link.is_on(socket),
@@ -168,8 +185,11 @@ impl Witness {
 
     pub fn opened(&mut self, socket: SocketId, user: &UserId) {
         let (calls, numbers, is_unsure) = (BTreeMap::new(), BTreeMap::new(), false);
-        self.sockets
-            .insert(socket, Ears { user: user.clone(), is_open: true, is_unsure, calls, numbers });
+        let presence = BTreeMap::new();
+        self.sockets.insert(
+            socket,
+            Ears { user: user.clone(), is_open: true, is_unsure, calls, numbers, presence },
+        );
     }
 
     /// The client hears nothing more on this socket.
@@ -183,6 +203,11 @@ impl Witness {
     pub fn heard(&mut self, now: Timestamp, socket: SocketId, event: &ServerEvent) {
         let Some(ears) = self.sockets.get_mut(&socket).filter(|ears| ears.is_open) else { return };
         let user = ears.user.clone();
+        if let ServerEvent::Presence { user_id, status, .. } = event
+            && let Some(known) = ears.presence.get_mut(user_id)
+        {
+            *known = *status;
+        }
         let Some(id) = call_of(event) else { return };
         let is_party = self.calls.get(&id).is_some_and(|call| call.role_of(&user).is_some());
         let mut broken = None;
@@ -228,6 +253,20 @@ impl Witness {
         }
         if let Some((invariant, what)) = broken {
             self.violated(invariant, || what);
+        }
+    }
+
+    /// The client watches these users, and was told their presence.
+    pub fn watches(&mut self, socket: SocketId, presence: Vec<(UserId, Presence)>) {
+        if let Some(ears) = self.sockets.get_mut(&socket) {
+            ears.presence = presence.into_iter().collect();
+        }
+    }
+
+    /// The client called, and was told to try again later.
+    pub fn turned_away(&mut self, socket: SocketId) {
+        if self.all_is_well {
+            self.violated(ANSWERED, || format!("{socket} called"));
         }
     }
 
@@ -295,6 +334,23 @@ impl Witness {
                 }
             }
         }
+        let mut mistaken = None;
+        for (socket, ears) in self.sockets.iter().filter(|(_, ears)| ears.is_open) {
+            for (user, heard) in &ears.presence {
+                let changed_us = state.users.get(user).map_or(0, |user| user.order);
+                let is_old = Timestamp::from_millis(changed_us / 1_000) + PRESENCE_TAKES < now;
+                let presence = state.presence(user);
+                if is_old && *heard != presence {
+                    mistaken = Some(format!(
+                        "{socket} heard that {} is {heard:?}: {presence:?}",
+                        user.as_str()
+                    ));
+                }
+            }
+        }
+        if let Some(what) = mistaken {
+            self.violated(WATCHED, || what);
+        }
         let mut missed = None;
         for (socket, ears) in self.sockets.iter().filter(|(_, ears)| ears.is_open) {
             for (id, heard) in &ears.calls {
@@ -347,6 +403,13 @@ impl Witness {
             self.violated(HISTORY, || what);
         }
     }
+}
+
+/// How many connections its device had had, with this one.
+fn number_of(socket: SocketId) -> u64 {
+    let name = socket.to_string();
+    let number = name.trim_end_matches('_').split_once('s').map(|(_, number)| number.parse());
+    number.expect("a device and a number").expect("a number")
 }
 
 fn call_of(event: &ServerEvent) -> Option<CallId> {

@@ -27,6 +27,9 @@ const MAX_BEHIND: usize = 8;
 /// How long an operation waits for its answer.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long what a node asks takes to get to Redis if it is far from it.
+const FAR: Duration = Duration::from_millis(600);
+
 type Late = Box<dyn FnOnce(&mut State) + Send>;
 
 pub struct World {
@@ -131,6 +134,10 @@ impl World {
     ) -> Result<T, Failed> {
         self.stand_still(node).await;
         self.latency().await;
+        let is_far = self.weather().far.get(&node).is_some_and(|until| *until > self.now());
+        if is_far {
+            tokio::time::sleep(FAR).await;
+        }
         match self.way(node) {
             Way::Open => {}
             Way::Broken => return Err(Failed),
@@ -213,7 +220,15 @@ impl World {
     /// A node's channel, if it is subscribed to it.
     pub fn listener(&self, node: NodeId) -> Option<Listener> {
         let listener = self.listeners().get(&node).cloned();
-        listener.filter(|_| self.way(node) != Way::Broken)
+        let is_deaf = self.weather().deaf.get(&node).is_some_and(|(_, until)| *until > self.now());
+        listener.filter(|_| self.way(node) != Way::Broken && !is_deaf)
+    }
+
+    /// A node hears its channel again.
+    pub fn hears_again(&self, node: NodeId) {
+        if let Some(listener) = self.listeners().get(&node) {
+            let _ = listener.wire.send((node, Content::Canary));
+        }
     }
 
     /// A name for a call that follows from the seed.

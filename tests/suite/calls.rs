@@ -6,7 +6,7 @@ use serde_json::Value;
 use switchboard::{
     call::{Refusal, Signal},
     calls::{Failure, MAX_REPLAY_MESSAGES, MAX_WAITING_MESSAGES, SWEEP_INTERVAL},
-    cluster::{Cluster, Inbound, Message},
+    cluster::{Cluster, Edge, Inbound, Message},
     ids::{NodeId, UserId},
     protocol::{CallRef, Presence},
     time::Clock,
@@ -546,7 +546,7 @@ async fn a_reset_that_fails_is_done_with_a_later_sweep() {
     drop(resets);
     node.calls.run_inbox(inbox).await;
     let users = ["a", "b"].map(|user| user.parse().unwrap());
-    let online = |all: Vec<Presence>| all.iter().all(|one| *one != Presence::Offline);
+    let online = |all: Vec<Edge>| all.iter().all(|one| one.presence != Presence::Offline);
     world.end("a1", "b").await.unwrap();
     assert!(!online(elsewhere.presence(&users).await.unwrap()));
     node.calls.sweep().await.unwrap();
@@ -571,5 +571,5 @@ async fn devices_that_leave_during_a_reset_stay_gone() {
     let users = names.map(|name| name[..1].parse().unwrap());
     let (elsewhere, _inbox) = world.hub.node(NodeId::generate(Clock::System.now()));
     let presence = elsewhere.presence(&users).await.unwrap();
-    assert!(presence.iter().all(|one| *one == Presence::Offline), "{presence:?}");
+    assert!(presence.iter().all(|one| one.presence == Presence::Offline), "{presence:?}");
 }

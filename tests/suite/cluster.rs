@@ -41,6 +41,7 @@ fn ringing(from: &str, to: &str) -> Call {
             node: NodeId::generate(START),
             socket: socket(from),
             id: None,
+            connected_at: START,
         },
         to: user(to),
         call_type: CallType::Audio,
@@ -77,6 +78,10 @@ async fn stored(cluster: &dyn Cluster, change: Change) -> Vec<(String, Presence)
             .collect(),
         Committed::Conflict(current) => panic!("conflict with {current:?}"),
     }
+}
+
+async fn presence_of(cluster: &dyn Cluster, users: &[UserId]) -> Vec<Presence> {
+    cluster.presence(users).await.unwrap().into_iter().map(|edge| edge.presence).collect()
 }
 
 /// A backend, and what it runs on.
@@ -184,7 +189,7 @@ async fn a_live_call_makes_both_users_busy() {
 async fn presence_can_be_asked_for_without_watching() {
     for Backend { cluster, _server } in backends().await {
         let users = ["anna", "ben", "carl", "nobody", "carl"].map(user);
-        let presence = async || cluster.presence(&users).await.unwrap();
+        let presence = async || presence_of(&*cluster, &users).await;
         assert_eq!(presence().await, [Presence::Offline; 5]);
         for name in ["anna", "ben", "carl"] {
             let edge = cluster.attach(&user(name), socket(name)).await.unwrap().unwrap();
@@ -269,12 +274,13 @@ async fn a_record_that_has_gone_back_is_put_back_and_a_newer_one_is_not() {
             node: NodeId::generate(START),
             socket: socket("1"),
             id: None,
+            connected_at: START,
         };
         let node = NodeId::generate(START);
         let answered = RULES.apply(&call, &Event::Answer(device), node, START).unwrap();
         let put_back = async |call: &Call, over| {
             let change = Change { call: call.clone(), claims: Vec::new() };
-            cluster.restore(change, over).await.unwrap()
+            cluster.restore(change, over).await.unwrap().is_some()
         };
         assert!(put_back(&answered, Some(1)).await);
         assert_eq!(cluster.load(call.id).await.unwrap(), Some(answered.clone()));
@@ -293,7 +299,7 @@ async fn a_record_that_is_gone_is_put_back_over_the_claims_that_it_was_decided_o
         let put_back = async |was| {
             let claims = ["anna", "ben"].map(|name| Claim { user: user(name), was }).into();
             let change = Change { call: forgotten.clone(), claims };
-            cluster.restore(change, None).await.unwrap()
+            cluster.restore(change, None).await.unwrap().is_some()
         };
         assert!(!put_back(None).await, "the users have claims");
         assert_eq!(cluster.load(forgotten.id).await.unwrap(), None);
@@ -312,7 +318,7 @@ async fn who_left_before_redis_went_back_is_taken_off_the_node() {
     server.run(&["hset", "sb:{test}:user:ben", &format!("node:{node}"), "1"]);
     server.run(&["sadd", &format!("sb:{{test}}:node:{node}"), "ben"]);
     let users = [user("anna"), user("ben")];
-    let presence = async || cluster.presence(&users).await.unwrap();
+    let presence = async || presence_of(&*cluster, &users).await;
     assert_eq!(presence().await, [Presence::Online, Presence::Online]);
     let taken_off = cluster.tidy().await.unwrap();
     assert_eq!(taken_off.len(), 1);
@@ -330,6 +336,44 @@ async fn a_user_claimed_meanwhile_is_a_conflict() {
         let carls = cluster.latest(&user("carl")).await.unwrap();
         assert_eq!(carls, None, "nothing of a refused change is written");
     }
+}
+
+#[tokio::test]
+async fn a_claim_whose_record_is_gone_is_free() {
+    let server = RedisServer::standalone();
+    let (cluster, _inbox) = join(&server).await;
+    let lost = ringing("anna", "ben");
+    let claims = || {
+        ["anna", "ben"]
+            .map(|name| server.run(&["HGET", &format!("sb:{{test}}:user:{name}"), "call"]))
+    };
+    stored(&*cluster, new_call(&lost)).await;
+    // It expired, or was evicted.
+    server.run(&["DEL", &format!("sb:{{test}}:call:{}", lost.id)]);
+    assert_eq!(cluster.latest(&user("anna")).await.unwrap(), None);
+    let busy = [("anna".to_owned(), Presence::Busy), ("ben".to_owned(), Presence::Busy)];
+    let next = ringing("anna", "ben");
+    assert_eq!(stored(&*cluster, new_call(&next)).await, busy, "they can call each other");
+    assert_eq!(claims(), [next.id.to_string(), next.id.to_string()]);
+
+    // Nobody calls: a sweep finds that a record is gone, and whose claims lead to it.
+    server.run(&["DEL", &format!("sb:{{test}}:call:{}", next.id)]);
+    cluster.due(next.deadline(), 10).await.unwrap();
+    assert_eq!(claims(), ["", ""]);
+    assert_eq!(server.run(&["KEYS", "sb:{test}:user:*"]), "", "and nothing is left of them");
+}
+
+#[tokio::test]
+async fn whoever_comes_loses_a_claim_whose_record_is_gone() {
+    let server = RedisServer::standalone();
+    let (cluster, _inbox) = join(&server).await;
+    let lost = ringing("anna", "ben");
+    stored(&*cluster, new_call(&lost)).await;
+    server.run(&["DEL", &format!("sb:{{test}}:call:{}", lost.id), "sb:{test}:deadlines"]);
+    cluster.attach(&user("ben"), socket("1")).await.unwrap();
+    assert_eq!(server.run(&["HGET", "sb:{test}:user:ben", "call"]), "");
+    cluster.detach(&user("ben"), socket("1")).await.unwrap();
+    assert_eq!(server.run(&["EXISTS", "sb:{test}:user:ben"]), "0");
 }
 
 #[tokio::test]
@@ -356,7 +400,11 @@ async fn users_of_a_dead_node_are_heard_of_until_they_are_seen_off() {
     // A node that has attached a user, and has not been heard of since.
     let dead = NodeId::generate(START);
     server.run(&["HSET", "sb:{test}:user:anna", &format!("node:{dead}"), "1", "order", "1"]);
-    server.run(&["SADD", &format!("sb:{{test}}:node:{dead}"), "anna"]);
+    // It only watched ben and carl, and ben is online elsewhere: nothing is to be said of them.
+    let elsewhere = format!("node:{}", NodeId::generate(START));
+    server.run(&["HSET", "sb:{test}:user:ben", &elsewhere, "1", &format!("watch:{dead}"), "1"]);
+    server.run(&["HSET", "sb:{test}:user:carl", &format!("watch:{dead}"), "1", "order", "1"]);
+    server.run(&["SADD", &format!("sb:{{test}}:node:{dead}"), "anna", "ben", "carl"]);
     server.run(&["ZADD", "sb:{test}:nodes", "1", &dead.to_string()]);
     let mut told = async || match inbox.recv().await {
         Some(Inbound::Departed(from, users)) => {
@@ -371,6 +419,8 @@ async fn users_of_a_dead_node_are_heard_of_until_they_are_seen_off() {
     };
     told().await;
     assert_eq!(server.run(&["EXISTS", "sb:{test}:user:anna"]), "0", "she is offline at once");
+    assert_eq!(server.run(&["HKEYS", "sb:{test}:user:ben"]), elsewhere);
+    assert_eq!(server.run(&["EXISTS", "sb:{test}:user:carl"]), "0");
     // Nobody says that her calls were seen to, so they are not.
     told().await;
     redis.seen_off(dead, &[user("anna")]).await.unwrap();

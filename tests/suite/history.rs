@@ -95,6 +95,7 @@ fn ringing(caller: &str, callee: &str, seconds: u64) -> Call {
             node: NodeId::generate(START),
             socket: "0123456789abcdef".parse().unwrap(),
             id: None,
+            connected_at: at(seconds),
         },
         to: user(callee),
         call_type: CallType::Audio,

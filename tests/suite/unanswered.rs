@@ -10,7 +10,7 @@ use switchboard::{
     time::Clock,
 };
 
-use crate::world::{NODE_COUNTS, RULES, World};
+use crate::world::{NODE_COUNTS, RULES, World, socket};
 
 const REFUSED: Failure = Failure::Unavailable(Unavailable);
 /// Longer than a sweep takes to find a call that was written, and shorter than it waits for its caller.
@@ -197,5 +197,49 @@ async fn a_device_that_could_not_be_told_of_its_call_when_it_joined_is_told_by_t
         assert_eq!(world.heard("b1+"), ["resumed"]);
         world.pass(A_SWEEP).await;
         assert_eq!(world.heard("b1+"), [""; 0]);
+    }
+}
+
+/// `c1` watches `a` and `b`, who are in a call with each other if `in_call`.
+async fn watched(count: usize, in_call: bool) -> World {
+    let names = ["a1", "b1", "c1"];
+    let world = if in_call {
+        World::in_call(count, &names).await.0
+    } else {
+        World::with(count, &["a1", "c1"]).await
+    };
+    let users = ["a", "b"].map(|user| user.parse().unwrap());
+    world.calls("c1").subscribe(socket("c1"), &users).await.unwrap();
+    world
+}
+
+#[tokio::test(start_paused = true)]
+async fn presence_after_an_end_is_told_to_those_who_watch() {
+    for count in NODE_COUNTS {
+        let world = watched(count, true).await;
+        world.node_of("a1").lose_answer_of("commit");
+        assert_eq!(world.end("a1", "b").await.unwrap_err(), REFUSED);
+        world.pass(A_SWEEP).await;
+        assert_eq!(world.heard("c1"), ["presence:update online", "presence:update online"]);
+        world.pass(TOO_LATE).await;
+        assert_eq!(world.heard("c1"), [""; 0], "once");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn presence_after_a_connect_or_a_disconnect_is_told_to_those_who_watch() {
+    for count in NODE_COUNTS {
+        let world = watched(count, false).await;
+        let (node, device) = (world.node_of("b1"), world.device("b1"));
+        node.lose_answer_of("attach");
+        assert_eq!(node.calls.join(&device).await, Err(Unavailable));
+        // Its client tries again, and finds itself online.
+        world.join("b1").await;
+        world.pass(A_SWEEP).await;
+        assert_eq!(world.heard("c1"), ["presence:update online"]);
+        node.lose_answer_of("detach");
+        world.leave("b1", false).await;
+        world.pass(A_SWEEP).await;
+        assert_eq!(world.heard("c1"), ["presence:update offline"]);
     }
 }

@@ -16,13 +16,14 @@ use switchboard::{
     call::{Call, CallType, Device, Lobby, Refusal, Role, Rules, Signal},
     calls::{Calls, Failure, Initiate, Outlet},
     cluster::{
-        Change, Cluster, Committed, Detached, Edge, Hub, Memory, Message, Relay, Unavailable,
+        Change, Cluster, Committed, Detached, Edge, Hub, Memory, Message, Relay, Stored,
+        Unavailable,
     },
     health::Health,
     history::{self, Period, Query, Row, Stats, Store, StoreError},
     ids::{CallId, NodeId, SocketId, UserId},
     payload::Payload,
-    protocol::{CallRef, Presence, ServerEvent},
+    protocol::{CallRef, ServerEvent},
     time::{Clock, Timestamp},
 };
 
@@ -136,14 +137,14 @@ interleaved! {
     tidy() -> Vec<(UserId, Detached)>;
     watch(users: &[UserId], after: u64) -> Vec<Edge>;
     unwatch(users: &[UserId]) -> ();
-    presence(users: &[UserId]) -> Vec<Presence>;
+    presence(users: &[UserId]) -> Vec<Edge>;
     lobby(caller: &UserId, callee: &UserId) -> Lobby;
     load(id: CallId) -> Option<Call>;
     live(from: Option<&str>, limit: usize) -> (Vec<Call>, Option<String>);
     nodes_of(user: &UserId) -> Vec<NodeId>;
     latest(user: &UserId) -> Option<Call>;
     commit(change: Change) -> Committed;
-    restore(change: Change, over: Option<u64>) -> bool;
+    restore(change: Change, over: Option<u64>) -> Option<Stored>;
     due(now: Timestamp, limit: usize) -> Vec<Call>;
     settle(stored: &[(CallId, u64)]) -> ();
     seen_off(node: NodeId, users: &[UserId]) -> ();
@@ -296,6 +297,9 @@ impl World {
             node: self.node_of(name).id,
             socket: socket(name),
             id: Some(name.trim_end_matches('+').parse().unwrap()),
+            connected_at: Timestamp::from_millis(
+                1_800_000_000_000 + name.matches('+').count() as u64,
+            ),
         }
     }
 

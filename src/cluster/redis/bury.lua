@@ -1,4 +1,5 @@
--- Takes users off a node that is dead, and notes that their calls are to be seen to.
+-- Takes users off a node that is dead, and notes of those who had sockets there that their calls are to be seen
+-- to. Whom it only watched has not changed.
 -- KEYS[1]  the node's set of users
 -- KEYS[2]  heartbeats
 -- KEYS[3]  users to be seen off: node and user by when somebody hears of them again
@@ -9,26 +10,31 @@
 -- ARGV[5]  how many users at the most
 -- ARGV[6]  when somebody hears of them again, in ms
 -- ARGV[7]  its last heartbeat if it is dead: if it has been heard of since, nothing happens
--- Answers the ids of the users, and 1 if there were none left and this forgot the node, else 0.
+-- Answers the ids of the users who had sockets there, and whether there may be more: 0 if so; 1 if there were none
+-- left and this forgot the node; 2 if that had happened before, or the node is not dead.
 local beat = redis.call('ZSCORE', KEYS[2], ARGV[2])
 if not beat or tonumber(beat) > tonumber(ARGV[7]) then
-    return { {}, 0 }
+    return { {}, 2 }
 end
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
-local users = redis.call('SPOP', KEYS[1], ARGV[5])
+local users, departed = redis.call('SPOP', KEYS[1], ARGV[5]), {}
 for _, id in ipairs(users) do
     local user = ARGV[1] .. id
-    redis.call('ZADD', KEYS[3], ARGV[6], ARGV[2] .. ':' .. id)
-    redis.call('HDEL', user, ARGV[3], ARGV[4])
-    -- As in mark.lua.
-    local order = math.max((redis.call('HGET', user, 'order') or 0) + 1, now_us)
-    redis.call('HSET', user, 'order', string.format('%d', order))
+    if redis.call('HDEL', user, ARGV[3]) == 1 then
+        departed[#departed + 1] = id
+        redis.call('ZADD', KEYS[3], ARGV[6], ARGV[2] .. ':' .. id)
+        -- As in mark.lua.
+        local order = math.max((redis.call('HGET', user, 'order') or 0) + 1, now_us)
+        redis.call('HSET', user, 'order', string.format('%d', order))
+    end
+    redis.call('HDEL', user, ARGV[4])
+    -- Nothing but the counter.
     if redis.call('HLEN', user) == 1 then
         redis.call('DEL', user)
     end
 end
 if #users == 0 then
-    return { users, redis.call('ZREM', KEYS[2], ARGV[2]) }
+    return { departed, redis.call('ZREM', KEYS[2], ARGV[2]) == 1 and 1 or 2 }
 end
-return { users, 0 }
+return { departed, 0 }

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use fred::{clients::SubscriberClient, prelude::*};
@@ -17,7 +17,7 @@ use crate::{
     cluster::{
         Inbound, Message, Relay,
         link::{Content, Receiver},
-        outgoing::{Outgoing, end_of},
+        outgoing::{FORGET_AFTER, Outgoing, end_of, may_be_forgotten},
     },
     health::{Health, Part},
     ids::{CallId, NodeId},
@@ -28,8 +28,6 @@ use crate::{
 
 /// How often a link says how far it has come while something could have been missed.
 const PROGRESS: Duration = Duration::from_millis(500);
-/// How long a link is kept for a node that nobody listens for.
-const FORGET_AFTER: Duration = Duration::from_secs(20);
 /// How often the node checks that its own channel reaches it.
 const CANARY: Duration = Duration::from_secs(2);
 const RETRY: Duration = Duration::from_millis(100);
@@ -44,6 +42,8 @@ struct Shared {
     client: Client,
     clock: Clock,
     peers: Mutex<HashMap<NodeId, Arc<Peer>>>,
+    /// When this node last began to look everything up, while it heard its channel.
+    looked_up_at: Mutex<Instant>,
 }
 
 /// What is on its way to one node.
@@ -60,8 +60,9 @@ impl Peer {
 
 impl Bus {
     pub fn new(node: NodeId, namespace: &str, client: Client, clock: Clock) -> Self {
-        let peers = Mutex::default();
-        Self(Arc::new(Shared { node, namespace: namespace.to_owned(), client, clock, peers }))
+        let (peers, looked_up_at) = (Mutex::default(), Mutex::new(Instant::now()));
+        let namespace = namespace.to_owned();
+        Self(Arc::new(Shared { node, namespace, client, clock, peers, looked_up_at }))
     }
 
     pub fn channel(&self, node: NodeId) -> String {
@@ -206,6 +207,15 @@ impl Bus {
         Ok(reachable)
     }
 
+    /// Everything is about to be looked up, and what comes on the channel is heard.
+    pub fn looks_all_up(&self) {
+        *self.looked_up_at() = Instant::now();
+    }
+
+    fn looked_up_at(&self) -> MutexGuard<'_, Instant> {
+        self.0.looked_up_at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Waits until this node listens to its channel.
     pub async fn heard(&self) {
         while !matches!(self.reachable(&[self.0.node]).await.as_deref(), Ok([true])) {
@@ -230,12 +240,21 @@ impl Bus {
         let mut canary = tokio::time::interval(CANARY);
         let mut links: HashMap<NodeId, Receiver> = HashMap::new();
         let (mut alive, mut is_canary_out) = (false, false);
+        let mut heard_at = Instant::now();
         loop {
             tokio::select! {
                 message = messages.recv() => match message {
                     Ok(message) => {
                         let Some(text) = message.value.into_string() else { continue };
-                        alive |= self.take(&text, &mut links, &inbox).await;
+                        if self.take(&text, &mut links, &inbox).await {
+                            alive = true;
+                            let away = heard_at.max(*self.looked_up_at()).elapsed();
+                            heard_at = Instant::now();
+                            if may_be_forgotten(away) {
+                                warn!(?away, "what others had for this node may be lost: all is looked up");
+                                let _ = inbox.send(Inbound::Reset).await;
+                            }
+                        }
                     }
                     // The links ask for what is missing, unless it is too old by now and no more
                     // comes from that node.

@@ -13,7 +13,7 @@
 -- ARGV[7]  how long to keep the record at the most, in ms, from the first that is written on
 -- ARGV[8]  the caller's id
 -- ARGV[9]  the callee's id
--- ARGV[10] the caller's claim as it was, '' for none, '-' to leave it alone
+-- ARGV[10] the caller's claim as it was, '' for none or one whose record is gone, '-' to leave it alone
 -- ARGV[11] the callee's claim likewise
 -- Answers 'conflict' and the record as it is, or 'ok', whether it was live, and both users' hashes as
 -- lines. The caller's is '' if nobody's presence can have changed.
@@ -47,7 +47,11 @@ if is_new or was_live ~= ARGV[5] then
             end
         end
         if ARGV[10 + i] ~= '-' and ARGV[10 + i] ~= claim then
-            return { 'conflict', current[2] or '' }
+            -- A record has a time to live, a claim has none: one whose record is gone is no claim.
+            local claimed = string.sub(KEYS[1], 1, -1 - #ARGV[1]) .. claim
+            if ARGV[10 + i] ~= '' or redis.call('EXISTS', claimed) == 1 then
+                return { 'conflict', current[2] or '' }
+            end
         end
         -- As in mark.lua.
         users[i] = { hash = hash, order = string.format('%d', math.max(order + 1, now_us)) }

@@ -114,7 +114,9 @@ impl Redis {
 
     /// Lets this node say again who is here, once it can be heard by who finds them.
     async fn start_over(&self, inbox: &mpsc::Sender<Inbound>) {
-        let _ = tokio::time::timeout(HEARTBEAT, self.bus.heard()).await;
+        if tokio::time::timeout(HEARTBEAT, self.bus.heard()).await.is_ok() {
+            self.bus.looks_all_up();
+        }
         let _ = inbox.send(Inbound::Reset).await;
     }
 
@@ -210,13 +212,15 @@ impl Redis {
             let mut next = || answer.next().unwrap_or(Value::Null);
             let users = list(next()).into_iter();
             let users: Vec<UserId> = users.filter_map(|user| text(user).parse().ok()).collect();
-            if users.is_empty() {
-                if text(next()) == "1" {
-                    metrics::DEAD_NODES.increment(1);
-                }
-                return Ok(());
-            }
             self.pass_on_departed(node, &users, inbox).await?;
+            match text(next()).as_str() {
+                "0" => {}
+                "1" => {
+                    metrics::DEAD_NODES.increment(1);
+                    return Ok(());
+                }
+                _ => return Ok(()),
+            }
         }
     }
 }

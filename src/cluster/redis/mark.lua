@@ -1,5 +1,5 @@
 -- Sets or removes what a node has to do with a user, and answers the user before and after as lines,
--- and the record of its latest call or ''.
+-- and the record of its latest call or ''. A claim whose record is gone goes.
 -- KEYS[1]  user hash
 -- KEYS[2]  the node's set of users
 -- KEYS[3]  heartbeats
@@ -31,7 +31,7 @@ if redis.call('HEXISTS', KEYS[1], ARGV[3]) == 1 or redis.call('HEXISTS', KEYS[1]
 else
     redis.call('SREM', KEYS[2], ARGV[2])
 end
-local claim, known = nil, tonumber(ARGV[8])
+local claim, record, known = nil, nil, tonumber(ARGV[8])
 for at = 1, #before, 2 do
     if before[at] == 'call' then
         claim = before[at + 1]
@@ -41,10 +41,15 @@ for at = 1, #before, 2 do
 end
 local order = math.max(known + 1, time[1] * 1000000 + time[2])
 redis.call('HSET', KEYS[1], 'order', string.format('%d', order))
+if claim then
+    record = redis.call('HGET', ARGV[1] .. claim, 'r')
+    if not record then
+        redis.call('HDEL', KEYS[1], 'call')
+    end
+end
 local after = redis.call('HGETALL', KEYS[1])
 -- Nothing but the counter: the user is nobody's any more.
 if #after == 2 then
     redis.call('DEL', KEYS[1])
 end
-local record = claim and redis.call('HGET', ARGV[1] .. claim, 'r') or ''
-return { table.concat(before, '\n'), table.concat(after, '\n'), record }
+return { table.concat(before, '\n'), table.concat(after, '\n'), record or '' }

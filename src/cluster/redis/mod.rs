@@ -35,7 +35,6 @@ use crate::{
     health::Health,
     ids::{CallId, NodeId, SocketId, UserId},
     metrics::Command,
-    protocol::Presence,
     shutdown::{self, Trigger},
     time::{Clock, SharedClock, Timestamp},
 };
@@ -46,6 +45,8 @@ const INBOX_MESSAGES: usize = 10_000;
 const LIVE_LEASE: Duration = Duration::from_secs(5);
 /// The same for one that ended and waits to be stored: history may be away for long.
 const ENDED_LEASE: Duration = Duration::from_secs(30);
+/// About how many keys are looked through at a time for claims whose records are gone.
+const UNCLAIM_KEYS: usize = 1_000;
 /// How long a node that leaves tries to send what it still has for others.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 const LAST_WORDS_POLL: Duration = Duration::from_millis(5);
@@ -71,6 +72,10 @@ pub struct Redis {
 struct Local {
     sockets: HashMap<UserId, BTreeSet<SocketId>>,
     watched: HashSet<UserId>,
+    /// Users who were taken off this node, perhaps: the answer was lost.
+    untidied: BTreeSet<UserId>,
+    /// Where to go on looking for claims whose records are gone. None if there is no need to.
+    unclaim_from: Option<String>,
 }
 
 impl Local {
@@ -249,6 +254,20 @@ impl Redis {
         Ok(facts.edge(user, call.as_ref().is_some_and(Call::is_live)))
     }
 
+    /// Looks a part of all users through for claims whose records are gone, if there are any.
+    async fn unclaim(&self) {
+        let Some(from) = self.local().unclaim_from.take() else { return };
+        let arguments =
+            vec![self.keys.call_prefix(), self.keys.user_prefix(), from, UNCLAIM_KEYS.to_string()];
+        // If it fails, the next record that is gone has it begin anew.
+        let scanned = self.run(&self.scripts.unclaim, vec![self.keys.deadlines()], arguments).await;
+        let next = scanned.map(text).ok().filter(|next| next != "0");
+        let mut local = self.local();
+        if local.unclaim_from.is_none() {
+            local.unclaim_from = next;
+        }
+    }
+
     /// Writes a record over the version `over`, 0 if there must be none, and the users' claims.
     async fn write(&self, change: Change, over: u64) -> Result<Committed, Unavailable> {
         let Change { call, claims } = &change;
@@ -332,11 +351,16 @@ impl Cluster for Redis {
         };
         let users = members.into_iter().filter_map(|user| user.parse::<UserId>().ok());
         let mut absent = Vec::new();
-        for user in users.filter(is_absent).collect::<Vec<_>>() {
+        let mut users: BTreeSet<UserId> = users.collect();
+        users.extend(self.local().untidied.iter().cloned());
+        users.retain(is_absent);
+        self.local().untidied = users.clone();
+        for user in users {
             self.mark_watched(&user, 0).await?;
             let detached = self.mark_sockets(&user).await?;
             absent.push((user, detached));
         }
+        self.local().untidied.clear();
         Ok(absent)
     }
 
@@ -355,11 +379,12 @@ impl Cluster for Redis {
         try_join_all(users.iter().map(|user| self.mark_watched(user, 0))).await.map(|_| ())
     }
 
-    async fn presence(&self, users: &[UserId]) -> Result<Vec<Presence>, Unavailable> {
-        let presence_of = |(facts, call): (Facts, Option<Call>)| {
-            facts.presence(call.as_ref().is_some_and(Call::is_live))
+    async fn presence(&self, users: &[UserId]) -> Result<Vec<Edge>, Unavailable> {
+        let looked = self.look(users).await?;
+        let edge = |(user, (facts, call)): (&UserId, (Facts, Option<Call>))| {
+            facts.edge(user, call.as_ref().is_some_and(Call::is_live))
         };
-        Ok(self.look(users).await?.into_iter().map(presence_of).collect())
+        Ok(std::iter::zip(users, looked).map(edge).collect())
     }
 
     async fn lobby(&self, caller: &UserId, callee: &UserId) -> Result<Lobby, Unavailable> {
@@ -417,9 +442,12 @@ impl Cluster for Redis {
         self.write(change, over).await
     }
 
-    async fn restore(&self, change: Change, over: Option<u64>) -> Result<bool, Unavailable> {
-        let written = self.write(change, over.unwrap_or(0)).await?;
-        Ok(matches!(written, Committed::Stored(_)))
+    async fn restore(
+        &self,
+        change: Change,
+        over: Option<u64>,
+    ) -> Result<Option<Stored>, Unavailable> {
+        Ok(self.write(change, over.unwrap_or(0)).await?.stored())
     }
 
     async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Call>, Unavailable> {
@@ -431,8 +459,18 @@ impl Cluster for Redis {
             (now + ENDED_LEASE).as_millis().to_string(),
             limit.to_string(),
         ];
-        let due = self.run(&self.scripts.due, vec![self.keys.deadlines()], arguments).await?;
-        Ok(readable(due))
+        let answer = self.run(&self.scripts.due, vec![self.keys.deadlines()], arguments).await?;
+        let mut answer = list(answer).into_iter();
+        let mut next = || answer.next().unwrap_or(Value::Null);
+        let due = readable(next());
+        if text(next()) == "1" {
+            warn!(
+                "records of calls are gone before their time: claims on their users are looked for"
+            );
+            self.local().unclaim_from = Some("0".to_owned());
+        }
+        self.unclaim().await;
+        Ok(due)
     }
 
     async fn settle(&self, stored: &[(CallId, u64)]) -> Result<(), Unavailable> {
