@@ -30,7 +30,7 @@ for _, id in ipairs(users) do
     end
     redis.call('HDEL', user, ARGV[4])
     -- Nothing but the counter.
-    if redis.call('HLEN', user) == 1 then
+    if redis.call('HLEN', user) == 1 and redis.call('HEXISTS', user, 'order') == 1 then
         redis.call('DEL', user)
     end
 end
