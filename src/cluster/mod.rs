@@ -23,6 +23,9 @@ use crate::{
     trace::{self, TraceContext},
 };
 
+/// Of how many users an operation changes all or nothing. Of more, some may be changed when it fails.
+pub const USERS_AT_ONCE: usize = 200;
+
 /// The shared state of all nodes, as one node sees it.
 ///
 /// Every operation is atomic on its own. An operation that fails with [`Unavailable`] may still
@@ -135,7 +138,7 @@ pub struct Edge {
     pub user: UserId,
     pub presence: Presence,
     pub order: u64,
-    /// The nodes that watch this user.
+    /// The nodes that watch this user; may be left out where they have nothing to hear of.
     #[serde(skip)]
     pub watchers: Vec<NodeId>,
 }

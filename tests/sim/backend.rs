@@ -13,7 +13,7 @@ use switchboard::{
     call::{Call, Lobby, Role},
     cluster::{
         Change, Cluster, Committed, Departed, Detached, Edge, Inbound, Message, Relay, Stored,
-        Unavailable,
+        USERS_AT_ONCE, Unavailable,
     },
     ids::{CallId, NodeId, SocketId, UserId},
     shutdown::{self, Shutdown, Trigger},
@@ -48,6 +48,28 @@ struct Local {
     untidied: BTreeSet<UserId>,
 }
 
+/// What is written of what a node has to do with a user.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Aspect {
+    Sockets,
+    Watched,
+    Both,
+}
+
+/// A user after a mark.
+struct Marked {
+    edge: Edge,
+    /// The edge, if the presence has changed.
+    changed: Option<Edge>,
+    call: Option<Call>,
+}
+
+impl From<Marked> for Detached {
+    fn from(Marked { changed, call, .. }: Marked) -> Self {
+        Self { call, edge: changed }
+    }
+}
+
 impl From<Failed> for Unavailable {
     fn from(_: Failed) -> Self {
         Unavailable
@@ -68,34 +90,46 @@ impl Backend {
         self.world.carry_out(self.node, operation).await.map_err(|Failed| Unavailable)
     }
 
-    /// Writes what this node has to do with a user, as it is when Redis carries it out.
+    /// Writes what this node has to do with these users, as it is when Redis carries it out, some users at
+    /// a time.
     async fn mark(
         &self,
-        user: &UserId,
+        users: &[UserId],
+        aspect: Aspect,
         after: u64,
-    ) -> Result<(Option<Edge>, Edge, Option<Call>), Unavailable> {
-        let (user, node, local) = (user.clone(), self.node, self.local.clone());
-        self.ask(move |world, state| {
-            let local = local.lock().unwrap();
-            let count = local.sockets.get(&user).map_or(0, BTreeSet::len);
-            let edge = state.mark(&user, after, world.now(), |entry| {
-                if count > 0 {
-                    entry.nodes.insert(node, count);
-                } else {
-                    entry.nodes.remove(&node);
-                }
-                if local.watched.contains(&user) {
-                    entry.watchers.insert(node);
-                } else {
-                    entry.watchers.remove(&node);
-                }
-            });
-            if count > 0 || local.watched.contains(&user) {
-                state.has_users(node, world.now());
-            }
-            (edge, state.edge(&user), state.latest(&user))
-        })
-        .await
+    ) -> Result<Vec<Marked>, Unavailable> {
+        let mut marked = Vec::with_capacity(users.len());
+        for some in users.chunks(USERS_AT_ONCE) {
+            let (some, node, local) = (some.to_vec(), self.node, self.local.clone());
+            let mark = move |world: &World, state: &mut State| {
+                let mark = |user: UserId| {
+                    let local = local.lock().unwrap();
+                    let count = local.sockets.get(&user).map_or(0, BTreeSet::len);
+                    let edge = state.mark(&user, after, world.now(), |entry| {
+                        if aspect != Aspect::Watched {
+                            entry.nodes.retain(|other, _| *other != node);
+                            entry.nodes.extend((count > 0).then_some((node, count)));
+                        }
+                        if aspect != Aspect::Sockets {
+                            entry.watchers.remove(&node);
+                            entry.watchers.extend(local.watched.contains(&user).then_some(node));
+                        }
+                    });
+                    if state.users_on(node).contains(&user) {
+                        state.has_users(node, world.now());
+                    }
+                    Marked { changed: edge, edge: state.edge(&user), call: state.latest(&user) }
+                };
+                some.into_iter().map(mark).collect::<Vec<_>>()
+            };
+            marked.extend(self.ask(mark).await?);
+        }
+        Ok(marked)
+    }
+
+    async fn mark_sockets(&self, user: &UserId) -> Result<Marked, Unavailable> {
+        let marked = self.mark(std::slice::from_ref(user), Aspect::Sockets, 0).await?;
+        Ok(marked.into_iter().next().expect("each is answered"))
     }
 
     /// Heartbeats, and burying the dead, for ever.
@@ -189,8 +223,8 @@ impl Cluster for Backend {
     async fn attach(&self, user: &UserId, socket: SocketId) -> Result<Option<Edge>, Unavailable> {
         let is_new =
             self.local.lock().unwrap().sockets.entry(user.clone()).or_default().insert(socket);
-        match self.mark(user, 0).await {
-            Ok((edge, ..)) => Ok(edge),
+        match self.mark_sockets(user).await {
+            Ok(marked) => Ok(marked.changed),
             Err(error) => {
                 if is_new {
                     self.remove(user, socket);
@@ -202,47 +236,43 @@ impl Cluster for Backend {
 
     async fn detach(&self, user: &UserId, socket: SocketId) -> Result<Detached, Unavailable> {
         self.remove(user, socket);
-        let (edge, _, call) = self.mark(user, 0).await?;
-        Ok(Detached { call, edge })
+        self.mark_sockets(user).await.map(Detached::from)
     }
 
     async fn tidy(&self) -> Result<Vec<(UserId, Detached)>, Unavailable> {
         let node = self.node;
         let there = self.ask(move |_, state| state.users_on(node)).await?;
-        let users = {
+        let absent: Vec<UserId> = {
             let mut local = self.local.lock().unwrap();
             let mut users: BTreeSet<UserId> = there.into_iter().collect();
             users.append(&mut local.untidied);
             users.retain(|user| !local.sockets.contains_key(user) && !local.watched.contains(user));
             local.untidied.clone_from(&users);
-            users
+            users.into_iter().collect()
         };
-        let mut absent = Vec::new();
-        for user in users {
-            let (edge, _, call) = self.mark(&user, 0).await?;
-            absent.push((user, Detached { call, edge }));
-        }
+        let marked = self.mark(&absent, Aspect::Both, 0).await?;
         self.local.lock().unwrap().untidied.clear();
-        Ok(absent)
+        Ok(std::iter::zip(absent, marked.into_iter().map(Detached::from)).collect())
     }
 
     async fn watch(&self, users: &[UserId], after: u64) -> Result<Vec<Edge>, Unavailable> {
         self.local.lock().unwrap().watched.extend(users.iter().cloned());
-        let mut edges = Vec::new();
-        for user in users {
-            edges.push(self.mark(user, after).await?.1);
-        }
-        Ok(edges)
+        Ok(self
+            .mark(users, Aspect::Watched, after)
+            .await?
+            .into_iter()
+            .map(|marked| marked.edge)
+            .collect())
     }
 
     async fn unwatch(&self, users: &[UserId]) -> Result<(), Unavailable> {
-        for user in users {
-            self.local.lock().unwrap().watched.remove(user);
+        {
+            let mut local = self.local.lock().unwrap();
+            for user in users {
+                local.watched.remove(user);
+            }
         }
-        for user in users {
-            self.mark(user, 0).await?;
-        }
-        Ok(())
+        self.mark(users, Aspect::Watched, 0).await.map(drop)
     }
 
     async fn presence(&self, users: &[UserId]) -> Result<Vec<Edge>, Unavailable> {

@@ -327,6 +327,64 @@ async fn who_left_before_redis_went_back_is_taken_off_the_node() {
     assert!(cluster.tidy().await.unwrap().is_empty());
 }
 
+/// A number that the server's `INFO` gives.
+fn stat(server: &RedisServer, section: &str, name: &str) -> usize {
+    let info = server.run(&["INFO", section]);
+    let line = info.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':'));
+    let line = line.unwrap_or("0");
+    let number = line.strip_prefix("calls=").map_or(line, |line| line.split(',').next().unwrap());
+    number.parse().unwrap()
+}
+
+#[tokio::test]
+async fn many_users_are_marked_by_few_scripts_in_their_order() {
+    let server = RedisServer::standalone();
+    let (redis, _inbox) = join(&server).await;
+    let users: Vec<UserId> = (0..1_000).map(|number| user(&format!("user{number}"))).collect();
+    for number in [7, 421, 999] {
+        redis.attach(&users[number], socket("1")).await.unwrap();
+    }
+    server.run(&["CONFIG", "RESETSTAT"]);
+    let edges = redis.watch(&users, 0).await.unwrap();
+    redis.unwatch(&users[..500]).await.unwrap();
+    let scripts = stat(&server, "commandstats", "cmdstat_evalsha");
+    assert!((8..30).contains(&scripts), "{scripts} scripts");
+    let watched = edges.iter().map(|edge| edge.user.clone()).collect::<Vec<_>>();
+    assert_eq!(watched, users);
+    let is_online = |at: &usize| edges[*at].presence == Presence::Online;
+    assert_eq!((0..users.len()).filter(is_online).collect::<Vec<_>>(), [7, 421, 999]);
+    let left = server.run(&["SCARD", &format!("sb:{{test}}:node:{}", redis.node())]);
+    assert_eq!(left, "502", "500 are watched and three are here, of whom one is both");
+}
+
+#[tokio::test]
+async fn a_mark_that_changes_nothing_costs_the_same_however_many_nodes_watch() {
+    let server = RedisServer::standalone();
+    let (redis, _inbox) = join(&server).await;
+    let anna = user("anna");
+    redis.attach(&anna, socket("1")).await.unwrap();
+    let nodes: Vec<NodeId> = (0..100).map(|_| NodeId::generate(START)).collect();
+    let mut costs = Vec::new();
+    for watching in [0, 100] {
+        for node in &nodes[..watching] {
+            server.run(&["HSET", "sb:{test}:user:anna", &format!("watch:{node}"), "1"]);
+        }
+        server.run(&["CONFIG", "RESETSTAT"]);
+        for number in 0..10 {
+            let another = socket(&format!("more{number}"));
+            assert_eq!(redis.attach(&anna, another).await.unwrap(), None);
+            assert_eq!(redis.detach(&anna, another).await.unwrap().edge, None);
+        }
+        let read = ["hgetall", "hscan", "hkeys"]
+            .map(|name| stat(&server, "commandstats", &format!("cmdstat_{name}")));
+        assert_eq!(read, [0, 0, 0], "no command looks at all fields");
+        costs.push(stat(&server, "stats", "total_net_output_bytes"));
+    }
+    assert!(costs[1] < costs[0] + 10_000, "{costs:?} bytes");
+    let last = redis.detach(&anna, socket("1")).await.unwrap().edge.unwrap();
+    assert_eq!(last.watchers.len(), 100, "all of them hear of a change");
+}
+
 #[tokio::test]
 async fn a_user_claimed_meanwhile_is_a_conflict() {
     for Backend { cluster, _server } in backends().await {

@@ -26,6 +26,11 @@ pub fn watch_field(node: NodeId) -> String {
     format!("watch:{node}")
 }
 
+/// The node that such a field names.
+pub fn watcher(field: &str) -> Option<NodeId> {
+    node_in(field, "watch:")
+}
+
 /// A user's hash.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Facts {
@@ -50,7 +55,7 @@ impl Facts {
                 facts.order = text.parse().unwrap_or_default();
             } else if let Some(node) = node_in(field, "node:") {
                 facts.nodes.push((node, text.parse().unwrap_or_default()));
-            } else if let Some(node) = node_in(field, "watch:") {
+            } else if let Some(node) = watcher(field) {
                 facts.watchers.push(node);
             }
         }

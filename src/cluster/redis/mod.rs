@@ -7,6 +7,7 @@ mod connect;
 pub(crate) mod envelope;
 pub(crate) mod facts;
 mod life;
+mod marked;
 
 pub use connect::ConnectError;
 
@@ -26,9 +27,11 @@ use self::{
     asked::{Named, Scripts, timed},
     bus::Bus,
     facts::{Facts, list, read_record, readable, sockets_field, text, watch_field, write_record},
+    marked::{Aspect, Calls, Marked, Own},
 };
 use super::{
-    Change, Cluster, Committed, Detached, Edge, Inbound, Message, Relay, Stored, Unavailable,
+    Change, Cluster, Committed, Detached, Edge, Inbound, Message, Relay, Stored, USERS_AT_ONCE,
+    Unavailable,
 };
 use crate::{
     call::{Call, Lobby, Role},
@@ -39,6 +42,8 @@ use crate::{
     time::{Clock, SharedClock, Timestamp},
 };
 
+/// How many such scripts one operation has under way.
+const MARKS_AT_ONCE: usize = 4;
 /// Most messages that come in and wait.
 const INBOX_MESSAGES: usize = 10_000;
 /// How long a due call is left to whoever took it.
@@ -79,6 +84,15 @@ struct Local {
 }
 
 impl Local {
+    fn own(&self, user: &UserId, aspect: Aspect) -> Own {
+        let sockets = || self.sockets.get(user).map_or(0, BTreeSet::len);
+        let is_watched = || self.watched.contains(user);
+        Own {
+            sockets: (aspect != Aspect::Watched).then(sockets),
+            is_watched: (aspect != Aspect::Sockets).then(is_watched),
+        }
+    }
+
     fn remove(&mut self, user: &UserId, socket: SocketId) {
         if let Some(sockets) = self.sockets.get_mut(user) {
             sockets.remove(&socket);
@@ -204,54 +218,78 @@ impl Redis {
         Ok(all)
     }
 
-    /// Writes what this node has to do with a user, as it is now. Two writes of one user can
-    /// overtake each other: then the one that finds the other's state writes again.
+    /// Writes what this node has to do with these users, as it is now; answers them in their order, each edge with
+    /// an order above `after`. With the records of their latest calls, if they are wanted.
     async fn mark(
         &self,
-        user: &UserId,
-        what: impl Fn(&Local) -> Option<String>,
-        field: String,
+        users: &[UserId],
+        aspect: Aspect,
+        calls: Calls,
         after: u64,
-    ) -> Result<(Option<Edge>, Facts, Option<Call>), Unavailable> {
-        let mut presence_before = None;
-        loop {
-            let value = what(&self.local());
-            let keys = vec![self.keys.user(user), self.keys.node(self.node), self.keys.nodes()];
-            let arguments = vec![
+    ) -> Result<Vec<Marked>, Unavailable> {
+        let mut marked = Vec::with_capacity(users.len());
+        for part in users.chunks(USERS_AT_ONCE * MARKS_AT_ONCE) {
+            let some =
+                part.chunks(USERS_AT_ONCE).map(|some| self.mark_some(some, aspect, calls, after));
+            marked.extend(try_join_all(some).await?.into_iter().flatten());
+        }
+        Ok(marked)
+    }
+
+    /// The same for as many users as one script takes. Two writes of one user can overtake each other: then
+    /// the one that finds the other's state writes again.
+    async fn mark_some(
+        &self,
+        users: &[UserId],
+        aspect: Aspect,
+        calls: Calls,
+        after: u64,
+    ) -> Result<Vec<Marked>, Unavailable> {
+        let mut marked: Vec<Option<Marked>> = vec![None; users.len()];
+        let mut turn: Vec<usize> = (0..users.len()).collect();
+        while !turn.is_empty() {
+            let own: Vec<Own> = {
+                let local = self.local();
+                turn.iter().map(|at| local.own(&users[*at], aspect)).collect()
+            };
+            let mut keys = vec![self.keys.node(self.node), self.keys.nodes()];
+            let mut arguments = vec![
                 self.keys.call_prefix(),
-                user.as_str().to_owned(),
+                self.node.to_string(),
                 sockets_field(self.node),
                 watch_field(self.node),
-                field.clone(),
-                value.clone().unwrap_or_default(),
-                self.node.to_string(),
+                u8::from(calls == Calls::Wanted).to_string(),
                 after.to_string(),
             ];
-            let mut answer = list(self.run(&self.scripts.mark, keys, arguments).await?).into_iter();
-            let mut next = || answer.next().unwrap_or(Value::Null);
-            let (before, after) = (Facts::read(&text(next())), Facts::read(&text(next())));
-            let call = read_record(&text(next()))?;
-            let is_live = call.as_ref().is_some_and(Call::is_live);
-            // What an earlier turn changed is part of the edge too.
-            let presence_before = *presence_before.get_or_insert(before.presence(is_live));
-            if what(&self.local()) == value {
-                let edge = after.edge(user, is_live);
-                let changed = presence_before != edge.presence;
-                return Ok((Some(edge).filter(|_| changed), after, call));
+            for (at, own) in std::iter::zip(&turn, &own) {
+                keys.push(self.keys.user(&users[*at]));
+                arguments.push(users[*at].as_str().to_owned());
+                arguments.extend(own.values());
             }
+            let answer = list(self.run(&self.scripts.mark, keys, arguments).await?);
+            if answer.len() != turn.len() {
+                return Err(Unavailable);
+            }
+            for (at, answer) in std::iter::zip(&turn, answer) {
+                let now = Marked::read(&users[*at], list(answer))?;
+                marked[*at] = Some(match marked[*at].take() {
+                    Some(before) => before.then(now),
+                    None => now,
+                });
+            }
+            let local = self.local();
+            turn = std::iter::zip(turn, own)
+                .filter(|(at, own)| local.own(&users[*at], aspect) != *own)
+                .map(|(at, _)| at)
+                .collect();
         }
+        Ok(marked.into_iter().flatten().collect())
     }
 
-    async fn mark_sockets(&self, user: &UserId) -> Result<Detached, Unavailable> {
-        let count = |local: &Local| local.sockets.get(user).map(|all| all.len().to_string());
-        let (edge, _, call) = self.mark(user, count, sockets_field(self.node), 0).await?;
-        Ok(Detached { call, edge })
-    }
-
-    async fn mark_watched(&self, user: &UserId, after: u64) -> Result<Edge, Unavailable> {
-        let is_watched = |local: &Local| local.watched.contains(user).then(|| "1".to_owned());
-        let (_, facts, call) = self.mark(user, is_watched, watch_field(self.node), after).await?;
-        Ok(facts.edge(user, call.as_ref().is_some_and(Call::is_live)))
+    async fn mark_sockets(&self, user: &UserId, calls: Calls) -> Result<Marked, Unavailable> {
+        let user = std::slice::from_ref(user);
+        let marked = self.mark_some(user, Aspect::Sockets, calls, 0).await?;
+        marked.into_iter().next().ok_or(Unavailable)
     }
 
     /// Looks a part of all users through for claims whose records are gone, if there are any.
@@ -326,8 +364,8 @@ impl Cluster for Redis {
 
     async fn attach(&self, user: &UserId, socket: SocketId) -> Result<Option<Edge>, Unavailable> {
         let is_new = self.local().sockets.entry(user.clone()).or_default().insert(socket);
-        match self.mark_sockets(user).await {
-            Ok(marked) => Ok(marked.edge),
+        match self.mark_sockets(user, Calls::Unwanted).await {
+            Ok(marked) => Ok(marked.changed()),
             Err(error) => {
                 if is_new {
                     self.local().remove(user, socket);
@@ -339,7 +377,7 @@ impl Cluster for Redis {
 
     async fn detach(&self, user: &UserId, socket: SocketId) -> Result<Detached, Unavailable> {
         self.local().remove(user, socket);
-        self.mark_sockets(user).await
+        self.mark_sockets(user, Calls::Wanted).await.map(Detached::from)
     }
 
     async fn tidy(&self) -> Result<Vec<(UserId, Detached)>, Unavailable> {
@@ -350,23 +388,20 @@ impl Cluster for Redis {
             !local.sockets.contains_key(user) && !local.watched.contains(user)
         };
         let users = members.into_iter().filter_map(|user| user.parse::<UserId>().ok());
-        let mut absent = Vec::new();
         let mut users: BTreeSet<UserId> = users.collect();
         users.extend(self.local().untidied.iter().cloned());
         users.retain(is_absent);
         self.local().untidied = users.clone();
-        for user in users {
-            self.mark_watched(&user, 0).await?;
-            let detached = self.mark_sockets(&user).await?;
-            absent.push((user, detached));
-        }
+        let absent: Vec<UserId> = users.into_iter().collect();
+        let marked = self.mark(&absent, Aspect::Both, Calls::Wanted, 0).await?;
         self.local().untidied.clear();
-        Ok(absent)
+        Ok(std::iter::zip(absent, marked.into_iter().map(Detached::from)).collect())
     }
 
     async fn watch(&self, users: &[UserId], after: u64) -> Result<Vec<Edge>, Unavailable> {
         self.local().watched.extend(users.iter().cloned());
-        try_join_all(users.iter().map(|user| self.mark_watched(user, after))).await
+        let marked = self.mark(users, Aspect::Watched, Calls::Unwanted, after).await?;
+        Ok(marked.into_iter().map(|marked| marked.edge).collect())
     }
 
     async fn unwatch(&self, users: &[UserId]) -> Result<(), Unavailable> {
@@ -376,7 +411,7 @@ impl Cluster for Redis {
                 local.watched.remove(user);
             }
         }
-        try_join_all(users.iter().map(|user| self.mark_watched(user, 0))).await.map(|_| ())
+        self.mark(users, Aspect::Watched, Calls::Unwanted, 0).await.map(drop)
     }
 
     async fn presence(&self, users: &[UserId]) -> Result<Vec<Edge>, Unavailable> {

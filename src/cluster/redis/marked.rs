@@ -1,0 +1,95 @@
+//! What came of marking a user: `mark.lua` answers it.
+
+use fred::types::Value;
+
+use super::facts::{list, read_record, text, watcher};
+use crate::{
+    call::Call,
+    cluster::{Detached, Edge, Unavailable},
+    ids::UserId,
+    protocol::Presence,
+};
+
+/// Whether the records of the users' latest calls are read too.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Calls {
+    Wanted,
+    Unwanted,
+}
+
+/// What a node has to do with a user, as far as it is written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Own {
+    pub sockets: Option<usize>,
+    pub is_watched: Option<bool>,
+}
+
+/// What is written of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Aspect {
+    Sockets,
+    Watched,
+    Both,
+}
+
+/// The value of a field that stays what it is.
+const AS_IT_IS: &str = "=";
+
+impl Own {
+    /// The values of the node's two fields; an empty one is removed.
+    pub fn values(self) -> [String; 2] {
+        let sockets =
+            self.sockets.map(|count| if count > 0 { count.to_string() } else { String::new() });
+        let watched = self.is_watched.map(|is_watched| "1"[..usize::from(is_watched)].to_owned());
+        [sockets, watched].map(|value| value.unwrap_or_else(|| AS_IT_IS.to_owned()))
+    }
+}
+
+/// A user after a mark.
+#[derive(Clone)]
+pub struct Marked {
+    /// Its watchers are known only if the presence has changed.
+    pub edge: Edge,
+    has_changed: bool,
+    /// The user's latest call, if it was wanted.
+    call: Option<Call>,
+}
+
+impl Marked {
+    /// One user's part of what the script answers.
+    pub fn read(user: &UserId, answer: Vec<Value>) -> Result<Self, Unavailable> {
+        let mut answer = answer.into_iter();
+        let mut next = || answer.next().unwrap_or(Value::Null);
+        let [is_live, was_online, is_online] = [(); 3].map(|()| text(next()) == "1");
+        let order = text(next()).parse().map_err(|_| Unavailable)?;
+        let watchers = list(next()).into_iter().filter_map(|field| watcher(&text(field)));
+        let edge = Edge {
+            user: user.clone(),
+            presence: Presence::of(is_live, is_online),
+            order,
+            watchers: watchers.collect(),
+        };
+        let has_changed = Presence::of(is_live, was_online) != edge.presence;
+        Ok(Self { edge, has_changed, call: read_record(&text(next()))? })
+    }
+
+    /// The same user marked again: what the first mark changed is part of the edge too.
+    pub fn then(self, mut later: Self) -> Self {
+        if self.has_changed && !later.has_changed {
+            later.edge.watchers = self.edge.watchers;
+        }
+        later.has_changed |= self.has_changed;
+        later
+    }
+
+    /// The edge, if the presence has changed.
+    pub fn changed(self) -> Option<Edge> {
+        Some(self.edge).filter(|_| self.has_changed)
+    }
+}
+
+impl From<Marked> for Detached {
+    fn from(mut marked: Marked) -> Self {
+        Self { call: marked.call.take(), edge: marked.changed() }
+    }
+}
