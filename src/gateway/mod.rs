@@ -7,6 +7,7 @@ mod expiry;
 mod inbox;
 mod leases;
 mod outlet;
+mod pace;
 pub(crate) mod reply;
 mod session;
 mod transport;
@@ -35,6 +36,7 @@ use tracing::{info, warn};
 use self::{
     leases::Due,
     outlet::{SocketOutlet, sid_of, socket_id},
+    pace::spread,
     session::{Context, NotJoined, Receiver, Session},
     transport::{Bearer, Doors, Engine},
     wire::Upgraded,
@@ -193,12 +195,11 @@ impl Serving {
         for session in polling.iter().filter_map(session_of) {
             session.disconnected(DisconnectReason::ClosingServer);
         }
-        let pause = window / u32::try_from(websockets.len()).unwrap_or(u32::MAX).max(1);
-        for socket in websockets {
+        spread(websockets, window, |socket| {
             let upgraded = self.upgraded.clone();
-            if pause.is_zero() {
+            if window.is_zero() {
                 upgraded.close_transport(socket);
-                continue;
+                return;
             }
             if let Some(session) = session_of(&socket) {
                 session.hush();
@@ -207,8 +208,8 @@ impl Serving {
                 tokio::time::sleep(LAST_WRITE_TIME).await;
                 upgraded.close_transport(socket);
             });
-            tokio::time::sleep(pause).await;
-        }
+        })
+        .await;
         let signed_off = async {
             while self.context.session_count() > 0 {
                 // Whoever was let in at the last moment.
