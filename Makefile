@@ -18,7 +18,7 @@ FUZZ_TARGETS = client_event bus_message redis_record token query
 FUZZ_SECONDS ?= 300
 
 .DEFAULT_GOAL := help
-.PHONY: help run build bench bench-floor bench-instructions bench-traces deny fuzz abuse lint test test-setup test-rust test-server test-clients test-api test-cluster test-browser test-deploy sim types
+.PHONY: help run build bench bench-floor bench-instructions bench-scale bench-traces deny fuzz abuse lint test test-setup test-rust test-server test-clients test-api test-cluster test-browser test-deploy sim types
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,10 @@ bench-floor: # the bare relay that `bench` and `bench-instructions` measure besi
 
 bench-instructions: build bench-floor ## instructions and system calls a call: takes 2 minutes and valgrind
 	node benches/instructions.mjs
+
+# A node with 20,000 sockets has as many files open; so has who opens them. Where that is not allowed, there are fewer.
+bench-scale: build ## attacks beside calls, a full node in trouble, many nodes: 40 minutes, written into docs/operations/scale.md
+	ulimit -n 65536 2>/dev/null || ulimit -n $$(ulimit -Hn); cargo bench --locked --bench scale
 
 bench-traces: build ## what traces cost: takes 10 minutes, Redis and valgrind
 	node benches/traces.mjs

@@ -1,11 +1,17 @@
 // What larger systems need, worked out from what run.mjs measured on small ones, and whether the same sums tell what it
 // measured on a fuller one.
 
+import { readFileSync } from 'node:fs';
 import { MIXED_RATE } from './measurements.mjs';
+
+/** What `make bench-scale` measured of presence last. */
+const presence = JSON.parse(readFileSync(new URL('scale/presence.json', import.meta.url)));
 
 const USERS = [100_000, 1_000_000, 10_000_000];
 const CALLS_PER_USER_AND_HOUR = 0.5;
 const CONNECTIONS_PER_USER_AND_HOUR = 2;
+/** Users whom each one watches, and by whom each one is watched, all of them connected. */
+const CONTACTS = Number(process.env.CONTACTS ?? 50);
 const CALL_S = 180;
 /** Ended calls stay in Redis for a minute. */
 const KEPT_S = 60;
@@ -46,14 +52,21 @@ export function capacity(middle, { sockets }) {
     const calls = (users * CALLS_PER_USER_AND_HOUR) / 3_600;
     // Who comes has left before: that costs about the same.
     const moves = (2 * users * CONNECTIONS_PER_USER_AND_HOUR) / 3_600;
+    // Each connection watches its contacts anew. A user comes and goes with each, and is busy in each call made or got.
+    const watches = ((users * CONNECTIONS_PER_USER_AND_HOUR) / 3_600) * CONTACTS;
+    const updates = ((users * (2 * CONNECTIONS_PER_USER_AND_HOUR + 4 * CALLS_PER_USER_AND_HOUR)) / 3_600) * CONTACTS;
     const parts = {
       pings: (users * connection.idle_us_per_s) / 1e6,
       moves: (moves * connection.cpu_us) / 1e6,
       calls: (calls * call.cpu_us) / 1e6,
+      presence: (watches * presence.watch_node_us + updates * presence.update_node_us) / 1e6,
     };
-    const cores = parts.pings + parts.moves + parts.calls;
+    const cores = parts.pings + parts.moves + parts.calls + parts.presence;
     const nodes = Math.max(2, cores / (BUSY - node.idle_us_per_s / 1e6), users / SOCKETS_PER_NODE);
-    const redis = (calls * call.redis_us + moves * connection.redis_us) / 1e6 + Math.ceil(nodes) * node.redis_share;
+    const redisForPresence = (watches * presence.watch_redis_us + updates * presence.update_redis_us) / 1e6;
+    const redis = (calls * call.redis_us + moves * connection.redis_us) / 1e6 + redisForPresence + Math.ceil(nodes) * node.redis_share;
+    // A user has a field for each node that watches.
+    const fields = users * Math.min(CONTACTS, Math.ceil(nodes));
     const postgres = (calls * call.postgres_us) / 1e6;
     return {
       'users connected': count(users),
@@ -61,12 +74,17 @@ export function capacity(middle, { sockets }) {
       'connections that come or go, a second': count(moves),
       "nodes' cores for pings": share(parts.pings),
       "nodes' cores for coming and going": share(parts.moves),
+      'contacts of a user': count(CONTACTS),
+      'contacts that are watched anew, a second': count(watches),
+      'changes of presence that are told, a second': count(updates),
       "nodes' cores for calls": share(parts.calls),
+      "nodes' cores for presence": share(parts.presence),
       [`nodes (a core ${BUSY * 100} % busy, ${count(SOCKETS_PER_NODE)} connections)`]: count(nodes),
-      'memory of all nodes': bytes(users * connection.memory_bytes + Math.ceil(nodes) * node.memory_bytes),
+      'memory of all nodes': bytes(users * (connection.memory_bytes + CONTACTS * presence.watch_node_bytes) + Math.ceil(nodes) * node.memory_bytes),
       'cores of Redis, if one could have them': share(redis),
+      'of them for presence': share(redisForPresence),
       [`cells, each with a Redis ${BUSY * 100} % busy`]: count(redis / BUSY),
-      'memory of Redis': bytes(users * REDIS_BYTES_PER_USER + calls * (CALL_S + KEPT_S) * REDIS_BYTES_PER_CALL),
+      'memory of Redis': bytes(users * REDIS_BYTES_PER_USER + fields * presence.watch_redis_bytes + calls * (CALL_S + KEPT_S) * REDIS_BYTES_PER_CALL),
       'Redis, network a second': bytes(calls * call.redis_bytes),
       "cores of Postgres for history's rows": share(postgres),
     };
@@ -79,6 +97,8 @@ export function capacity(middle, { sockets }) {
     `| a call across nodes | ${call.cpu_us.toFixed(0)} µs of a node, ${call.redis_us.toFixed(0)} µs and ${(call.redis_bytes / 1_000).toFixed(0)} kB of Redis, ${call.postgres_us.toFixed(0)} µs of Postgres for its row, which took ${call.rows_per_s.toFixed(0)} rows a second from one node |`,
     `| a connection that comes | ${connection.cpu_us.toFixed(0)} µs of a node, ${connection.redis_us.toFixed(0)} µs of Redis |`,
     `| a connection that stays | ${(connection.memory_bytes / 1_000).toFixed(1)} kB; ${connection.idle_us_per_s.toFixed(2)} µs of CPU a second, for a ping in 25 s |`,
+    `| a contact that is watched | ${presence.watch_node_us} µs of a node, ${presence.watch_redis_us} µs of Redis; ${presence.watch_node_bytes} bytes of a node, ${presence.watch_redis_bytes} of Redis |`,
+    `| a change that one watcher is told | ${presence.update_node_us} µs of the nodes, ${presence.update_redis_us} µs of Redis |`,
     `| a node that idles | ${node.redis_commands_per_s.toFixed(1)} Redis commands a second, ${(node.redis_share * 100).toFixed(2)} % of Redis' core; ${(node.idle_us_per_s / 1e4).toFixed(2)} % of its own; ${bytes(node.memory_bytes)} |`,
   ];
 

@@ -4,12 +4,12 @@
 //! what it measures.
 
 mod calls;
-mod client;
+pub mod client;
 mod idle;
 mod presence;
 mod report;
-mod sample;
-mod spread;
+pub mod sample;
+pub mod spread;
 
 use std::time::Duration;
 
