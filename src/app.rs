@@ -35,7 +35,7 @@ pub struct Process {
 /// Why the service could not start. Each is one sentence for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("cannot listen on {address}")]
+    #[error("cannot listen on {address}: SWITCHBOARD_LISTEN sets where")]
     Listen { address: SocketAddr, source: io::Error },
     #[error(
         "cannot listen on {address} for health and metrics: SWITCHBOARD_ADMIN_LISTEN sets where"

@@ -28,6 +28,10 @@ const CANDIDATE: &str =
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a server that does not ack may take to know a user who has named itself.
 const SETTLE: Duration = Duration::from_millis(300);
+/// Attempts of a user that a server takes in a minute by default.
+const USUAL_LIMIT: u32 = 30;
+/// How long the answers to so many attempts, and one more, may take.
+const LIMIT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long nothing may come before what has not come is taken for lost.
 const LOSS_TIMEOUT: Duration = Duration::from_secs(5);
 const PROGRESS: Duration = Duration::from_secs(1);
@@ -73,7 +77,44 @@ struct Pair {
     candidates: u32,
 }
 
+/// Refuses what a server with its usual limits would refuse in the middle of the measurement: a user's
+/// attempts beyond so many a minute. A user who is nobody else tries as many on nobody.
+async fn check_limit(options: &Calls) -> Result<(), BenchError> {
+    let each_minute = options.rate.map(|rate| rate * 60.0 / f64::from(options.pairs));
+    if each_minute.is_some_and(|calls| calls <= f64::from(USUAL_LIMIT)) {
+        return Ok(());
+    }
+    let id = std::process::id();
+    let mut client = Client::connect(&options.common.urls[0], &format!("bench-{id}-tries")).await?;
+    tokio::time::sleep(SETTLE).await;
+    let attempt =
+        format!(r#"42["call:initiate",{{"toUserId":"bench-{id}-nobody","callType":"audio"}}]"#);
+    client.send_all((0..=USUAL_LIMIT).map(|_| attempt.clone())).await?;
+    let answered = async {
+        for _ in 0..=USUAL_LIMIT {
+            loop {
+                let packet = client.packet().await?;
+                if packet.contains("RATE_LIMITED") {
+                    let planned = each_minute.map_or_else(
+                        || "as many as it can".to_owned(),
+                        |calls| format!("{calls:.0}"),
+                    );
+                    return Err(BenchError::Limited(planned, USUAL_LIMIT));
+                }
+                if event_name(&packet) == Some("call:error") {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    };
+    // Not all servers say that somebody is offline.
+    tokio::time::timeout(LIMIT_TIMEOUT, answered).await.unwrap_or(Ok(()))?;
+    client.close().await
+}
+
 pub async fn run(options: Calls) -> Result<Report, BenchError> {
+    check_limit(&options).await?;
     let shared = Arc::new(Shared::default());
     let (go, gate) = tokio::sync::watch::channel(false);
     let mut starts = Vec::new();

@@ -19,6 +19,11 @@ pub enum BenchError {
     Closed,
     #[error("the server refused: {0}")]
     Refused(String),
+    #[error(
+        "the server takes fewer call attempts of a user than this measurement makes ({0} a minute): start it \
+         with `--limits off`, or say a `--rate` and more `--pairs`, at most {1} calls a minute for each pair"
+    )]
+    Limited(String, u32),
     #[error("a connection broke: {0}")]
     Broken(Box<tungstenite::Error>),
     #[error("cannot read {path}: {error}")]

@@ -40,11 +40,13 @@ const MIN_RETENTION: Duration = Duration::from_hours(24);
 #[serde(default, deny_unknown_fields)]
 struct Settings {
     /// Where to serve Socket.IO, the HTTP API and the web page [default: 127.0.0.1:3000]
-    #[arg(long, env = "SWITCHBOARD_LISTEN", value_name = "ADDRESS")]
+    #[arg(long, env = "SWITCHBOARD_LISTEN", value_name = "ADDRESS", value_parser = address)]
+    #[serde(deserialize_with = "optional_address")]
     listen: Option<SocketAddr>,
     /// Where to serve health and metrics, for those who look after the service
     /// [default: 127.0.0.1:9300]
-    #[arg(long, env = "SWITCHBOARD_ADMIN_LISTEN", value_name = "ADDRESS")]
+    #[arg(long, env = "SWITCHBOARD_ADMIN_LISTEN", value_name = "ADDRESS", value_parser = address)]
+    #[serde(deserialize_with = "optional_address")]
     admin_listen: Option<SocketAddr>,
     /// The Redis that nodes share: `redis[s]://`, `redis[s]-cluster://`, `redis[s]-sentinel://`
     /// [default: none, a cluster of one]
@@ -472,6 +474,19 @@ pub fn is_postgres(url: &ServiceUrl) -> bool {
     url.starts_with("postgres://") || url.starts_with("postgresql://")
 }
 
+/// An address to listen on. Names are not looked up: they may mean several addresses, or others tomorrow.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        "expected an IP address and a port, such as 127.0.0.1:3000 or [::1]:3000, and no host name"
+            .to_owned()
+    })
+}
+
+fn optional_address<'de, D: Deserializer<'de>>(value: D) -> Result<Option<SocketAddr>, D::Error> {
+    let text = String::deserialize(value)?;
+    address(&text).map(Some).map_err(serde::de::Error::custom)
+}
+
 fn duration(text: &str) -> Result<Duration, String> {
     let duration = any_duration(text)?;
     if duration.is_zero() { Err("expected more than 0s".to_owned()) } else { Ok(duration) }
@@ -540,6 +555,16 @@ mod tests {
             assert!(!error.contains("change-me"), "{error}");
         }
         assert!(resolve("redis_url = 'redis://:exchange-men@redis:6379'").is_ok());
+    }
+
+    #[test]
+    fn a_host_name_is_no_address_to_listen_on() {
+        for name in ["listen", "admin_listen"] {
+            let error =
+                toml::from_str::<Settings>(&format!("{name} = 'localhost:3005'")).unwrap_err();
+            assert!(error.message().contains("expected an IP address and a port"), "{error}");
+        }
+        assert_eq!(address("[::1]:3005").unwrap().port(), 3005);
     }
 
     #[test]

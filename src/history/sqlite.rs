@@ -53,6 +53,7 @@ impl Sqlite {
     pub async fn open(url: &str) -> Result<Self, StoreError> {
         let options = SqliteConnectOptions::from_str(url)?;
         let path = options.get_filename().to_owned();
+        make(&path)?;
         let options = options
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
@@ -184,6 +185,20 @@ fn upsert(rows: &[Row]) -> QueryBuilder<sqlx::Sqlite> {
     });
     statement.push("\n").push(include_str!("sqlite/on_conflict.sql"));
     statement
+}
+
+/// Makes the file if it is not there, or says why it cannot be written: SQLite does not.
+fn make(path: &Path) -> Result<(), sqlx::Error> {
+    let tried = File::options().read(true).append(true).create(true).open(path);
+    let Err(error) = tried else { return Ok(()) };
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    let what = match (path.exists(), folder.is_dir()) {
+        (true, _) => format!("the file {} cannot be written", path.display()),
+        (false, true) => format!("the folder {} cannot be written", folder.display()),
+        (false, false) => format!("there is no folder {}", folder.display()),
+    };
+    Err(sqlx::Error::Configuration(format!("{what}: {error}").into()))
 }
 
 /// Makes sure that no other process of ours uses the file: it would take the live calls of this one

@@ -1,8 +1,9 @@
 //! The listener. The library's own has no time limit for a request's head.
 
 use std::{
-    io,
+    fs, io,
     net::{IpAddr, SocketAddr},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -28,14 +29,55 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[cfg(target_os = "linux")]
 const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
 
+/// The process that listens on a TCP port, such as `redis-server (process 123)`: its socket's inode, from
+/// `/proc/net/tcp` (proc(5)), among the open files of all processes that may be looked at. None elsewhere than
+/// on Linux, and for a process of another user.
+fn listener_on(port: u16) -> Option<String> {
+    const LISTEN: &str = "0A";
+    let suffix = format!(":{port:04X}");
+    let inode_in = |table: &str| {
+        let table = fs::read_to_string(table).ok()?;
+        table.lines().skip(1).find_map(|line| {
+            // sl, local address, remote address, state, queues, timer, retransmits, uid, timeout, inode
+            let fields: Vec<_> = line.split_whitespace().collect();
+            let is_it = fields.get(1)?.ends_with(&suffix) && *fields.get(3)? == LISTEN;
+            is_it.then(|| fields.get(9).copied().unwrap_or_default().to_owned())
+        })
+    };
+    let inode = inode_in("/proc/net/tcp").or_else(|| inode_in("/proc/net/tcp6"))?;
+    let socket = format!("socket:[{inode}]");
+    let has_it = |folder: &Path| {
+        let files = fs::read_dir(folder.join("fd")).into_iter().flatten().flatten();
+        files.filter_map(|file| fs::read_link(file.path()).ok()).any(|to| to == Path::new(&socket))
+    };
+    let processes = fs::read_dir("/proc").ok()?.flatten();
+    let mut numbered = processes.filter_map(|entry| {
+        let id: u32 = entry.file_name().to_str()?.parse().ok()?;
+        Some((id, entry.path()))
+    });
+    let (id, folder) = numbered.find(|(_, folder)| has_it(folder))?;
+    let name = fs::read_to_string(folder.join("comm")).unwrap_or_default();
+    Some(format!("{} (process {id})", name.trim()))
+}
+
 /// A bound address, ready to serve.
 pub struct Server {
     listener: TcpListener,
 }
 
 impl Server {
+    /// # Errors
+    /// Those of the system; one for a port that is taken says who has it, as far as that can be found out.
     pub async fn bind(address: SocketAddr) -> io::Result<Self> {
-        Ok(Self { listener: TcpListener::bind(address).await? })
+        match TcpListener::bind(address).await {
+            Ok(listener) => Ok(Self { listener }),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                let user = listener_on(address.port());
+                let user = user.unwrap_or_else(|| "another process".to_owned());
+                Err(io::Error::new(error.kind(), format!("{error}: {user} listens there")))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// The address in use: the port too if 0 was asked for.
@@ -104,4 +146,21 @@ fn prepare(stream: &TcpStream) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     socket2::SockRef::from(stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_has_a_port_that_is_taken_is_named() {
+        let first = Server::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let second = Server::bind(first.address().unwrap()).await;
+        let error = second.err().expect("the port is taken");
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        if cfg!(target_os = "linux") {
+            let own = format!("(process {}) listens there", std::process::id());
+            assert!(error.to_string().ends_with(&own), "{error}");
+        }
+    }
 }

@@ -38,20 +38,34 @@ describe('a start that cannot be', { concurrency: true }, () => {
     await once(other, 'listening');
     t.after(() => other.close());
     const address = `127.0.0.1:${other.address().port}`;
-    await assertRefusesToStart(['--listen', address], { mentions: address });
+    await assertRefusesToStart(['--listen', address], { mentions: [address, 'SWITCHBOARD_LISTEN', `(process ${process.pid}) listens there`] });
   });
 
   test('with a taken port for health and metrics, as a second node on a machine would: the setting is named', async (t) => {
     const other = await startServer();
     t.after(() => other.stop());
     const address = new URL((other.nodes?.[0] ?? other).adminUrl).host;
-    await assertRefusesToStart([...FREE, '--admin-listen', address], { mentions: [address, 'SWITCHBOARD_ADMIN_LISTEN'] });
+    await assertRefusesToStart([...FREE, '--admin-listen', address], { mentions: [address, 'SWITCHBOARD_ADMIN_LISTEN', 'switchboard (process '] });
   });
 
   test('on an address that makes no sense or is not this machine’s', async () => {
     for (const address of ['nonsense', '127.0.0.1', '127.0.0.1:99999', '']) {
       await assertRefusesToStart(['--listen', address], { mentions: 'listen' });
     }
+  });
+
+  test('on a host name: that an IP address is expected is said', async (t) => {
+    const config = joinPath(await folder(t), 'switchboard.toml');
+    await writeFile(config, 'listen = "localhost:3005"\n');
+    for (const args of [['--listen', 'localhost:3005'], ['--admin-listen', 'localhost:3005'], ['--config', config]]) {
+      await assertRefusesToStart(args, { mentions: ['localhost:3005', 'expected an IP address and a port, such as 127.0.0.1:3000'] });
+    }
+  });
+
+  test('in a folder that cannot be written: the folder is named, and why', async (t) => {
+    const missing = joinPath(await folder(t), 'missing');
+    await assertRefusesToStart([...FREE, '--database-url', `sqlite://${missing}/x.db`], { mentions: [`there is no folder ${missing}`, 'os error 2'] });
+    await assertRefusesToStart([...FREE, '--database-url', 'sqlite:///proc/x.db'], { mentions: ['the folder /proc cannot be written', 'os error'] });
   });
 
   test('with a database that cannot be written', async (t) => {
