@@ -86,7 +86,7 @@ fn check_event(text: &str, event: ClientEvent) {
             }
         }
         ClientEvent::Signal { call, signal, payload } => {
-            check_user(&call.to);
+            call.to.iter().for_each(check_user);
             let bound = match signal {
                 crate::call::Signal::Candidate => sizes.candidate_bytes,
                 _ => sizes.description_bytes(),
@@ -96,15 +96,15 @@ fn check_event(text: &str, event: ClientEvent) {
             assert!(json.is_object() || json.is_null() || json == "");
         }
         ClientEvent::Reject { call, reason } => {
-            check_user(&call.to);
+            call.to.iter().for_each(check_user);
             assert!(reason.is_none_or(|reason| reason.len() <= MAX_REASON_BYTES));
         }
         ClientEvent::End { call, duration_s } => {
-            check_user(&call.to);
+            call.to.iter().for_each(check_user);
             assert!(duration_s.is_none_or(|seconds| seconds.is_finite() && seconds >= 0.0));
         }
         ClientEvent::UserConnected { user } => check_user(&user),
-        ClientEvent::Busy { call } => check_user(&call.to),
+        ClientEvent::Busy { call } => call.to.iter().for_each(check_user),
         ClientEvent::Subscribe { users } | ClientEvent::Unsubscribe { users } => {
             assert!(users.len() <= MAX_WATCHED_USERS);
             users.iter().for_each(check_user);

@@ -1,6 +1,6 @@
 //! Names of users, devices, sockets and calls. Each is checked once, where it comes in.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{borrow::Cow, fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -45,6 +45,48 @@ impl UserId {
     pub const MAX_BYTES: usize = 128;
     /// What it must be, in words.
     pub const EXPECTED: &str = "a string of 1 to 128 bytes without control characters";
+
+    /// The largest whole number that every JSON parser reads exactly: 2^53 - 1.
+    pub const MAX_NUMBER: i64 = 9_007_199_254_740_991;
+    /// What clients may send as one, in words.
+    pub const EXPECTED_JSON: &str = "a string of 1 to 128 bytes without control characters (or a whole number up to 9007199254740991)";
+
+    /// Reads a user id from JSON text: a string, or a whole number, whose decimal text is the id. Many
+    /// platforms have numeric ids.
+    ///
+    /// # Errors
+    /// [`InvalidId`] for anything else, and for a number that not every client can hold exactly.
+    pub fn from_json(json: &str) -> Result<Self, InvalidId> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Id<'a> {
+            Text(#[serde(borrow)] Cow<'a, str>),
+            Number(serde_json::Number),
+        }
+        // Almost all ids are strings, and most of those have nothing escaped.
+        match serde_json::from_str(json) {
+            Ok(Id::Text(text)) => text.parse(),
+            Ok(Id::Number(number)) => Self::from_number(&number),
+            Err(_) => Err(InvalidId { expected: Self::EXPECTED_JSON }),
+        }
+    }
+
+    /// The same from a value that has been read already.
+    pub fn from_value(value: &serde_json::Value) -> Result<Self, InvalidId> {
+        match value {
+            serde_json::Value::String(text) => text.parse(),
+            serde_json::Value::Number(number) => Self::from_number(number),
+            _ => Err(InvalidId { expected: Self::EXPECTED_JSON }),
+        }
+    }
+
+    fn from_number(number: &serde_json::Number) -> Result<Self, InvalidId> {
+        let exact = |number: &i64| number.unsigned_abs() <= Self::MAX_NUMBER.unsigned_abs();
+        let number = number.as_i64().filter(exact).ok_or(InvalidId {
+            expected: "a whole number up to 9007199254740991, or the id as a string",
+        })?;
+        number.to_string().parse()
+    }
 
     pub fn as_str(&self) -> &str {
         &self.0

@@ -73,7 +73,7 @@ export type CallView = {
   status: CallStatus;
 };
 
-/** At most 4096 bytes of JSON. Any fields more are passed on. */
+/** At most 16384 bytes of JSON. Any fields more are passed on. */
 export type CallerInfo = {
   /** What to show of the caller. */
   name?: string;
@@ -227,7 +227,7 @@ export type Timeline = {
 export type Timestamp = number;
 
 /** Why a call is over for this device. `…_elsewhere`: another device of the same user took it, declined it or was busy; or another socket of this device took it over. */
-export type ToldReason = 'completed' | 'declined' | 'cancelled' | 'no_answer' | 'busy' | 'offline' | 'connection_lost' | 'superseded' | 'terminated' | 'max_duration' | 'answered_elsewhere' | 'declined_elsewhere' | 'busy_elsewhere' | 'resumed_elsewhere';
+export type ToldReason = 'completed' | 'declined' | 'cancelled' | 'no_answer' | 'busy' | 'offline' | 'connection_lost' | 'superseded' | 'terminated' | 'max_duration' | 'answered_elsewhere' | 'declined_elsewhere' | 'resumed_elsewhere';
 
 /** 1 to 128 bytes of UTF-8 without control characters. */
 export type UserId = string;
@@ -384,17 +384,17 @@ export interface ClientToServerEvents {
     callId?: CallId | null;
     toUserId: UserId;
   }, ack: (answer: RelayedAck) => void) => void;
-  /** Says that the user is in another call. */
-  'call:busy': (payload: {
+  /** Says that this device is in another call. `toUserId` or `callId` names this one. */
+  'call:busy': (...args: [ack: (answer: CallAck) => void] | [payload: {
     callId?: CallId | null;
-    toUserId: UserId;
-  }, ack: (answer: CallAck) => void) => void;
-  /** Hangs up, gives up or declines. */
-  'call:end': (payload: {
+    toUserId?: UserId | null;
+  }, ack: (answer: CallAck) => void]) => void;
+  /** Hangs up, gives up or declines. `toUserId` or `callId` names the call. */
+  'call:end': (...args: [ack: (answer: CallAck) => void] | [payload: {
     callId?: CallId | null;
     duration?: number | null;
-    toUserId: UserId;
-  }, ack: (answer: CallAck) => void) => void;
+    toUserId?: UserId | null;
+  }, ack: (answer: CallAck) => void]) => void;
   /** Passes a candidate on. */
   'call:ice-candidate': (payload: {
     callId?: CallId | null;
@@ -415,13 +415,13 @@ export interface ClientToServerEvents {
     offer: SessionDescription;
     toUserId: UserId;
   }, ack: (answer: RelayedAck) => void) => void;
-  /** Declines the call for all devices. */
-  'call:reject': (payload: {
+  /** Declines the call for all devices. `toUserId` or `callId` names it. */
+  'call:reject': (...args: [ack: (answer: CallAck) => void] | [payload: {
     callId?: CallId | null;
     /** Counted in bytes of UTF-8. */
     reason?: string | null;
-    toUserId: UserId;
-  }, ack: (answer: CallAck) => void) => void;
+    toUserId?: UserId | null;
+  }, ack: (answer: CallAck) => void]) => void;
   /** Reports how good the media connection is. */
   'call:stats': (payload: {
     callId: CallId;

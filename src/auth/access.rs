@@ -50,6 +50,14 @@ impl Access {
     }
 }
 
+/// A token without the scheme that many clients copy with it: `Bearer …`.
+pub fn bare_token(token: &str) -> &str {
+    match token.split_once(' ') {
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("bearer") => rest.trim(),
+        _ => token,
+    }
+}
+
 /// The token in a request's head: `Authorization: Bearer …`.
 pub fn bearer(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;

@@ -97,8 +97,7 @@ impl Claims {
             (Some(Value::Array(named)), Some(own)) if named.iter().any(|one| *one == *own) => {}
             _ => return Err(Unauthenticated::Audience),
         }
-        let user = self.sub.as_str().and_then(|sub| sub.parse().ok());
-        let user = user.ok_or(Unauthenticated::Subject)?;
+        let user = UserId::from_value(&self.sub).map_err(|_| Unauthenticated::Subject)?;
         // Who is let in by the leeway may stay as long as it lasts.
         let expires_at = if expires_at > now { expires_at } else { expires_at + LEEWAY };
         Ok(Identity { user, expires_at, scopes: self.scopes() })

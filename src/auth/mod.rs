@@ -14,7 +14,7 @@ use std::future::Future;
 
 use jsonwebtoken::decode_header;
 
-pub use access::{Access, bearer};
+pub use access::{Access, bare_token, bearer};
 use claims::Claims;
 pub use claims::{Identity, LEEWAY, Scopes};
 use jwks::KeySet;

@@ -37,6 +37,8 @@ use crate::{
 
 /// How long an ended call can still be asked for.
 pub const ENDED_RETENTION: Duration = Duration::from_mins(1);
+/// Most devices that are remembered as busy in one call. One more ends it as busy.
+const MAX_BUSY_DEVICES: usize = 64;
 /// The version of a call that has been placed, and to which nothing has happened since.
 const PLACED_VERSION: u64 = 1;
 
@@ -65,6 +67,9 @@ pub struct Call {
     pub caller: Party,
     pub callee: Party,
     pub state: State,
+    /// The devices of the callee that have said that they are busy, and ring no more; in that order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub busy: Vec<BusyDevice>,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
     /// When the call ends as `max_duration`, if nothing else ended it.
@@ -121,6 +126,19 @@ pub struct Binding {
     /// When the connection of that socket began. Earlier builds do not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Timestamp>,
+}
+
+/// A device of the callee that is in some other call: this one does not ring there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BusyDevice {
+    /// The node that holds its socket.
+    pub node: NodeId,
+    /// Its socket, the latest one.
+    pub socket: SocketId,
+    pub device: Option<DeviceId>,
+    /// Whether that socket is gone, and the device may come back on another one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_gone: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -301,6 +319,11 @@ impl Call {
     /// Whether every device of `user` rings for this call.
     pub fn rings_for(&self, user: &UserId) -> bool {
         self.is_ringing() && self.callee.user == *user
+    }
+
+    /// Whether this socket of the callee has said that it is busy: it does not ring.
+    pub fn is_busy_on(&self, socket: SocketId) -> bool {
+        self.busy.iter().any(|busy| busy.socket == socket && !busy.is_gone)
     }
 
     /// The parties whose latest call this becomes when it is placed: one that ended at once, because

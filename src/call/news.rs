@@ -42,7 +42,6 @@ pub enum Told {
     /// Another device of the same user answered.
     AnsweredElsewhere,
     DeclinedElsewhere,
-    BusyElsewhere,
     /// Another socket of the same device took the call over.
     ResumedElsewhere,
 }
@@ -53,7 +52,6 @@ impl Told {
             Told::End(reason) => reason.as_str(),
             Told::AnsweredElsewhere => "answered_elsewhere",
             Told::DeclinedElsewhere => "declined_elsewhere",
-            Told::BusyElsewhere => "busy_elsewhere",
             Told::ResumedElsewhere => "resumed_elsewhere",
         }
     }
@@ -86,7 +84,11 @@ pub fn news(
         all.extend(bound_news(before, after, role, actor));
     }
     let winner = after.callee.link.socket();
-    for socket in rung.iter().copied().filter(|socket| Some(*socket) != winner) {
+    // One that is busy rings no more: its ack has told it so.
+    let rings = |socket: &SocketId| {
+        Some(*socket) != winner && (!after.is_busy_on(*socket) || unanswered.contains(socket))
+    };
+    for socket in rung.iter().copied().filter(rings) {
         let news = rung_news(before, after, socket, actor);
         all.extend(news.map(|news| (socket, news)));
     }
@@ -155,7 +157,6 @@ fn rung_news(
             Cause::HangUp { role: Role::Callee, .. } | Cause::Reject { .. } => {
                 Told::DeclinedElsewhere
             }
-            Cause::Busy { .. } => Told::BusyElsewhere,
             _ => Told::End(after.end_reason()?),
         },
         State::Ringing { .. } => return None,

@@ -85,6 +85,7 @@ impl Rules {
             caller: Party { user: attempt.from.user.clone(), link: attempt.from.bind() },
             callee: Party { user: attempt.to.clone(), link: Link::Open },
             state,
+            busy: Vec::new(),
             created_at: now,
             updated_at: now,
             expires_at: now + self.max_call_duration,

@@ -100,7 +100,9 @@ impl World {
             }
             Happening::Busy(name) => {
                 if let Some(device) = by(self, name) {
-                    self.own_event(&device.clone(), Event::Busy(device), Some("acked"));
+                    let sockets = vec![(device.node, self.sockets_of(&device.user).len())];
+                    let busy = Event::Busy { by: device.clone(), sockets };
+                    self.own_event(&device, busy, Some("acked"));
                 }
             }
             Happening::End(name) => {
@@ -267,6 +269,8 @@ impl World {
         }
         if !next.is_ringing() {
             self.rung.remove(&call.id);
+        } else if let Some(rung) = self.rung.get_mut(&call.id) {
+            rung.retain(|socket| !next.is_busy_on(*socket));
         }
         self.calls.insert(next.id, next);
         Ok(())
@@ -286,7 +290,8 @@ impl World {
         }
         // Invariant 3: a socket that rang has one fate when its call rings no more.
         for ((id, socket), fates) in &self.fates {
-            let expected = usize::from(!self.calls[id].is_ringing());
+            let call = &self.calls[id];
+            let expected = usize::from(!call.is_ringing() || call.is_busy_on(*socket));
             let gone = !self.online.values().any(|device| device.socket == *socket);
             assert!(fates.len() == expected || gone, "{socket}: {fates:?}, {:?}", self.calls[id]);
             assert!(fates.len() <= 1, "{socket}: {fates:?}");
@@ -296,13 +301,16 @@ impl World {
         }
     }
 
-    /// The timeline tells of every version in order, or of as many as there is room for, and of the
-    /// end once.
+    /// The timeline tells of every version in order, but for those in which a device was busy, or of as many
+    /// as there is room for, and of the end once.
     fn check_timeline(call: &Call) {
         let versions: Vec<u64> = call.timeline.iter().map(|step| step.version).collect();
         assert!(versions.is_sorted_by(|one, next| one < next), "{versions:?}");
-        assert_eq!(versions.len() as u64, call.version.min(MAX_STEPS as u64));
-        assert_eq!((versions[0], versions.last()), (1, Some(&call.version)));
+        let most = call.version.min(MAX_STEPS as u64);
+        assert!(versions.len() as u64 <= most, "{versions:?}");
+        assert!(versions.len() as u64 == most || !call.busy.is_empty(), "{versions:?}");
+        assert_eq!(versions[0], 1);
+        assert!(versions.last() == Some(&call.version) || !call.busy.is_empty());
         let ends: Vec<_> = call.timeline.iter().filter_map(|step| step.reason).collect();
         assert_eq!(ends, call.end_reason().as_slice());
     }

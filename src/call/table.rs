@@ -6,11 +6,14 @@
 use std::fmt::Write as _;
 
 use super::{
-    Call, Event, Link, News, Refusal, Role, State,
+    Call, EndReason, Event, Link, MAX_BUSY_DEVICES, News, Refusal, Role, State,
     fixtures::{RULES, at, device, node, ringing},
     news,
 };
-use crate::{ids::SocketId, time::Timestamp};
+use crate::{
+    ids::{NodeId, SocketId},
+    time::Timestamp,
+};
 
 /// The second at which the events happen. The call was placed at 0.
 const NOW_S: u64 = 5;
@@ -33,6 +36,11 @@ fn end(name: &str) -> Event {
     Event::End { by: device(name), reported_duration_s: None }
 }
 
+/// `b` has two sockets.
+fn busy(name: &str) -> Event {
+    Event::Busy { by: device(name), sockets: vec![(node(), 2)] }
+}
+
 /// Each kind of state that a call can be in. `a1` called, `b1` answered, `b2` rings too.
 fn states() -> Vec<(&'static str, Call)> {
     let answer = || Event::Answer(device("b1"));
@@ -41,6 +49,8 @@ fn states() -> Vec<(&'static str, Call)> {
         ("ringing", ringing()),
         ("ringing, caller lost", after(&[gone("a1")])),
         ("ringing, caller back", after(&[gone("a1"), Event::Joined(device("a1+"))])),
+        ("ringing, b2 busy", after(&[busy("b2")])),
+        ("ringing, b2 busy and gone", after(&[busy("b2"), gone("b2")])),
         ("active", after(&[answer()])),
         ("active, caller lost", after(&[answer(), gone("a1")])),
         ("active, callee lost", after(&[answer(), gone("b1")])),
@@ -58,7 +68,7 @@ fn events() -> Vec<(String, Event)> {
         let by = || device(name);
         events.push((format!("answer {name}"), Event::Answer(by())));
         events.push((format!("reject {name}"), Event::Reject { by: by(), reason: None }));
-        events.push((format!("busy {name}"), Event::Busy(by())));
+        events.push((format!("busy {name}"), busy(name)));
         events.push((format!("end {name}"), end(name)));
         events.push((format!("gone {name}"), gone(name)));
         let left = Event::Gone { device: by(), may_return: false };
@@ -66,7 +76,7 @@ fn events() -> Vec<(String, Event)> {
         events.push((format!("confirmed {name}"), Event::Confirmed(by())));
         events.push((format!("superseded {name}"), Event::Superseded(by())));
     }
-    for name in ["a1+", "a1++", "a2", "a1-", "b1+", "b2", "x1"] {
+    for name in ["a1+", "a1++", "a2", "a1-", "b1+", "b2", "b2+", "x1"] {
         events.push((format!("joined {name}"), Event::Joined(device(name))));
     }
     for name in ["a1+", "a2", "b1+", "b2"] {
@@ -98,7 +108,11 @@ fn show(call: &Call) -> String {
         State::Active { .. } => "active".to_owned(),
         State::Ended { .. } => call.end_reason().expect("it ended").as_str().to_owned(),
     };
-    format!("{state} {} {}", show_link(&call.caller.link), show_link(&call.callee.link))
+    let busy = call.busy.iter().filter(|_| call.is_ringing()).map(|busy| {
+        format!(" busy {}{}", name_of(busy.socket), if busy.is_gone { " gone" } else { "" })
+    });
+    let busy: String = busy.collect();
+    format!("{state} {} {}{busy}", show_link(&call.caller.link), show_link(&call.callee.link))
 }
 
 fn show_news(before: &Call, after: &Call) -> String {
@@ -177,6 +191,45 @@ fn each_time_out_ends_the_call_at_its_time_and_not_before() {
         let ended = RULES.apply(&call, &Event::Due, node(), at(deadline_s)).unwrap();
         assert_eq!(ended.end_reason().unwrap().as_str(), reason);
     }
+}
+
+#[test]
+fn a_call_that_nobody_answers_ends_as_busy_if_a_device_was() {
+    let told = |call: &Call, name: &str| {
+        let ended = RULES.apply(call, &Event::Due, node(), at(30)).unwrap();
+        assert_eq!(ended.end_reason().unwrap().as_str(), name);
+        show_news(call, &ended)
+    };
+    assert_eq!(told(&after(&[busy("b1")]), "busy"), "a1 busy, b2 busy");
+    assert_eq!(told(&after(&[busy("b1"), gone("b1")]), "busy"), "a1 busy, b2 busy");
+    assert_eq!(told(&ringing(), "no_answer"), "a1 no_answer, b1 no_answer, b2 no_answer");
+}
+
+#[test]
+fn the_last_device_that_rings_ends_the_call_as_busy() {
+    let on = |sockets: &[usize], name: &str| {
+        let nodes =
+            std::iter::once(node()).chain(std::iter::repeat_with(|| NodeId::generate(at(0))));
+        let sockets = nodes.zip(sockets.iter().copied()).collect();
+        Event::Busy { by: device(name), sockets }
+    };
+    let says = |call: &Call, event: &Event| RULES.apply(call, event, node(), now()).unwrap();
+    // Another rings on this node, or on another one.
+    let first = says(&ringing(), &on(&[2], "b1"));
+    assert!(first.is_ringing() && says(&ringing(), &on(&[1, 1], "b1")).is_ringing());
+    assert_eq!(says(&first, &on(&[2], "b2")).end_reason(), Some(EndReason::Busy));
+    assert!(says(&first, &on(&[2, 1], "b2")).is_ringing());
+    // One that left counts no more, neither as busy nor as ringing; one that came rings.
+    let left = says(&first, &gone("b1"));
+    assert_eq!(says(&left, &on(&[1], "b2")).end_reason(), Some(EndReason::Busy));
+    assert!(says(&left, &on(&[2], "b2")).is_ringing());
+    // No more are remembered than a few dozen.
+    let mut many = ringing();
+    for number in 0..MAX_BUSY_DEVICES {
+        many = says(&many, &on(&[1_000], &format!("b{number}")));
+        assert!(many.is_ringing());
+    }
+    assert_eq!(says(&many, &on(&[1_000], "b-last")).end_reason(), Some(EndReason::Busy));
 }
 
 #[test]

@@ -80,7 +80,7 @@ impl Call {
             Event::Joined(_) | Event::Stayed(_) => What::Returned,
             Event::Confirmed(_) => What::Confirmed,
             Event::Reject { .. }
-            | Event::Busy(_)
+            | Event::Busy { .. }
             | Event::End { .. }
             | Event::Superseded(_)
             | Event::Displaced(_)
@@ -90,7 +90,7 @@ impl Call {
         let by = match event {
             Event::Answer(by)
             | Event::Reject { by, .. }
-            | Event::Busy(by)
+            | Event::Busy { by, .. }
             | Event::End { by, .. }
             | Event::Gone { device: by, .. }
             | Event::Joined(by)

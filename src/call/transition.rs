@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Call, Cause, Device, Link, Lobby, Refusal, Role, Rules, State};
+use super::{
+    BusyDevice, Call, Cause, Device, Link, Lobby, MAX_BUSY_DEVICES, Refusal, Role, Rules, State,
+};
 use crate::{ids::NodeId, time::Timestamp};
 
 /// Something that may change a call.
@@ -12,8 +14,8 @@ pub enum Event {
     Answer(Device),
     /// `call:reject`.
     Reject { by: Device, reason: Option<Arc<str>> },
-    /// `call:busy`.
-    Busy(Device),
+    /// `call:busy`, with the nodes that hold sockets of its user now, and how many each.
+    Busy { by: Device, sockets: Vec<(NodeId, usize)> },
     /// `call:end`, with the duration in seconds that the client reported.
     End { by: Device, reported_duration_s: Option<f64> },
     /// The socket is gone. A client that left on purpose does not come back.
@@ -50,7 +52,11 @@ impl Rules {
         next.version += 1;
         next.updated_at = now;
         self.step(&mut next, event, now)?;
-        next.note_event(event, call.is_live(), node);
+        // Which devices are busy is no step: builds that do not know it could not read the record.
+        let parties = |call: &Call| [call.caller.link.clone(), call.callee.link.clone()];
+        if next.state != call.state || parties(&next) != parties(call) {
+            next.note_event(event, call.is_live(), node);
+        }
         Ok(next)
     }
 
@@ -69,7 +75,7 @@ impl Rules {
             {
                 Err(Refusal::NothingToDo)
             }
-            (State::Active { .. }, Event::Answer(device) | Event::Busy(device)) => {
+            (State::Active { .. }, Event::Answer(device) | Event::Busy { by: device, .. }) => {
                 Err(call.too_late(device))
             }
             (State::Active { .. }, Event::Reject { by, .. }) => Err(call.too_late(by)),
@@ -79,15 +85,20 @@ impl Rules {
                 let (by, reason) = (by.socket, reason.clone());
                 call.end(Cause::Reject { by, reason }, now)
             }
-            (State::Ringing { .. }, Event::Busy(device)) => {
-                call.ringing_device(device)?;
-                call.end(Cause::Busy { by: device.socket }, now)
+            (State::Ringing { .. }, Event::Busy { by, sockets }) => {
+                call.silence(by)?;
+                if call.rings_on_any(sockets) {
+                    return Ok(());
+                }
+                call.end(Cause::Busy { by: by.socket }, now)
             }
 
             (State::Ringing { .. }, Event::End { by, reported_duration_s }) => {
                 let role = call.role_of(&by.user).ok_or(Refusal::NotInCall)?;
-                if role == Role::Caller && !call.caller.link.is_on(by.socket) {
-                    return Err(Refusal::NotInCall);
+                match role {
+                    Role::Caller if call.caller.link.is_on(by.socket) => {}
+                    Role::Caller => return Err(Refusal::NotInCall),
+                    Role::Callee => call.ringing_device(by)?,
                 }
                 call.hang_up(role, by, *reported_duration_s, now)
             }
@@ -96,6 +107,12 @@ impl Rules {
                 call.hang_up(role, by, *reported_duration_s, now)
             }
 
+            (State::Ringing { .. }, Event::Gone { device, may_return })
+                if call.is_busy_on(device.socket) =>
+            {
+                call.busy_gone(device, *may_return);
+                Ok(())
+            }
             (State::Ringing { .. } | State::Active { .. }, Event::Gone { device, may_return }) => {
                 let role = call.bound_role(device).ok_or(Refusal::NothingToDo)?;
                 match &device.id {
@@ -107,6 +124,12 @@ impl Rules {
                     }
                     Some(_) | None => call.end(Cause::Lost { role }, now),
                 }
+            }
+            (State::Ringing { .. }, Event::Joined(device))
+                if call.was_busy_on(device).is_some() =>
+            {
+                call.move_busy(device);
+                Ok(())
             }
             (State::Ringing { .. } | State::Active { .. }, Event::Joined(device)) => {
                 call.bring_back(device, true)
@@ -140,7 +163,7 @@ impl Rules {
                 State::Ended { .. },
                 Event::Answer(by)
                 | Event::Reject { by, .. }
-                | Event::Busy(by)
+                | Event::Busy { by, .. }
                 | Event::End { by, .. },
             ) => Err(match call.role_of(&by.user) {
                 Some(_) => Refusal::Over,
@@ -180,11 +203,66 @@ impl Call {
         }
     }
 
-    /// Every device of the callee rings, so any of them may answer or refuse.
+    /// Every device of the callee rings that has not said that it is busy, and any of them may answer or
+    /// refuse.
     fn ringing_device(&self, device: &Device) -> Result<(), Refusal> {
         match self.role_of(&device.user) {
-            Some(Role::Callee) => Ok(()),
+            Some(Role::Callee) if !self.is_busy_on(device.socket) => Ok(()),
+            Some(_) | None => Err(Refusal::NotInCall),
+        }
+    }
+
+    /// This device of the callee rings no more.
+    fn silence(&mut self, device: &Device) -> Result<(), Refusal> {
+        match self.role_of(&device.user) {
+            Some(Role::Callee) if self.is_busy_on(device.socket) => Err(Refusal::NothingToDo),
+            Some(Role::Callee) => {
+                self.busy.push(BusyDevice {
+                    node: device.node,
+                    socket: device.socket,
+                    device: device.id.clone(),
+                    is_gone: false,
+                });
+                Ok(())
+            }
             Some(Role::Caller) | None => Err(Refusal::NotInCall),
+        }
+    }
+
+    /// Whether, of the callee's sockets, so many on each node, one is not busy.
+    fn rings_on_any(&self, sockets: &[(NodeId, usize)]) -> bool {
+        let busy_on = |node: NodeId| {
+            self.busy.iter().filter(|busy| busy.node == node && !busy.is_gone).count()
+        };
+        self.busy.len() <= MAX_BUSY_DEVICES
+            && sockets.iter().any(|(node, count)| *count > busy_on(*node))
+    }
+
+    /// The socket of a busy device is gone. What was said stays said: the device, if it comes back, does not
+    /// ring again, and the call, if nobody answers it, ends as busy.
+    fn busy_gone(&mut self, device: &Device, may_return: bool) {
+        for busy in self.busy.iter_mut().filter(|busy| busy.socket == device.socket) {
+            busy.is_gone = true;
+            if !may_return {
+                busy.device = None;
+            }
+        }
+    }
+
+    /// The place of `device` among the busy ones, if it has said so on an earlier socket.
+    fn was_busy_on(&self, device: &Device) -> Option<usize> {
+        let is_callee = self.role_of(&device.user) == Some(Role::Callee);
+        let id = device.id.as_ref().filter(|_| is_callee)?;
+        let is_it =
+            |busy: &BusyDevice| busy.device.as_ref() == Some(id) && busy.socket != device.socket;
+        self.busy.iter().position(is_it)
+    }
+
+    /// It is as busy on its new socket.
+    fn move_busy(&mut self, device: &Device) {
+        if let Some(place) = self.was_busy_on(device) {
+            let busy = &mut self.busy[place];
+            (busy.node, busy.socket, busy.is_gone) = (device.node, device.socket, false);
         }
     }
 
@@ -251,7 +329,9 @@ impl Call {
 
     /// What ends the call now because its time is up: of several, what came first.
     fn overdue(&self, now: Timestamp) -> Option<Cause> {
-        let ring_end = self.rings_until().map(|until| (until, Cause::RingTimeout));
+        let in_vain =
+            self.busy.last().map_or(Cause::RingTimeout, |busy| Cause::Busy { by: busy.socket });
+        let ring_end = self.rings_until().map(|until| (until, in_vain));
         let grace_end = |role: Role| {
             let until = self.party(role).link.lost_until()?;
             Some((until, Cause::Lost { role }))

@@ -174,7 +174,7 @@ impl Calls {
             Err(Failure::Refused(_)) => {}
             Err(_) => return Err(Unavailable),
         }
-        if call.rings_for(&device.user) {
+        if call.rings_for(&device.user) && !call.is_busy_on(device.socket) {
             self.live.keep(&call);
             self.live.open(&call).ring(&[device.socket], None, &self.reach());
         }

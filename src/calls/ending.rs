@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{Calls, Failure, live::LiveCall};
 use crate::{
     call::{Call, Device, Event, Refusal},
+    cluster::Unavailable,
     protocol::CallRef,
 };
 
@@ -19,9 +20,15 @@ impl Calls {
         self.finish(device, target, Event::Reject { by: device.clone(), reason }).await
     }
 
-    /// `call:busy`. Answers the ended call, also if it had ended before.
+    /// `call:busy`. Answers the call, which rings on if another device of the callee does, or has ended now
+    /// or before.
     pub async fn busy(&self, device: &Device, target: &CallRef) -> Result<Call, Failure> {
-        self.finish(device, target, Event::Busy(device.clone())).await
+        // Other devices of the user may not be counted again yet.
+        if self.is_unsure() {
+            return Err(Unavailable.into());
+        }
+        let sockets = self.cluster.sockets_of(&device.user).await?;
+        self.finish(device, target, Event::Busy { by: device.clone(), sockets }).await
     }
 
     /// `call:end`. Answers the ended call, also if it had ended before.
@@ -47,6 +54,8 @@ impl Calls {
         let was_unanswered = live.answer(device.socket);
         let result = match self.transition(before.clone(), &event).await {
             Err(Failure::Refused(Refusal::Over)) => self.ended_already(&live, &before).await,
+            // It had said that it is busy.
+            Err(Failure::Refused(Refusal::NothingToDo)) => self.busy_already(&live).await,
             other => other.map_err(|failure| self.unless_unsure(failure, &live, device)),
         };
         match &result {
@@ -58,6 +67,13 @@ impl Calls {
             Err(_) => {}
         }
         result
+    }
+
+    /// The call in which the device is known to be busy, perhaps by a change whose answer was lost.
+    async fn busy_already(&self, live: &LiveCall) -> Result<Call, Failure> {
+        let call = self.cluster.load(live.id()).await?.ok_or(Refusal::NotInCall)?;
+        self.take_in(&call).await?;
+        Ok(call)
     }
 
     /// The call as it ended already, by whomever: perhaps by this node, which was not answered then and has

@@ -211,7 +211,7 @@ impl LiveCall {
         }
         let is_first = view.rung.is_empty();
         for socket in sockets {
-            if !view.rung.contains(socket) {
+            if !view.rung.contains(socket) && !view.call.is_busy_on(*socket) {
                 view.rung.push(*socket);
                 view.tell(*socket, News::Incoming, Role::Callee, reach);
                 for (signal, payload) in &view.replay.messages {
@@ -287,6 +287,8 @@ impl LiveCall {
             view.tell(socket, news, role_on(socket, &before, newer), reach);
         }
         if newer.is_ringing() {
+            let View { rung, unanswered, .. } = &mut *view;
+            rung.retain(|socket| !newer.is_busy_on(*socket) || unanswered.contains(socket));
             view.hand_over(reach);
         } else {
             view.rung.clear();
@@ -311,15 +313,19 @@ impl LiveCall {
         }
     }
 
-    /// It is not known whether `socket` has ended the call, which was like `before`: if so, it is told as
-    /// the others are.
+    /// It is not known whether `socket` has ended the call, which was like `before`, or rings no more: if so,
+    /// it is told as the others are.
     pub fn leave_unanswered(&self, socket: SocketId, before: &Call, reach: &Reach) {
         let mut view = self.view();
         if view.call.is_live() {
             view.unanswered.retain(|other| *other != socket);
-            return view.unanswered.push(socket);
+            view.unanswered.push(socket);
+            if view.call.is_busy_on(socket) && !view.rung.contains(&socket) {
+                view.rung.push(socket);
+            }
+            return;
         }
-        if view.call.ended_by() != Some(socket) {
+        if view.call.ended_by() != Some(socket) && !view.call.is_busy_on(socket) {
             // It was told with the others.
             return;
         }

@@ -289,7 +289,10 @@ impl Calls {
     /// The call that `target` means: the one with its id, else the latest one of the device's user,
     /// if it is with the user named. It may have ended.
     async fn find(&self, device: &Device, target: &CallRef) -> Result<Arc<LiveCall>, Failure> {
-        let between = |call: &Call| call.is_between(&device.user, &target.to);
+        let between = |call: &Call| match &target.to {
+            Some(to) => call.is_between(&device.user, to),
+            None => call.role_of(&device.user).is_some(),
+        };
         let known = match target.call_id {
             Some(id) => self.live.get(id),
             None => self.live.of_user(&device.user),

@@ -195,7 +195,7 @@ fn step(event: &Event) -> (&'static str, SpanKind) {
     match event {
         Event::Answer(_) => ("answer", SpanKind::Server),
         Event::Reject { .. } => ("reject", SpanKind::Server),
-        Event::Busy(_) => ("busy", SpanKind::Server),
+        Event::Busy { .. } => ("busy", SpanKind::Server),
         Event::End { .. } => ("end", SpanKind::Server),
         Event::Gone { .. } => ("lose device", SpanKind::Internal),
         Event::Joined(_) | Event::Stayed(_) => ("bring device back", SpanKind::Internal),

@@ -1,7 +1,7 @@
 //! The embedded backend: everything in this process. Several nodes can live in it, which tests do.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -174,6 +174,10 @@ impl Cluster for Memory {
         Ok(self.store().nodes_of(user))
     }
 
+    async fn sockets_of(&self, user: &UserId) -> Result<Vec<(NodeId, usize)>, Unavailable> {
+        Ok(self.store().sockets_of(user))
+    }
+
     async fn latest(&self, user: &UserId) -> Result<Option<Call>, Unavailable> {
         Ok(self.store().latest(user))
     }
@@ -273,8 +277,15 @@ impl Store {
     }
 
     fn nodes_of(&self, user: &UserId) -> Vec<NodeId> {
-        let sockets = self.users.get(user).into_iter().flat_map(|user| &user.sockets);
-        sockets.map(|(node, _)| *node).collect::<BTreeSet<_>>().into_iter().collect()
+        self.sockets_of(user).into_iter().map(|(node, _)| node).collect()
+    }
+
+    fn sockets_of(&self, user: &UserId) -> Vec<(NodeId, usize)> {
+        let mut nodes = BTreeMap::new();
+        for (node, _) in self.users.get(user).into_iter().flat_map(|user| &user.sockets) {
+            *nodes.entry(*node).or_default() += 1;
+        }
+        nodes.into_iter().collect()
     }
 
     fn put(&mut self, call: Call) {

@@ -73,6 +73,9 @@ pub trait Cluster: Send + Sync + 'static {
     /// The nodes that hold sockets of `user`.
     async fn nodes_of(&self, user: &UserId) -> Result<Vec<NodeId>, Unavailable>;
 
+    /// The same, and how many sockets each of them holds.
+    async fn sockets_of(&self, user: &UserId) -> Result<Vec<(NodeId, usize)>, Unavailable>;
+
     /// The latest call of `user`, live or ended less than a minute ago.
     async fn latest(&self, user: &UserId) -> Result<Option<Call>, Unavailable>;
 

@@ -15,9 +15,7 @@ pub fn about(event: &ClientEvent) -> About {
         ClientEvent::Signal { call, .. }
         | ClientEvent::Reject { call, .. }
         | ClientEvent::Busy { call }
-        | ClientEvent::End { call, .. } => {
-            About { to: Some(call.to.clone()), call_id: call.call_id }
-        }
+        | ClientEvent::End { call, .. } => About { to: call.to.clone(), call_id: call.call_id },
         ClientEvent::Stats { call_id, .. } => About { to: None, call_id: Some(*call_id) },
         ClientEvent::UserConnected { .. }
         | ClientEvent::Sync { .. }

@@ -11,6 +11,7 @@ use super::{
     session::{NEVER_MS, Session},
 };
 use crate::{
+    auth::bare_token,
     ids::CallId,
     protocol::{Answer, ClientEvent},
     secret::Secret,
@@ -48,7 +49,7 @@ impl Session {
         if self.has_failed.load(Ordering::Relaxed) {
             context.limits.takes_tokens(source)?;
         }
-        let (access, token) = (&context.access, Some(token.expose()));
+        let (access, token) = (&context.access, Some(bare_token(token.expose())));
         let checked = context.limits.check_token(access, token, source).await;
         self.has_failed.store(checked.is_err(), Ordering::Relaxed);
         let identity = checked?.ok_or(Rejected::NoTokens)?;

@@ -14,6 +14,8 @@ mod transport;
 mod turns;
 mod wire;
 
+pub use transport::PATHS as SOCKET_PATHS;
+
 use std::{
     fmt,
     future::Future,
@@ -42,7 +44,7 @@ use self::{
     wire::Upgraded,
 };
 use crate::{
-    auth::{Access, CheckError, Identity},
+    auth::{Access, CheckError, Identity, bare_token},
     calls::{Calls, Outlet, as_gauge},
     ice::Ice,
     ids::UserId,
@@ -285,7 +287,7 @@ async fn admit(
         return Err(too_many.into());
     }
     let auth = auth.map_err(|_| Refused::invalid("auth", "expected an object"))?;
-    let named: Option<UserId> = parse("userId", &auth)?;
+    let named = user_of("userId", &auth)?;
     let device = parse("deviceId", &auth)?;
     let identity = match identify(&context, &socket, &auth).await {
         Err(error) if error.may_pass() => {
@@ -352,7 +354,7 @@ async fn identify(
     let given: Option<Secret> = parse("token", auth)?;
     let in_head = || socket.req_parts().extensions.get::<Bearer>()?.take();
     let token = given.or_else(in_head);
-    let token = token.as_ref().map(Secret::expose);
+    let token = token.as_ref().map(|token| bare_token(token.expose()));
     match seat_of(socket) {
         Some(seat) => Ok(limits.admit(access, token, seat.source()).await?),
         None => Err(Refused::again()),
@@ -412,6 +414,13 @@ async fn run_leases(io: SocketIo, context: Arc<Context>) {
             tokio::task::yield_now().await;
         }
     }
+}
+
+/// The user whom the client named when it connected.
+fn user_of(field: &str, auth: &Map<String, Value>) -> Result<Option<UserId>, Refused> {
+    let given = auth.get(field).filter(|value| !value.is_null());
+    let user = given.map(UserId::from_value).transpose();
+    user.map_err(|error| Refused::invalid(field, error))
 }
 
 /// A field of what the client said when it connected.

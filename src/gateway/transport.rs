@@ -95,7 +95,12 @@ impl Bearer {
     }
 }
 
-/// The route of the transport.
+/// Where clients connect; without the slash, too, which some of them leave out (`addTrailingSlash: false`).
+pub const PATHS: [&str; 2] = ["/socket.io/", "/socket.io"];
+/// When to try again where a node has stopped: others take its connections at once.
+const RETRY_ELSEWHERE_S: u16 = 1;
+
+/// The routes of the transport.
 pub fn routes(
     engine: Engine,
     io: SocketIo,
@@ -106,7 +111,8 @@ pub fn routes(
 ) -> Router {
     let posting = Turns::default();
     let transport = Transport { engine, io, upgraded, posting, doors, limits, takes_tokens };
-    Router::new().route("/socket.io/", any(serve)).with_state(transport)
+    let routes = PATHS.into_iter();
+    routes.fold(Router::new(), |router, path| router.route(path, any(serve))).with_state(transport)
 }
 
 async fn serve(State(transport): State<Transport>, request: Request) -> Response {
@@ -141,7 +147,10 @@ fn suspect(uri: &Uri) -> Option<Refused> {
 async fn answer(transport: Transport, request: Request) -> Response {
     let is_new = query_value(request.uri(), "sid").is_none();
     if is_new && transport.doors.are_closed() {
-        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+        let retry_after = HeaderValue::from(RETRY_ELSEWHERE_S);
+        let why = "this node is stopping";
+        return (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, retry_after)], why)
+            .into_response();
     }
     let is_websocket = is_websocket(request.uri());
     let seat = match transport.seat(&request, is_new, is_websocket) {

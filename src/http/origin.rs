@@ -11,7 +11,7 @@ use axum::{
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header, uri::Authority};
 
 use super::problem::Problem;
-use crate::{limits::Limits, metrics::Refused};
+use crate::{gateway::SOCKET_PATHS, limits::Limits, metrics::Refused};
 
 /// What pages of other origins may do.
 const ALLOWED_METHODS: &str = "GET, POST";
@@ -147,7 +147,7 @@ async fn guard(
 
 /// The page cannot read the answer, and asking changes nothing. A socket is no such thing.
 fn is_harmless(request: &Request) -> bool {
-    let is_socket = request.uri().path() == "/socket.io/";
+    let is_socket = SOCKET_PATHS.contains(&request.uri().path());
     !is_socket && matches!(*request.method(), Method::GET | Method::HEAD)
 }
 

@@ -23,6 +23,8 @@ pub struct ClientMessage {
     pub summary: &'static str,
     /// The fields that it must have.
     pub needs: &'static [Field],
+    /// Of these fields it must have at least one.
+    pub needs_one: &'static [Field],
     /// The fields that it may have. Null is the same as absent.
     pub takes: &'static [Field],
     /// The title of the [`super::Answer`] that its ack holds beside `ok`.
@@ -64,6 +66,7 @@ pub const CLIENT_MESSAGES: [ClientMessage; 14] = [
         name: USER_CONNECTED,
         summary: "Says who this socket speaks for, if the handshake did not.",
         needs: &[USER_ID],
+        needs_one: &[],
         takes: &[],
         answer: "Joined",
     },
@@ -71,6 +74,7 @@ pub const CLIENT_MESSAGES: [ClientMessage; 14] = [
         name: "call:initiate",
         summary: "Calls a user: all their devices ring.",
         needs: &[TO, CALL_TYPE],
+        needs_one: &[],
         takes: &[CALLER_INFO, CLIENT_CALL_ID],
         answer: "Call",
     },
@@ -78,6 +82,7 @@ pub const CLIENT_MESSAGES: [ClientMessage; 14] = [
         name: "call:offer",
         summary: "Passes an offer on.",
         needs: &[TO, OFFER],
+        needs_one: &[],
         takes: &[CALL_ID],
         answer: "Relayed",
     },
@@ -85,6 +90,7 @@ pub const CLIENT_MESSAGES: [ClientMessage; 14] = [
         name: "call:answer",
         summary: "Takes the call, and passes an answer on. The first device wins.",
         needs: &[TO, ANSWER],
+        needs_one: &[],
         takes: &[CALL_ID],
         answer: "Relayed",
     },
@@ -92,34 +98,39 @@ pub const CLIENT_MESSAGES: [ClientMessage; 14] = [
         name: "call:ice-candidate",
         summary: "Passes a candidate on.",
         needs: &[TO, CANDIDATE],
+        needs_one: &[],
         takes: &[CALL_ID],
         answer: "Relayed",
     },
     ClientMessage {
         name: "call:reject",
-        summary: "Declines the call for all devices.",
-        needs: &[TO],
-        takes: &[CALL_ID, REASON],
+        summary: "Declines the call for all devices. `toUserId` or `callId` names it.",
+        needs: &[],
+        needs_one: &[TO, CALL_ID],
+        takes: &[REASON],
         answer: "Call",
     },
     ClientMessage {
         name: "call:busy",
-        summary: "Says that the user is in another call.",
-        needs: &[TO],
-        takes: &[CALL_ID],
+        summary: "Says that this device is in another call. `toUserId` or `callId` names this one.",
+        needs: &[],
+        needs_one: &[TO, CALL_ID],
+        takes: &[],
         answer: "Call",
     },
     ClientMessage {
         name: "call:end",
-        summary: "Hangs up, gives up or declines.",
-        needs: &[TO],
-        takes: &[CALL_ID, DURATION],
+        summary: "Hangs up, gives up or declines. `toUserId` or `callId` names the call.",
+        needs: &[],
+        needs_one: &[TO, CALL_ID],
+        takes: &[DURATION],
         answer: "Call",
     },
     ClientMessage {
         name: "call:sync",
         summary: "Asks for the live call, or for this one up to a minute after its end.",
         needs: &[],
+        needs_one: &[],
         takes: &[CALL_ID],
         answer: "Sync",
     },
@@ -127,6 +138,7 @@ pub const CLIENT_MESSAGES: [ClientMessage; 14] = [
         name: "call:stats",
         summary: "Reports how good the media connection is.",
         needs: &[CALL_ID],
+        needs_one: &[],
         takes: &[ROUND_TRIP, LOSS, JITTER, CANDIDATE_TYPE, ICE_STATE],
         answer: "Relayed",
     },
@@ -134,6 +146,7 @@ pub const CLIENT_MESSAGES: [ClientMessage; 14] = [
         name: "presence:subscribe",
         summary: "Asks who can be called, and to be told of changes.",
         needs: &[USER_IDS],
+        needs_one: &[],
         takes: &[],
         answer: "Presence",
     },
@@ -141,6 +154,7 @@ pub const CLIENT_MESSAGES: [ClientMessage; 14] = [
         name: "presence:unsubscribe",
         summary: "Asks not to be told of changes any more.",
         needs: &[USER_IDS],
+        needs_one: &[],
         takes: &[],
         answer: "Done",
     },
@@ -148,6 +162,7 @@ pub const CLIENT_MESSAGES: [ClientMessage; 14] = [
         name: "ice:servers",
         summary: "Asks for the servers that `RTCPeerConnection` needs.",
         needs: &[],
+        needs_one: &[],
         takes: &[],
         answer: "IceServers",
     },
@@ -155,6 +170,7 @@ pub const CLIENT_MESSAGES: [ClientMessage; 14] = [
         name: "auth:refresh",
         summary: "Gives a new token of the same user. Refused in open mode, which has none.",
         needs: &[TOKEN],
+        needs_one: &[],
         takes: &[],
         answer: "Refreshed",
     },
@@ -167,10 +183,10 @@ impl ClientMessage {
         let object = self.needs.iter().fold(object, |object, field| {
             object.property(field.name, (field.schema)()).required(field.name)
         });
-        let object = self
-            .takes
-            .iter()
-            .fold(object, |object, field| object.property(field.name, nullable((field.schema)())));
+        let object =
+            self.needs_one.iter().chain(self.takes).fold(object, |object, field| {
+                object.property(field.name, nullable((field.schema)()))
+            });
         if self.name == USER_CONNECTED {
             return OneOfBuilder::new().item((USER_ID.schema)()).item(object).into();
         }

@@ -65,10 +65,11 @@ pub enum ClientEvent {
     },
 }
 
-/// Which call an event is about: the one with this id, else the socket's live call with `to`.
+/// Which call an event is about: the one with this id, else the socket's live call with `to`. It has one of
+/// them, or both; what is passed on always has `to`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CallRef {
-    pub to: UserId,
+    pub to: Option<UserId>,
     pub call_id: Option<CallId>,
 }
 
@@ -151,7 +152,7 @@ impl ClientEvent {
         }
         let fields = Fields::read(payload)?;
         Self::decode_fields(name, &fields, sizes).map_err(|malformed| Malformed {
-            to: fields.to_user_id.and_then(|raw| parse_string(raw)?.parse().ok()),
+            to: fields.to_user_id.and_then(|raw| UserId::from_json(raw.get()).ok()),
             ..malformed
         })
     }
@@ -159,7 +160,7 @@ impl ClientEvent {
     fn decode_fields(name: &str, fields: &Fields, sizes: &Sizes) -> Result<Self, Malformed> {
         Ok(match name {
             "call:initiate" => Self::Initiate {
-                to: id("toUserId", fields.to_user_id)?,
+                to: user("toUserId", fields.to_user_id)?,
                 call_type: call_type(fields.call_type)?,
                 caller_info: caller_info(fields.caller_info, sizes)?,
                 client_call_id: client_call_id(fields.client_call_id)?,
@@ -180,12 +181,12 @@ impl ClientEvent {
                 payload: candidate(fields.candidate, sizes)?,
             },
             "call:reject" => Self::Reject {
-                call: fields.call_ref()?,
+                call: fields.ended_ref()?,
                 reason: optional_text("reason", fields.reason, MAX_REASON_BYTES)?,
             },
-            "call:busy" => Self::Busy { call: fields.call_ref()? },
+            "call:busy" => Self::Busy { call: fields.ended_ref()? },
             "call:end" => Self::End {
-                call: fields.call_ref()?,
+                call: fields.ended_ref()?,
                 duration_s: optional_number("duration", fields.duration)?,
             },
             "call:sync" => Self::Sync { call_id: optional_id("callId", fields.call_id)? },
@@ -220,9 +221,9 @@ impl ClientEvent {
     /// `"userId"` or `{userId}`.
     fn user_connected(payload: Option<&str>) -> Result<Self, Malformed> {
         let is_object = payload.is_some_and(|json| json.starts_with('{'));
-        let user =
+        let id =
             if is_object { Fields::read(payload)?.user_id.map(RawValue::get) } else { payload };
-        Ok(Self::UserConnected { user: id_of("userId", user)? })
+        Ok(Self::UserConnected { user: user_of("userId", id)? })
     }
 }
 
@@ -238,10 +239,23 @@ impl<'a> Fields<'a> {
     }
 
     fn call_ref(&self) -> Result<CallRef, Malformed> {
-        Ok(CallRef {
-            to: id("toUserId", self.to_user_id)?,
-            call_id: optional_id("callId", self.call_id)?,
-        })
+        let to = Some(user("toUserId", self.to_user_id)?);
+        Ok(CallRef { to, call_id: optional_id("callId", self.call_id)? })
+    }
+
+    /// The call that an event ends or refuses: `callId` alone names it too.
+    fn ended_ref(&self) -> Result<CallRef, Malformed> {
+        let named = self.to_user_id.filter(|raw| !is_null(raw));
+        let call_id = optional_id("callId", self.call_id)?;
+        let to = match named {
+            None if call_id.is_some() => None,
+            None => {
+                let expected = format!("{}, or the call's id in callId", UserId::EXPECTED_JSON);
+                return Err(Malformed::field("toUserId", expected));
+            }
+            Some(_) => Some(user("toUserId", named)?),
+        };
+        Ok(CallRef { to, call_id })
     }
 }
 
@@ -300,6 +314,15 @@ where
         return Err(Malformed::field(name, "a string"));
     };
     text.parse().map_err(|error| Malformed::invalid(format!("{name}: {error}")))
+}
+
+fn user(name: &str, raw: Option<&RawValue>) -> Result<UserId, Malformed> {
+    user_of(name, raw.map(RawValue::get))
+}
+
+fn user_of(name: &str, json: Option<&str>) -> Result<UserId, Malformed> {
+    let Some(json) = json else { return Err(Malformed::field(name, UserId::EXPECTED_JSON)) };
+    UserId::from_json(json).map_err(|error| Malformed::invalid(format!("{name}: {error}")))
 }
 
 fn optional_id<T>(name: &str, raw: Option<&RawValue>) -> Result<Option<T>, Malformed>
@@ -364,7 +387,10 @@ fn caller_info(raw: Option<&RawValue>, sizes: &Sizes) -> Result<Option<Payload>,
         return Ok(None);
     };
     if raw.get().len() > sizes.caller_info_bytes {
-        return Err(Malformed::too_large("callerInfo", sizes.caller_info_bytes));
+        let Malformed { message, .. } = Malformed::too_large("callerInfo", sizes.caller_info_bytes);
+        // Pictures are what makes it long.
+        let message = format!("{message}; send the URL of a picture, not the picture itself");
+        return Err(Malformed { error_type: ErrorType::PayloadTooLarge, message, to: None });
     }
     if !raw.get().starts_with('{') {
         return Err(Malformed::field("callerInfo", "an object"));
@@ -415,6 +441,11 @@ fn candidate(raw: Option<&RawValue>, sizes: &Sizes) -> Result<Payload, Malformed
         #[serde(rename = "usernameFragment", default)]
         _fragment: Option<IgnoredString>,
     }
+    #[derive(Deserialize)]
+    struct Wrapped {
+        #[serde(rename = "candidate")]
+        _inner: Candidate,
+    }
     const EXPECTED: &str =
         "an object {candidate, sdpMLineIndex, sdpMid, usernameFragment?}, null or \"\"";
     let raw = raw.ok_or_else(|| Malformed::field("candidate", EXPECTED))?;
@@ -425,24 +456,29 @@ fn candidate(raw: Option<&RawValue>, sizes: &Sizes) -> Result<Payload, Malformed
         || raw.get().starts_with('{') && serde_json::from_str::<Candidate>(raw.get()).is_ok();
     let payload = passed_on("candidate", raw)?;
     if matches!(raw.get(), "null" | "\"\"") || is_candidate() {
-        Ok(payload)
-    } else {
-        Err(Malformed::field("candidate", EXPECTED))
+        return Ok(payload);
     }
+    // What wrappers of RTCPeerConnection give out, one level too deep or too high.
+    let cure = if raw.get().starts_with('"') {
+        ": this is the text of one alone; send what `event.candidate.toJSON()` gives"
+    } else if serde_json::from_str::<Wrapped>(raw.get()).is_ok() {
+        ": this one is wrapped in another object; send what is in its `candidate`"
+    } else {
+        ""
+    };
+    Err(Malformed::field("candidate", format!("{EXPECTED}{cure}")))
 }
 
 fn user_ids(raw: Option<&RawValue>) -> Result<Vec<UserId>, Malformed> {
     const NAME: &str = "userIds";
-    let texts: Option<Vec<String>> = raw.and_then(|raw| serde_json::from_str(raw.get()).ok());
-    let texts = texts.ok_or_else(|| Malformed::field(NAME, "an array of user ids"))?;
-    if texts.len() > MAX_WATCHED_USERS {
+    let ids: Option<Vec<&RawValue>> = raw.and_then(|raw| serde_json::from_str(raw.get()).ok());
+    let ids = ids.ok_or_else(|| Malformed::field(NAME, "an array of user ids"))?;
+    if ids.len() > MAX_WATCHED_USERS {
         let message = format!("{NAME}: at most {MAX_WATCHED_USERS} user ids are allowed");
         return Err(Malformed { error_type: ErrorType::PayloadTooLarge, message, to: None });
     }
-    let parse = |text: String| text.parse();
-    texts
-        .into_iter()
-        .map(parse)
+    ids.into_iter()
+        .map(|id| UserId::from_json(id.get()))
         .collect::<Result<_, _>>()
         .map_err(|error| Malformed::invalid(format!("{NAME}: {error} in each place")))
 }

@@ -47,7 +47,7 @@ pub struct Sizes {
 
 impl Default for Sizes {
     fn default() -> Self {
-        Self { sdp_bytes: 64 * 1024, candidate_bytes: 4 * 1024, caller_info_bytes: 4 * 1024 }
+        Self { sdp_bytes: 64 * 1024, candidate_bytes: 4 * 1024, caller_info_bytes: 16 * 1024 }
     }
 }
 

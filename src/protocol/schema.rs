@@ -137,17 +137,12 @@ impl ToSchema for Told {
 
 impl PartialSchema for Told {
     fn schema() -> RefOr<Schema> {
-        let elsewhere = [
-            Self::AnsweredElsewhere,
-            Self::DeclinedElsewhere,
-            Self::BusyElsewhere,
-            Self::ResumedElsewhere,
-        ];
+        let elsewhere = [Self::AnsweredElsewhere, Self::DeclinedElsewhere, Self::ResumedElsewhere];
         let all = EndReason::ALL.map(Self::End).into_iter().chain(elsewhere);
         word(all.map(Self::as_str))
             .description(Some(
                 "Why a call is over for this device. `…_elsewhere`: another device of the same user \
-                 took it, declined it or was busy; or another socket of this device took it over.",
+                 took it or declined it; or another socket of this device took it over.",
             ))
             .into()
     }

@@ -83,6 +83,23 @@ for (const transport of ['websocket', 'polling']) {
       await refused(t, { extraHeaders: { Authorization: 'Basic YTpi' }, ...socket }, /^UNAUTHENTICATED: a token is needed$/);
     });
 
+    test('may have the scheme of that head with it', async (t) => {
+      const userId = someone('anna');
+      const client = connect(t, server, { auth: { token: `Bearer ${tokenOf(userId)}` }, ...socket });
+      await client.connected();
+      assert.equal((await client.ok('user-connected', userId)).userId, userId);
+      await client.ok('auth:refresh', { token: `bearer ${tokenOf(userId, { seconds: 600 })}` });
+      await refused(t, { auth: { token: 'Bearer a.b.c' }, ...socket }, /^UNAUTHENTICATED: the token is not a JWT/);
+    });
+
+    test('may name its user by a number', async (t) => {
+      const sub = 1_000_000 + Math.trunc(Math.random() * 1e9);
+      const client = connect(t, server, { auth: { token: tokenOf(sub), userId: sub }, ...socket });
+      await client.connected();
+      assert.equal((await client.ok('user-connected', sub)).userId, `${sub}`);
+      await refused(t, { auth: { token: tokenOf(1.5) }, ...socket }, /^UNAUTHENTICATED: the token's sub is not a user id/);
+    });
+
     test('that is missing, bad or over: refused before the socket connects', async (t) => {
       const sub = someone('anna');
       const forged = tokenOf(sub, { sign: (body) => createHmac('sha256', 'x'.repeat(32)).update(body).digest() });

@@ -80,14 +80,79 @@ describe('several devices of the callee', { concurrency: true }, () => {
     await tab.none('call:ended');
   });
 
-  test('busy ends for all', async (t) => {
+  test('a busy device silences itself alone; the others ring on', async (t) => {
+    const { caller, callId, phone, tablet, tab } = await callToThreeDevices(t);
+    for (let time = 0; time < 2; time += 1) {
+      const { status, ...rest } = await phone.ok('call:busy', { toUserId: caller.userId });
+      assert.deepEqual([status, rest.callId], ['pending', callId]);
+    }
+    // It rings no more: it can neither take nor decline the call, and hears nothing more of it.
+    assertRefused(await phone.ack('call:answer', { toUserId: caller.userId, answer: answer('late') }), 'NO_ACTIVE_CALL');
+    assertRefused(await phone.ack('call:reject', { callId }), 'NO_ACTIVE_CALL');
+    await caller.ok('call:offer', { toUserId: tablet.userId, offer: offer() });
+    for (const device of [tablet, tab]) await device.next('call:offer');
+    await phone.next('call:incoming');
+    await phone.nothingElse({ after: [caller] });
+    await caller.next('call:ringing');
+    await caller.nothingElse({ after: [phone, tablet] });
+    await tablet.ok('call:answer', { toUserId: caller.userId, answer: answer('tablet') });
+    await caller.next('call:answer');
+    assertShape(await tab.next('call:ended'), toldElsewhere(caller, callId, 'answered_elsewhere'));
+    await phone.nothingElse({ after: [caller, tablet] });
+    await assertTalking(caller, tablet);
+  });
+
+  test('the caller hears busy when the last ringing device is', async (t) => {
+    const { caller, callId, phone, tablet, tab } = await callToThreeDevices(t);
+    for (const device of [tab, phone]) {
+      assert.equal((await device.ok('call:busy', { callId })).status, 'pending');
+      await caller.none('call:busy');
+    }
+    const { status, reason } = await tablet.ok('call:busy', { toUserId: caller.userId });
+    assert.deepEqual([status, reason], ['missed', 'busy']);
+    assert.equal((await caller.next('call:busy')).callId, callId);
+    for (const device of [phone, tablet, tab]) {
+      await device.next('call:incoming');
+      await device.nothingElse({ after: [caller] });
+    }
+  });
+
+  test('a device that said busy does not ring again when it is back', async (t) => {
     const { caller, callId, phone, tablet, tab } = await callToThreeDevices(t);
     await phone.ok('call:busy', { toUserId: caller.userId });
+    await phone.drop();
+    const again = await join(t, server, { userId: tablet.userId, deviceId: 'phone' });
+    await again.fence();
+    await again.nothingElse({ after: [tablet] });
+    for (const device of [tablet, tab]) await device.ok('call:busy', { callId });
     await caller.next('call:busy');
-    for (const device of [tablet, tab]) {
-      assertShape(await device.next('call:ended'), toldElsewhere(caller, callId, 'busy_elsewhere'));
+    await again.nothingElse({ after: [caller] });
+  });
+
+  test('a call that nobody answers was busy if a device was', async (t) => {
+    const hasty = await startServer({ args: ['--ring-timeout', '600ms'] });
+    t.after(() => hasty.stop());
+    const caller = await join(t, hasty, { userId: someone('alice') });
+    const userId = someone('bob');
+    const [phone, tablet] = [await join(t, hasty, { userId, deviceId: 'phone' }), await join(t, hasty, { userId })];
+    await caller.ok('call:initiate', { toUserId: userId, callType: 'audio' });
+    await phone.ok('call:busy', { toUserId: caller.userId });
+    await caller.next('call:busy');
+    assert.equal((await tablet.next('call:ended')).reason, 'busy');
+    await phone.next('call:incoming');
+    await phone.nothingElse({ after: [caller, tablet] });
+  });
+
+  test('end, reject and busy may name the call by its id alone', async (t) => {
+    for (const [who, event] of [['caller', 'call:end'], ['callee', 'call:reject'], ['callee', 'call:busy'], ['callee', 'call:end']]) {
+      const { caller, callee } = await pair(t, server);
+      const call = { caller, callee };
+      const { callId } = await dial(caller, callee);
+      const mallory = await join(t, server, { userId: someone('mallory') });
+      assertRefused(await mallory.ack(event, { callId }), 'NO_ACTIVE_CALL');
+      assert.ok((await call[who].ok(event, { callId })).reason);
+      await call[who === 'caller' ? 'callee' : 'caller'].next(event === 'call:end' ? 'call:ended' : event === 'call:busy' ? 'call:busy' : 'call:rejected');
     }
-    await phone.none('call:ended');
   });
 
   test('a cancel stops the ringing on all', async (t) => {

@@ -46,6 +46,7 @@ function assertLastingCallGoesOn() {
 }
 
 const NOT_TEXT = [5, true, null, {}, [], ['x']];
+const NOT_A_USER = [1.5, 2 ** 53, true, null, {}, [], ['x']];
 const NOT_AN_OBJECT = [5, true, 'text', [], [1]];
 const NOT_A_NUMBER = ['5', true, {}, []];
 
@@ -56,7 +57,7 @@ const wrongFields = (toUserId, callId) => [
     right: { toUserId, callType: 'audio', callerInfo: { name: 'A' }, clientCallId: 'c1' },
     required: ['toUserId', 'callType'],
     wrong: {
-      toUserId: [...NOT_TEXT, '', 'x'.repeat(129), 'a\u0000b', 'tab\there'],
+      toUserId: [...NOT_A_USER, '', 'x'.repeat(129), 'a\u0000b', 'tab\there'],
       callType: [...NOT_TEXT, '', 'AUDIO', 'fax'],
       callerInfo: NOT_AN_OBJECT,
       clientCallId: [5, true, {}, [], ''],
@@ -67,7 +68,7 @@ const wrongFields = (toUserId, callId) => [
     right: { toUserId, offer: offer() },
     required: ['toUserId', 'offer'],
     wrong: {
-      toUserId: [...NOT_TEXT, ''],
+      toUserId: [...NOT_A_USER, ''],
       offer: [...NOT_AN_OBJECT, null, {}, { type: 'offer' }, { sdp: 'v=0' }, { type: 5, sdp: 'v=0' }, { type: 'offer', sdp: 5 }, { type: 'offer', sdp: ['v=0'] }],
       callId: [5, true, {}, []],
     },
@@ -77,7 +78,7 @@ const wrongFields = (toUserId, callId) => [
     right: { toUserId, answer: answer() },
     required: ['toUserId', 'answer'],
     wrong: {
-      toUserId: [...NOT_TEXT, ''],
+      toUserId: [...NOT_A_USER, ''],
       answer: [...NOT_AN_OBJECT, null, {}, { type: 'answer' }, { sdp: 'v=0' }, { type: 'answer', sdp: null }, { type: {}, sdp: 'v=0' }],
       callId: [5, true, {}, []],
     },
@@ -87,7 +88,7 @@ const wrongFields = (toUserId, callId) => [
     right: { toUserId, candidate: candidate() },
     required: ['toUserId', 'candidate'],
     wrong: {
-      toUserId: [...NOT_TEXT, ''],
+      toUserId: [...NOT_A_USER, ''],
       candidate: [
         5, true, 'text', [], [candidate()], {}, { candidate: 5 }, { sdpMid: '0' },
         { ...candidate(), sdpMLineIndex: 'first' }, { ...candidate(), sdpMid: 5 }, { ...candidate(), usernameFragment: 5 },
@@ -99,19 +100,19 @@ const wrongFields = (toUserId, callId) => [
     event: 'call:reject',
     right: { toUserId, reason: 'Busy' },
     required: ['toUserId'],
-    wrong: { toUserId: [...NOT_TEXT, ''], reason: [5, true, {}, []], callId: [5, true, {}, []] },
+    wrong: { toUserId: [...NOT_A_USER, ''], reason: [5, true, {}, []], callId: [5, true, {}, []] },
   },
   {
     event: 'call:busy',
     right: { toUserId },
     required: ['toUserId'],
-    wrong: { toUserId: [...NOT_TEXT, ''], callId: [5, true, {}, []] },
+    wrong: { toUserId: [...NOT_A_USER, ''], callId: [5, true, {}, []] },
   },
   {
     event: 'call:end',
     right: { toUserId, duration: 5 },
     required: ['toUserId'],
-    wrong: { toUserId: [...NOT_TEXT, ''], duration: NOT_A_NUMBER, callId: [5, true, {}, []] },
+    wrong: { toUserId: [...NOT_A_USER, ''], duration: NOT_A_NUMBER, callId: [5, true, {}, []] },
   },
   { event: 'call:sync', right: {}, required: [], wrong: { callId: [5, true, {}, []] } },
   {
@@ -131,13 +132,13 @@ const wrongFields = (toUserId, callId) => [
     event: 'presence:subscribe',
     right: { userIds: [] },
     required: ['userIds'],
-    wrong: { userIds: [5, true, null, 'alice', {}, [5], [null], [''], [['alice']], ['x'.repeat(129)], ['ok', {}]] },
+    wrong: { userIds: [5, true, null, 'alice', {}, [1.5], [null], [''], [['alice']], ['x'.repeat(129)], ['ok', {}]] },
   },
   {
     event: 'presence:unsubscribe',
     right: { userIds: [] },
     required: ['userIds'],
-    wrong: { userIds: [5, true, null, 'alice', {}, [5], [null]] },
+    wrong: { userIds: [5, true, null, 'alice', {}, [1.5], [null]] },
   },
 ];
 
@@ -175,7 +176,7 @@ describe('wrong fields', { concurrency: false }, () => {
 
   test('of user-connected are named', async (t) => {
     const client = await join(t, server);
-    const wrong = [5, true, null, [], {}, '', 'x'.repeat(129), 'é'.repeat(65), 'nul\u0000', { userId: 5 }, { userId: null }, { userId: '' }, { user: 'x' }];
+    const wrong = [1.5, true, null, [], {}, '', 'x'.repeat(129), 'é'.repeat(65), 'nul\u0000', { userId: 1.5 }, { userId: null }, { userId: '' }, { user: 'x' }];
     for (const payload of wrong) {
       assertRefused(await client.ack('user-connected', payload), 'INVALID_PAYLOAD', { mentions: 'userId', event: 'user-connected' });
     }

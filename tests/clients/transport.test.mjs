@@ -26,6 +26,43 @@ async function upgraded(client) {
   await once(engine, 'upgrade', { signal: AbortSignal.timeout(10_000) });
 }
 
+describe('a client that leaves the slash at the end of the path out', { concurrency: true }, () => {
+  for (const [name, transports] of Object.entries(TRANSPORTS)) {
+    test(`is served on ${name}`, async (t) => {
+      const options = { transports, addTrailingSlash: false };
+      const { caller, callee } = await pair(t, server, { caller: options, callee: options });
+      await dial(caller, callee);
+      await pickUp(callee, caller);
+      await assertTalking(caller, callee);
+    });
+  }
+
+  test('is no way around the check of origins', async () => {
+    for (const path of ['/socket.io/', '/socket.io']) {
+      const response = await fetch(`${server.url}${path}?EIO=4&transport=polling`, { headers: { origin: 'https://elsewhere.example.org' } });
+      assert.equal(response.status, 403, path);
+    }
+  });
+});
+
+describe('users with numbers for ids', { concurrency: true }, () => {
+  test('call each other; what goes out is a string', async (t) => {
+    const [alice, bob] = [1, 2].map(() => Math.trunc(Math.random() * Number.MAX_SAFE_INTEGER));
+    const caller = await join(t, server, { userId: alice });
+    const callee = connect(t, server);
+    await callee.connected();
+    assert.equal((await callee.ok('user-connected', bob)).userId, `${bob}`);
+    await caller.ok('call:initiate', { toUserId: bob, callType: 'audio' });
+    assert.equal((await callee.next('call:incoming')).fromUserId, `${alice}`);
+    await callee.ok('call:answer', { toUserId: alice, answer: answer() });
+    assert.equal((await caller.next('call:answer')).fromUserId, `${bob}`);
+    const unsafe = await caller.ack('call:end', { toUserId: 2 ** 53 });
+    assert.equal(unsafe.error.type, 'INVALID_PAYLOAD');
+    assert.match(unsafe.error.message, /^toUserId: expected .*string/);
+    assert.equal((await caller.ok('call:end', { toUserId: bob })).reason, 'completed');
+  });
+});
+
 describe('a whole call', { concurrency: true }, () => {
   for (const [from, callerTransports] of Object.entries(TRANSPORTS)) {
     for (const [to, calleeTransports] of Object.entries(TRANSPORTS)) {

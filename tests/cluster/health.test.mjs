@@ -1,7 +1,9 @@
 // What a node says of itself while what it rests on comes and goes.
 
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
 import { rm } from 'node:fs/promises';
+import { Agent, get } from 'node:http';
 import { describe, test } from 'node:test';
 import { dial, pair, ringing } from '../support/calls.mjs';
 import { eventually } from '../support/check.mjs';
@@ -136,9 +138,23 @@ describe('the health page', { concurrency: true }, () => {
   test('of a node that stops: draining, while its clients go', async (t) => {
     const { cluster, node } = await clusterFor(t, { args: ['--drain-window', '1s'] });
     await ringing(t, cluster);
+    const agent = new Agent({ keepAlive: true, maxSockets: 1 });
+    t.after(() => agent.destroy());
+    const handshake = async () => {
+      const request = get(`${node.url}/socket.io/?EIO=4&transport=polling`, { agent });
+      const [response] = await once(request, 'response');
+      response.resume();
+      await once(response, 'end');
+      return response;
+    };
+    assert.equal((await handshake()).statusCode, 200);
     node.process.child.kill('SIGTERM');
     const page = await says(node.adminUrl, 'draining');
     assert.equal(page.code, 503);
+    // Whoever comes now, on a connection that a proxy has kept, is told when to try another node.
+    const turnedAway = await handshake();
+    assert.equal(turnedAway.statusCode, 503);
+    assert.equal(turnedAway.headers['retry-after'], '1');
     assert.equal((await fetch(`${node.adminUrl}/livez`)).status, 200);
     assert.deepEqual(await node.process.exit(), { code: 0, signal: null });
   });

@@ -305,6 +305,11 @@ impl Cluster for Backend {
         self.ask(move |_, state| state.nodes_of(&user)).await
     }
 
+    async fn sockets_of(&self, user: &UserId) -> Result<Vec<(NodeId, usize)>, Unavailable> {
+        let user = user.clone();
+        self.ask(move |_, state| state.sockets_of(&user)).await
+    }
+
     async fn latest(&self, user: &UserId) -> Result<Option<Call>, Unavailable> {
         let user = user.clone();
         self.ask(move |_, state| state.latest(&user)).await

@@ -217,7 +217,7 @@ impl Clients {
             Some(CallRef { call_id: call.call_id.filter(|_| by_id), ..call })
         };
         let current = target(&client.call).or_else(|| target(&client.ringing));
-        let somebody = CallRef { to: name_of(device % USERS), call_id: None };
+        let somebody = CallRef { to: Some(name_of(device % USERS)), call_id: None };
         let inputs: Vec<Input> = match act {
             Act::Call { to, named } => {
                 let client_call_id = named.then(|| format!("d{device}c{}", client.sent).into());
@@ -301,7 +301,7 @@ impl Clients {
         match event {
             ServerEvent::Incoming { call_id, from_user_id, .. } => {
                 client.ringing =
-                    Some(CallRef { to: from_user_id.clone(), call_id: Some(*call_id) });
+                    Some(CallRef { to: Some(from_user_id.clone()), call_id: Some(*call_id) });
             }
             ServerEvent::Ended { call_id, .. }
             | ServerEvent::Rejected { call_id, .. }
@@ -311,7 +311,7 @@ impl Clients {
                 let own = user(device);
                 let to = if caller == own.as_str() { receiver } else { caller };
                 let (to, id) = (to.parse().expect("a user id"), id.parse().expect("a call id"));
-                client.call = Some(CallRef { to, call_id: Some(id) });
+                client.call = Some(CallRef { to: Some(to), call_id: Some(id) });
             }
             _ => {}
         }
@@ -407,7 +407,7 @@ async fn session(
                 if let Ok(call) = placed
                     && call.is_live()
                 {
-                    clients.is_in(socket, CallRef { to, call_id: Some(call.id) });
+                    clients.is_in(socket, CallRef { to: Some(to), call_id: Some(call.id) });
                 }
             }
             Input::Signal(to, signal, payload) => {

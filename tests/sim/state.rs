@@ -102,6 +102,11 @@ impl State {
         }
     }
 
+    pub fn sockets_of(&self, user: &UserId) -> Vec<(NodeId, usize)> {
+        let nodes = self.users.get(user).into_iter().flat_map(|user| &user.nodes);
+        nodes.map(|(node, count)| (*node, *count)).collect()
+    }
+
     pub fn nodes_of(&self, user: &UserId) -> Vec<NodeId> {
         self.users.get(user).map(|user| user.nodes.keys().copied().collect()).unwrap_or_default()
     }

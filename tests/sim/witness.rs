@@ -307,9 +307,11 @@ impl Witness {
         let by_it = matches!(&call.state, CallState::Ended {
             cause: Cause::HangUp { by, .. } | Cause::Reject { by, .. } | Cause::Busy { by }, ..
         } if *by == socket);
+        // It is busy: its ack tells it that it rings no more, whatever becomes of the call.
+        let is_out = by_it || call.is_busy_on(socket);
         let Some(ears) = self.sockets.get_mut(&socket) else { return };
         let heard = ears.calls.entry(call.id).or_default();
-        if !by_it {
+        if !is_out {
             // It had ended before: who asks is told, and may be told once more in its turn.
             return;
         }

@@ -151,7 +151,7 @@ async fn claims_must_be_there_and_right() {
         (json!({"nbf": NOW_S + leeway + 1}), TooEarly),
         (json!({"sub": null}), Subject),
         (json!({"sub": ""}), Subject),
-        (json!({"sub": 7}), Subject),
+        (json!({"sub": 7.5}), Subject),
         (json!({"sub": "an\nna"}), Subject),
         (json!({"sub": "x".repeat(129)}), Subject),
         (json!({"aud": "elsewhere"}), Audience),

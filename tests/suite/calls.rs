@@ -407,7 +407,7 @@ async fn redialling_the_same_peer_after_a_reload_rings_them_again() {
 async fn strangers_cannot_reach_a_call() {
     for count in NODE_COUNTS {
         let (world, id) = World::in_call(count, &["a1", "b1", "c1"]).await;
-        let aimed = CallRef { to: "b".parse().unwrap(), call_id: Some(id) };
+        let aimed = CallRef { to: Some("b".parse().unwrap()), call_id: Some(id) };
         let stranger = world.device("c1");
         let ended = world.calls("c1").end(&stranger, &aimed, None).await;
         assert_eq!(ended, Err(Failure::Refused(Refusal::NotInCall)));

@@ -79,6 +79,7 @@ fn each_field_of_a_wrong_type_is_named() {
                     (field.as_str(), &wrong),
                     ("callerInfo", Value::Object(_))
                         | ("reason" | "clientCallId" | "iceState", Value::String(_))
+                        | ("userId" | "toUserId", Value::Number(_))
                 );
                 if fits {
                     continue;
@@ -102,13 +103,77 @@ fn each_field_of_a_wrong_type_is_named() {
 #[test]
 fn a_payload_that_is_no_object_is_refused() {
     for (name, _) in good() {
-        for payload in [json!(null), json!([]), json!(1), json!(true)] {
+        for payload in [json!(null), json!([]), json!(1.5), json!(true)] {
             let (error_type, _) = decode(name, &payload).unwrap_err();
             assert_eq!(error_type, ErrorType::InvalidPayload, "{name} {payload}");
         }
     }
     let missing = ClientEvent::decode("call:end", None, &Sizes::default()).unwrap_err();
-    assert_eq!(missing.message, "toUserId: expected a string");
+    assert!(missing.message.starts_with("toUserId: expected a string"), "{}", missing.message);
+    assert!(missing.message.contains("callId"), "{}", missing.message);
+}
+
+#[test]
+fn a_whole_number_is_the_user_of_its_decimal_text() {
+    let named = |id: &str| {
+        let text = format!(r#"{{"toUserId":{id},"callType":"audio"}}"#);
+        match ClientEvent::decode("call:initiate", Some(&text), &Sizes::default()) {
+            Ok(ClientEvent::Initiate { to, .. }) => Ok(to.as_str().to_owned()),
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => Err(error.message),
+        }
+    };
+    for (id, text) in
+        [("42", "42"), ("-7", "-7"), ("0", "0"), ("9007199254740991", "9007199254740991")]
+    {
+        assert_eq!(named(id), Ok(text.to_owned()));
+        let connected = ClientEvent::decode("user-connected", Some(id), &Sizes::default()).unwrap();
+        assert_eq!(connected, ClientEvent::UserConnected { user: text.parse().unwrap() });
+    }
+    // Not every client can tell these from their neighbours.
+    for id in ["9007199254740992", "-9007199254740992", "18446744073709551616", "1.5", "1e400"] {
+        let error = named(id).unwrap_err();
+        assert!(error.starts_with("toUserId: expected"), "{id}: {error}");
+    }
+    assert!(named("9007199254740993").unwrap_err().contains("string"));
+    let watched = json!({"userIds": [1, "ben"]});
+    let ClientEvent::Subscribe { users } = decode("presence:subscribe", &watched).unwrap() else {
+        panic!("it is a subscription");
+    };
+    assert_eq!(users, ["1".parse().unwrap(), "ben".parse().unwrap()]);
+}
+
+#[test]
+fn what_ends_or_refuses_a_call_may_name_it_by_its_id_alone() {
+    let id = "01890a5d-ac96-774b-bcce-b302099a8057";
+    for name in ["call:end", "call:reject", "call:busy"] {
+        for payload in [json!({"callId": id}), json!({"callId": id, "toUserId": null})] {
+            decode(name, &payload).unwrap_or_else(|error| panic!("{name} {payload}: {error:?}"));
+        }
+        assert!(decode(name, &json!({"callId": null})).is_err());
+    }
+}
+
+#[test]
+fn a_candidate_in_the_shape_of_a_wrapper_is_refused_with_the_right_one() {
+    let refused = |candidate: Value| {
+        let payload = json!({"toUserId": "ben", "candidate": candidate});
+        decode("call:ice-candidate", &payload).unwrap_err().1
+    };
+    let inner = json!({"candidate": "candidate:1 1 udp 1 192.0.2.1 9 typ host", "sdpMid": "0"});
+    let bare = refused(inner["candidate"].clone());
+    assert!(bare.contains("sdpMLineIndex") && bare.contains("toJSON"), "{bare}");
+    let wrapped = refused(json!({"candidate": inner}));
+    assert!(wrapped.contains("sdpMLineIndex") && wrapped.contains("wrapped"), "{wrapped}");
+}
+
+#[test]
+fn a_long_caller_info_is_told_what_to_send_instead() {
+    let picture = "x".repeat(Sizes::default().caller_info_bytes);
+    let payload = json!({"toUserId": "ben", "callType": "audio", "callerInfo": {"pic": picture}});
+    let (error_type, message) = decode("call:initiate", &payload).unwrap_err();
+    assert_eq!(error_type, ErrorType::PayloadTooLarge);
+    assert!(message.contains("16384") && message.contains("URL"), "{message}");
 }
 
 #[test]

@@ -142,6 +142,7 @@ interleaved! {
     load(id: CallId) -> Option<Call>;
     live(from: Option<&str>, limit: usize) -> (Vec<Call>, Option<String>);
     nodes_of(user: &UserId) -> Vec<NodeId>;
+    sockets_of(user: &UserId) -> Vec<(NodeId, usize)>;
     latest(user: &UserId) -> Option<Call>;
     commit(change: Change) -> Committed;
     restore(change: Change, over: Option<u64>) -> Option<Stored>;
@@ -240,7 +241,7 @@ impl Node {
 pub const NODE_COUNTS: [usize; 4] = [1, 2, 3, 8];
 
 pub fn to(user: &str) -> CallRef {
-    CallRef { to: user.parse().unwrap(), call_id: None }
+    CallRef { to: Some(user.parse().unwrap()), call_id: None }
 }
 
 pub fn payload(text: &str) -> Payload {

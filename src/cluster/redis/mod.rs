@@ -467,6 +467,11 @@ impl Cluster for Redis {
         Ok(nodes.map(|(node, _)| node).collect())
     }
 
+    async fn sockets_of(&self, user: &UserId) -> Result<Vec<(NodeId, usize)>, Unavailable> {
+        let looked = self.look(std::slice::from_ref(user)).await?;
+        Ok(looked.into_iter().flat_map(|(facts, _)| facts.nodes).collect())
+    }
+
     async fn latest(&self, user: &UserId) -> Result<Option<Call>, Unavailable> {
         let looked = self.look(std::slice::from_ref(user)).await?;
         Ok(looked.into_iter().next().and_then(|(_, call)| call))
