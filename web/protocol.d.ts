@@ -226,7 +226,7 @@ export type Timeline = {
 /** Unix time in milliseconds. */
 export type Timestamp = number;
 
-/** Why a call is over for this device. `…_elsewhere`: another device of the same user took it, declined it or was busy; or another socket of this device took it over. */
+/** Why a call is over for this device. `…_elsewhere`: another device of the same user took it or declined it; or another socket of this device took it over. */
 export type ToldReason = 'completed' | 'declined' | 'cancelled' | 'no_answer' | 'busy' | 'offline' | 'connection_lost' | 'superseded' | 'terminated' | 'max_duration' | 'answered_elsewhere' | 'declined_elsewhere' | 'resumed_elsewhere';
 
 /** 1 to 128 bytes of UTF-8 without control characters. */
