@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use switchboard::{
     call::{
-        Attempt, Call, CallType, Device, EndReason, Lobby, Placement, Role, Status, Step, What,
+        Attempt, Call, CallType, Cause, Device, EndReason, Lobby, Placement, Role, State, Status,
+        Step, What,
     },
     cluster::Hub,
     health::Health,
@@ -83,6 +84,60 @@ fn answered(caller: &str, receiver: &str, seconds: u64) -> Row {
         ended_at: None,
         updated_at: at(seconds + 2),
         ..missed(caller, receiver, seconds)
+    }
+}
+
+/// The row of a call that ended for this cause, 100 s after an answer if there was one.
+fn ended_by(cause: Cause, is_answered: bool) -> Row {
+    let since = is_answered.then(|| at(5));
+    let state = State::Ended { at: at(105), since, cause };
+    Row::from(&Call { state, ..ringing("anna", "ben", 0) })
+}
+
+#[test]
+fn each_end_has_its_status_and_reason_in_history() {
+    let by = "0123456789abcdef".parse().unwrap();
+    let hang_up = |role| Cause::HangUp { role, by, reported_duration_s: Some(7.0) };
+    let (caller, callee) = (Role::Caller, Role::Callee);
+    let before_the_answer = [
+        (hang_up(caller), Status::Missed, EndReason::Cancelled),
+        (hang_up(callee), Status::Rejected, EndReason::Declined),
+        (Cause::Reject { by, reason: None }, Status::Rejected, EndReason::Declined),
+        (Cause::Busy { by }, Status::Missed, EndReason::Busy),
+        (Cause::LineBusy, Status::Missed, EndReason::Busy),
+        (Cause::Offline, Status::Missed, EndReason::Offline),
+        (Cause::RingTimeout, Status::Missed, EndReason::NoAnswer),
+        (Cause::Lost { role: caller }, Status::Missed, EndReason::Cancelled),
+        (Cause::Lost { role: callee }, Status::Missed, EndReason::ConnectionLost),
+        (Cause::Superseded { role: caller }, Status::Missed, EndReason::Superseded),
+        (Cause::Terminated, Status::Missed, EndReason::Terminated),
+        (Cause::MaxDuration, Status::Missed, EndReason::MaxDuration),
+    ];
+    let after_the_answer = [
+        (hang_up(caller), EndReason::Completed),
+        (hang_up(callee), EndReason::Completed),
+        (Cause::Lost { role: caller }, EndReason::ConnectionLost),
+        (Cause::Lost { role: callee }, EndReason::ConnectionLost),
+        (Cause::Superseded { role: callee }, EndReason::Superseded),
+        (Cause::Terminated, EndReason::Terminated),
+        (Cause::MaxDuration, EndReason::MaxDuration),
+    ];
+    for reason in EndReason::ALL {
+        let is_in = before_the_answer.iter().any(|(_, _, expected)| *expected == reason)
+            || after_the_answer.iter().any(|(_, expected)| *expected == reason);
+        assert!(is_in, "{reason:?} has no line in this table");
+    }
+    for (cause, status, reason) in before_the_answer {
+        let row = ended_by(cause.clone(), false);
+        let expected = (status, Some(reason), None, None, Some(at(105)));
+        let found = (row.status, row.end_reason, row.duration_s, row.started_at, row.ended_at);
+        assert_eq!(found, expected, "{cause:?} before the answer");
+    }
+    for (cause, reason) in after_the_answer {
+        let row = ended_by(cause.clone(), true);
+        let expected = (Status::Ended, Some(reason), Some(100), Some(at(5)), Some(at(105)));
+        let found = (row.status, row.end_reason, row.duration_s, row.started_at, row.ended_at);
+        assert_eq!(found, expected, "{cause:?} after the answer");
     }
 }
 
