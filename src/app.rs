@@ -68,6 +68,13 @@ pub async fn serve(
     process: Process,
     ready: impl FnOnce(SocketAddr),
 ) -> Result<(), StartError> {
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        auth = config.auth.as_str(),
+        backend = config.redis_url.as_ref().map_or("embedded".to_owned(), ToString::to_string),
+        database = %config.database_url,
+        "switchboard starts"
+    );
     let health = Health::default();
     // Before anything that may take its time: whoever looks after this node sees what it waits for.
     let (stop_admin, admin_stops) = shutdown::shutdown();
@@ -143,7 +150,7 @@ pub async fn serve(
     signalled.await;
 
     health.enter(Phase::Draining);
-    tokio::spawn(shutdown::exit_at_second_signal());
+    tokio::spawn(shutdown::exit_at_second_signal(logs::flush));
     stop_listening.fire();
     leasing.abort();
     serving.close(leaving).await;

@@ -13,7 +13,8 @@ use switchboard::{
     bench,
     config::{Cli, Config, Task},
     ids::NodeId,
-    logs, metrics,
+    logs::{self, Log},
+    metrics,
     time::Clock,
 };
 use tokio::runtime::Runtime;
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
         }
     };
     match run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -48,7 +49,7 @@ fn one_line(report: &str) -> String {
     what.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-fn run(cli: Cli) -> anyhow::Result<()> {
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.task()? {
         Task::PrintConfig(config) => print(&config.to_toml()),
         Task::Serve(config) => serve(config),
@@ -61,28 +62,34 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     }
 }
 
-fn serve(config: Config) -> anyhow::Result<()> {
+fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let node = NodeId::generate(Clock::System.now());
-    let (runtime, filter) = start(&config.logs, node)?;
+    let log = logs::start(&config.logs, node)?;
     let metrics = metrics::install().context("nothing can be counted")?;
-    let process = Process { node, filter, metrics };
-    let ready = |address| {
-        // Whoever started the service may have closed its output: it serves all the same.
-        let _ = print(&format!("switchboard is ready: open http://{address}/\n"));
-    };
-    Ok(runtime.block_on(app::serve(config, process, ready))?)
+    let process = Process { node, filter: log.filter.clone(), metrics };
+    let ready = |address| log.say_ready(&format!("http://{address}/"));
+    let served = || Ok(runtime()?.block_on(app::serve(config, process, ready))?);
+    Ok(logged(&log, served()))
 }
 
-fn migrate(config: Config) -> anyhow::Result<()> {
-    let node = NodeId::generate(Clock::System.now());
-    let (runtime, _) = start(&config.logs, node)?;
-    Ok(runtime.block_on(app::migrate(&config))?)
+fn migrate(config: Config) -> anyhow::Result<ExitCode> {
+    let log = logs::start(&config.logs, NodeId::generate(Clock::System.now()))?;
+    let migrated = || Ok(runtime()?.block_on(app::migrate(&config))?);
+    Ok(logged(&log, migrated()))
 }
 
-/// Begins to log, and answers what tasks run on.
-fn start(settings: &logs::Settings, node: NodeId) -> anyhow::Result<(Runtime, logs::Filter)> {
-    let filter = logs::start(settings, node).context("RUST_LOG cannot be read")?;
-    Ok((runtime()?, filter))
+/// How the process ends, once its log says why.
+fn logged(log: &Log, result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => {
+            logs::flush();
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            log.say_failed(&error);
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn runtime() -> anyhow::Result<Runtime> {
@@ -92,8 +99,9 @@ fn runtime() -> anyhow::Result<Runtime> {
         .context("cannot start worker threads")
 }
 
-fn print(text: &str) -> anyhow::Result<()> {
+fn print(text: &str) -> anyhow::Result<ExitCode> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(text.as_bytes())?;
-    Ok(stdout.flush()?)
+    stdout.flush()?;
+    Ok(ExitCode::SUCCESS)
 }

@@ -220,6 +220,9 @@ metrics! {
     Gauge READY[] "switchboard_ready" "1 while the node is to be sent new clients, as /readyz says.";
     Gauge TROUBLES["part": Part] "switchboard_trouble" "1 while this part does not work, as /readyz says.";
 
+    Counter LOG_LINES_DROPPED[] "switchboard_log_lines_dropped_total"
+        "Lines of the log that were dropped because nobody read those before them.";
+
     Gauge SOCKETS["transport": Transport] "switchboard_sockets" "Connected sockets on this node.";
     Gauge USERS[] "switchboard_users" "Users with a socket on this node.";
     Counter SOCKETS_JOINED[] "switchboard_sockets_joined_total" "Sockets that said who they are.";

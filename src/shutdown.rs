@@ -47,10 +47,11 @@ pub fn signalled() -> io::Result<impl Future<Output = ()>> {
     })
 }
 
-/// Ends the process when somebody insists.
-pub async fn exit_at_second_signal() {
+/// Ends the process when somebody insists. `flush` is called before.
+pub async fn exit_at_second_signal(flush: impl FnOnce()) {
     let Ok(signalled) = signalled() else { return };
     signalled.await;
     warn!("stopping at once");
+    flush();
     std::process::exit(1);
 }

@@ -368,6 +368,8 @@ impl Calls {
         self.spread(before, after, callee_nodes);
         if let Some(reason) = after.end_reason() {
             debug!(call = %after.id, reason = reason.as_str(), "call ended");
+        } else if before.is_ringing() && !after.is_ringing() {
+            debug!(call = %after.id, "call answered");
         }
     }
 

@@ -189,6 +189,15 @@ pub enum Auth {
     Jwt(Trust),
 }
 
+impl Auth {
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Jwt(_) => "jwt",
+        }
+    }
+}
+
 /// The effective settings.
 #[derive(Debug, Clone)]
 pub struct Config {

@@ -337,7 +337,14 @@ impl Session {
         let result = result.map_err(|(rejected, about)| rejected.into_body(&name, about));
         if let Err(body) = &result {
             metrics::ERRORS.of(body.error_type).increment(1);
-            debug!(socket = %self.socket, event = %body.event, error = ?body.error_type, "refused");
+            debug!(
+                socket = %self.socket,
+                event = %body.event,
+                error = body.error_type.as_str(),
+                field = body.field(),
+                reason = %body.message,
+                "refused"
+            );
         }
         let socket_ref = SocketRef::from(socket.clone());
         if ack.is_none() && result.is_ok() {

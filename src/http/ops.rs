@@ -46,6 +46,15 @@ impl Operators {
     }
 }
 
+/// What there is, for who opens the address.
+const ENDPOINTS: &str = "\
+GET /livez    200 while the process runs
+GET /readyz   200 while the node is to be sent new clients; what it does without at the moment
+GET /metrics  metrics in Prometheus' text format
+GET /log      the filter of the log
+PUT /log      another filter, in the body, as in RUST_LOG: info,switchboard=debug; from this machine, or with a token
+";
+
 /// The routes of the admin listener.
 pub fn routes(health: Health, filter: Filter, metrics: Exposition, operators: Operators) -> Router {
     let changes = Router::new()
@@ -54,6 +63,7 @@ pub fn routes(health: Health, filter: Filter, metrics: Exposition, operators: Op
         .with_state(filter.clone());
     Router::new()
         .merge(changes)
+        .route("/", get(async || ENDPOINTS))
         .route("/livez", get(async || "alive\n"))
         .route("/readyz", get(ready).with_state(health))
         .route("/metrics", get(show_metrics).with_state(metrics))

@@ -75,6 +75,16 @@ pub struct ErrorBody {
     pub retry_after_ms: Option<u64>,
 }
 
+impl ErrorBody {
+    /// The field that is not what it should be, as the message names it.
+    pub fn field(&self) -> Option<&str> {
+        let is_of_payload =
+            matches!(self.error_type, ErrorType::InvalidPayload | ErrorType::PayloadTooLarge);
+        let (field, _) = self.message.split_once(':').filter(|_| is_of_payload)?;
+        Some(field)
+    }
+}
+
 /// One entry of `iceServers`, as `RTCPeerConnection` takes it. One with a credential is a relay.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct IceServer {

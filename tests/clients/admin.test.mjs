@@ -22,8 +22,17 @@ test('a node that serves is alive and ready', async () => {
   assert.deepEqual(await ready.json(), { status: 'ok' });
 });
 
+test('its address, as the log gives it, lists what there is', async () => {
+  const response = await ask('/');
+  assert.equal(response.status, 200);
+  const list = await response.text();
+  const paths = [...list.matchAll(/^GET (\/\w+) /gm)].map(([, path]) => path);
+  assert.deepEqual(paths, ['/livez', '/readyz', '/metrics', '/log'], list);
+  for (const path of paths) assert.equal((await ask(path)).status, 200, path);
+});
+
 test('its address is for nothing else, and the public one is not for this', async () => {
-  for (const path of ['/', '/v1/calls', '/socket.io/', '/openapi.json']) await assertProblem(await ask(path), 404);
+  for (const path of ['/v1/calls', '/socket.io/', '/openapi.json']) await assertProblem(await ask(path), 404);
   await assertProblem(await ask('/readyz', { method: 'POST' }), 405);
   for (const path of ['/readyz', '/livez', '/metrics', '/log']) {
     assert.equal((await fetch(`${server.url}${path}`)).status, 404);

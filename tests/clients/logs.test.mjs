@@ -5,7 +5,8 @@ import { describe, test } from 'node:test';
 import { activeCall, offer } from '../support/calls.mjs';
 import { assertRefused, eventually, someone } from '../support/check.mjs';
 import { join } from '../support/client.mjs';
-import { ONE_NODE, startServer } from '../support/server.mjs';
+import { scrape } from '../support/metrics.mjs';
+import { ONE_NODE, runToExit, startServer } from '../support/server.mjs';
 import { JWT, tokenOf } from '../support/tokens.mjs';
 
 const DEBUG = { RUST_LOG: 'info,switchboard=debug' };
@@ -39,7 +40,7 @@ describe('the log', { ...ONE_NODE, concurrency: true }, () => {
   });
 
   test('in JSON has one object a line, with the fields of each', async (t) => {
-    const { lines, caller, callee, callId } = await afterCall(t, { SWITCHBOARD_LOG_FORMAT: 'json' });
+    const { server, lines, caller, callee, callId } = await afterCall(t, { SWITCHBOARD_LOG_FORMAT: 'json' });
     const parsed = lines.map((line) => JSON.parse(line));
     for (const line of parsed) {
       for (const field of ['timestamp', 'level', 'target', 'message', 'node']) {
@@ -50,8 +51,53 @@ describe('the log', { ...ONE_NODE, concurrency: true }, () => {
       assert.equal(line.node, parsed[0].node);
     }
     assert.deepEqual(joinedIn(lines), [caller.userId, callee.userId]);
+    const ready = JSON.parse(server.readyLine);
+    assert.deepEqual([ready.level, ready.node, ready.url], ['INFO', parsed[0].node, `${server.url}/`]);
+    const starts = parsed.find(({ message }) => message === 'switchboard starts');
+    assert.deepEqual([starts.auth, starts.backend, starts.database], ['open', 'embedded', `sqlite://${server.db}`]);
+    assert.match(starts.version, /^\d+\.\d+\.\d+$/);
+    assert.equal(parsed.find(({ message }) => message === 'call answered').call, callId);
     const ended = parsed.find(({ message }) => message === 'call ended');
     assert.deepEqual([ended.call, ended.reason, ended.target], [callId, 'completed', 'switchboard::calls']);
+  });
+
+  test('says of what is refused which field is at fault, and why', async (t) => {
+    const { server, caller } = await afterCall(t, { SWITCHBOARD_LOG_FORMAT: 'json' });
+    assertRefused(await caller.ack('call:initiate', { toUserId: someone('ben'), callType: 'smoke' }), 'INVALID_PAYLOAD');
+    const refused = await eventually(
+      () => server.logs().trimEnd().split('\n').map((line) => JSON.parse(line)).find(({ field }) => field === 'callType'),
+      'the log tells of it',
+    );
+    assert.equal(refused.error, 'INVALID_PAYLOAD');
+    assert.match(refused.reason, /^callType: expected/);
+  });
+
+  test('in JSON has also why a server could not start', async (t) => {
+    const { server } = await afterCall(t, {}, {});
+    const env = { SWITCHBOARD_LOG_FORMAT: 'json' };
+    const { code, stderr } = await runToExit(['--listen', `127.0.0.1:${server.port}`], { env });
+    assert.equal(code, 1);
+    const { level, message } = JSON.parse(stderr);
+    assert.equal(level, 'ERROR');
+    assert.match(message, /cannot listen on 127\.0\.0\.1:/);
+  });
+
+  test('holds nobody up if its reader stands still, and says how many lines that cost', async (t) => {
+    const server = await startServer({ env: DEBUG });
+    t.after(() => server.stop());
+    const { stderr } = server.process.child;
+    stderr.pause();
+    const one = await join(t, server, { userId: someone('carl') });
+    for (let sent = 0; sent < 80; sent += 1) {
+      await Promise.all(Array.from({ length: 100 }, () => one.ack('call:initiate', { toUserId: 'x'.repeat(200) })));
+    }
+    const { caller, callee } = await activeCall(t, server);
+    await caller.ok('call:end', { toUserId: callee.userId });
+    await callee.next('call:ended');
+    const dropped = (await scrape(server)).value('switchboard_log_lines_dropped_total');
+    assert.ok(dropped > 0, `${dropped} lines were dropped`);
+    stderr.resume();
+    await eventually(() => /log lines were dropped.* lines=\d+/.test(server.logs()), 'the log tells how many');
   });
 
   test('names users as hashes if told so: the lines of one user can still be found', async (t) => {

@@ -10,6 +10,7 @@ mod history;
 mod keeper;
 mod key_set;
 mod layers;
+mod logs;
 mod messages;
 mod metrics;
 mod moves;

@@ -15,6 +15,8 @@ export const BINARY =
   process.env.SWITCHBOARD_BIN ?? fileURLToPath(new URL('../../target/debug/switchboard', import.meta.url));
 
 const READY_LINE = /^switchboard is ready: open (http:\/\/[^ ]+:(\d+)\/)$/;
+/** Lines that a process writes before it can know what is wrong. */
+const EARLY_LINES = /^.*(switchboard starts|health and metrics are at ).*\n/gm;
 const ADMIN_LINE = /health and metrics are at (http:\/\/[^ ]+:(\d+))\//;
 const START_DEADLINE_MS = 20_000;
 const STOP_DEADLINE_MS = 20_000;
@@ -98,7 +100,9 @@ export class Server {
     const args = ['--listen', this.listen, '--admin-listen', this.adminListen, ...history, ...this.args];
     this.process = launch(args, { env: { SWITCHBOARD_LIMITS: HASTE, ...this.env }, dir: this.dir });
     const line = await firstLine(this.process);
-    const [, address, port] = READY_LINE.exec(line) ?? assert.fail(`not the ready line: ${line}`);
+    // In the log's own format.
+    const text = line.startsWith('{') ? JSON.parse(line).message : line;
+    const [, address, port] = READY_LINE.exec(text) ?? assert.fail(`not the ready line: ${line}`);
     this.readyLine = line;
     this.url = address.slice(0, -1);
     this.port = Number(port);
@@ -155,8 +159,7 @@ export async function runToExit(args, { env = {}, dir } = {}) {
   try {
     const run = launch(args, { env, dir: folder });
     const { code, signal } = await run.exit();
-    // It says where its admin listener is before it can know what is wrong.
-    const stderr = run.stderr.replace(/^.*health and metrics are at .*\n/m, '');
+    const stderr = run.stderr.replace(EARLY_LINES, '');
     return { code, signal, stdout: run.stdout, stderr };
   } finally {
     if (!dir) await rm(folder, { recursive: true, force: true });

@@ -1,17 +1,23 @@
-//! What is written to the log, how much of it, and in what shape.
+//! What is written to the log, how much of it, and in what shape. `queue` takes the lines to stderr.
+
+mod queue;
 
 use std::{
+    backtrace::{Backtrace, BacktraceStatus},
     borrow::Cow,
     fmt,
-    io::{self, IsTerminal},
-    sync::{Arc, Mutex, PoisonError},
+    io::{self, IsTerminal, Write as _},
+    panic::{self, PanicHookInfo},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    thread,
+    time::Duration,
 };
 
 use clap::ValueEnum;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use tracing::{
-    Event, Level, Metadata, Subscriber,
+    Event, Level, Metadata, Subscriber, error,
     field::{Field, Visit},
 };
 use tracing_subscriber::{
@@ -28,7 +34,11 @@ use tracing_subscriber::{
     reload::{self, Handle},
 };
 
+use self::queue::Queue;
 use crate::{ids::NodeId, redact, telemetry};
+
+/// How long a process that ends waits for the reader of its log.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// The shape of a line.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ValueEnum)]
@@ -98,21 +108,110 @@ pub enum BadFilter {
     Closed,
 }
 
-/// Begins to log to stderr, for this node. `RUST_LOG` says what, until somebody changes it.
-pub fn start(settings: &Settings, node: NodeId) -> Result<Filter, FromEnvError> {
+/// The log of this process.
+#[derive(Debug)]
+pub struct Log {
+    pub filter: Filter,
+    format: Format,
+    node: NodeId,
+}
+
+/// The way to stderr, for who ends the process.
+static TO_STDERR: OnceLock<Queue> = OnceLock::new();
+
+/// Why the log cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("RUST_LOG cannot be read")]
+    Filter(#[from] FromEnvError),
+    #[error("a thread for the log cannot be started")]
+    Thread(#[from] io::Error),
+}
+
+/// Begins to log to stderr, for this node. `RUST_LOG` says what, until somebody changes it. Nobody who logs
+/// waits for stderr; lines that it does not take in time are dropped and counted. A panic is a line too.
+pub fn start(settings: &Settings, node: NodeId) -> Result<Log, StartError> {
     if settings.users == Users::Hashed {
         redact::hash_users(settings.users_key.as_deref());
     }
     let filter = builder().from_env()?;
     let said = filter.to_string();
+    let queue = TO_STDERR.get_or_init(Queue::default);
+    queue.write_to(io::stderr())?;
     let (filter, handle) = reload::Layer::new(filter);
     let registry = tracing_subscriber::registry().with(filter).with(filter_fn(may_be_logged));
-    let lines = lines::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+    let lines = lines::layer().with_writer(queue.clone()).with_ansi(io::stderr().is_terminal());
     match settings.format {
         Format::Pretty => registry.with(lines.fmt_fields(WithNode(node))).init(),
         Format::Json => registry.with(lines.event_format(JsonLines(node))).init(),
     }
-    Ok(Filter { handle, said: Arc::new(Mutex::new(said)) })
+    let unlogged = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        if tracing::enabled!(Level::ERROR) {
+            log_panic(panic);
+        } else {
+            unlogged(panic);
+        }
+        flush();
+    }));
+    let filter = Filter { handle, said: Arc::new(Mutex::new(said)) };
+    Ok(Log { filter, format: settings.format, node })
+}
+
+/// Waits until what was logged is written, for a second at the most: to be called before the process ends.
+pub fn flush() {
+    if let Some(queue) = TO_STDERR.get() {
+        queue.flush(LAST_LINES);
+    }
+}
+
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    let thread = thread::current();
+    let thread = thread.name().unwrap_or("unnamed");
+    let location = panic.location().map(ToString::to_string).unwrap_or_default();
+    let what = panic.payload_as_str().unwrap_or("no text");
+    let backtrace = Backtrace::capture();
+    match backtrace.status() {
+        BacktraceStatus::Captured => {
+            error!(%backtrace, "thread {thread} panicked at {location}: {what}");
+        }
+        _ => error!("thread {thread} panicked at {location}: {what}"),
+    }
+}
+
+impl Log {
+    /// Writes to stdout that the service can be used at this address: one line, in the log's own format.
+    pub fn say_ready(&self, url: &str) {
+        let message = format!("switchboard is ready: open {url}");
+        let line = match self.format {
+            Format::Pretty => message,
+            Format::Json => {
+                let mut line = Map::new();
+                line.insert("url".to_owned(), url.into());
+                line.insert("message".to_owned(), message.into());
+                JsonLines(self.node).finish(line, Level::INFO, module_path!().into()).to_string()
+            }
+        };
+        // Whoever started the service may have closed its output, or may not read it: it serves all the same.
+        thread::spawn(move || {
+            let mut stdout = io::stdout().lock();
+            let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
+        });
+    }
+
+    /// Writes why the process ends, as its last line.
+    pub fn say_failed(&self, error: &anyhow::Error) {
+        match self.format {
+            Format::Pretty => {
+                flush();
+                eprintln!("error: {error:#}");
+            }
+            Format::Json => {
+                error!("{error:#}");
+                flush();
+            }
+        }
+    }
 }
 
 fn builder() -> tracing_subscriber::filter::Builder {
@@ -251,8 +350,6 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let mut timestamp = String::new();
-        SystemTime.format_time(&mut Writer::new(&mut timestamp))?;
         let mut fields = JsonFields::default();
         event.record(&mut fields);
         let JsonFields(mut line) = fields;
@@ -260,16 +357,26 @@ where
         let own = || event.metadata().target().into();
         let target = line.remove("log.target").unwrap_or_else(own);
         line.retain(|name, _| !name.starts_with("log."));
+        let level = *event.metadata().level();
+        writeln!(writer, "{}", self.finish(line, level, target))
+    }
+}
+
+impl JsonLines {
+    /// A line with these fields, as an object. Whatever a field is called, what every line has is what it says.
+    fn finish(&self, mut line: Map<String, Value>, level: Level, target: Value) -> Value {
+        let mut timestamp = String::new();
+        // A string takes all.
+        let _ = SystemTime.format_time(&mut Writer::new(&mut timestamp));
         let trace = line.get("call").and_then(Value::as_str).and_then(telemetry::trace_id);
-        // Whatever a field is called, these are what they say.
         if let Some(trace) = trace {
             line.insert("trace_id".to_owned(), trace.into());
         }
         line.insert("timestamp".to_owned(), timestamp.into());
-        line.insert("level".to_owned(), event.metadata().level().as_str().into());
+        line.insert("level".to_owned(), level.as_str().into());
         line.insert("target".to_owned(), target);
         line.insert("node".to_owned(), self.0.to_string().into());
-        writeln!(writer, "{}", Value::Object(line))
+        Value::Object(line)
     }
 }
 
