@@ -117,6 +117,7 @@ labels! {
     LostSpan { Queue = "queue", Export = "export", Rejected = "rejected", Late = "late" }
     Operation {
         Save = "save", List = "list", Get = "get", Open = "open", Stats = "stats", Tidy = "tidy",
+        Beat = "beat",
     }
     /// Whether media goes from device to device or through a TURN server.
     Media { Direct = "direct", Relayed = "relayed", Unknown = "unknown" }
@@ -220,6 +221,8 @@ metrics! {
     Gauge READY[] "switchboard_ready" "1 while the node is to be sent new clients, as /readyz says.";
     Gauge TROUBLES["part": Part] "switchboard_trouble" "1 while this part does not work, as /readyz says.";
 
+    Gauge CLOCK_OFFSET[] "switchboard_clock_offset_seconds"
+        "How far the cluster's time is ahead of Redis': not 0 after Redis' time of day was set anew.";
     Counter LOG_LINES_DROPPED[] "switchboard_log_lines_dropped_total"
         "Lines of the log that were dropped because nobody read those before them.";
 

@@ -4,12 +4,13 @@ use std::{
     ops::{Add, Sub},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 /// Unix time in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -63,56 +64,47 @@ pub enum Clock {
     /// The clock that all nodes share.
     Shared(Arc<SharedClock>),
     /// Tokio's clock, counted from `origin`: a test that pauses tokio's time pauses this one too.
-    Tokio { origin: Timestamp, started: tokio::time::Instant },
+    Tokio { origin: Timestamp, started: Instant },
 }
 
-/// The time of day as a server that all nodes ask says it is, counted on from there by this machine's
-/// steady clock: a machine whose time of day is wrong or is set anew moves no deadline.
+/// The time of day that a cluster shares, counted on by this machine's steady clock: a machine whose time of day
+/// is wrong or is set anew moves no deadline. `cluster::timekeeper` sets it.
 #[derive(Debug)]
 pub struct SharedClock {
     started: Instant,
     /// The shared time of day when `started` was.
     origin_ms: AtomicU64,
-    /// Whether it has been set.
-    is_set: AtomicBool,
 }
 
-/// Times that differ by more are not the same clock's.
-const JUMP: Duration = Duration::from_secs(1);
-/// How far a clock that has been set moves at a time.
-const MAX_STEP: Duration = Duration::from_millis(100);
+/// How far a clock moves at a time that follows another: a heartbeat's answer tells the time no better.
+const MAX_STEP: Duration = Duration::from_millis(200);
 
 impl SharedClock {
     /// A clock that says that it is `now` until it is set.
     pub fn starting_at(now: Timestamp) -> Arc<Self> {
-        Arc::new(Self {
-            started: Instant::now(),
-            origin_ms: AtomicU64::new(now.as_millis()),
-            is_set: AtomicBool::new(false),
-        })
+        Arc::new(Self { started: Instant::now(), origin_ms: AtomicU64::new(now.as_millis()) })
     }
 
-    /// Notes that it is `now`: at once the first time, later in small steps, so that no deadline
-    /// passes because another server is asked. Answers whether that is far from what was known.
-    pub fn set(&self, now: Timestamp) -> bool {
+    /// Notes that it is `now`, at once.
+    pub fn set(&self, now: Timestamp) {
         let origin = now - self.started.elapsed();
-        let known = Timestamp(self.origin_ms.load(Ordering::Relaxed));
-        let (ahead, behind) = (origin - known, known - origin);
-        let was_set = self.is_set.swap(true, Ordering::Relaxed);
-        let origin = match was_set {
-            true if ahead > MAX_STEP => known + MAX_STEP,
-            true if behind > MAX_STEP => known - MAX_STEP,
-            _ => origin,
-        };
         self.origin_ms.store(origin.as_millis(), Ordering::Relaxed);
-        was_set && ahead.max(behind) > JUMP
     }
 
-    fn now(&self) -> Timestamp {
-        Timestamp(self.now_us() / 1_000)
+    /// Moves towards `now`, in a small step.
+    pub fn follow(&self, now: Timestamp) {
+        let known = Timestamp(self.origin_ms.load(Ordering::Relaxed));
+        let origin = now - self.started.elapsed();
+        let step = (origin - known).max(known - origin).min(MAX_STEP);
+        let origin = if origin > known { known + step } else { known - step };
+        self.origin_ms.store(origin.as_millis(), Ordering::Relaxed);
     }
 
-    fn now_us(&self) -> u64 {
+    pub fn read(&self) -> Timestamp {
+        Timestamp(self.read_us() / 1_000)
+    }
+
+    fn read_us(&self) -> u64 {
         self.origin_ms.load(Ordering::Relaxed) * 1_000 + micros(self.started.elapsed())
     }
 }
@@ -120,10 +112,7 @@ impl SharedClock {
 impl Clock {
     /// A clock for tests, which begins now at a fixed time of day.
     pub fn tokio() -> Self {
-        Self::Tokio {
-            origin: Timestamp::from_millis(1_800_000_000_000),
-            started: tokio::time::Instant::now(),
-        }
+        Self::Tokio { origin: Timestamp::from_millis(1_800_000_000_000), started: Instant::now() }
     }
 
     #[expect(clippy::disallowed_methods, reason = "the one place that asks the machine's clock")]
@@ -133,7 +122,7 @@ impl Clock {
                 let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
                 Timestamp(0) + since_epoch.unwrap_or_default()
             }
-            Self::Shared(shared) => shared.now(),
+            Self::Shared(shared) => shared.read(),
             Self::Tokio { origin, started } => *origin + started.elapsed(),
         }
     }
@@ -147,7 +136,7 @@ impl Clock {
             Self::System => {
                 micros(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
             }
-            Self::Shared(shared) => shared.now_us(),
+            Self::Shared(shared) => shared.read_us(),
             Self::Tokio { origin, started } => {
                 origin.as_millis() * 1_000 + micros(started.elapsed())
             }
@@ -164,15 +153,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_shared_clock_is_set_at_once_and_follows_a_jump_slowly() {
+    fn a_shared_clock_is_set_at_once_and_follows_in_small_steps() {
         let time = |seconds| Timestamp(0) + Duration::from_secs(seconds);
         let clock = SharedClock::starting_at(time(5_000));
-        assert!(!clock.set(time(100)), "the first time is no jump");
-        assert!(clock.now() - time(100) < Duration::from_secs(10));
-        assert!(clock.set(time(200)));
-        assert!(clock.now() < time(150), "it follows in small steps");
-        let before = clock.now();
-        assert!(clock.set(time(1)));
-        assert!(before - clock.now() <= MAX_STEP);
+        clock.set(time(100));
+        assert!(clock.read() - time(100) < Duration::from_secs(10));
+        clock.follow(time(200));
+        assert!(clock.read() < time(150));
+        let before = clock.read();
+        clock.follow(time(1));
+        assert!(before - clock.read() <= MAX_STEP);
     }
 }

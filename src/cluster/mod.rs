@@ -6,6 +6,7 @@ pub mod link;
 mod memory;
 pub mod outgoing;
 pub(crate) mod redis;
+pub mod timekeeper;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};

@@ -68,8 +68,8 @@ class Cluster {
  * A Redis on a free port, or on `port`, in a folder of its own. With `tls` its `url` leads to a port where it shows
  * a certificate of its own authority, `redis.authority`.
  */
-export async function startRedis({ port, args = [], tls = false } = {}) {
-  const redis = new Redis(port ?? (await freePort()), args);
+export async function startRedis({ port, args = [], env = {}, tls = false } = {}) {
+  const redis = new Redis(port ?? (await freePort()), args, env);
   redis.dir = await privateFolder();
   if (tls) await redis.addTls(await freePort());
   await redis.start();
@@ -77,15 +77,16 @@ export async function startRedis({ port, args = [], tls = false } = {}) {
 }
 
 class Redis {
-  constructor(port, args) {
+  constructor(port, args, env) {
     this.port = port;
     this.args = args;
+    this.env = { ...process.env, ...env };
     this.url = `redis://127.0.0.1:${port}`;
   }
 
   async start() {
     const settings = ['--port', `${this.port}`, '--bind', '127.0.0.1', '--save', '', '--dir', this.dir, ...this.args];
-    this.child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', 'redis-server', ...settings], { stdio: 'ignore' });
+    this.child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', 'redis-server', ...settings], { env: this.env, stdio: 'ignore' });
     this.gone = once(this.child, 'close');
     await eventually(() => ask(this.port, 'PING'), 'Redis answers');
   }

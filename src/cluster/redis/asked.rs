@@ -25,6 +25,7 @@ pub struct Scripts {
     pub unseen: Named,
     pub leave: Named,
     pub beat: Named,
+    pub agree: Named,
 }
 
 impl Default for Scripts {
@@ -42,6 +43,7 @@ impl Default for Scripts {
             unseen: named(Command::Unseen, include_str!("unseen.lua")),
             leave: named(Command::Other, include_str!("leave.lua")),
             beat: named(Command::Beat, include_str!("beat.lua")),
+            agree: named(Command::Other, include_str!("agree.lua")),
         }
     }
 }

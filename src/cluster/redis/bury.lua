@@ -9,11 +9,13 @@
 -- ARGV[4]  the node's field for its watchers
 -- ARGV[5]  how many users at the most
 -- ARGV[6]  when somebody hears of them again, in ms
--- ARGV[7]  its last heartbeat if it is dead: if it has been heard of since, nothing happens
+-- ARGV[7]  its last heartbeat was not later if it is dead, by Redis' clock
+-- ARGV[8]  or not earlier: it was written before Redis' clock was set back
+-- If it has been heard of since, nothing happens.
 -- Answers the ids of the users who had sockets there, and whether there may be more: 0 if so; 1 if there were none
 -- left and this forgot the node; 2 if that had happened before, or the node is not dead.
 local beat = redis.call('ZSCORE', KEYS[2], ARGV[2])
-if not beat or tonumber(beat) > tonumber(ARGV[7]) then
+if not beat or (tonumber(beat) > tonumber(ARGV[7]) and tonumber(beat) < tonumber(ARGV[8])) then
     return { {}, 2 }
 end
 local time = redis.call('TIME')

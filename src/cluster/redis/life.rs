@@ -3,32 +3,38 @@
 use std::{
     collections::HashMap,
     pin::pin,
-    sync::Arc,
+    sync::{Arc, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use fred::prelude::*;
 use tokio::sync::mpsc;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{
     Redis,
-    asked::timed,
     facts::{list, sockets_field, text, watch_field},
 };
 use crate::{
     call::Call,
-    cluster::{Cluster, Departed, Inbound, Unavailable},
+    cluster::{
+        Cluster, Departed, Inbound, Unavailable,
+        timekeeper::{Offset, Reading, Timekeeper, Verdict},
+    },
     health::Part,
     ids::{NodeId, UserId},
-    metrics::{self, Command, Connection},
+    metrics::{self, Connection},
     shutdown::Shutdown,
-    time::{Clock, Timestamp},
+    time::Timestamp,
 };
 
 const HEARTBEAT: Duration = Duration::from_secs(2);
-/// The time that an answer brings is not used if it was longer on its way.
-const MAX_TIME_ERROR: Duration = Duration::from_millis(500);
+/// How long a node that starts waits for the others to say that the cluster's time is right, and how often it asks:
+/// after a jump that takes them three heartbeats.
+const MAX_WAIT_FOR_TIME: Duration = Duration::from_secs(8);
+const RETRY_TIME: Duration = Duration::from_millis(500);
+/// A heartbeat is no later than Redis' time, unless that was set back.
+const MAX_AHEAD: Duration = Duration::from_secs(1);
 /// A node that was silent for so long is dead.
 const DEAD_AFTER: Duration = Duration::from_secs(8);
 /// How long whoever took a dead node's users off it has to see to their calls.
@@ -37,25 +43,87 @@ const SEE_OFF_LEASE: Duration = Duration::from_secs(5);
 const BURY_USERS: usize = 100;
 
 /// What a heartbeat brought.
-pub struct Heard {
+struct Heard {
     /// The node was not known to the cluster.
-    pub was_unknown: bool,
-    /// Redis' time of day is not what it was.
-    pub has_jumped: bool,
+    was_unknown: bool,
+    reading: Reading,
+    /// The nodes that seem dead.
+    silent: Vec<NodeId>,
 }
 
 impl Redis {
-    /// Says that this node lives, and sets the clock.
-    pub(super) async fn beat(&self) -> Result<Heard, Error> {
+    fn timekeeper(&self) -> MutexGuard<'_, Timekeeper> {
+        self.timekeeper.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says that this node lives, and reads the time.
+    async fn beat(&self) -> Result<Heard, Error> {
+        let (confirmed, found) = match self.timekeeper().confirms() {
+            Some((at, offset)) => (at.as_millis().to_string(), offset.to_string()),
+            None => (String::new(), String::new()),
+        };
+        let keys = vec![self.keys.nodes(), self.keys.clock()];
+        let silence = DEAD_AFTER.as_millis().to_string();
+        let arguments = vec![self.node.to_string(), confirmed, found, silence];
         let asked = Instant::now();
-        let keys = vec![self.keys.nodes()];
-        let arguments = vec![self.node.to_string()];
-        let (added, now_ms): (u64, u64) =
+        let (added, now_ms, offset, confirmed, silent): (u64, u64, String, String, Vec<String>) =
             self.scripts.beat.run(&self.client, keys, arguments).await?;
         let took = asked.elapsed();
-        let has_jumped =
-            took < MAX_TIME_ERROR && self.clock.set(Timestamp::from_millis(now_ms) + took / 2);
-        Ok(Heard { was_unknown: added > 0, has_jumped })
+        let offset = offset.parse().unwrap_or_else(|error| {
+            warn!(%error, "the offset of the cluster's clock cannot be read: it is left out");
+            Offset::default()
+        });
+        let reading = Reading {
+            redis: Timestamp::from_millis(now_ms),
+            offset,
+            confirmed: confirmed.parse().ok().map(Timestamp::from_millis),
+            took,
+        };
+        let others = silent.iter().filter_map(|node| node.parse().ok());
+        let silent = others.filter(|node| *node != self.node).collect();
+        Ok(Heard { was_unknown: added > 0, reading, silent })
+    }
+
+    /// Takes the cluster's time, as soon as it is certain.
+    pub(super) async fn take_time(&self) -> Result<(), Error> {
+        let until = Instant::now() + MAX_WAIT_FOR_TIME;
+        loop {
+            let Heard { reading, .. } = self.beat().await?;
+            let nodes: u64 = self.client.zcard(self.keys.nodes()).await?;
+            let is_alone = nodes <= 1 || Instant::now() >= until;
+            if self.timekeeper().begin(&reading, is_alone) {
+                return Ok(());
+            }
+            debug!("this node waits for the others to agree what time it is");
+            tokio::time::sleep(RETRY_TIME).await;
+        }
+    }
+
+    /// Keeps the clock by this reading. Answers whether Redis' time of day is not what it was.
+    async fn keep_time(&self, reading: &Reading) -> bool {
+        let (jump_ms, verdict) = {
+            let mut timekeeper = self.timekeeper();
+            (timekeeper.jump(reading), timekeeper.heard(reading))
+        };
+        #[expect(clippy::cast_precision_loss, reason = "it is shown, not calculated with")]
+        metrics::CLOCK_OFFSET.set(reading.offset.ms_at(reading.redis) as f64 / 1_000.0);
+        if let Some(jump_ms) = jump_ms {
+            warn!(jump_ms, "Redis has another time of day: the cluster keeps its own");
+        }
+        match verdict {
+            Verdict::Goes => {}
+            Verdict::Followed => warn!("this node's clock had stood still: it takes the cluster's"),
+            Verdict::Agree(offset) => {
+                let arguments = vec![reading.offset.to_string(), offset.to_string()];
+                let agreed = self.run(&self.scripts.agree, vec![self.keys.clock()], arguments);
+                // If it fails, the next heartbeat finds the same again.
+                if agreed.await.is_ok_and(|agreed| text(agreed) == "1") {
+                    let ms = offset.ms_at(reading.redis);
+                    warn!(ms, "the cluster's time is ahead of Redis' by this, and nears it slowly");
+                }
+            }
+        }
+        jump_ms.is_some()
     }
 
     /// Heartbeats, and burying the dead, for ever.
@@ -90,20 +158,21 @@ impl Redis {
                 }
                 Err(error) => self.health.trouble(Part::Redis, error),
             }
-            if beat.as_ref().is_ok_and(|heard| heard.has_jumped) {
-                warn!("Redis has another time of day: deadlines follow slowly");
-                // By the new time, nodes that have not been heard of since seem dead.
+            if let Ok(Heard { reading, .. }) = &beat
+                && self.keep_time(reading).await
+            {
+                // By the new time, nodes that have not been heard of since seem dead: they have a heartbeat's time.
                 since = asked;
             }
-            match beat.map(|heard| heard.was_unknown) {
-                Ok(true) => {
+            match beat {
+                Ok(Heard { was_unknown: true, .. }) => {
                     info!("this node was not known to the cluster any more: it joins again");
                     self.start_over(&inbox).await;
                 }
                 // Others may have been away as this node was, and take longer to be back.
-                Ok(false) if asked - since < DEAD_AFTER => {}
-                Ok(false) => {
-                    if let Err(error) = self.bury_dead(&inbox).await {
+                Ok(_) if asked - since < DEAD_AFTER => {}
+                Ok(heard) => {
+                    if let Err(error) = self.bury_dead(&heard, &inbox).await {
                         warn!(%error, "dead nodes could not be looked for");
                     }
                 }
@@ -120,20 +189,13 @@ impl Redis {
         let _ = inbox.send(Inbound::Reset).await;
     }
 
-    async fn bury_dead(&self, inbox: &mpsc::Sender<Inbound>) -> Result<(), Unavailable> {
-        let latest = (self.now() - DEAD_AFTER).as_millis();
-        let silent = self.client.zrangebyscore(
-            self.keys.nodes(),
-            f64::NEG_INFINITY,
-            score(latest),
-            false,
-            None,
-        );
-        let dead: Vec<String> = timed(Command::Other, silent).await.map_err(|_| Unavailable)?;
-        for node in dead.iter().filter_map(|node| node.parse::<NodeId>().ok()) {
-            if node != self.node {
-                self.bury(node, latest, inbox).await?;
-            }
+    async fn bury_dead(
+        &self,
+        heard: &Heard,
+        inbox: &mpsc::Sender<Inbound>,
+    ) -> Result<(), Unavailable> {
+        for node in &heard.silent {
+            self.bury(*node, heard.reading.redis, inbox).await?;
         }
         self.remind_of_unseen(inbox).await
     }
@@ -186,13 +248,13 @@ impl Redis {
     }
 
     fn now(&self) -> Timestamp {
-        Clock::Shared(self.clock.clone()).now()
+        self.clock.read()
     }
 
     async fn bury(
         &self,
         node: NodeId,
-        latest: u64,
+        redis: Timestamp,
         inbox: &mpsc::Sender<Inbound>,
     ) -> Result<(), Unavailable> {
         warn!(peer = %node, "a node is dead: its users are taken off it");
@@ -206,7 +268,8 @@ impl Redis {
                 watch_field(node),
                 BURY_USERS.to_string(),
                 (self.now() + SEE_OFF_LEASE).as_millis().to_string(),
-                latest.to_string(),
+                (redis - DEAD_AFTER).as_millis().to_string(),
+                (redis + MAX_AHEAD).as_millis().to_string(),
             ];
             let mut answer = list(self.run(&self.scripts.bury, keys, arguments).await?).into_iter();
             let mut next = || answer.next().unwrap_or(Value::Null);
@@ -223,10 +286,4 @@ impl Redis {
             }
         }
     }
-}
-
-/// A time as the score of a sorted set, exact for the next 285,000 years.
-#[expect(clippy::cast_precision_loss, reason = "milliseconds fit into 53 bits")]
-fn score(millis: u64) -> f64 {
-    millis as f64
 }

@@ -31,7 +31,7 @@ use self::{
 };
 use super::{
     Change, Cluster, Committed, Detached, Edge, Inbound, Message, Relay, Stored, USERS_AT_ONCE,
-    Unavailable,
+    Unavailable, timekeeper::Timekeeper,
 };
 use crate::{
     call::{Call, Lobby, Role},
@@ -66,6 +66,7 @@ pub struct Redis {
     bus: Bus,
     scripts: Scripts,
     clock: Arc<SharedClock>,
+    timekeeper: Mutex<Timekeeper>,
     local: Mutex<Local>,
     /// Set when the node has signed off: no more heartbeats.
     leaving: Trigger,
@@ -137,6 +138,10 @@ impl Keys {
         format!("{}departed", self.prefix)
     }
 
+    fn clock(&self) -> String {
+        format!("{}clock", self.prefix)
+    }
+
     fn nodes(&self) -> String {
         format!("{}nodes", self.prefix)
     }
@@ -144,7 +149,7 @@ impl Keys {
 
 impl Redis {
     /// Joins the cluster that `namespace` names on the Redis at `url`. Waits for Redis if it is away.
-    /// `clock` is set to Redis' time, again with each heartbeat.
+    /// `clock` is set to the cluster's time, again with each heartbeat.
     pub async fn join(
         url: &str,
         namespace: &str,
@@ -173,12 +178,13 @@ impl Redis {
             client,
             bus,
             scripts: Scripts::default(),
+            timekeeper: Mutex::new(Timekeeper::new(clock.clone())),
             clock,
             local: Mutex::default(),
             leaving,
             health,
         });
-        redis.beat().await.map_err(ConnectError::Refused)?;
+        redis.take_time().await.map_err(ConnectError::Refused)?;
         tokio::spawn(redis.clone().live(sender, leaves));
         Ok((redis, inbox))
     }
