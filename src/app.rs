@@ -2,18 +2,21 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::sync::mpsc::Receiver;
+use tokio::{sync::mpsc::Receiver, task::JoinError};
 use tracing::{info, warn};
 
 use crate::{
     auth::{Access, Checker, KeyError},
     authorize::{self, Authorizer},
+    call::Call,
     calls::{Calls, as_gauge},
     cluster::{Cluster, ConnectError, Hub, Inbound, Redis},
     config::{Auth, Config, is_postgres},
     gateway::{Gateway, Leaving, Serving},
     health::{Health, Part, Phase},
-    history::{self, Keeper, Measured, OpenError, Postgres, Recorder, Sqlite, Store, StoreError},
+    history::{
+        self, Keeper, Measured, OpenError, Postgres, Recorder, Sqlite, Store, StoreError, Writer,
+    },
     http::{self, Hosts, Server},
     ice::Ice,
     ids::NodeId,
@@ -22,7 +25,7 @@ use crate::{
     metrics::{self, Exposition},
     shutdown::{self, Shutdown},
     telemetry::{self, Exporter, Traces},
-    time::{Clock, SharedClock},
+    time::{Clock, SharedClock, Timestamp},
 };
 
 /// What belongs to the whole process, and begins before the service.
@@ -68,13 +71,7 @@ pub async fn serve(
     process: Process,
     ready: impl FnOnce(SocketAddr),
 ) -> Result<(), StartError> {
-    info!(
-        version = env!("CARGO_PKG_VERSION"),
-        auth = config.auth.as_str(),
-        backend = config.redis_url.as_ref().map_or("embedded".to_owned(), ToString::to_string),
-        database = %config.database_url,
-        "switchboard starts"
-    );
+    log_start(&config);
     let health = Health::default();
     // Before anything that may take its time: whoever looks after this node sees what it waits for.
     let (stop_admin, admin_stops) = shutdown::shutdown();
@@ -96,11 +93,11 @@ pub async fn serve(
     if config.migrate {
         migrate(&config).await?;
     }
-    let store: Arc<dyn Store> = Arc::new(Measured(open_store(&config).await?));
+    let (store, left_live) = open_store(&config).await?;
 
     let (cluster, inbox, leaving, clock) = join(&config, process.node, &health).await?;
     let keeping_up = tokio::spawn(process.metrics.clone().keep_up());
-    let (recorder, writer) = history::recorder(store.clone(), cluster.clone(), health.clone());
+    let (recorder, writer) = record(&config, store.clone(), cluster.clone(), &clock, &health);
     let keeper = keeper(&config, store.clone(), clock.clone(), health.clone());
     let access = Arc::new(Access::new(checker, clock.clone()));
     access.prepare().await;
@@ -117,6 +114,8 @@ pub async fn serve(
         clock.clone(),
     );
     let calls = Arc::new(guarded(calls.traced_by(traces), config.authorize)?);
+    // The embedded cluster is always there.
+    let _ = calls.resume(left_live).await;
     let ice = Arc::new(Ice::new(config.ice, clock));
     let (serving, socket_routes) = gateway.serve(calls.clone(), access.clone(), ice.clone());
     let serving = Arc::new(serving);
@@ -169,17 +168,47 @@ pub async fn serve(
     stop_writer.fire();
     stop_traces.fire();
     for task in [listening, sweeping, keeping, fetching, writing, tracing] {
-        if let Err(error) = task.await {
-            warn!(%error, "a part of the service had failed");
-        }
+        log_end(task.await);
     }
     store.close().await;
     keeping_up.abort();
     stop_admin.fire();
-    if let Err(error) = admin.await {
-        warn!(%error, "the admin listener had failed");
-    }
+    log_end(admin.await);
     Ok(())
+}
+
+fn log_start(config: &Config) {
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        auth = config.auth.as_str(),
+        backend = config.redis_url.as_ref().map_or("embedded".to_owned(), ToString::to_string),
+        database = %config.database_url,
+        "switchboard starts"
+    );
+}
+
+fn log_end(part: Result<(), JoinError>) {
+    if let Err(error) = part {
+        warn!(%error, "a part of the service had failed");
+    }
+}
+
+/// What takes note of calls, and what writes it.
+fn record(
+    config: &Config,
+    store: Arc<dyn Store>,
+    cluster: Arc<dyn Cluster>,
+    clock: &Clock,
+    health: &Health,
+) -> (Recorder, Writer) {
+    let node = cluster.node();
+    let (recorder, writer) = history::recorder(store, cluster, health.clone());
+    let writer = writer.beating(node, clock.clone());
+    if is_embedded_whole(config) {
+        (recorder.keeping_records(), writer)
+    } else {
+        (recorder, writer)
+    }
 }
 
 fn keeper(config: &Config, store: Arc<dyn Store>, clock: Clock, health: Health) -> Keeper {
@@ -273,7 +302,7 @@ pub async fn migrate(config: &Config) -> Result<(), StartError> {
         let refuse = |source| StartError::Postgres { url: config.database_url.to_string(), source };
         Postgres::migrate(config.database_url.expose()).await.map_err(refuse)
     } else {
-        open_store(config).await?.close().await;
+        open_store(config).await?.0.close().await;
         Ok(())
     }
 }
@@ -284,26 +313,36 @@ fn is_partial(config: &Config) -> bool {
     config.redis_url.is_some() && !is_postgres(&config.database_url)
 }
 
-async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
+/// Whether the calls live in this process alone, and its history is a file that it alone uses.
+fn is_embedded_whole(config: &Config) -> bool {
+    config.redis_url.is_none() && !is_postgres(&config.database_url)
+}
+
+/// The history, and the calls that the run before left live in it, each with when it was last known to live.
+async fn open_store(
+    config: &Config,
+) -> Result<(Arc<dyn Store>, Vec<(Call, Timestamp)>), StartError> {
     let url = &config.database_url;
     if is_postgres(url) {
         let refuse = |source| StartError::Postgres { url: url.to_string(), source };
-        return Ok(Arc::new(Postgres::open(url.expose()).await.map_err(refuse)?));
+        let postgres = Postgres::open(url.expose()).await.map_err(refuse)?;
+        return Ok((Arc::new(Measured(Arc::new(postgres))), Vec::new()));
     }
     let refuse = |source| StartError::Database { url: url.to_string(), source };
     let store = Sqlite::open(url.expose()).await.map_err(refuse)?;
-    if is_partial(config) {
+    if !is_embedded_whole(config) {
         warn!(
             "history is kept in SQLite, so each node has a part of it only, where calls may lack \
              their end: for one whole history of all nodes use Postgres"
         );
-    } else {
-        // Nobody else can hold the calls that an earlier run left open: the file is ours alone.
-        history::close_orphans(&store, Clock::System.now() + ORPHAN_MARGIN)
-            .await
-            .map_err(refuse)?;
+        return Ok((Arc::new(Measured(Arc::new(store))), Vec::new()));
     }
-    Ok(Arc::new(store))
+    // Nobody else can hold the calls that an earlier run left open: the file is ours alone. Those that go on
+    // after all get a later row.
+    let left_live = store.left_live().await.map_err(refuse)?;
+    let made_before = Clock::System.now() + ORPHAN_MARGIN;
+    history::close_orphans(&store, made_before).await.map_err(refuse)?;
+    Ok((Arc::new(Measured(Arc::new(store))), left_live))
 }
 
 async fn receive(calls: Arc<Calls>, inbox: Receiver<Inbound>) {

@@ -7,6 +7,7 @@
 
 mod news;
 mod place;
+mod resume;
 mod route;
 mod timeline;
 mod transition;
@@ -74,6 +75,10 @@ pub struct Call {
     pub updated_at: Timestamp,
     /// When the call ends as `max_duration`, if nothing else ended it.
     pub expires_at: Timestamp,
+    /// When the only node that held the call was last known to live, of one that was resumed after that node
+    /// died and to which no device has come back since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interrupted_at: Option<Timestamp>,
     /// What made each version.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub timeline: Vec<Step>,
@@ -364,7 +369,9 @@ impl Call {
     /// end of the time for which an ended one is kept.
     pub fn deadline(&self) -> Timestamp {
         if let State::Ended { at, .. } = self.state {
-            return at + ENDED_RETENTION;
+            // One that was interrupted ended long before that was found.
+            let found_at = self.interrupted_at.map_or(at, |_| self.updated_at);
+            return found_at + ENDED_RETENTION;
         }
         [self.rings_until(), self.caller.link.lost_until(), self.callee.link.lost_until()]
             .into_iter()

@@ -89,6 +89,7 @@ impl Rules {
             created_at: now,
             updated_at: now,
             expires_at: now + self.max_call_duration,
+            interrupted_at: None,
             timeline: Vec::new(),
             traceparent: None,
         };

@@ -292,13 +292,16 @@ impl Call {
     #[expect(clippy::unnecessary_wraps, reason = "ends the arms of one match")]
     fn end(&mut self, cause: Cause, now: Timestamp) -> Result<(), Refusal> {
         let since = self.answered_at();
-        self.state = State::Ended { at: now, since, cause };
+        // Nobody was in it any more from then on.
+        let at = self.interrupted_at.unwrap_or(now);
+        self.state = State::Ended { at, since, cause };
         Ok(())
     }
 
     /// Puts a device that was lost onto this socket; also one that is bound, if `moves`.
     fn bring_back(&mut self, device: &Device, moves: bool) -> Result<(), Refusal> {
         let role = self.role_of(&device.user).ok_or(Refusal::NothingToDo)?;
+        let is_live = self.is_live();
         let link = &mut self.party_mut(role).link;
         let is_it = match (&*link, &device.id) {
             (Link::Lost { device: lost, .. }, Some(id)) => lost == id,
@@ -315,6 +318,9 @@ impl Call {
             return Err(Refusal::NothingToDo);
         }
         *link = Link::Bound(device.binding(false));
+        if is_live {
+            self.interrupted_at = None;
+        }
         Ok(())
     }
 

@@ -11,6 +11,7 @@ mod live;
 mod nodes;
 mod operator;
 mod place;
+mod resume;
 mod sweeper;
 mod tally;
 mod traced;

@@ -8,6 +8,7 @@ use sqlx::{ColumnIndex, Decode, Type};
 use super::{Count, Percentiles, Period, Row, Stats, Tally};
 use crate::{
     call::{CallType, EndReason, Status, Step},
+    ids::NodeId,
     time::Timestamp,
 };
 
@@ -52,6 +53,7 @@ pub fn listed<'r>(row: &'r impl Source<'r>) -> Result<Row, sqlx::Error> {
         updated_at: time(row, "updated_at")?.ok_or(unknown("updated_at"))?,
         version: natural(row, "version")?.unwrap_or_default(),
         timeline: Vec::new(),
+        record: None,
     })
 }
 
@@ -61,6 +63,16 @@ pub fn whole<'r>(row: &'r impl Source<'r>) -> Result<Row, sqlx::Error> {
         .map_err(|error| column_error("timeline", error))?;
     let known = |step: &RawValue| serde_json::from_str::<Step>(step.get()).ok();
     Ok(Row { timeline: steps.into_iter().filter_map(known).collect(), ..listed(row)? })
+}
+
+/// When a node was last noted to live.
+pub fn beat<'r>(row: &'r impl Source<'r>) -> Result<(NodeId, Timestamp), sqlx::Error> {
+    Ok((parse(row, "node")?, time(row, "alive_at")?.ok_or(unknown("alive_at"))?))
+}
+
+/// What time it is in the database.
+pub fn now<'r>(row: &'r impl Source<'r>) -> Result<Timestamp, sqlx::Error> {
+    time(row, "now")?.ok_or(unknown("now"))
 }
 
 fn call_type<'r>(row: &'r impl Source<'r>) -> Result<CallType, sqlx::Error> {

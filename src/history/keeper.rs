@@ -20,6 +20,8 @@ const RETRY: Duration = Duration::from_mins(5);
 const AWAY_RETRY: Duration = Duration::from_secs(15);
 /// Most calls that are closed at a time.
 const BATCH_ROWS: u32 = 256;
+/// How far the clocks may differ by which the age of a call is judged.
+const MAX_CLOCK_DIFFERENCE: Duration = Duration::from_mins(5);
 
 /// The task that keeps a store in order. Several nodes may do it at once.
 pub struct Keeper {
@@ -31,6 +33,27 @@ pub struct Keeper {
     /// elsewhere.
     pub longest_call: Option<Duration>,
     pub health: Health,
+}
+
+/// Why history could not be put in order.
+#[derive(Debug, thiserror::Error)]
+enum KeepError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(
+        "the clocks differ by {difference_s} s: calls say {calls}, this machine {machine}, the database \
+         {database:?} (Unix ms); nothing is removed or ended by its age"
+    )]
+    Clocks { difference_s: u64, calls: u64, machine: u64, database: Option<u64> },
+}
+
+impl KeepError {
+    fn retry(&self) -> Duration {
+        match self {
+            Self::Store(error) if error.is_away() => AWAY_RETRY,
+            Self::Store(_) | Self::Clocks { .. } => RETRY,
+        }
+    }
 }
 
 impl Keeper {
@@ -45,8 +68,7 @@ impl Keeper {
     async fn keep(&self) {
         let mut is_told = false;
         loop {
-            // Neither duty waits until the other succeeds.
-            let pause = match self.end_calls().await.and(self.tidy().await) {
+            let pause = match self.put_in_order().await {
                 Ok(()) => {
                     self.health.well(Part::Upkeep);
                     is_told = false;
@@ -57,42 +79,69 @@ impl Keeper {
                     if !std::mem::replace(&mut is_told, true) {
                         warn!(%error, "the history could not be put in order: it is tried again");
                     }
-                    if error.is_away() { AWAY_RETRY } else { RETRY }
+                    error.retry()
                 }
             };
             tokio::time::sleep(pause).await;
         }
     }
 
-    async fn end_calls(&self) -> Result<(), StoreError> {
-        match self.longest_call {
-            Some(longest) => close_orphans(&*self.store, self.clock.now() - longest).await,
+    /// Neither duty waits until the other succeeds. What goes by the age of calls waits until all clocks
+    /// agree: a wrong one would take all history.
+    async fn put_in_order(&self) -> Result<(), KeepError> {
+        let now = self.clock.now();
+        let agreed = self.compare_clocks(now).await;
+        let retention = self.retention.filter(|_| agreed.is_ok());
+        let longest_call = self.longest_call.filter(|_| agreed.is_ok());
+        let ended = match longest_call {
+            Some(longest) => close_orphans(&*self.store, now - longest).await,
             None => Ok(()),
-        }
+        };
+        let tidied = self.store.tidy(now, retention.map(|retention| now - retention)).await;
+        agreed?;
+        Ok(ended.and(tidied)?)
     }
 
-    async fn tidy(&self) -> Result<(), StoreError> {
-        let now = self.clock.now();
-        self.store.tidy(now, self.retention.map(|retention| now - retention)).await
+    async fn compare_clocks(&self, calls: Timestamp) -> Result<(), KeepError> {
+        let database = self.store.now().await?;
+        let machine = Clock::System.now();
+        let times = || [Some(calls), Some(machine), database].into_iter().flatten();
+        let (first, last) = (times().min().unwrap_or(calls), times().max().unwrap_or(calls));
+        if last - first <= MAX_CLOCK_DIFFERENCE {
+            return Ok(());
+        }
+        Err(KeepError::Clocks {
+            difference_s: (last - first).as_secs(),
+            calls: calls.as_millis(),
+            machine: machine.as_millis(),
+            database: database.map(Timestamp::as_millis),
+        })
     }
 }
 
 /// Ends the rows of calls made before `made_before` that were live when all that knew of them died.
 ///
-/// The true end is not known. They end at the last moment at which they were known to live, and
-/// give way to the true end if it is written after all.
+/// The true end is not known. They end at the last moment at which they were known to live: when they last
+/// changed, or their node last said so. They give way to the true end if it is written after all.
 pub async fn close_orphans(store: &dyn Store, made_before: Timestamp) -> Result<(), StoreError> {
+    let mut beats = None;
     loop {
         let mut rows = store.open(made_before, BATCH_ROWS).await?;
         if rows.is_empty() {
             return Ok(());
         }
+        let beats = match &beats {
+            Some(beats) => beats,
+            None => &*beats.insert(store.beats().await?),
+        };
         for row in &mut rows {
+            let alive_at = row.node().and_then(|node| beats.get(&node).copied());
+            let ended_at = alive_at.map_or(row.updated_at, |at| at.max(row.updated_at));
             let (status, reason) = row.status.when_orphaned();
             row.status = status;
             row.end_reason = Some(reason);
-            row.ended_at = Some(row.updated_at);
-            row.duration_s = row.started_at.map(|started| (row.updated_at - started).as_secs());
+            row.ended_at = Some(ended_at);
+            row.duration_s = row.started_at.map(|started| (ended_at - started).as_secs());
         }
         store.save(&rows).await?;
         info!(calls = rows.len(), "closed the history of calls that nobody had ended");

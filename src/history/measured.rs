@@ -1,12 +1,12 @@
 //! Any store, with the time that it takes.
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use async_trait::async_trait;
 
 use super::{Period, Query, Row, Stats, Store, StoreError};
 use crate::{
-    ids::{CallId, UserId},
+    ids::{CallId, NodeId, UserId},
     metrics::{self, Operation},
     time::Timestamp,
 };
@@ -49,6 +49,18 @@ impl Store for Measured {
 
     async fn stats(&self, period: &Period) -> Result<Stats, StoreError> {
         timed(Operation::Stats, self.0.stats(period)).await
+    }
+
+    async fn beat(&self, node: NodeId, at: Timestamp) -> Result<(), StoreError> {
+        timed(Operation::Beat, self.0.beat(node, at)).await
+    }
+
+    async fn beats(&self) -> Result<HashMap<NodeId, Timestamp>, StoreError> {
+        timed(Operation::Beat, self.0.beats()).await
+    }
+
+    async fn now(&self) -> Result<Option<Timestamp>, StoreError> {
+        self.0.now().await
     }
 
     async fn tidy(&self, now: Timestamp, keep_from: Option<Timestamp>) -> Result<(), StoreError> {

@@ -8,7 +8,7 @@ mod postgres;
 mod recorder;
 mod sqlite;
 
-use std::{io, time::Duration};
+use std::{collections::HashMap, io, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use serde::{Serialize, Serializer};
@@ -23,7 +23,7 @@ pub use sqlite::Sqlite;
 
 use crate::{
     call::{Call, CallType, EndReason, Status, Step},
-    ids::{CallId, UserId},
+    ids::{CallId, NodeId, UserId},
     time::Timestamp,
 };
 
@@ -48,8 +48,17 @@ pub trait Store: Send + Sync + 'static {
     /// buckets that has any.
     async fn stats(&self, period: &Period) -> Result<Stats, StoreError>;
 
-    /// Makes room for the calls to come, and removes those made before `keep_from`, as far as they
-    /// can be removed cheaply.
+    /// Notes that the calls of this node were live at `at`, as far as their rows have no end.
+    async fn beat(&self, node: NodeId, at: Timestamp) -> Result<(), StoreError>;
+
+    /// When each node was last noted so.
+    async fn beats(&self) -> Result<HashMap<NodeId, Timestamp>, StoreError>;
+
+    /// The time of day in the database; None if it has no clock of its own.
+    async fn now(&self) -> Result<Option<Timestamp>, StoreError>;
+
+    /// Makes room for the calls to come, and removes some of those made before `keep_from`, the oldest
+    /// first: at most a quarter of all rows at a time, or a month where history is kept by months.
     async fn tidy(&self, now: Timestamp, keep_from: Option<Timestamp>) -> Result<(), StoreError>;
 
     /// Closes it after what is under way.
@@ -114,7 +123,7 @@ fn plain(error: &sqlx::Error) -> String {
 }
 
 /// One call, as history tells it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = CallRecord)]
 pub struct Row {
@@ -143,6 +152,9 @@ pub struct Row {
     /// Empty in a list.
     #[serde(skip)]
     pub timeline: Vec<Step>,
+    /// The whole call, if it is live and this history is all that outlives the process.
+    #[serde(skip)]
+    pub record: Option<Arc<Call>>,
 }
 
 /// Which calls to list.
@@ -229,11 +241,17 @@ impl From<&Call> for Row {
             updated_at: call.updated_at,
             version: call.version,
             timeline: call.timeline.clone(),
+            record: None,
         }
     }
 }
 
 impl Row {
+    /// The node that made its newest version.
+    pub fn node(&self) -> Option<NodeId> {
+        self.timeline.last().map(|step| step.node)
+    }
+
     pub fn place(&self) -> Place {
         Place { created_at: self.created_at, id: self.id }
     }

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     call::{CallType, EndReason, Status},
-    ids::{CallId, UserId},
+    ids::{CallId, NodeId, UserId},
     time::Timestamp,
 };
 
@@ -45,6 +45,8 @@ const MIGRATE_WAIT: Duration = Duration::from_secs(30);
 const MIGRATE_RETRY: Duration = Duration::from_millis(500);
 /// For how many months ahead there are partitions.
 const MONTHS_AHEAD: i32 = 2;
+/// Longer than a call without an end is left open. See [`super::Keeper`].
+const BEATS_KEPT: Duration = Duration::from_hours(30 * 24);
 const DAY_MS: i64 = 24 * 60 * 60 * 1_000;
 
 /// Rows in Postgres, in a partition a month.
@@ -191,17 +193,26 @@ impl Postgres {
         Ok(())
     }
 
-    /// Drops the months that were over before `keep_from`, each by itself: readers wait for none
-    /// longer than for one.
+    /// Drops the oldest of the months that were over before `keep_from`. One at a time: readers wait for none
+    /// longer, and what a wrong clock or setting would drop is seen in the log before all is gone.
     async fn drop_before(&self, keep_from: Timestamp) -> Result<(), sqlx::Error> {
-        loop {
-            let sql = "SELECT calls_drop_partition(calls_from_ms($1)) AS dropped";
-            let dropped =
-                self.writers.ask(KEEPER_TIMEOUT, sqlx::query(sql).bind(millis(keep_from))).await?;
-            let dropped = dropped.first().map(|row| row.try_get("dropped")).transpose()?;
-            let Some(partition): Option<String> = dropped.flatten() else { return Ok(()) };
-            info!(partition, "calls that were kept long enough are dropped");
+        let oldest = sqlx::query(include_str!("postgres/oldest.sql")).bind(millis(keep_from));
+        let oldest = self.writers.ask(KEEPER_TIMEOUT, oldest).await?;
+        let Some(oldest) = oldest.first() else { return Ok(()) };
+        let (partition, rows): (&str, i64) = (oldest.try_get("name")?, oldest.try_get("calls")?);
+        let (old, of): (i64, i64) = (oldest.try_get("old")?, oldest.try_get("partitions")?);
+        let made_before = keep_from.as_millis();
+        info!(partition, rows, made_before, of, "calls that were kept long enough are dropped");
+        if old > 1 {
+            warn!(
+                old,
+                of, "only the oldest of the months that were kept long enough is dropped now"
+            );
         }
+        let end_ms: i64 = oldest.try_get("end_ms")?;
+        let sql = "SELECT calls_drop_partition(calls_from_ms($1)) AS dropped";
+        self.writers.ask(KEEPER_TIMEOUT, sqlx::query(sql).bind(end_ms)).await?;
+        Ok(())
     }
 }
 
@@ -292,11 +303,35 @@ impl Store for Postgres {
         Ok(decode::stats(&counts, &each, &whole)?)
     }
 
+    async fn beat(&self, node: NodeId, at: Timestamp) -> Result<(), StoreError> {
+        let sql = "INSERT INTO calls_heartbeats (node, alive_at) VALUES ($1::uuid, calls_from_ms($2)) \
+                   ON CONFLICT (node) DO UPDATE SET alive_at = excluded.alive_at";
+        let beat = sqlx::query(sql).bind(node.to_string()).bind(millis(at));
+        self.writers.ask(STATEMENT_TIMEOUT, beat).await?;
+        Ok(())
+    }
+
+    async fn beats(&self) -> Result<HashMap<NodeId, Timestamp>, StoreError> {
+        let sql = "SELECT replace(node::text, '-', '') AS node, calls_to_ms(alive_at) AS alive_at \
+                   FROM calls_heartbeats";
+        let beats = self.writers.ask(STATEMENT_TIMEOUT, sqlx::query(sql)).await?;
+        Ok(beats.iter().map(decode::beat).collect::<Result<_, _>>()?)
+    }
+
+    async fn now(&self) -> Result<Option<Timestamp>, StoreError> {
+        let sql = "SELECT calls_to_ms(clock_timestamp()) AS now";
+        let now = self.writers.ask(STATEMENT_TIMEOUT, sqlx::query(sql)).await?;
+        Ok(now.first().map(decode::now).transpose()?)
+    }
+
     async fn tidy(&self, now: Timestamp, keep_from: Option<Timestamp>) -> Result<(), StoreError> {
         let made = self.make_ahead(now).await;
         if let Some(keep_from) = keep_from {
             self.drop_before(keep_from).await?;
         }
+        let sql = "DELETE FROM calls_heartbeats WHERE alive_at < calls_from_ms($1)";
+        let forget = sqlx::query(sql).bind(millis(now - BEATS_KEPT));
+        self.writers.ask(STATEMENT_TIMEOUT, forget).await?;
         Ok(made?)
     }
 

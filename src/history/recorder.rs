@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use tokio::time::{Interval, MissedTickBehavior};
 use tracing::{debug, error, info, warn};
 
 use super::{
@@ -18,8 +19,9 @@ use crate::{
     call::Call,
     cluster::Cluster,
     health::{Health, Part},
-    ids::CallId,
+    ids::{CallId, NodeId},
     metrics::{self, Limit},
+    time::Clock,
 };
 
 /// Most rows that are written at once.
@@ -27,6 +29,8 @@ const BATCH_ROWS: usize = 1024;
 /// How long rows are gathered before they are written. Many calls then share a write, and one that is
 /// placed and ends meanwhile is written once.
 const GATHER: Duration = Duration::from_millis(250);
+/// How often it is noted that calls are live. What a killed process loses of their duration is no more.
+pub const HEARTBEAT: Duration = Duration::from_secs(5);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(5);
 /// How long the last rows may take when the service stops.
@@ -36,6 +40,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub struct Recorder {
     backlog: Arc<Backlog>,
+    /// Whether the whole record of a live call is written with its row.
+    keeps_records: bool,
     /// Whether it has been said that the backlog is full.
     is_full: Arc<AtomicBool>,
 }
@@ -43,6 +49,8 @@ pub struct Recorder {
 /// The other end of a [`Recorder`]: the task that writes.
 pub struct Writer {
     backlog: Arc<Backlog>,
+    /// Who notes that its calls are live, and by which clock.
+    beats_as: Option<(NodeId, Clock)>,
     store: Arc<dyn Store>,
     cluster: Arc<dyn Cluster>,
     health: Health,
@@ -55,14 +63,33 @@ pub fn recorder(
     health: Health,
 ) -> (Recorder, Writer) {
     let backlog = Arc::new(Backlog::default());
-    let recorder = Recorder { backlog: backlog.clone(), is_full: Arc::default() };
-    (recorder, Writer { backlog, store, cluster, health })
+    let recorder =
+        Recorder { backlog: backlog.clone(), keeps_records: false, is_full: Arc::default() };
+    (recorder, Writer { backlog, beats_as: None, store, cluster, health })
+}
+
+/// Waits for the next tick; for ever if there is none.
+async fn tick(ticks: &mut Option<Interval>) {
+    match ticks {
+        Some(ticks) => {
+            ticks.tick().await;
+        }
+        None => std::future::pending().await,
+    }
 }
 
 impl Recorder {
+    /// Has the whole records of live calls written too: the process alone holds them, and may die.
+    #[must_use]
+    pub fn keeping_records(mut self) -> Self {
+        self.keeps_records = true;
+        self
+    }
+
     /// Queues the row of this version of `call`. Never waits.
     pub fn record(&self, call: &Call) {
-        match self.backlog.push(Row::from(call)) {
+        let record = (self.keeps_records && call.is_live()).then(|| Arc::new(call.clone()));
+        match self.backlog.push(Row { record, ..Row::from(call) }) {
             Ok(()) => self.is_full.store(false, Ordering::Relaxed),
             Err(Refused::Full) => {
                 metrics::LIMITS.of(Limit::Backlog).increment(1);
@@ -88,6 +115,14 @@ impl Recorder {
 }
 
 impl Writer {
+    /// Has it noted every [`HEARTBEAT`] that the calls of `node` are live whose rows have no end: it is written
+    /// after them, so they truly are. If the process dies, that is when they ended.
+    #[must_use]
+    pub fn beating(mut self, node: NodeId, clock: Clock) -> Self {
+        self.beats_as = Some((node, clock));
+        self
+    }
+
     /// Writes until `shutdown` completes, then what is queued by then, within [`CLOSE_TIMEOUT`].
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let closing = async {
@@ -106,10 +141,28 @@ impl Writer {
     }
 
     async fn write_all(&self) {
-        while let Some(batch) = self.backlog.take(BATCH_ROWS, GATHER).await {
-            if !batch.is_empty() {
-                self.write(batch).await;
+        let mut beats = self.beats_as.as_ref().map(|_| {
+            let mut beats = tokio::time::interval(HEARTBEAT);
+            beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            beats
+        });
+        loop {
+            tokio::select! {
+                biased;
+                () = tick(&mut beats) => self.beat().await,
+                batch = self.backlog.take(BATCH_ROWS, GATHER) => match batch {
+                    None => return,
+                    Some(batch) if batch.is_empty() => {}
+                    Some(batch) => self.write(batch).await,
+                },
             }
+        }
+    }
+
+    async fn beat(&self) {
+        let Some((node, clock)) = &self.beats_as else { return };
+        if let Err(error) = self.store.beat(*node, clock.now()).await {
+            debug!(%error, "it could not be noted in history that calls are live");
         }
     }
 
@@ -124,6 +177,8 @@ impl Writer {
                         Ok(()) => self.settle(row).await,
                         Err(error) => {
                             metrics::ROWS_REFUSED.increment(1);
+                            // The record holds more than the log may show.
+                            let row = Row { record: None, ..row[0].clone() };
                             error!(%error, ?row, "a history row is refused: it is lost");
                         }
                     }

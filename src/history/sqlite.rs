@@ -1,6 +1,7 @@
 //! History in a SQLite file: the embedded default.
 
 use std::{
+    collections::HashMap,
     fs::{File, TryLockError},
     path::Path,
     str::FromStr,
@@ -9,18 +10,20 @@ use std::{
 };
 
 use async_trait::async_trait;
+use serde::Serialize;
 use sqlx::{
-    QueryBuilder, SqlitePool,
+    QueryBuilder, Row as _, SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
+use tracing::{info, warn};
 
 use super::{
     Period, Query, Row, Stats, Store, StoreError,
     decode::{self, millis, number},
 };
 use crate::{
-    call::{CallType, EndReason, Status},
-    ids::{CallId, UserId},
+    call::{Call, CallType, EndReason, Status},
+    ids::{CallId, NodeId, UserId},
     time::Timestamp,
 };
 
@@ -33,7 +36,12 @@ const MAX_CONNECTIONS: u32 = 4;
 const CACHE_KIB: &str = "-8000";
 const LOG_PAGES: &str = "4000";
 /// Most rows that are removed in one statement, so that writers wait for none for long.
-const TIDY_ROWS: u32 = 1_000;
+const TIDY_ROWS: i64 = 1_000;
+/// One part in so many of all rows is removed at a time, at the most: what a wrong clock or setting would
+/// remove is seen in the log before all is gone.
+const TIDY_SHARE: i64 = 4;
+/// Longer than a call without an end is left open. See [`super::Keeper`].
+const BEATS_KEPT: Duration = Duration::from_hours(30 * 24);
 
 /// How many rows a statement writes. Each number is a statement of its own, which stays prepared: so
 /// there are few.
@@ -69,6 +77,26 @@ impl Sqlite {
         sqlx::migrate!("migrations/sqlite").run(&pool).await.map_err(sqlx::Error::from)?;
         Ok(Self { pool, _lock: Arc::new(lock) })
     }
+
+    /// The calls that the process before this one held live, each with when it was last known to live. Without
+    /// those whose record this version cannot read.
+    pub async fn left_live(&self) -> Result<Vec<(Call, Timestamp)>, StoreError> {
+        let beats = self.beats().await?;
+        let rows = sqlx::query("SELECT record FROM live_calls").fetch_all(&self.pool).await?;
+        let mut calls = Vec::with_capacity(rows.len());
+        for row in rows {
+            match serde_json::from_str::<Call>(row.try_get("record")?) {
+                Ok(call) => {
+                    let node = call.timeline.last().map(|step| step.node);
+                    let alive_at = node.and_then(|node| beats.get(&node).copied());
+                    let last_alive_at = alive_at.unwrap_or(call.updated_at);
+                    calls.push((call, last_alive_at));
+                }
+                Err(error) => warn!(%error, "the record of a live call cannot be read"),
+            }
+        }
+        Ok(calls)
+    }
 }
 
 #[async_trait]
@@ -81,6 +109,18 @@ impl Store for Sqlite {
                 upsert(some).build().execute(&mut *transaction).await?;
                 rest = others;
             }
+        }
+        let live = rows.iter().filter_map(|row| row.record.as_deref());
+        let live: Vec<String> = live.map(|call| json(&(call.id, json(call)))).collect();
+        if !live.is_empty() {
+            let keep = sqlx::query(include_str!("sqlite/keep_live.sql"));
+            keep.bind(format!("[{}]", live.join(","))).execute(&mut *transaction).await?;
+        }
+        let over = rows.iter().filter(|row| row.ended_at.is_some());
+        let over: Vec<CallId> = over.map(|row| row.id).collect();
+        if !over.is_empty() {
+            let sql = "DELETE FROM live_calls WHERE id IN (SELECT value FROM json_each(?1))";
+            sqlx::query(sql).bind(json(&over)).execute(&mut *transaction).await?;
         }
         Ok(transaction.commit().await?)
     }
@@ -143,25 +183,65 @@ impl Store for Sqlite {
         Ok(decode::stats(&counts, &each, &whole)?)
     }
 
-    async fn tidy(&self, _: Timestamp, keep_from: Option<Timestamp>) -> Result<(), StoreError> {
+    async fn beat(&self, node: NodeId, at: Timestamp) -> Result<(), StoreError> {
+        // Where there is none, nothing is written.
+        let sql = "INSERT INTO heartbeats (node, alive_at) \
+                   SELECT ?1, ?2 WHERE EXISTS (SELECT 1 FROM calls WHERE ended_at IS NULL) \
+                   ON CONFLICT (node) DO UPDATE SET alive_at = excluded.alive_at";
+        sqlx::query(sql).bind(node.to_string()).bind(millis(at)).execute(&self.pool).await?;
+        Ok(())
+    }
+
+    async fn beats(&self) -> Result<HashMap<NodeId, Timestamp>, StoreError> {
+        let beats = sqlx::query("SELECT node, alive_at FROM heartbeats").fetch_all(&self.pool);
+        Ok(beats.await?.iter().map(decode::beat).collect::<Result<_, _>>()?)
+    }
+
+    async fn now(&self) -> Result<Option<Timestamp>, StoreError> {
+        Ok(None)
+    }
+
+    async fn tidy(&self, now: Timestamp, keep_from: Option<Timestamp>) -> Result<(), StoreError> {
+        let forget = sqlx::query("DELETE FROM heartbeats WHERE alive_at < ?1");
+        forget.bind(millis(now - BEATS_KEPT)).execute(&self.pool).await?;
         let Some(keep_from) = keep_from else { return Ok(()) };
-        let sql = "DELETE FROM calls WHERE id IN \
-                   (SELECT id FROM calls WHERE created_at < ?1 LIMIT ?2)";
-        loop {
-            let deleted = sqlx::query(sql)
-                .bind(millis(keep_from))
-                .bind(TIDY_ROWS)
-                .execute(&self.pool)
-                .await?;
-            if deleted.rows_affected() < u64::from(TIDY_ROWS) {
-                return Ok(());
-            }
+        let sql =
+            "SELECT count(*) AS total, count(*) FILTER (WHERE created_at < ?1) AS old FROM calls";
+        let counted = sqlx::query(sql).bind(millis(keep_from)).fetch_one(&self.pool).await?;
+        let (total, old): (i64, i64) = (counted.try_get("total")?, counted.try_get("old")?);
+        if old == 0 {
+            return Ok(());
         }
+        let mut left = old.min((total / TIDY_SHARE).max(1));
+        let made_before = keep_from.as_millis();
+        info!(
+            made_before,
+            removed = left,
+            of = total,
+            "calls that were kept long enough are removed"
+        );
+        if left < old {
+            warn!(old, removed = left, of = total, "only a part of the old calls is removed now");
+        }
+        let sql = "DELETE FROM calls WHERE id IN \
+                   (SELECT id FROM calls WHERE created_at < ?1 ORDER BY created_at LIMIT ?2)";
+        while left > 0 {
+            let delete = sqlx::query(sql).bind(millis(keep_from)).bind(left.min(TIDY_ROWS));
+            if delete.execute(&self.pool).await?.rows_affected() == 0 {
+                break;
+            }
+            left -= TIDY_ROWS;
+        }
+        Ok(())
     }
 
     async fn close(&self) {
         self.pool.close().await;
     }
+}
+
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("calls and ids are plain data")
 }
 
 /// One statement that writes all these rows.

@@ -72,6 +72,7 @@ fn missed(caller: &str, receiver: &str, seconds: u64) -> Row {
         updated_at: at(seconds + 30),
         version: 2,
         timeline: Vec::new(),
+        record: None,
     }
 }
 
@@ -441,6 +442,48 @@ async fn what_is_kept_long_enough_goes_and_the_rest_stays() {
         assert_eq!(opened.store.list(&all_of("anna")).await.unwrap().len(), 2);
         opened.store.tidy(now, Some(at(days(45)))).await.unwrap();
         assert_eq!(opened.store.list(&all_of("anna")).await.unwrap(), [new]);
+    }
+}
+
+#[tokio::test]
+async fn no_run_removes_more_than_a_quarter_of_the_rows_of_a_file_and_the_oldest_go_first() {
+    let [opened, _] = stores().await;
+    let rows: Vec<Row> = (0..40).map(|n| missed("anna", "ben", n)).collect();
+    opened.store.save(&rows).await.unwrap();
+    let now = at(400 * 24 * 3_600);
+    for left in [30, 23, 18] {
+        opened.store.tidy(now, Some(now)).await.unwrap();
+        let found = opened.store.list(&all_of("anna")).await.unwrap();
+        let kept: Vec<_> = found.iter().rev().map(|row| row.id).collect();
+        let newest: Vec<_> = rows[rows.len() - left..].iter().map(|row| row.id).collect();
+        assert_eq!(kept, newest);
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_nobody_ended_lasted_as_long_as_its_node_said_that_it_lives() {
+    for opened in stores().await {
+        let (node, other) = (NodeId::generate(START), NodeId::generate(START));
+        let step = |node| Step {
+            version: 2,
+            at: at(2),
+            what: What::Answered,
+            by: None,
+            device: None,
+            node,
+            reason: None,
+        };
+        let live = Row { timeline: vec![step(node)], ..answered("anna", "ben", 0) };
+        let silent = Row { timeline: vec![step(other)], ..answered("anna", "carl", 0) };
+        opened.store.save(&[live.clone(), silent.clone()]).await.unwrap();
+        for seconds in [50, 96] {
+            opened.store.beat(node, at(seconds)).await.unwrap();
+        }
+        close_orphans(&*opened.store, at(200)).await.unwrap();
+        for (id, ended_at, duration_s) in [(live.id, at(96), 94), (silent.id, at(2), 0)] {
+            let row = opened.store.get(id, &user("anna")).await.unwrap().unwrap();
+            assert_eq!((row.ended_at, row.duration_s), (Some(ended_at), Some(duration_s)));
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! When the keeper does its duties. What it does is in `history.rs`.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -12,7 +13,7 @@ use async_trait::async_trait;
 use switchboard::{
     health::Health,
     history::{Keeper, Period, Query, Row, Stats, Store, StoreError},
-    ids::{CallId, UserId},
+    ids::{CallId, NodeId, UserId},
     time::{Clock, Timestamp},
 };
 
@@ -23,6 +24,10 @@ struct Counting {
     cannot_open: bool,
     tidied: AtomicUsize,
     opened: AtomicUsize,
+    /// How often calls were removed by their age.
+    removed: AtomicUsize,
+    /// What time it is in the database.
+    now: Option<Timestamp>,
 }
 
 fn unless<T: Default>(cannot: bool) -> Result<T, StoreError> {
@@ -36,7 +41,20 @@ impl Store for Counting {
         unless(self.cannot_open)
     }
 
-    async fn tidy(&self, _: Timestamp, _: Option<Timestamp>) -> Result<(), StoreError> {
+    async fn beat(&self, _: NodeId, _: Timestamp) -> Result<(), StoreError> {
+        unreachable!("a keeper holds no calls")
+    }
+
+    async fn beats(&self) -> Result<HashMap<NodeId, Timestamp>, StoreError> {
+        unreachable!("there is nothing to end")
+    }
+
+    async fn now(&self) -> Result<Option<Timestamp>, StoreError> {
+        Ok(self.now)
+    }
+
+    async fn tidy(&self, _: Timestamp, keep_from: Option<Timestamp>) -> Result<(), StoreError> {
+        self.removed.fetch_add(usize::from(keep_from.is_some()), Ordering::Relaxed);
         self.tidied.fetch_add(1, Ordering::Relaxed);
         unless(self.cannot_tidy)
     }
@@ -88,4 +106,34 @@ async fn each_duty_is_done_at_the_start_though_the_other_fails_and_then_calmly()
 #[tokio::test(start_paused = true)]
 async fn no_end_is_assumed_where_it_may_be_written_elsewhere() {
     assert_eq!(in_an_hour(Counting::default(), None).await, (1, 0));
+}
+
+/// How often a keeper removes calls by their age, ends calls by it, and makes room, in an hour in which the
+/// clock of calls is so far ahead of the machine's, and the database's so far.
+async fn with_clocks(calls_ahead: Duration, database_ahead: Option<Duration>) -> [usize; 3] {
+    let machine = Clock::System.now();
+    let now = database_ahead.map(|ahead| machine + ahead);
+    let store = Arc::new(Counting { now, ..Counting::default() });
+    let clock =
+        Clock::Tokio { origin: machine + calls_ahead, started: tokio::time::Instant::now() };
+    let keeper = Keeper {
+        store: store.clone(),
+        clock,
+        retention: Some(Duration::from_hours(30 * 24)),
+        longest_call: LONGEST,
+        health: Health::default(),
+    };
+    keeper.run(tokio::time::sleep(Duration::from_secs(1))).await;
+    [&store.removed, &store.opened, &store.tidied].map(|count| count.load(Ordering::Relaxed))
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_goes_by_its_age_while_the_clocks_differ_by_more_than_minutes() {
+    let (none, year) = (Duration::ZERO, Duration::from_hours(400 * 24));
+    assert_eq!(with_clocks(none, None).await, [1, 1, 1]);
+    assert_eq!(with_clocks(Duration::from_mins(2), Some(none)).await, [1, 1, 1]);
+    assert_eq!(with_clocks(year, None).await, [0, 0, 1]);
+    assert_eq!(with_clocks(year, Some(none)).await, [0, 0, 1]);
+    assert_eq!(with_clocks(year, Some(year)).await, [0, 0, 1]);
+    assert_eq!(with_clocks(none, Some(year)).await, [0, 0, 1]);
 }

@@ -41,6 +41,7 @@ fn cancelled_at(at: Timestamp) -> Row {
         updated_at: at,
         version: 2,
         timeline: Vec::new(),
+        record: None,
     }
 }
 
@@ -184,6 +185,21 @@ async fn each_month_has_its_partition_made_ahead_or_when_it_is_needed() {
     // A row of a month that is gone comes late.
     postgres.save(&rows).await.unwrap();
     assert_eq!(postgres.list(&all_of("anna")).await.unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn no_run_drops_more_than_one_month_and_the_oldest_goes_first() {
+    let (postgres, database) = migrated().await;
+    let month = Duration::from_hours(31 * 24);
+    let rows = [0, 1, 2].map(|months| cancelled_at(END_OF_JANUARY + month * months));
+    postgres.save(&rows).await.unwrap();
+    let later = END_OF_JANUARY + month * 13;
+    for left in [2, 1, 0] {
+        postgres.tidy(later, Some(later)).await.unwrap();
+        assert_eq!(database.ask("SELECT count(*) FROM calls"), left.to_string());
+        let found = postgres.list(&all_of("anna")).await.unwrap();
+        assert!(found.iter().all(|row| row.created_at > rows[2 - left].created_at), "{found:?}");
+    }
 }
 
 #[tokio::test]

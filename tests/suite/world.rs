@@ -197,6 +197,18 @@ impl Store for Ledger {
         unreachable!("calls write history and do not read it")
     }
 
+    async fn beat(&self, _: NodeId, _: Timestamp) -> Result<(), StoreError> {
+        unreachable!("no node says here that it lives")
+    }
+
+    async fn beats(&self) -> Result<HashMap<NodeId, Timestamp>, StoreError> {
+        unreachable!("no node says here that it lives")
+    }
+
+    async fn now(&self) -> Result<Option<Timestamp>, StoreError> {
+        unreachable!("nobody keeps this history in order")
+    }
+
     async fn tidy(&self, _: Timestamp, _: Option<Timestamp>) -> Result<(), StoreError> {
         Ok(())
     }
