@@ -153,7 +153,7 @@ describe('what goes over the wire', () => {
     await caller.next('call:rejected');
     await second.next('call:ended');
     await dial(caller, callee);
-    await callee.ok('call:busy', toCaller);
+    for (const device of [callee, second]) await device.ok('call:busy', toCaller);
     await caller.next('call:busy');
     assertRefused(await caller.ack('call:initiate', { toUserId: someone('nobody'), callType: 'audio' }), 'RECIPIENT_OFFLINE');
     assertRefused(await caller.ack('auth:refresh', { token: 'x' }), 'FORBIDDEN');

@@ -254,7 +254,7 @@ describe('error types', { concurrency: true }, () => {
 describe('joining', { concurrency: true }, () => {
   test('a bad auth object is refused in words', async (t) => {
     const wrong = [
-      { userId: 5 },
+      { userId: 1.5 },
       { userId: '' },
       { userId: 'x'.repeat(129) },
       { userId: 'line\nbreak' },
