@@ -20,7 +20,7 @@ use crate::{
     http::{self, Hosts, Server},
     ice::Ice,
     ids::NodeId,
-    limits::{Limits, Refusals},
+    limits::{Limits, Refusals, buffers::Buffers},
     logs,
     metrics::{self, Exposition},
     shutdown::{self, Shutdown},
@@ -95,25 +95,23 @@ pub async fn serve(
     }
     let (store, left_live) = open_store(&config).await?;
 
-    let (cluster, inbox, leaving, clock) = join(&config, process.node, &health).await?;
+    let buffers = Buffers::new(config.limits.buffer_bytes);
+    let (cluster, inbox, leaving, clock) = join(&config, process.node, &health, &buffers).await?;
     let keeping_up = tokio::spawn(process.metrics.clone().keep_up());
     let (recorder, writer) = record(&config, store.clone(), cluster.clone(), &clock, &health);
     let keeper = keeper(&config, store.clone(), clock.clone(), health.clone());
     let access = Arc::new(Access::new(checker, clock.clone()));
     access.prepare().await;
     let (settings, proxies) = (config.limits, config.proxies);
-    let limits = Arc::new(Limits::new(settings, proxies, clock.clone(), refusals.clone()));
+    let limits = Limits::new(settings, proxies, clock.clone(), refusals.clone());
+    let limits = Arc::new(limits.buffered_in(buffers.clone()));
     operators.check_with(access.clone(), limits.clone());
     let gateway = Gateway::new(limits.clone());
     let (traces, exporter) = start_traces(config.traces, process.node, &clock)?;
-    let calls = Calls::new(
-        cluster.clone(),
-        gateway.outlet(),
-        recorder.clone(),
-        config.rules,
-        clock.clone(),
-    );
-    let calls = Arc::new(guarded(calls.traced_by(traces), config.authorize)?);
+    let outlet = gateway.outlet();
+    let calls = Calls::new(cluster.clone(), outlet, recorder.clone(), config.rules, clock.clone());
+    let calls = calls.traced_by(traces).buffered_in(buffers);
+    let calls = Arc::new(guarded(calls, config.authorize)?);
     // The embedded cluster is always there.
     let _ = calls.resume(left_live).await;
     let ice = Arc::new(Ice::new(config.ice, clock));
@@ -140,6 +138,7 @@ pub async fn serve(
     let keeping = tokio::spawn(keeper.run(keeper_stops.wait()));
     let sweeping = tokio::spawn(sweep(calls.clone(), calls_stop));
     let leasing = tokio::spawn(serving.run_leases());
+    let shedding = tokio::spawn(serving.run_shedder(health.clone()));
     let fetching = tokio::spawn(async move { access.keep_fresh(keys_stop.wait()).await });
     let tracing = tokio::spawn(export(exporter, traces_stop));
     let listening = tokio::spawn(server.run(routes, listening_stops.wait()));
@@ -152,6 +151,7 @@ pub async fn serve(
     tokio::spawn(shutdown::exit_at_second_signal(logs::flush));
     stop_listening.fire();
     leasing.abort();
+    shedding.abort();
     serving.close(leaving).await;
     if let Leaving::HandOver { window } = leaving {
         calls.hand_over(window).await;
@@ -224,6 +224,7 @@ async fn join(
     config: &Config,
     node: NodeId,
     health: &Health,
+    buffers: &Buffers,
 ) -> Result<(Arc<dyn Cluster>, Receiver<Inbound>, Leaving, Clock), StartError> {
     let Some(url) = &config.redis_url else {
         let (memory, inbox) = Hub::default().node(node);
@@ -231,7 +232,8 @@ async fn join(
     };
     let clock = SharedClock::starting_at(Clock::System.now());
     let namespace = &config.namespace;
-    let joined = Redis::join(url.expose(), namespace, node, clock.clone(), health.clone()).await;
+    let (clock_, health) = (clock.clone(), health.clone());
+    let joined = Redis::join(url.expose(), namespace, node, clock_, health, buffers).await;
     let (redis, inbox) = joined.map_err(StartError::Redis)?;
     let leaving = Leaving::HandOver { window: config.drain_window };
     Ok((redis, inbox, leaving, Clock::Shared(clock)))

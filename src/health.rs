@@ -41,10 +41,13 @@ pub enum Part {
     History,
     /// The tidying of call history.
     Upkeep,
+    /// Room for what clients, calls and other nodes have this node buffer.
+    Buffers,
 }
 
 impl Part {
-    pub const ALL: [Self; 4] = [Self::Redis, Self::Channel, Self::History, Self::Upkeep];
+    pub const ALL: [Self; 5] =
+        [Self::Redis, Self::Channel, Self::History, Self::Upkeep, Self::Buffers];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -52,6 +55,16 @@ impl Part {
             Self::Channel => "channel",
             Self::History => "history",
             Self::Upkeep => "upkeep",
+            Self::Buffers => "buffers",
+        }
+    }
+
+    /// Whether a node without this part must not be sent new clients. Only parts that one node can lose
+    /// while the others keep them: what all nodes lose together would empty the load balancer.
+    fn is_needed_for_new_clients(self) -> bool {
+        match self {
+            Self::Buffers => true,
+            Self::Redis | Self::Channel | Self::History | Self::Upkeep => false,
         }
     }
 }
@@ -59,7 +72,7 @@ impl Part {
 /// The health page.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// `starting`, `ok`, `degraded` or `draining`.
+    /// `starting`, `ok`, `degraded`, `unready` or `draining`.
     pub status: &'static str,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub troubles: Vec<Trouble>,
@@ -71,6 +84,13 @@ pub struct Trouble {
     pub part: Part,
     pub since: Timestamp,
     pub what: String,
+}
+
+impl State {
+    fn is_ready(&self) -> bool {
+        let mut troubled = self.troubles.keys();
+        self.phase == Phase::Serving && !troubled.any(|part| part.is_needed_for_new_clients())
+    }
 }
 
 impl Health {
@@ -101,7 +121,7 @@ impl Health {
     /// Whether the node is to be sent new clients. One that lost Redis or its database stays: all
     /// nodes would leave the load balancer together.
     pub fn is_ready(&self) -> bool {
-        self.state().phase == Phase::Serving
+        self.state().is_ready()
     }
 
     pub fn report(&self) -> Report {
@@ -109,7 +129,8 @@ impl Health {
         let status = match state.phase {
             Phase::Starting => "starting",
             Phase::Serving if state.troubles.is_empty() => "ok",
-            Phase::Serving => "degraded",
+            Phase::Serving if state.is_ready() => "degraded",
+            Phase::Serving => "unready",
             Phase::Draining => "draining",
         };
         let trouble = |(part, (since, what)): (&Part, &(Timestamp, String))| Trouble {
@@ -143,6 +164,11 @@ mod tests {
 
         health.well(Part::Redis);
         assert_eq!(health.report(), Report { status: "ok", troubles: Vec::new() });
+        health.trouble(Part::Buffers, "the byte budget is used up");
+        assert!(!health.is_ready());
+        assert_eq!(health.report().status, "unready");
+        health.well(Part::Buffers);
+        assert!(health.is_ready());
         health.enter(Phase::Draining);
         assert!(!health.is_ready());
         assert_eq!(health.report().status, "draining");

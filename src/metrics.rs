@@ -47,7 +47,11 @@ labels! {
     /// Why a socket is gone.
     Closed { Client = "client", Transport = "transport", Heartbeat = "heartbeat", Server = "server" }
     /// What a client that does not read did to be cut off.
-    Slow { Queue = "queue", Stalled = "stalled", Body = "body" }
+    Slow { Queue = "queue", Stalled = "stalled", Body = "body", Budget = "budget" }
+    /// What the node buffers.
+    Buffer {
+        Frames = "frames", Inboxes = "inboxes", Clients = "clients", Calls = "calls", Links = "links",
+    }
     Live { Ringing = "ringing", Active = "active", Reconnecting = "reconnecting" }
     /// What came of an attempt to call.
     Outcome {
@@ -83,7 +87,7 @@ labels! {
         UserSockets = "user_sockets", AddressSockets = "address_sockets", Sockets = "sockets",
         Handshakes = "handshakes", FailedTokens = "failed_tokens", Identify = "identify",
         Remembered = "remembered", Connections = "connections", Posts = "posts",
-        Presence = "presence",
+        Presence = "presence", Buffers = "buffers", Acks = "acks",
     }
     /// Why somebody is turned away at the door.
     Refused {
@@ -236,7 +240,7 @@ metrics! {
     Counter REFUSED["reason": Refused] "switchboard_refused_total"
         "Requests and sockets turned away for their token, origin, host or handshake, by reason.";
     Counter SLOW_CLIENTS["why": Slow] "switchboard_slow_clients_closed_total"
-        "Clients cut off because they do not read: too much waited for them, or they took nothing for 10 s.";
+        "Clients cut off because they do not read: too much waited for them, they took nothing for 10 s, or they held the most when the node's byte budget was used up.";
     Counter RECEIVED["event": Received] "switchboard_client_messages_received_total" "Events from clients.";
     Counter RECEIVED_BYTES["event": Received] "switchboard_client_received_bytes_total"
         "Bytes of events from clients, as JSON.";
@@ -244,7 +248,12 @@ metrics! {
     Counter SENT_BYTES["event": Sent] "switchboard_client_sent_bytes_total"
         "Bytes of events to clients: the payload passed on, and 256 for the fields around it. Acks are not in it.";
     Counter ERRORS["type": ErrorType] "switchboard_errors_total" "Events that were refused, by error.";
+    Counter ACKS_UNDELIVERED[] "switchboard_acks_undelivered_total"
+        "Messages whose senders were told to send them again: they were not known to be with their receiver's node in 5 s.";
     Counter LIMITS["limit": Limit] "switchboard_limits_hit_total" "How often a bound was reached, by which.";
+    Gauge BUFFERED["buffer": Buffer] "switchboard_buffered_bytes"
+        "Bytes that this node buffers: unfinished messages of clients, events that wait to be handled, what waits for clients, for devices of calls, and for or from other nodes.";
+    Gauge BUFFER_BUDGET[] "switchboard_buffer_budget_bytes" "How many bytes this node may buffer in all.";
 
     Gauge CALLS["state": Live] "switchboard_calls"
         "Live calls, each on the node that has the caller's device.";

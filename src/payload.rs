@@ -1,9 +1,10 @@
 //! JSON that is passed on as it came.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
+use tokio::sync::oneshot;
 
 /// Deepest nesting of objects and arrays that is passed on. Readers that call themselves for each level run out
 /// of stack somewhere beyond it.
@@ -14,24 +15,70 @@ pub const MAX_DEPTH: usize = 64;
 ///
 /// From a client it is made by [`Payload::checked`] alone: what the receiving end's JSON reader breaks on is not
 /// passed on. From other nodes and from Redis it is taken as it is.
-#[derive(Debug, Clone, Serialize)]
-#[serde(transparent)]
-pub struct Payload(Arc<RawValue>);
+///
+/// On the node of its sender it may carry a receipt, wherever it is queued or buffered there.
+#[derive(Debug, Clone)]
+pub struct Payload {
+    raw: Arc<RawValue>,
+    receipt: Option<Receipt>,
+}
+
+/// Tells the sender of a message that it is where it should be. Dropped with the last copy of the message that
+/// carries it, it tells that nobody has the message any more.
+#[derive(Debug, Clone)]
+struct Receipt(Arc<Mutex<Option<oneshot::Sender<()>>>>);
+
+/// Resolves when the message is where it should be. An error: nobody has it any more.
+pub type Delivered = oneshot::Receiver<()>;
 
 impl Payload {
     /// A client's JSON, if every receiver can read it.
     pub fn checked(raw: &RawValue) -> Result<Self, Unreadable> {
         check(raw.get())?;
-        Ok(Self(raw.to_owned().into()))
+        Ok(Self::unchecked(raw.to_owned()))
+    }
+
+    fn unchecked(raw: Box<RawValue>) -> Self {
+        Self { raw: raw.into(), receipt: None }
     }
 
     /// Length of the JSON text in bytes.
     pub fn len_bytes(&self) -> usize {
-        self.0.get().len()
+        self.raw.get().len()
     }
 
     pub fn as_json(&self) -> &str {
-        self.0.get()
+        self.raw.get()
+    }
+
+    /// The same with a receipt.
+    #[must_use]
+    pub fn tracked(mut self) -> (Self, Delivered) {
+        let (told, delivered) = oneshot::channel();
+        self.receipt = Some(Receipt(Arc::new(Mutex::new(Some(told)))));
+        (self, delivered)
+    }
+
+    /// A copy whose fate does not matter to the sender.
+    #[must_use]
+    pub fn untracked(&self) -> Self {
+        Self { raw: self.raw.clone(), receipt: None }
+    }
+
+    /// A copy is where it should be: with the receiver's connection, on the node that has it, or buffered for a
+    /// device that is away. The first one counts.
+    pub fn settle(&self) {
+        let Some(Receipt(told)) = &self.receipt else { return };
+        if let Some(told) = told.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            // Whoever asked may be gone.
+            let _ = told.send(());
+        }
+    }
+}
+
+impl Serialize for Payload {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.raw.serialize(serializer)
     }
 }
 
@@ -113,7 +160,7 @@ impl Eq for Payload {}
 
 impl<'de> Deserialize<'de> for Payload {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Box::<RawValue>::deserialize(deserializer).map(|raw| Self(raw.into()))
+        Box::<RawValue>::deserialize(deserializer).map(Self::unchecked)
     }
 }
 
@@ -122,6 +169,31 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn tracked() -> (Payload, Delivered) {
+        serde_json::from_str::<Payload>("1").unwrap().tracked()
+    }
+
+    #[test]
+    fn a_receipt_comes_when_the_first_copy_is_where_it_should_be() {
+        let (payload, mut delivered) = tracked();
+        let copies = [payload.clone(), payload];
+        assert!(delivered.try_recv().is_err());
+        copies[1].settle();
+        assert!(delivered.try_recv().is_ok());
+        copies[0].settle();
+    }
+
+    #[test]
+    fn a_message_that_nobody_has_any_more_is_known_to_be_lost() {
+        let (payload, mut delivered) = tracked();
+        let copies = [payload.clone(), payload.untracked()];
+        drop(payload);
+        assert_eq!(delivered.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+        copies[1].settle();
+        drop(copies);
+        assert_eq!(delivered.try_recv(), Err(oneshot::error::TryRecvError::Closed));
+    }
 
     #[test]
     fn what_readers_break_on_is_told_from_what_they_do_not() {

@@ -174,11 +174,12 @@ impl View {
             Route::Bound(..) => self.release(to, reach),
             _ => self.give_back(to, reach),
         }
+        self.settle_for_lost(to);
     }
 
     /// Sends what waits for a party, whose device is there, on its way.
     pub fn release(&mut self, to: Role, reach: &Reach) {
-        let waiting = std::mem::take(self.waiting_for(to));
+        let waiting = self.waiting_for(to).take();
         for (signal, payload) in waiting.messages {
             let relay = self.relay(signal, payload, to.other());
             self.deliver(relay, reach);
@@ -187,7 +188,7 @@ impl View {
 
     /// Gives what waits for a party to the node of its sender.
     pub fn return_waiting(&mut self, to: Role, node: NodeId, reach: &Reach) {
-        let waiting = std::mem::take(self.waiting_for(to));
+        let waiting = self.waiting_for(to).take();
         for (signal, payload) in waiting.messages {
             let relay = self.relay(signal, payload, to.other());
             reach.cluster.send(node, Message::Relay(Relay { given_back: true, ..relay }));

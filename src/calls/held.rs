@@ -2,7 +2,13 @@
 
 use std::collections::VecDeque;
 
-use crate::{call::Signal, payload::Payload, time::Timestamp};
+use crate::{
+    call::Signal,
+    limits::buffers::Charge,
+    metrics::{self, Limit},
+    payload::Payload,
+    time::Timestamp,
+};
 
 /// Most messages that wait for a device that is lost.
 pub const MAX_WAITING_MESSAGES: usize = 64;
@@ -14,21 +20,52 @@ pub const MAX_REPLAY_MESSAGES: usize = 1_024;
 /// Most bytes of the same.
 pub const MAX_REPLAY_BYTES: usize = 1024 * 1024;
 
-/// Messages that wait, within limits.
-#[derive(Default)]
+/// Messages that wait, within limits and the node's byte budget.
 pub struct Held {
     pub messages: VecDeque<(Signal, Payload)>,
-    pub size_bytes: usize,
+    charge: Charge,
     /// How many at the front came back from the node that had them: they were on their way first.
     given_back: usize,
 }
 
-/// No room for another message until then.
-pub struct Full {
-    pub until: Timestamp,
+/// No room for another message.
+pub enum Full {
+    /// Until then, what waits here fills its own bound.
+    Until(Timestamp),
+    /// The node's byte budget is used up.
+    Budget,
 }
 
 impl Held {
+    /// Nothing yet; what comes is counted by `charge`.
+    pub fn new(charge: Charge) -> Self {
+        Self { messages: VecDeque::new(), charge, given_back: 0 }
+    }
+
+    /// As empty as a new one, in the same budget.
+    pub fn sibling(&self) -> Self {
+        Self::new(self.charge.sibling())
+    }
+
+    /// What waits; nothing waits here from now on.
+    pub fn take(&mut self) -> Self {
+        let empty = self.sibling();
+        std::mem::replace(self, empty)
+    }
+
+    pub fn size_bytes(&self) -> usize {
+        self.charge.bytes()
+    }
+
+    /// Whether the node's byte budget has room for this here.
+    pub fn fits_budget(&self, payload: &Payload) -> Result<(), Full> {
+        if self.charge.has_room(payload.len_bytes()) {
+            return Ok(());
+        }
+        metrics::LIMITS.of(Limit::Buffers).increment(1);
+        Err(Full::Budget)
+    }
+
     pub fn keep_for_replay(
         &mut self,
         signal: Signal,
@@ -55,10 +92,11 @@ impl Held {
         max_bytes: usize,
         until: Timestamp,
     ) -> Result<(), Full> {
-        let size_bytes = self.size_bytes + payload.len_bytes();
+        let size_bytes = self.size_bytes() + payload.len_bytes();
         if self.messages.len() >= max_messages || size_bytes > max_bytes {
-            return Err(Full { until });
+            return Err(Full::Until(until));
         }
+        self.fits_budget(payload)?;
         self.push(signal, payload);
         Ok(())
     }
@@ -79,23 +117,25 @@ impl Held {
     }
 
     fn put(&mut self, place: usize, signal: Signal, payload: Payload) {
-        self.size_bytes += payload.len_bytes();
+        self.charge.add(payload.len_bytes());
         self.messages.insert(place, (signal, payload));
     }
 
     pub fn push(&mut self, signal: Signal, payload: &Payload) {
         self.messages.push_back((signal, payload.clone()));
-        self.size_bytes += payload.len_bytes();
+        self.charge.add(payload.len_bytes());
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{limits::buffers::Buffers, metrics::Buffer};
 
     #[test]
     fn what_waits_is_in_the_order_in_which_it_was_sent() {
-        let mut held = Held::default();
+        let buffers = Buffers::default();
+        let mut held = Held::new(buffers.holder(Buffer::Calls));
         let payload = |text| -> Payload { serde_json::from_str(&format!("{text:?}")).unwrap() };
         held.push(Signal::Candidate, &payload("later"));
         let [not_left, was_leaving] =
@@ -106,9 +146,10 @@ mod tests {
         held.put_recalled(all(was_leaving.map(payload)).into_iter());
         held.put_given_back(Signal::Candidate, &payload("second"));
         held.push(Signal::Candidate, &payload("last"));
+        let size_bytes = held.size_bytes();
         let order: Vec<_> = held.messages.into_iter().map(|(_, payload)| payload).collect();
         let texts = [["first", "second"], was_leaving, not_left, ["later", "last"]].concat();
         assert_eq!(order, texts.into_iter().map(payload).collect::<Vec<_>>());
-        assert_eq!(held.size_bytes, order.iter().map(Payload::len_bytes).sum::<usize>());
+        assert_eq!(size_bytes, order.iter().map(Payload::len_bytes).sum::<usize>());
     }
 }

@@ -11,7 +11,7 @@ use tracing::warn;
 
 use super::{
     Failure,
-    held::Held,
+    held::{Full, Held},
     tally,
     view::{Reach, View},
 };
@@ -19,7 +19,8 @@ use crate::{
     call::{Call, Device, News, Refusal, Role, Route, Signal, news},
     cluster::{Message, Relay},
     ids::{CallId, NodeId, SocketId, UserId},
-    metrics::{self, Limit},
+    limits::buffers::Buffers,
+    metrics::{self, Buffer, Limit},
     payload::Payload,
     time::Timestamp,
 };
@@ -32,6 +33,7 @@ const RETIRED_MEMORY: Duration = Duration::from_secs(10);
 #[derive(Default)]
 pub struct LiveCalls {
     index: Mutex<Index>,
+    buffers: Buffers,
 }
 
 #[derive(Default)]
@@ -60,6 +62,11 @@ pub enum Received {
 }
 
 impl LiveCalls {
+    /// Counts what waits for devices in `buffers`.
+    pub fn new(buffers: Buffers) -> Self {
+        Self { index: Mutex::default(), buffers }
+    }
+
     fn index(&self) -> MutexGuard<'_, Index> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -70,7 +77,7 @@ impl LiveCalls {
         if let Some(live) = index.calls.get(&call.id) {
             return live.clone();
         }
-        let live = Arc::new(LiveCall::new(call.clone()));
+        let live = Arc::new(LiveCall::new(call.clone(), &self.buffers));
         if call.is_live() {
             index.calls.insert(call.id, live.clone());
             for party in [&call.caller, &call.callee] {
@@ -99,7 +106,8 @@ impl LiveCalls {
                 index.users.remove(&party.user);
             }
         }
-        index.calls.entry(call.id).or_insert_with(|| Arc::new(LiveCall::new(call.clone())));
+        let new = || Arc::new(LiveCall::new(call.clone(), &self.buffers));
+        index.calls.entry(call.id).or_insert_with(new);
         index.retired.insert(call.id, now + RETIRED_MEMORY);
         index.forget.push_back((now + RETIRED_MEMORY, call.id));
     }
@@ -139,7 +147,8 @@ impl LiveCalls {
 }
 
 impl LiveCall {
-    fn new(call: Call) -> Self {
+    fn new(call: Call, buffers: &Buffers) -> Self {
+        let held = || Held::new(buffers.holder(Buffer::Calls));
         Self {
             id: call.id,
             view: Mutex::new(View {
@@ -147,11 +156,11 @@ impl LiveCall {
                 call,
                 rung: Vec::new(),
                 unanswered: Vec::new(),
-                replay: Held::default(),
+                replay: held(),
                 ring_nodes: None,
                 inherited: 0,
                 early: HashMap::new(),
-                waiting: Default::default(),
+                waiting: [held(), held()],
                 courses: Default::default(),
             }),
         }
@@ -262,7 +271,7 @@ impl LiveCall {
             view.pass_to_ringing(*signal, payload, reach);
         }
         let until = view.call.deadline();
-        let own = std::mem::take(&mut view.replay);
+        let own = view.replay.take();
         let sent_here = own.messages.into_iter().skip(view.inherited);
         view.inherited = messages.len();
         for (signal, payload) in messages.into_iter().chain(sent_here) {
@@ -292,13 +301,15 @@ impl LiveCall {
             view.hand_over(reach);
         } else {
             view.rung.clear();
-            view.replay = Held::default();
+            drop(view.replay.take());
             view.ring_nodes = None;
         }
         if !newer.is_live() {
             view.unanswered.clear();
             view.early.clear();
-            view.waiting = Default::default();
+            for waiting in &mut view.waiting {
+                drop(waiting.take());
+            }
             view.courses = Default::default();
         }
         for role in [Role::Caller, Role::Callee] {
@@ -310,6 +321,7 @@ impl LiveCall {
                 Route::Bound(..) if !view.holds(role) => view.release(role, reach),
                 _ => view.give_back(role, reach),
             }
+            view.settle_for_lost(role);
         }
     }
 
@@ -375,9 +387,16 @@ impl LiveCall {
         // The answer may have won without its device knowing it: then it has not been passed on.
         let waits_for_answer = matches!(route, Route::AfterAnswer(_))
             || (signal == Signal::Candidate && view.early.contains_key(&device.socket));
+        if !view.has_room(&route, payload, reach) {
+            return Err(full(Full::Budget));
+        }
         match route {
             Route::Ringing => {
-                view.replay.keep_for_replay(signal, payload, until).map_err(full)?;
+                view.replay.keep_for_replay(signal, &payload.untracked(), until).map_err(full)?;
+                if view.rung.is_empty() && view.ring_nodes.as_ref().is_none_or(Vec::is_empty) {
+                    // No device rings. Those that join are given what is kept here.
+                    payload.settle();
+                }
                 view.pass_to_ringing(signal, payload, reach);
                 for node in view.ring_nodes.iter().flatten() {
                     let relay = view.relay_to_ringing(signal, payload.clone());
@@ -385,7 +404,9 @@ impl LiveCall {
                 }
             }
             _ if waits_for_answer => {
-                view.keep_early(device.socket, signal, payload, until).map_err(full)?;
+                view.keep_early(device.socket, signal, &payload.untracked(), until)
+                    .map_err(full)?;
+                payload.settle();
             }
             Route::Bound(to, ..) if !view.holds(to) => {
                 let relay = view.relay(signal, payload.clone(), to.other());
@@ -393,6 +414,7 @@ impl LiveCall {
             }
             Route::Bound(to, ..) | Route::WhenBack(to) => {
                 view.waiting_for(to).keep_for_lost(signal, payload, until).map_err(full)?;
+                view.settle_for_lost(to);
             }
             Route::Answers(_) | Route::AfterAnswer(_) => {}
         }
@@ -433,17 +455,18 @@ impl LiveCall {
     /// whose answer came too late.
     pub fn release_early(&self, device: &Device, reach: &Reach) {
         let mut view = self.view();
-        let own = view.early.remove(&device.socket).unwrap_or_default();
+        let own = view.early.remove(&device.socket);
+        let own = own.map(|held| held.messages).unwrap_or_default();
         view.early.clear();
         match view.call.to_party(Role::Caller) {
             Route::Bound(..) => {
-                for (signal, payload) in own.messages {
+                for (signal, payload) in own {
                     let relay = view.relay(signal, payload, Role::Callee);
                     view.deliver(relay, reach);
                 }
             }
             _ => {
-                for (signal, payload) in own.messages {
+                for (signal, payload) in own {
                     view.wait(Role::Caller, signal, &payload);
                 }
             }

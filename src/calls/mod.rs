@@ -49,6 +49,7 @@ use crate::{
     cluster::{Change, Cluster, Committed, Edge, Message, Unavailable},
     history::Recorder,
     ids::{CallId, NodeId, SocketId, UserId},
+    limits::buffers::Buffers,
     metrics::{self, Limit, Path},
     payload::Payload,
     protocol::{CallRef, CallView, ServerEvent},
@@ -58,6 +59,9 @@ use crate::{
 
 /// How often a decision is made again because the record changed meanwhile.
 const MAX_DECISIONS: usize = 4;
+
+/// When to try again what the node's byte budget has no room for.
+const RETRY_BUDGET: Duration = Duration::from_secs(1);
 
 /// The sockets of this node.
 pub trait Outlet: Send + Sync + 'static {
@@ -175,6 +179,13 @@ impl Calls {
         }
     }
 
+    /// Counts what waits for devices in `buffers`.
+    #[must_use]
+    pub fn buffered_in(mut self, buffers: Buffers) -> Self {
+        self.live = LiveCalls::new(buffers);
+        self
+    }
+
     /// Has new calls named by `name`: a simulation repeats itself.
     #[must_use]
     pub fn named_by(mut self, name: impl Fn(Timestamp) -> CallId + Send + Sync + 'static) -> Self {
@@ -226,8 +237,11 @@ impl Calls {
             Route::Answers(_) => {
                 Box::pin(self.win(&live, device)).await?;
                 // It has won. If the call ended since, there is nobody to pass it on to.
-                if relay(&live, self.trace_answer(&live)).is_ok() {
-                    live.release_early(device, &self.reach());
+                match relay(&live, self.trace_answer(&live)) {
+                    Ok(_) => live.release_early(device, &self.reach()),
+                    // It has to be sent again: its device is in the call by now.
+                    Err(full @ Failure::Full { .. }) => return Err(full),
+                    Err(_) => payload.settle(),
                 }
                 Ok(id)
             }
@@ -394,7 +408,11 @@ impl Calls {
 
 impl Failure {
     /// When what waits for a device has room again: when the device is back, or its grace over.
-    fn full(Full { until }: Full, now: Timestamp) -> Self {
-        Self::Full { retry_after: until - now }
+    fn full(full: Full, now: Timestamp) -> Self {
+        let retry_after = match full {
+            Full::Until(until) => until - now,
+            Full::Budget => RETRY_BUDGET,
+        };
+        Self::Full { retry_after }
     }
 }

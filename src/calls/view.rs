@@ -131,6 +131,19 @@ impl View {
         }
     }
 
+    /// Whether all nodes that a message of a device here goes to have room for it. If not, nobody gets it.
+    pub fn has_room(&self, route: &Route, payload: &Payload, reach: &Reach) -> bool {
+        let own = reach.cluster.node();
+        let has_room = |node: &NodeId| {
+            *node == own || reach.cluster.has_room(*node, self.call.id, payload.len_bytes())
+        };
+        match route {
+            Route::Ringing => self.ring_nodes.iter().flatten().all(has_room),
+            Route::Bound(_, node, _) => has_room(node),
+            Route::WhenBack(_) | Route::AfterAnswer(_) | Route::Answers(_) => true,
+        }
+    }
+
     fn send(&mut self, relay: Relay, node: NodeId, socket: SocketId, reach: &Reach) {
         let (own, to) = (reach.cluster.node(), relay.from.other());
         // A node that has not heard of a move looks it up.
@@ -151,9 +164,11 @@ impl View {
             return reach.cluster.send(node, Message::Relay(relay));
         }
         let Relay { from, signal, payload, .. } = relay;
-        if !self.pass_on(signal, payload.clone(), from, socket, reach) {
-            self.wait(to, signal, &payload);
-        } else if (signal, from) == (Signal::Answer, Role::Callee)
+        if !self.pass_on(signal, payload.untracked(), from, socket, reach) {
+            return self.wait(to, signal, &payload);
+        }
+        payload.settle();
+        if (signal, from) == (Signal::Answer, Role::Callee)
             && std::mem::take(&mut self.awaits_answer)
         {
             metrics::SETUP.record(reach.clock.now() - self.call.created_at);
@@ -182,6 +197,19 @@ impl View {
             metrics::LIMITS.of(Limit::Waiting).increment(1);
             warn!(call = %id, "too much waits for a lost device: some is dropped");
         }
+        self.settle_for_lost(to);
+    }
+
+    /// What waits for a device that is away, and for nothing else, is where it should be: if it is lost, so is the
+    /// sender's node.
+    pub fn settle_for_lost(&mut self, to: Role) {
+        if let Route::WhenBack(_) = self.call.to_party(to)
+            && !self.holds(to)
+        {
+            for (_, payload) in &self.waiting_for(to).messages {
+                payload.settle();
+            }
+        }
     }
 
     /// Keeps a message of a ringing device until it answers. All of them share the room.
@@ -193,11 +221,13 @@ impl View {
         until: Timestamp,
     ) -> Result<(), Full> {
         let messages: usize = self.early.values().map(|held| held.messages.len()).sum();
-        let bytes: usize = self.early.values().map(|held| held.size_bytes).sum();
+        let bytes: usize = self.early.values().map(Held::size_bytes).sum();
         if messages >= MAX_REPLAY_MESSAGES || bytes + payload.len_bytes() > MAX_REPLAY_BYTES {
-            return Err(Full { until });
+            return Err(Full::Until(until));
         }
-        self.early.entry(from).or_default().push(signal, payload);
+        let held = self.early.entry(from).or_insert_with(|| self.replay.sibling());
+        held.fits_budget(payload)?;
+        held.push(signal, payload);
         Ok(())
     }
 
@@ -229,7 +259,10 @@ impl View {
 
     pub fn pass_to_ringing(&self, signal: Signal, payload: &Payload, reach: &Reach) {
         for socket in &self.rung {
-            self.pass_on(signal, payload.clone(), Role::Caller, *socket, reach);
+            self.pass_on(signal, payload.untracked(), Role::Caller, *socket, reach);
+        }
+        if !self.rung.is_empty() {
+            payload.settle();
         }
     }
 

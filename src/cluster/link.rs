@@ -20,6 +20,10 @@ use crate::{metrics::Publish, time::Timestamp};
 pub const KEEP: Duration = Duration::from_secs(30);
 /// Most messages that are kept, and most that wait for a missing one.
 pub const MAX_KEPT: usize = 8_192;
+/// About how many bytes of them.
+pub const MAX_KEPT_BYTES: usize = 16 * 1024 * 1024;
+/// About how many bytes travel together at the most: Redis cuts a subscriber off that has much more to read.
+pub const BATCH_BYTES: usize = 1024 * 1024;
 
 /// What is published at once. Without messages it says how far the sender has come.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -49,6 +53,7 @@ pub enum Content<M = Message> {
 pub struct Sender {
     link: u64,
     kept: VecDeque<(Timestamp, Message)>,
+    kept_bytes: usize,
     /// The number of the first message in `kept`.
     oldest: u64,
 }
@@ -60,6 +65,7 @@ pub struct Receiver {
     expected: u64,
     /// Messages that came before one that is missing.
     early: BTreeMap<u64, Message>,
+    early_bytes: usize,
 }
 
 /// What a frame brings.
@@ -88,12 +94,13 @@ impl Content {
 impl Sender {
     /// A link that begins at this time, which names it.
     pub fn new(now: Timestamp) -> Self {
-        Self { link: now.as_millis(), kept: VecDeque::new(), oldest: 0 }
+        Self { link: now.as_millis(), kept: VecDeque::new(), kept_bytes: 0, oldest: 0 }
     }
 
     /// Numbers messages and keeps them.
     pub fn send(&mut self, messages: Vec<Message>, now: Timestamp) -> Frame {
         let first = self.next();
+        self.kept_bytes += messages.iter().map(Message::about_bytes).sum::<usize>();
         self.kept.extend(messages.iter().map(|message| (now, message.clone())));
         self.forget(now);
         Frame { link: self.link, first, oldest: self.oldest, messages }
@@ -108,7 +115,40 @@ impl Sender {
         let kept = (self.oldest..).zip(&mut self.kept);
         let of_these =
             kept.filter(|(number, (_, message))| numbers.contains(number) && takes(message));
-        of_these.map(|(_, (_, message))| std::mem::replace(message, Message::Void)).collect()
+        let void = |message: &mut Message| std::mem::replace(message, Message::Void);
+        let recalled: Vec<_> = of_these.map(|(_, (_, message))| void(message)).collect();
+        let freed = |message: &Message| message.about_bytes() - Message::Void.about_bytes();
+        self.kept_bytes -= recalled.iter().map(freed).sum::<usize>();
+        recalled
+    }
+
+    /// The messages with these numbers have been heard: whoever sent them may know.
+    pub fn settle(&self, numbers: Range<u64>) {
+        let index = |number: u64| {
+            let index = number.saturating_sub(self.oldest);
+            usize::try_from(index).unwrap_or(usize::MAX).min(self.kept.len())
+        };
+        for (_, message) in self.kept.range(index(numbers.start)..index(numbers.end)) {
+            if let Message::Relay(relay) = message {
+                relay.payload.settle();
+            }
+        }
+    }
+
+    pub fn kept_bytes(&self) -> usize {
+        self.kept_bytes
+    }
+
+    /// Keeps no more than about `bytes`, of the messages before `unheard` alone: those have been heard.
+    pub fn trim(&mut self, bytes: usize, unheard: u64) {
+        while self.kept_bytes > bytes && self.oldest < unheard && self.drop_oldest() {}
+    }
+
+    fn drop_oldest(&mut self) -> bool {
+        let Some((_, message)) = self.kept.pop_front() else { return false };
+        self.kept_bytes -= message.about_bytes();
+        self.oldest += 1;
+        true
     }
 
     /// How far this end has come; None if there is nothing that could have been missed.
@@ -123,11 +163,17 @@ impl Sender {
         self.kept.is_empty()
     }
 
-    /// What is kept from this number on, at most `limit` messages.
+    /// What is kept from this number on, at most `limit` messages, as far as they travel together.
     pub fn again(&self, from: u64, limit: usize) -> Frame {
         let first = from.clamp(self.oldest, self.next());
         let skip = usize::try_from(first - self.oldest).unwrap_or(usize::MAX);
-        let messages = self.kept.iter().skip(skip).take(limit);
+        let mut bytes = 0;
+        let fits = |(_, message): &&(Timestamp, Message)| {
+            let has_room = bytes < BATCH_BYTES;
+            bytes += message.about_bytes();
+            has_room
+        };
+        let messages = self.kept.iter().skip(skip).take(limit).take_while(fits);
         let messages = messages.map(|(_, message)| message.clone()).collect();
         Frame { link: self.link, first, oldest: self.oldest, messages }
     }
@@ -141,13 +187,23 @@ impl Sender {
         let is_old = |sent: Timestamp| sent + KEEP <= now;
         while self.kept.front().is_some_and(|(sent, _)| is_old(*sent)) || self.kept.len() > MAX_KEPT
         {
-            self.kept.pop_front();
-            self.oldest += 1;
+            self.drop_oldest();
         }
     }
 }
 
 impl Receiver {
+    /// What waits for a missing message.
+    pub fn early_bytes(&self) -> usize {
+        self.early_bytes
+    }
+
+    /// Drops what waits for a missing message: it is asked for again, from the missing one on.
+    pub fn forget_early(&mut self) {
+        self.early.clear();
+        self.early_bytes = 0;
+    }
+
     pub fn receive(&mut self, frame: Frame) -> Delivery {
         let mut delivery = Delivery::default();
         if frame.link != self.link {
@@ -155,12 +211,20 @@ impl Receiver {
         }
         let sent_up_to = frame.first.saturating_add(frame.messages.len() as u64);
         for (number, message) in (frame.first..sent_up_to).zip(frame.messages) {
-            if number >= self.expected && self.early.len() < MAX_KEPT {
+            // What has no room here comes again when it is asked for. The one whose turn it is has.
+            let bytes = self.early_bytes + message.about_bytes();
+            let has_room = self.early.len() < MAX_KEPT && bytes <= MAX_KEPT_BYTES;
+            if number >= self.expected
+                && (has_room || number == self.expected)
+                && !self.early.contains_key(&number)
+            {
+                self.early_bytes = bytes;
                 self.early.insert(number, message);
             }
         }
         loop {
             while let Some(message) = self.early.remove(&self.expected) {
+                self.early_bytes -= message.about_bytes();
                 delivery.messages.push(message);
                 self.expected += 1;
             }

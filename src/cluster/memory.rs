@@ -227,10 +227,18 @@ impl Cluster for Memory {
 
     fn send(&self, to: NodeId, message: Message) {
         let inboxes = self.hub.0.inboxes.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(inbox) = inboxes.get(&to)
-            && inbox.try_send(Inbound::Message(self.node, message)).is_err()
-        {
+        let Some(inbox) = inboxes.get(&to) else { return };
+        let (message, tracked) = match message {
+            Message::Relay(relay) => {
+                let payload = relay.payload.untracked();
+                (Message::Relay(Relay { payload, ..relay.clone() }), Some(relay.payload))
+            }
+            message => (message, None),
+        };
+        if inbox.try_send(Inbound::Message(self.node, message)).is_err() {
             warn!(peer = %to, "a message is dropped: the node is gone or does not keep up");
+        } else if let Some(payload) = tracked {
+            payload.settle();
         }
     }
 }

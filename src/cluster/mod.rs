@@ -120,6 +120,12 @@ pub trait Cluster: Send + Sync + 'static {
     /// to a node that is gone is dropped.
     fn send(&self, to: NodeId, message: Message);
 
+    /// Whether a message of `bytes` that a party of this call sends can be queued for another node. If not,
+    /// its sender is to be told: [`Cluster::send`] would drop it.
+    fn has_room(&self, _to: NodeId, _call: CallId, _bytes: usize) -> bool {
+        true
+    }
+
     /// How many messages wait to be sent to other nodes.
     fn queued(&self) -> usize {
         0
@@ -182,7 +188,26 @@ pub enum Message {
     Dropped { count: u64 },
 }
 
+/// About how long a message between nodes is without what it carries.
+pub(crate) const AROUND_BYTES: usize = 256;
+/// About how long a record is.
+const RECORD_BYTES: usize = 1024;
+
 impl Message {
+    /// About how many bytes it takes, here and on its way.
+    pub fn about_bytes(&self) -> usize {
+        match self {
+            Self::Relay(relay) => AROUND_BYTES + relay.payload.len_bytes(),
+            Self::Kept { messages, .. } => {
+                let payloads =
+                    messages.iter().map(|(_, payload)| AROUND_BYTES + payload.len_bytes());
+                AROUND_BYTES + payloads.sum::<usize>()
+            }
+            Self::Call(_) => RECORD_BYTES,
+            _ => AROUND_BYTES,
+        }
+    }
+
     fn said(&self) -> Said {
         match self {
             Self::Call(_) => Said::Call,

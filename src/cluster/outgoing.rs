@@ -4,17 +4,19 @@ use std::{collections::VecDeque, ops::Range, time::Duration};
 
 use super::{
     Message, Relay,
-    link::{Content, Frame, Sender},
+    link::{BATCH_BYTES, Content, Frame, MAX_KEPT_BYTES, Sender},
 };
 use crate::{call::Role, ids::CallId, time::Timestamp};
 
 /// Most messages that wait to be sent to one node.
 const QUEUE_MESSAGES: usize = 10_000;
+/// About how many bytes of them.
+const QUEUE_BYTES: usize = 16 * 1024 * 1024;
+/// About how many bytes of one call wait, while more than half of the room is taken: calls that send the most
+/// must not leave the others nothing.
+const CALL_BYTES: usize = 128 * 1024;
 /// Most messages that travel together.
 const BATCH_MESSAGES: usize = 256;
-/// About how many bytes of payload travel together at the most: Redis cuts a subscriber off that has
-/// much more to read.
-const BATCH_BYTES: usize = 1024 * 1024;
 
 /// How long what a node has not heard is kept for it.
 pub const FORGET_AFTER: Duration = Duration::from_secs(20);
@@ -29,6 +31,9 @@ pub fn may_be_forgotten(away: Duration) -> bool {
 /// What waits for one node, and what has been sent and may be asked for again.
 pub struct Outgoing {
     queue: VecDeque<Message>,
+    queued_bytes: usize,
+    /// How many bytes may be queued and kept in all, as the node's byte budget stands.
+    allowance_bytes: usize,
     link: Sender,
     /// The number of the first message that nobody has heard.
     unheard: u64,
@@ -50,6 +55,8 @@ impl Outgoing {
     pub fn new(now: Timestamp) -> Self {
         Self {
             queue: VecDeque::new(),
+            queued_bytes: 0,
+            allowance_bytes: usize::MAX,
             link: Sender::new(now),
             unheard: 0,
             flying: 0..0,
@@ -64,17 +71,61 @@ impl Outgoing {
     /// Queues a message, or counts it among the dropped ones. False for the first of these.
     pub fn put(&mut self, message: Message) -> bool {
         self.is_forgotten = false;
-        if !self.is_full() {
-            self.queue.push_back(message);
+        if self.has_room(message.about_bytes()) {
+            self.push(message);
             return true;
         }
         self.dropped += 1;
         self.dropped > 1
     }
 
-    /// Whether there is no room for a message.
-    pub fn is_full(&self) -> bool {
-        self.queue.len() >= QUEUE_MESSAGES
+    fn push(&mut self, message: Message) {
+        self.queued_bytes += message.about_bytes();
+        self.queue.push_back(message);
+    }
+
+    /// How much may be queued. What is kept gives way to it.
+    fn room_bytes(&self) -> usize {
+        self.allowance_bytes.min(QUEUE_BYTES)
+    }
+
+    /// Whether there is room for a message of this size.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        self.queue.len() < QUEUE_MESSAGES && self.queued_bytes + bytes <= self.room_bytes()
+    }
+
+    /// Whether so much is queued that each call has its share only.
+    pub fn is_crowded(&self) -> bool {
+        2 * self.queued_bytes > self.room_bytes() || 2 * self.queue.len() > QUEUE_MESSAGES
+    }
+
+    /// Whether there is room for a message of a call that takes this many bytes.
+    pub fn has_room_for(&self, call: CallId, bytes: usize) -> bool {
+        self.has_room(bytes) && (!self.is_crowded() || self.queued_of(call) + bytes <= CALL_BYTES)
+    }
+
+    fn queued_of(&self, call: CallId) -> usize {
+        let is_its =
+            |message: &&Message| matches!(message, Message::Relay(relay) if relay.call == call);
+        self.queue.iter().filter(is_its).map(Message::about_bytes).sum()
+    }
+
+    /// How many bytes may be queued and kept from now on. What has been heard is forgotten beyond that: it
+    /// cannot be asked for any more.
+    pub fn allow(&mut self, bytes: usize) {
+        self.allowance_bytes = bytes;
+        let for_kept = bytes.saturating_sub(self.queued_bytes).min(MAX_KEPT_BYTES);
+        self.link.trim(for_kept, self.unheard.min(self.flying_from()));
+    }
+
+    /// What is queued, and kept to be sent again.
+    pub fn held_bytes(&self) -> usize {
+        self.queued_bytes + self.link.kept_bytes()
+    }
+
+    /// The number of the first message that is being published; after all others if none is.
+    fn flying_from(&self) -> u64 {
+        if self.flying.is_empty() { u64::MAX } else { self.flying.start }
     }
 
     pub fn send_again(&mut self, from: u64) {
@@ -154,23 +205,25 @@ impl Outgoing {
         let mut bytes = 0;
         let fits = |message: &&Message| {
             let has_room = bytes < BATCH_BYTES;
-            if let Message::Relay(relay) = message {
-                bytes += relay.payload.len_bytes();
-            }
+            bytes += message.about_bytes();
             has_room
         };
         let length = self.queue.iter().take(BATCH_MESSAGES).take_while(fits).count();
-        let batch = self.queue.drain(..length).collect();
+        let batch: Vec<_> = self.queue.drain(..length).collect();
+        self.queued_bytes -= batch.iter().map(Message::about_bytes).sum::<usize>();
         let count = std::mem::take(&mut self.dropped);
         if count > 0 {
-            self.queue.push_back(Message::Dropped { count });
+            self.push(Message::Dropped { count });
         }
         batch
     }
 
     /// Somebody has heard the messages before this number.
     pub fn heard(&mut self, up_to: u64) {
-        self.unheard = self.unheard.max(up_to);
+        if up_to > self.unheard {
+            self.link.settle(self.unheard..up_to);
+            self.unheard = up_to;
+        }
     }
 
     /// Takes back what is for this party of a call and is known to be unheard, in order.
@@ -180,6 +233,7 @@ impl Outgoing {
         let mut recalled = self.link.recall(self.unheard..self.flying.start, is_its);
         recalled.extend(self.link.recall(after..u64::MAX, is_its));
         for message in self.queue.iter_mut().filter(|message| is_its(message)) {
+            self.queued_bytes -= message.about_bytes() - Message::Void.about_bytes();
             recalled.push(std::mem::replace(message, Message::Void));
         }
         let relay = |message| match message {
@@ -187,6 +241,32 @@ impl Outgoing {
             _ => None,
         };
         recalled.into_iter().filter_map(relay).collect()
+    }
+}
+
+/// How long Redis may not have answered while it is believed that it passes on what it takes: a node that gets no
+/// answer for somewhat longer gives its connection up, and what a Redis that stood still sends there is lost.
+const STOOD_STILL: Duration = Duration::from_secs(1);
+/// How often the same messages are published at the most because an answer is doubted.
+const MAX_DOUBTED: u32 = 5;
+
+/// Which answers to publishes prove that a node has heard what was published.
+///
+/// A Redis that stood still counts connections as receivers that were given up meanwhile. So an answer counts only
+/// from a Redis that has answered something shortly before the publish, and this one in time. If not, the messages
+/// are published again, without a message more where Redis is well; their receiver drops what it has.
+#[derive(Debug, Default)]
+pub struct Hearing {
+    doubted: u32,
+}
+
+impl Hearing {
+    /// Whether an answer proves it, to a publish that was `asked` when Redis had last answered at `before`.
+    pub fn proves(&mut self, before: Timestamp, asked: Timestamp, answered: Timestamp) -> bool {
+        let is_prompt = asked - before < STOOD_STILL && answered - asked < STOOD_STILL;
+        // A Redis that is always so slow must not hold everything up for ever.
+        self.doubted = if is_prompt || self.doubted >= MAX_DOUBTED { 0 } else { self.doubted + 1 };
+        self.doubted == 0
     }
 }
 
@@ -297,6 +377,101 @@ mod tests {
         assert!(outgoing.is_over());
         outgoing.put(rings());
         assert!(!outgoing.is_over(), "it is back");
+    }
+
+    fn relay(call: CallId, bytes: usize) -> Message {
+        Message::Relay(Relay {
+            call,
+            version: 2,
+            from: Role::Caller,
+            signal: Signal::Offer,
+            payload: serde_json::from_str(&format!("{:?}", "x".repeat(bytes))).unwrap(),
+            given_back: false,
+            to_ringing: false,
+            received_us: None,
+            traceparent: None,
+        })
+    }
+
+    #[test]
+    fn what_is_queued_and_what_is_kept_are_bounded_in_bytes() {
+        const LARGE: usize = 64 * 1024;
+        let call = CallId::generate(NOW);
+        let mut outgoing = Outgoing::new(NOW);
+        while outgoing.has_room(LARGE + 300) {
+            assert!(outgoing.put(relay(call, LARGE)));
+        }
+        assert!(outgoing.held_bytes() > QUEUE_BYTES - 2 * LARGE);
+        assert!(!outgoing.put(relay(call, LARGE)) && outgoing.held_bytes() <= QUEUE_BYTES);
+        let (mut published, mut largest) = (0, 0);
+        for _ in 0..1_000 {
+            let batch = publish(&mut outgoing);
+            largest = largest.max(batch.iter().map(Message::about_bytes).sum::<usize>());
+            published += batch.len();
+            outgoing.put(relay(call, LARGE));
+            outgoing.allow(usize::MAX);
+            assert!(outgoing.held_bytes() <= QUEUE_BYTES + MAX_KEPT_BYTES);
+        }
+        assert!(published > 1_000 && largest < BATCH_BYTES + 2 * LARGE, "{published}, {largest}");
+        // What is asked for again travels in pieces too.
+        outgoing.send_again(0);
+        let again = outgoing.next(NOW);
+        let bytes = again.iter().map(|content| match content {
+            Content::Frame(frame) => frame.messages.iter().map(Message::about_bytes).sum(),
+            _ => 0,
+        });
+        assert!(bytes.max() < Some(BATCH_BYTES + 2 * LARGE));
+        outgoing.allow(1024 * 1024);
+        assert!(outgoing.held_bytes() <= 2 * 1024 * 1024, "{}", outgoing.held_bytes());
+    }
+
+    #[test]
+    fn a_call_that_sends_little_has_room_where_others_send_much() {
+        let [large, small] = [(); 2].map(|()| CallId::generate(NOW));
+        let mut outgoing = Outgoing::new(NOW);
+        while outgoing.has_room_for(large, 60_000) {
+            outgoing.put(relay(large, 60_000));
+        }
+        assert!(outgoing.is_crowded() && outgoing.has_room(60_000));
+        assert!(outgoing.has_room_for(small, 60_000));
+        outgoing.recall(large, Role::Callee);
+        assert!(!outgoing.is_crowded() && outgoing.has_room_for(large, 60_000));
+    }
+
+    #[test]
+    fn only_a_redis_that_has_answered_all_along_proves_that_somebody_heard() {
+        let mut hearing = Hearing::default();
+        let at = |ms| NOW + Duration::from_millis(ms);
+        assert!(hearing.proves(at(0), at(900), at(1_800)));
+        assert!(!hearing.proves(at(0), at(1_000), at(1_001)), "it may have stood still before");
+        assert!(!hearing.proves(at(0), at(1), at(1_001)), "it has stood still");
+        assert!(hearing.proves(at(1_000), at(1_001), at(1_002)));
+        let slow = (0..20).filter(|_| hearing.proves(at(0), at(1), at(2_000))).count();
+        assert_eq!(slow, 3, "one that is always slow is believed after a while");
+    }
+
+    #[test]
+    fn the_sender_of_a_message_knows_when_it_has_been_heard() {
+        let call = CallId::generate(NOW);
+        let mut outgoing = Outgoing::new(NOW);
+        let tracked = |outgoing: &mut Outgoing| {
+            let Message::Relay(relay) = relay(call, 1) else { panic!("it is one") };
+            let (payload, delivered) = relay.payload.tracked();
+            outgoing.put(Message::Relay(Relay { payload, ..relay }));
+            delivered
+        };
+        let (mut first, mut second) = (tracked(&mut outgoing), tracked(&mut outgoing));
+        let contents = outgoing.next(NOW);
+        assert!(first.try_recv().is_err(), "it is on its way");
+        outgoing.heard(end_of(&contents[0]) - 1);
+        assert!(first.try_recv().is_ok() && second.try_recv().is_err());
+        outgoing.landed();
+        let recalled = outgoing.recall(call, Role::Callee);
+        assert_eq!(recalled.len(), 1);
+        publish(&mut outgoing);
+        assert_eq!(second.try_recv(), Err(tokio::sync::oneshot::error::TryRecvError::Empty));
+        drop((contents, recalled));
+        assert_eq!(second.try_recv(), Err(tokio::sync::oneshot::error::TryRecvError::Closed));
     }
 
     #[test]

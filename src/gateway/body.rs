@@ -3,7 +3,7 @@
 use std::{
     io,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -12,17 +12,22 @@ use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::Sleep;
 
-use crate::metrics::{self, Slow};
+use crate::{
+    limits::buffers::Charge,
+    metrics::{self, Limit, Slow},
+};
 
-/// A body that fails when it is not there within its time: the library would wait for ever.
+/// A body that fails when it is not there within its time, for which the library would wait for ever, and when the
+/// node's byte budget has no room for what has come of it.
 pub struct Timed {
     body: Body,
     time_out: Pin<Box<Sleep>>,
+    come: Charge,
 }
 
 impl Timed {
-    pub fn new(body: Body, time: Duration) -> Self {
-        Self { body, time_out: Box::pin(tokio::time::sleep(time)) }
+    pub fn new(body: Body, time: Duration, come: Charge) -> Self {
+        Self { body, time_out: Box::pin(tokio::time::sleep(time)), come }
     }
 }
 
@@ -39,7 +44,14 @@ impl HttpBody for Timed {
             metrics::SLOW_CLIENTS.of(Slow::Body).increment(1);
             return Poll::Ready(Some(Err(io::Error::from(io::ErrorKind::TimedOut).into())));
         }
-        Pin::new(&mut self.body).poll_frame(cx).map_err(Into::into)
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let bytes =
+            frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref().map(Bytes::len));
+        if !self.come.try_add(bytes.unwrap_or_default()) {
+            metrics::LIMITS.of(Limit::Buffers).increment(1);
+            return Poll::Ready(Some(Err(io::Error::from(io::ErrorKind::OutOfMemory).into())));
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -2,6 +2,11 @@
 
 use std::collections::VecDeque;
 
+use crate::{
+    limits::buffers::{Buffers, Charge},
+    metrics::Buffer,
+};
+
 /// Most events of one socket that wait to be handled.
 pub const MAX_EVENTS: usize = 1_024;
 /// Most bytes of them.
@@ -13,7 +18,7 @@ pub const MAX_BYTES: usize = 2 * 1024 * 1024;
 #[derive(Debug)]
 pub struct Inbox<T> {
     waiting: VecDeque<(T, usize)>,
-    size_bytes: usize,
+    held: Charge,
     drain: Drain,
     closed: bool,
     ended: bool,
@@ -37,30 +42,32 @@ pub enum Pushed {
     Overflow,
 }
 
-impl<T> Default for Inbox<T> {
-    fn default() -> Self {
+impl<T> Inbox<T> {
+    pub fn new(buffers: &Buffers) -> Self {
         Self {
             waiting: VecDeque::new(),
-            size_bytes: 0,
+            held: buffers.holder(Buffer::Inboxes),
             drain: Drain::Held,
             closed: false,
             ended: false,
         }
     }
-}
 
-impl<T> Inbox<T> {
+    pub fn held_bytes(&self) -> usize {
+        self.held.bytes()
+    }
+
     /// Puts an event in that is `size_bytes` long.
     pub fn push(&mut self, event: T, size_bytes: usize) -> Pushed {
         if self.closed {
             return Pushed::Nothing;
         }
-        if self.waiting.len() >= MAX_EVENTS || self.size_bytes + size_bytes > MAX_BYTES {
+        if self.waiting.len() >= MAX_EVENTS || self.held.bytes() + size_bytes > MAX_BYTES {
             self.close();
             return Pushed::Overflow;
         }
         self.waiting.push_back((event, size_bytes));
-        self.size_bytes += size_bytes;
+        self.held.add(size_bytes);
         if self.drain == Drain::Held { Pushed::Nothing } else { self.start() }
     }
 
@@ -69,7 +76,7 @@ impl<T> Inbox<T> {
     pub fn close(&mut self) {
         if !std::mem::replace(&mut self.closed, true) {
             self.waiting = VecDeque::new();
-            self.size_bytes = 0;
+            self.held.set(0);
         }
     }
 
@@ -107,7 +114,7 @@ impl<T> Inbox<T> {
             self.waiting = VecDeque::new();
             return None;
         };
-        self.size_bytes -= size_bytes;
+        self.held.sub(size_bytes);
         Some(event)
     }
 }
@@ -116,8 +123,12 @@ impl<T> Inbox<T> {
 mod tests {
     use super::*;
 
+    fn held<T>() -> Inbox<T> {
+        Inbox::new(&Buffers::default())
+    }
+
     fn released<T>() -> Inbox<T> {
-        let mut inbox = Inbox::default();
+        let mut inbox = held();
         assert_eq!(inbox.release(), Pushed::Drain);
         assert!(inbox.pop().is_none());
         inbox
@@ -134,13 +145,13 @@ mod tests {
 
     #[test]
     fn is_held_until_it_is_released_or_ends() {
-        let mut inbox = Inbox::default();
+        let mut inbox = held();
         assert_eq!(inbox.push(1, 1), Pushed::Nothing);
         assert_eq!(inbox.release(), Pushed::Drain);
         assert_eq!(inbox.release(), Pushed::Nothing);
         assert_eq!(inbox.pop(), Some(1));
 
-        let mut ended = Inbox::default();
+        let mut ended = held();
         ended.push(1, 1);
         assert!(!ended.has_ended());
         assert_eq!(ended.push_end(2), Pushed::Drain);

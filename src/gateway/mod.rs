@@ -10,6 +10,7 @@ mod outlet;
 mod pace;
 pub(crate) mod reply;
 mod session;
+mod shed;
 mod transport;
 mod turns;
 mod wire;
@@ -46,6 +47,7 @@ use self::{
 use crate::{
     auth::{Access, CheckError, Identity, bare_token},
     calls::{Calls, Outlet, as_gauge},
+    health::Health,
     ice::Ice,
     ids::UserId,
     limits::{Denied, Limits, Seat, TooMany},
@@ -178,6 +180,17 @@ impl Serving {
         run_leases(self.io.clone(), self.context.clone())
     }
 
+    /// Cuts clients off that hold the most while the node's byte budget is used up, and says in `health` if that
+    /// takes long.
+    pub fn run_shedder(&self, health: Health) -> impl Future<Output = ()> + use<> {
+        let buffers = self.context.limits.buffers();
+        let watching = buffers.clone().watch(health);
+        let shedding = shed::run(self.io.clone(), self.upgraded.clone(), buffers.clone());
+        async move {
+            tokio::join!(shedding, watching);
+        }
+    }
+
     /// Takes no more connections, says goodbye, and closes all transports. Clients reconnect by
     /// themselves to whatever serves then.
     pub async fn close(&self, leaving: Leaving) {
@@ -229,6 +242,7 @@ impl Serving {
 
     /// Sets the gauges of what is connected now.
     pub fn sample(&self) {
+        self.context.limits.buffers().sample();
         let sockets = self.io.sockets();
         let is_websocket = |socket: &&SocketRef| self.upgraded.switch_of(socket).is_some();
         let websockets = sockets.iter().filter(is_websocket).count();

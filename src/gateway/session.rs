@@ -2,10 +2,10 @@
 
 use std::{
     borrow::Cow,
-    collections::HashSet,
+    collections::{HashSet, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -18,6 +18,7 @@ use socketioxide::{
     handler::{FromMessageParts, MessageHandler, Value},
     socket::{DisconnectReason, Socket},
 };
+use tokio::{sync::oneshot, time::Instant};
 use tracing::{debug, info, warn};
 
 use super::{
@@ -35,16 +36,24 @@ use crate::{
     calls::{Calls, Initiate, Outlet, reported},
     cluster::Unavailable,
     ice::{Ice, Servers},
-    ids::{DeviceId, SocketId, UserId},
+    ids::{CallId, DeviceId, SocketId, UserId},
     limits::{
         Limits, TooMany, UserPlace,
         budget::{Budget, Spent},
+        buffers::Charge,
     },
-    metrics::{self, Closed, Limit, Received, Sent, Slow, label},
-    protocol::{Answer, ClientEvent, ServerEvent, USER_CONNECTED},
+    metrics::{self, Buffer, Closed, Limit, Received, Sent, Slow, label},
+    payload::{Delivered, Payload},
+    protocol::{Answer, ClientEvent, ErrorBody, ServerEvent, USER_CONNECTED},
     time::Timestamp,
 };
 
+/// How long an ack waits until its message is where it should be.
+const ACK_TIME: Duration = Duration::from_secs(5);
+/// Most acks of one socket that wait.
+const MAX_WAITING_ACKS: usize = 1_024;
+/// When to try again what is refused because too many wait.
+const RETRY_ACKS: Duration = Duration::from_secs(1);
 /// Room for an error as JSON, roughly.
 const ERROR_BYTES: usize = 256;
 /// When the token of a socket expires that has none.
@@ -128,9 +137,36 @@ pub struct Session {
     dismissed: AtomicBool,
     /// Set when its transport is about to be closed.
     hushed: AtomicBool,
+    /// Acks of messages that are not where they should be yet, in order. A task waits for the first while there
+    /// is one.
+    waiting_acks: Mutex<VecDeque<WaitingAck>>,
     /// Bytes that wait for a client on polling to fetch them, roughly.
-    unfetched_bytes: AtomicUsize,
+    unfetched: Charge,
     inbox: Mutex<Inbox<Input>>,
+}
+
+/// An ack that waits until its message is where it should be.
+struct WaitingAck {
+    to: AckTo,
+    delivered: Delivered,
+    until: Instant,
+    answer: Answer,
+    event: String,
+    about: About,
+}
+
+/// Where an answer goes.
+struct AckTo {
+    socket: Arc<Socket>,
+    sender: AckSender<LocalAdapter>,
+    /// Whether the client asked for an ack: else it is told of errors alone.
+    is_wanted: bool,
+}
+
+/// Whether an ack is wanted, and what it has to wait for.
+struct Waits {
+    wanted: bool,
+    delivered: Option<Delivered>,
 }
 
 /// Why a socket is not one of its user's.
@@ -156,6 +192,7 @@ impl Session {
         expires_at: Option<Timestamp>,
     ) -> Option<Arc<Self>> {
         let is_new = context.sessions().insert(socket);
+        let buffers = context.limits.buffers().clone();
         is_new.then(|| {
             let connected_at = context.calls.now();
             Arc::new(Self {
@@ -171,8 +208,9 @@ impl Session {
                 welcomed: AtomicBool::new(false),
                 dismissed: AtomicBool::new(false),
                 hushed: AtomicBool::new(false),
-                unfetched_bytes: AtomicUsize::new(0),
-                inbox: Mutex::default(),
+                waiting_acks: Mutex::default(),
+                unfetched: buffers.holder(Buffer::Clients),
+                inbox: Mutex::new(Inbox::new(&buffers)),
             })
         })
     }
@@ -202,19 +240,37 @@ impl Session {
 
     /// Notes that a client on polling is sent this much. False if it lags too far behind.
     pub fn note_unfetched(&self, bytes: usize) -> bool {
-        self.unfetched_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= MAX_WAITING_BYTES
+        self.unfetched.add(bytes) <= MAX_WAITING_BYTES
     }
 
     /// Nothing waits for a client on polling. What was noted was estimated, and must not add up over the
     /// life of a session.
     pub fn note_all_fetched(&self) {
-        self.unfetched_bytes.store(0, Ordering::Relaxed);
+        self.unfetched.set(0);
     }
 
     pub fn note_fetched(&self, bytes: usize) {
-        let fetched = |waiting: usize| Some(waiting.saturating_sub(bytes));
-        // It cannot fail: the closure always gives a value.
-        let _ = self.unfetched_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fetched);
+        self.unfetched.sub(bytes);
+    }
+
+    /// What this session buffers: events that wait to be handled, and what its client has not fetched.
+    pub fn held_bytes(&self) -> usize {
+        self.unfetched.bytes() + self.inbox().held_bytes()
+    }
+
+    /// Drops the events that wait, and takes no more: the transport is being closed to make room.
+    pub fn drop_inbox(&self) {
+        self.inbox().close();
+    }
+
+    /// The live call that the device is in, or that rings for it.
+    pub fn call(&self) -> Option<CallId> {
+        self.context.calls.call_of(self.device.get()?)
+    }
+
+    /// Whether its device can come back to a call after it has lost its transport.
+    pub fn may_come_back(&self) -> bool {
+        self.device_id.is_some()
     }
 
     /// The client has been told that it is connected, and the library sends it what it is given.
@@ -333,8 +389,64 @@ impl Session {
         received_us: u64,
     ) {
         let Ok(sender) = AckSender::<LocalAdapter>::from_message_parts(socket, &mut value, &ack);
-        let (name, result) = self.carry_out(socket, &value, received_us).await;
-        let result = result.map_err(|(rejected, about)| rejected.into_body(&name, about));
+        let mut waits = Waits { wanted: ack.is_some(), delivered: None };
+        let (name, result) = self.carry_out(socket, &value, received_us, &mut waits).await;
+        let result = match (result, waits.delivered) {
+            (Ok((answer, about)), Some(delivered)) => {
+                let (event, until) = (name.into_owned(), Instant::now() + ACK_TIME);
+                let to = AckTo { socket: socket.clone(), sender, is_wanted: true };
+                return self.wait_to_ack(WaitingAck { to, delivered, until, answer, event, about });
+            }
+            (Ok((answer, _)), None) => Ok(answer),
+            (Err((rejected, about)), _) => Err(rejected.into_body(&name, about)),
+        };
+        let is_wanted = ack.is_some();
+        self.answer(AckTo { socket: socket.clone(), sender, is_wanted }, result);
+    }
+
+    /// Answers when the message is where it should be, or tells the client to send it again.
+    fn wait_to_ack(self: &Arc<Self>, waiting: WaitingAck) {
+        let mut acks = self.waiting_acks();
+        acks.push_back(waiting);
+        if acks.len() == 1 {
+            tokio::spawn(self.clone().drain_acks());
+        }
+    }
+
+    fn waiting_acks(&self) -> MutexGuard<'_, VecDeque<WaitingAck>> {
+        self.waiting_acks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs while acks wait. The one that is waited for stays in the queue: it counts among them.
+    async fn drain_acks(self: Arc<Self>) {
+        loop {
+            let (until, delivered) = {
+                let mut acks = self.waiting_acks();
+                let Some(first) = acks.front_mut() else { return };
+                // Nobody else takes it: the queue is drained by one task.
+                let (_, none) = oneshot::channel();
+                (first.until, std::mem::replace(&mut first.delivered, none))
+            };
+            let delivered = tokio::time::timeout_at(until, delivered).await;
+            let is_delivered = matches!(delivered, Ok(Ok(())));
+            let waiting = {
+                let mut acks = self.waiting_acks();
+                let Some(first) = acks.pop_front() else { return };
+                first
+            };
+            let WaitingAck { to, answer, event, about, .. } = waiting;
+            let result = if is_delivered {
+                Ok(answer)
+            } else {
+                metrics::ACKS_UNDELIVERED.increment(1);
+                Err(Rejected::Failed(Unavailable.into()).into_body(&event, about))
+            };
+            self.answer(to, result);
+        }
+    }
+
+    fn answer(&self, to: AckTo, result: Result<Answer, ErrorBody>) {
+        let AckTo { socket, sender, is_wanted } = to;
         if let Err(body) = &result {
             metrics::ERRORS.of(body.error_type).increment(1);
             debug!(
@@ -347,14 +459,14 @@ impl Session {
             );
         }
         let socket_ref = SocketRef::from(socket.clone());
-        if ack.is_none() && result.is_ok() {
+        if !is_wanted && result.is_ok() {
             return;
         }
         let bytes = result.as_ref().map_or(ERROR_BYTES, Answer::size_bytes);
         let keeps_up = self.context.upgraded.keeps_up(&socket_ref, bytes);
         let sent = match result {
             _ if !keeps_up => Err(SendError::Socket(SocketError::InternalChannelFull)),
-            Err(body) if ack.is_none() => {
+            Err(body) if !is_wanted => {
                 let error = ServerEvent::Error(body);
                 metrics::SENT.of(Sent::Error).increment(1);
                 metrics::SENT_BYTES.of(Sent::Error).increment(error.size_bytes() as u64);
@@ -373,13 +485,14 @@ impl Session {
         }
     }
 
-    /// The event's name, and what came of it.
+    /// The event's name, and what came of it. `waits` then has what the ack has to wait for.
     async fn carry_out<'a>(
         self: &Arc<Self>,
         socket: &Arc<Socket>,
         value: &'a Value,
         received_us: u64,
-    ) -> (Cow<'a, str>, Result<Answer, (Rejected, About)>) {
+        waits: &mut Waits,
+    ) -> (Cow<'a, str>, Result<(Answer, About), (Rejected, About)>) {
         let (name, event) = decode(value, &self.context.limits.settings().sizes);
         let received = label(&name, Received::Unknown);
         metrics::RECEIVED.of(received).increment(1);
@@ -397,9 +510,10 @@ impl Session {
                 if self.has_expired() && !self.serves_expired(&event) {
                     return (name, Err((Rejected::Expired, about)));
                 }
-                self.dispatch(socket, event, received_us)
-                    .await
-                    .map_err(|rejected| (rejected, about))
+                match self.dispatch(socket, event, received_us, waits).await {
+                    Ok(answer) => Ok((answer, about)),
+                    Err(rejected) => Err((rejected, about)),
+                }
             }
             Err(rejected) => Err((rejected, About::default())),
         };
@@ -439,6 +553,7 @@ impl Session {
         socket: &Socket,
         event: ClientEvent,
         received_us: u64,
+        waits: &mut Waits,
     ) -> Result<Answer, Rejected> {
         // Most events are messages to pass on. What the others need is in boxes, so that its room is not
         // taken for each message.
@@ -446,7 +561,11 @@ impl Session {
         let device = || self.device.get().ok_or(Rejected::Unauthenticated);
         Ok(match event {
             ClientEvent::Signal { call, signal, payload } => {
+                let (payload, delivered) = self.tracked(payload, waits.wanted)?;
                 let call_id = calls.signal(device()?, &call, signal, payload, received_us).await?;
+                // Most are where they should be by now.
+                waits.delivered =
+                    delivered.and_then(|mut one| one.try_recv().is_err().then_some(one));
                 Answer::Relayed { call_id }
             }
             ClientEvent::UserConnected { user } => Box::pin(self.identify(socket, user)).await?,
@@ -486,6 +605,23 @@ impl Session {
             }
             ClientEvent::AuthRefresh { token } => Box::pin(self.refresh(socket, &token)).await?,
         })
+    }
+
+    /// The payload with a receipt, if an ack is to wait for it.
+    fn tracked(
+        &self,
+        payload: Payload,
+        is_wanted: bool,
+    ) -> Result<(Payload, Option<Delivered>), Rejected> {
+        if !is_wanted {
+            return Ok((payload, None));
+        }
+        if self.waiting_acks().len() >= MAX_WAITING_ACKS {
+            metrics::LIMITS.of(Limit::Acks).increment(1);
+            return Err(Rejected::TooFast { retry_after: RETRY_ACKS });
+        }
+        let (payload, delivered) = payload.tracked();
+        Ok((payload, Some(delivered)))
     }
 
     async fn identify(&self, socket: &Socket, user: UserId) -> Result<Answer, Rejected> {

@@ -36,7 +36,7 @@ use super::{
 use crate::{
     auth::bearer,
     limits::{Limits, Seat, TooMany, What},
-    metrics::{self, Limit, Refused},
+    metrics::{self, Buffer, Limit, Refused},
     secret::Secret,
 };
 
@@ -248,7 +248,8 @@ impl Transport {
             metrics::LIMITS.of(Limit::Posts).increment(1);
             return StatusCode::BAD_REQUEST.into_response();
         };
-        let request = request.map(|body| Body::new(Timed::new(body, BODY_TIME)));
+        let come = self.limits.buffers().holder(Buffer::Frames);
+        let request = request.map(|body| Body::new(Timed::new(body, BODY_TIME, come)));
         pass_on(self.engine, request).await
     }
 
@@ -269,7 +270,7 @@ impl Transport {
 
     fn upgrade(self, mut request: Request, accept: HeaderValue, seat: Option<Seat>) -> Response {
         let sid = sid_of(request.uri());
-        let kill = Kill::default();
+        let kill = Kill::new(self.limits.buffers());
         let registration = sid.map(|sid| {
             let engine = self.engine.clone();
             self.upgraded.register(sid, kill.clone(), move || end_polling(engine, sid))

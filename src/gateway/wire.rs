@@ -8,7 +8,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -24,10 +24,17 @@ use tokio::{
 use tracing::info;
 
 use super::session_of;
-use crate::metrics::{self, Slow};
+use crate::{
+    limits::buffers::{Buffers, Charge},
+    metrics::{self, Buffer, Slow},
+};
 
 /// Most bytes that wait for a client to read them.
 pub const MAX_WAITING_BYTES: usize = 2 * 1024 * 1024;
+/// How many bits of a number count bytes that were sent. Those above count pieces.
+const COUNT_BITS: u32 = 40;
+/// By how much a piece may be shorter than it was noted.
+const PIECE_ERROR_BYTES: u64 = 256;
 /// How long a client may take nothing of what is sent to it.
 const WRITE_STALL: Duration = Duration::from_secs(10);
 /// How much is read from a connection at once. One buffer a thread is enough: what a connection's own,
@@ -40,21 +47,39 @@ thread_local! {
 
 /// Ends one connection. The client sees its transport close and reconnects by itself, which it
 /// would not do after a disconnect of the socket.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Kill(Arc<KillState>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct KillState {
     killed: AtomicBool,
     reader: AtomicWaker,
     writer: AtomicWaker,
     /// Bytes that the client was sent and that its connection has not taken yet, roughly.
-    waiting_bytes: AtomicUsize,
-    /// Those of them since the last flush.
-    unflushed_bytes: AtomicUsize,
+    waiting: Charge,
+    /// Those of them since the last flush; above [`COUNT_BITS`] how many pieces they came in.
+    unflushed: AtomicU64,
+    /// Bytes that the connection has taken since the last flush.
+    written_bytes: AtomicUsize,
 }
 
 impl Kill {
+    pub fn new(buffers: &Buffers) -> Self {
+        Self(Arc::new(KillState {
+            killed: AtomicBool::new(false),
+            reader: AtomicWaker::new(),
+            writer: AtomicWaker::new(),
+            waiting: buffers.holder(Buffer::Clients),
+            unflushed: AtomicU64::new(0),
+            written_bytes: AtomicUsize::new(0),
+        }))
+    }
+
+    /// What is buffered for or from the client.
+    pub fn held_bytes(&self) -> usize {
+        self.0.waiting.bytes()
+    }
+
     pub fn kill(&self) {
         self.0.killed.store(true, Ordering::Release);
         self.0.reader.wake();
@@ -63,22 +88,25 @@ impl Kill {
 
     /// Notes that the client is sent this much. False if it lags too far behind.
     pub fn note_sent(&self, bytes: usize) -> bool {
-        self.0.unflushed_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let before = self.0.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
-        before + bytes <= MAX_WAITING_BYTES
+        self.0.unflushed.fetch_add((1 << COUNT_BITS) + bytes as u64, Ordering::Relaxed);
+        self.0.waiting.add(bytes) <= MAX_WAITING_BYTES
     }
 
     fn note_written(&self, bytes: usize) {
-        let written = |waiting: usize| Some(waiting.saturating_sub(bytes));
-        // It cannot fail: the closure always gives a value.
-        let _ = self.0.waiting_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, written);
+        self.0.written_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.0.waiting.sub(bytes);
     }
 
     /// All that was sent before the flush before this one has left: the library writes what waits, then
-    /// flushes. What is sent is counted roughly, so without this a long life would add up the errors.
+    /// flushes. What is sent is counted roughly, so without this a long life would add up the errors. If all that
+    /// was sent since may have been written, it has: an idle client holds nothing.
     fn note_flushed(&self) {
-        let unflushed = self.0.unflushed_bytes.swap(0, Ordering::Relaxed);
-        self.0.waiting_bytes.store(unflushed, Ordering::Relaxed);
+        let unflushed = self.0.unflushed.swap(0, Ordering::Relaxed);
+        let written = self.0.written_bytes.swap(0, Ordering::Relaxed) as u64;
+        let (pieces, bytes) = (unflushed >> COUNT_BITS, unflushed & ((1 << COUNT_BITS) - 1));
+        let left = bytes.saturating_sub(written);
+        let left = if left <= pieces * PIECE_ERROR_BYTES { 0 } else { left };
+        self.0.waiting.set(usize::try_from(left).unwrap_or(usize::MAX));
     }
 
     /// Whether it is over for the one who polls; if not, `waker` is woken when it is.
@@ -87,7 +115,7 @@ impl Kill {
         self.is_killed()
     }
 
-    fn is_killed(&self) -> bool {
+    pub fn is_killed(&self) -> bool {
         self.0.killed.load(Ordering::Acquire)
     }
 }
@@ -287,10 +315,14 @@ mod tests {
 
     use super::*;
 
+    fn kill() -> Kill {
+        Kill::new(&Buffers::default())
+    }
+
     #[tokio::test]
     async fn a_killed_wire_ends_for_its_reader() {
         let (near, _far) = tokio::io::duplex(64);
-        let kill = Kill::default();
+        let kill = kill();
         let mut wire = Wire::new(near, kill.clone(), None);
         let reading = tokio::spawn(async move { wire.read(&mut [0; 8]).await });
         tokio::task::yield_now().await;
@@ -301,7 +333,7 @@ mod tests {
     #[tokio::test]
     async fn a_killed_wire_takes_nothing_more() {
         let (near, _far) = tokio::io::duplex(64);
-        let kill = Kill::default();
+        let kill = kill();
         let mut wire = Wire::new(near, kill.clone(), None);
         let writing = tokio::spawn(async move { wire.write_all(&[0; 256]).await });
         tokio::task::yield_now().await;
@@ -312,7 +344,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_written_to_a_killed_wire_does_not_arrive() {
         let (near, mut far) = tokio::io::duplex(64);
-        let kill = Kill::default();
+        let kill = kill();
         let mut wire = Wire::new(near, kill.clone(), None);
         kill.kill();
         let written = wire.write(b"too late").await;
@@ -326,7 +358,7 @@ mod tests {
     #[tokio::test]
     async fn what_waits_for_a_client_is_bounded_in_bytes() {
         let (near, mut far) = tokio::io::duplex(MAX_WAITING_BYTES);
-        let kill = Kill::default();
+        let kill = kill();
         let mut wire = Wire::new(near, kill.clone(), None);
         assert!(kill.note_sent(MAX_WAITING_BYTES));
         wire.write_all(&[0; 100]).await.unwrap();
@@ -338,7 +370,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_read_ahead_comes_in_order_and_is_not_kept() {
         let (mut near, far) = tokio::io::duplex(MAX_WAITING_BYTES);
-        let mut wire = Wire::new(far, Kill::default(), None);
+        let mut wire = Wire::new(far, kill(), None);
         let sent: Vec<u8> = (0..=u8::MAX).cycle().take(3 * READ_AHEAD_BYTES + 7).collect();
         near.write_all(&sent).await.unwrap();
         let (mut read, mut chunk) = (Vec::new(), [0; 1000]);
@@ -353,7 +385,7 @@ mod tests {
     #[tokio::test]
     async fn what_was_sent_is_counted_roughly_and_errors_do_not_add_up() {
         let (near, mut far) = tokio::io::duplex(64);
-        let kill = Kill::default();
+        let kill = kill();
         let mut wire = Wire::new(near, kill.clone(), None);
         for _ in 0..10 {
             // It is said to be much, and is little.
@@ -364,10 +396,27 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_client_that_has_read_all_holds_nothing() {
+        let (near, mut far) = tokio::io::duplex(64 * 1024);
+        let kill = kill();
+        let mut wire = Wire::new(near, kill.clone(), None);
+        for bytes in [60_000, 100] {
+            assert!(kill.note_sent(bytes + 256));
+            wire.write_all(&vec![0; bytes + 40]).await.unwrap();
+            wire.flush().await.unwrap();
+            far.read_exact(&mut vec![0; bytes + 40]).await.unwrap();
+            assert_eq!(kill.held_bytes(), 0);
+        }
+        assert!(kill.note_sent(60_000));
+        wire.flush().await.unwrap();
+        assert_eq!(kill.held_bytes(), 60_000, "it was sent while the flush was under way");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_reader_that_stalls_is_cut_off_and_a_slow_one_is_not() {
         let (near, mut far) = tokio::io::duplex(64);
-        let kill = Kill::default();
+        let kill = kill();
         let mut wire = Wire::new(near, kill.clone(), None);
         let writing = tokio::spawn(async move { wire.write_all(&[0; 256]).await });
         for _ in 0..2 {

@@ -5,6 +5,7 @@
 pub mod address;
 pub mod bucket;
 pub mod budget;
+pub mod buffers;
 mod notice;
 mod refusals;
 mod settings;
@@ -24,6 +25,7 @@ use http::{Extensions, HeaderMap};
 use self::{
     address::{Proxies, Source},
     budget::Kind,
+    buffers::Buffers,
     notice::Notices,
     table::{Buckets, Counts, No, Place},
 };
@@ -47,6 +49,7 @@ pub struct Limits {
     clock: Clock,
     notices: Notices,
     refusals: Arc<Refusals>,
+    buffers: Buffers,
     handshakes: Buckets<Source>,
     failed_tokens: Buckets<Source>,
     call_attempts: Buckets<UserId>,
@@ -110,6 +113,7 @@ impl Limits {
             clock,
             notices: Notices::default(),
             refusals,
+            buffers: Buffers::new(settings.buffer_bytes),
             handshakes: Buckets::new(settings.handshakes),
             failed_tokens: Buckets::new(settings.failed_tokens),
             call_attempts: Buckets::new(settings.call_attempts),
@@ -121,6 +125,18 @@ impl Limits {
 
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// With the budget of the node, which others share.
+    #[must_use]
+    pub fn buffered_in(mut self, buffers: Buffers) -> Self {
+        self.buffers = buffers;
+        self
+    }
+
+    /// What all buffers of the node have in common.
+    pub fn buffers(&self) -> &Buffers {
+        &self.buffers
     }
 
     /// The address that a request counts for.

@@ -28,6 +28,8 @@ pub struct Settings {
     pub identify: Duration,
     /// The longest message that the transport takes.
     pub message_bytes: usize,
+    /// What the node buffers in all.
+    pub buffer_bytes: usize,
     pub sizes: Sizes,
 }
 
@@ -44,6 +46,7 @@ impl Default for Settings {
             sockets: Some(20_000),
             identify: Duration::from_secs(10),
             message_bytes: MAX_MESSAGE_BYTES,
+            buffer_bytes: 256 * MIB,
             sizes: Sizes::default(),
         }
     }
@@ -58,6 +61,10 @@ const MAX_BYTES: usize = 1024 * 1024;
 const MAX_SDP_BYTES: usize = 128 * 1024;
 /// The longest candidate and `callerInfo` that can be allowed.
 const MAX_SMALL_BYTES: usize = 64 * 1024;
+const MIB: usize = 1024 * 1024;
+/// What `buffers` may be. Less would refuse what a few calls need.
+const MIN_BUFFER_BYTES: usize = 4 * MIB;
+const MAX_BUFFER_BYTES: usize = 1024 * 1024 * MIB;
 /// What a message has beside a description.
 const FRAME_BYTES: usize = 4 * 1024;
 
@@ -115,6 +122,13 @@ impl Settings {
                 self.identify = time.ok_or_else(|| refuse("1s to 10m".to_owned()))?;
             }
             "message" => self.message_bytes = bytes(MAX_BYTES)?,
+            "buffers" => {
+                let bytes = bytes(MAX_BUFFER_BYTES)?;
+                if bytes < MIN_BUFFER_BYTES {
+                    return Err(refuse("4MiB or more".to_owned()));
+                }
+                self.buffer_bytes = bytes;
+            }
             "sdp" => self.sizes.sdp_bytes = bytes(MAX_SDP_BYTES)?,
             "candidate" => self.sizes.candidate_bytes = bytes(MAX_SMALL_BYTES)?,
             "caller-info" => self.sizes.caller_info_bytes = bytes(MAX_SMALL_BYTES)?,
@@ -140,6 +154,7 @@ impl Settings {
             sockets,
             identify,
             message_bytes,
+            buffer_bytes,
             sizes: Sizes { sdp_bytes, candidate_bytes, caller_info_bytes },
         } = self;
         [
@@ -153,6 +168,7 @@ impl Settings {
             ("sockets", or_off(sockets.as_ref())),
             ("identify", humantime::format_duration(*identify).to_string().replace(' ', "")),
             ("message", message_bytes.to_string()),
+            ("buffers", buffer_bytes.to_string()),
             ("sdp", sdp_bytes.to_string()),
             ("candidate", candidate_bytes.to_string()),
             ("caller-info", caller_info_bytes.to_string()),
@@ -173,12 +189,11 @@ fn unless_off<T: FromStr>(value: &str, example: &str) -> Result<Option<T>, Strin
     value.parse().map(Some).map_err(|_| format!("off or something such as {example}"))
 }
 
-/// `4096` or `4KiB`.
+/// `4096`, `4KiB` or `4MiB`.
 fn bytes(value: &str, most: usize) -> Result<usize, String> {
-    let (number, unit) = match value.strip_suffix("KiB") {
-        Some(number) => (number, 1024),
-        None => (value, 1),
-    };
+    let units = [("KiB", 1024), ("MiB", MIB), ("", 1)];
+    let strip = |(name, unit)| value.strip_suffix(name).map(|number| (number, unit));
+    let (number, unit) = units.into_iter().find_map(strip).unwrap_or((value, 1));
     let bytes = number.parse().ok().and_then(|number: usize| number.checked_mul(unit));
     let bytes = bytes.filter(|bytes| (1..=most).contains(bytes));
     bytes.ok_or_else(|| format!("a number of bytes, such as 4KiB, up to {}KiB", most / 1024))
@@ -196,7 +211,7 @@ mod tests {
     fn each_limit_can_be_set_and_what_is_listed_can_be_read_again() {
         let changed = "events=1/1s,candidates=2/2s,call-attempts=3/3s,user-sockets=4,address-sockets=5,\
                        handshakes=6/1m,failed-tokens=off,sockets=0,identify=1m30s,message=300KiB,\
-                       sdp=70KiB,candidate=1000,caller-info=8KiB";
+                       buffers=64MiB,sdp=70KiB,candidate=1000,caller-info=8KiB";
         let settings = with(changed).unwrap();
         let listed = settings.list();
         let (default, names) = (Settings::default().list(), changed.split(','));
@@ -230,6 +245,8 @@ mod tests {
             ("sdp=200KiB", "128KiB"),
             ("message=2048KiB", "1024KiB"),
             ("message=64KiB", "sdp"),
+            ("buffers=off", "bytes"),
+            ("buffers=1MiB", "4MiB"),
             ("sdp=128KiB", "message"),
         ] {
             let error = with(wrong).unwrap_err();

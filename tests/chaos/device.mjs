@@ -5,6 +5,8 @@ import { Person } from '../support/load.mjs';
 import { Diary } from './diary.mjs';
 
 const SAID = 'call:ice-candidate';
+/** How long a message may be on its way to a connection that a node does not know to be dead. */
+const ON_ITS_WAY_MS = 15_000;
 const BACK = ['call:resumed', 'call:peer-reconnected'];
 
 export class Device extends Person {
@@ -81,8 +83,10 @@ export class Device extends Person {
     speech.next += 1;
     const text = `said ${call.id} ${this.userId} ${this.peer.userId} ${number}`;
     const message = { toUserId: this.peer.userId, callId: call.id, candidate: { ...candidate(number), candidate: text } };
-    await this.request(SAID, message, { onAgain: () => speech.again.add(number) });
-    speech.sent.set(number, this.ledger.fault);
+    // A refusal says that it is not known to have arrived: it may have.
+    const onAgain = () => speech.again.add(number);
+    await this.request(SAID, message, { onAgain, onRefused: onAgain });
+    speech.sent.set(number, { fault: this.ledger.fault, at: Date.now() });
   }
 
   /** Resolves when this device, or the other side's, was away and is back in the call; only the latest one that asks hears. */
@@ -95,6 +99,11 @@ export class Device extends Person {
     const { call: found } = await this.request('call:sync', { callId: call.id });
     if (found?.endedAt) this.ledger.told(call.id, this.userId, found.reason);
     return found;
+  }
+
+  /** Whether its connection was lost while a message that was acknowledged then may have been on its way to it. */
+  wasCutAround(at) {
+    return this.absences.some(({ from }) => Math.abs(from - at) < ON_ITS_WAY_MS);
   }
 
   longestAwayMs(since, until) {

@@ -8,7 +8,7 @@ import { People } from './people.mjs';
 import { Rounds } from './round.mjs';
 import { startWorld } from './world.mjs';
 
-/** What must not happen under any fault. Messages may be lost where what carries them dies. */
+/** What must not happen under any fault. Messages may be lost with the connection or the node of their receiver. */
 const NEVER = ['ended', 'history', 'disorder', 'stranger', 'presence', 'failed', 'violated'];
 
 /** How many of the things that went wrong under a fault are told with their whole story. */
@@ -46,7 +46,7 @@ export async function playGroup(kind, { chosen = () => true, rounds, talking, di
 
 function judged(fault, ledger, { nodes }) {
   const counts = ledger.counts(fault.name);
-  const never = fault.loses ? NEVER : [...NEVER, 'lost'];
+  const never = [...NEVER, 'lost', ...(fault.loses ? [] : ['cut'])];
   const wrong = ledger.incidents
     .filter((incident) => incident.fault === fault.name && never.includes(incident.kind))
     .map((incident, index) => ledger.tell(incident, index < MOST_STORIES ? nodes : undefined));

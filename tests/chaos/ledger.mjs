@@ -16,6 +16,7 @@ export const KINDS = {
   stranger: 'messages to the wrong person',
   presence: 'watchers whose last word on somebody is not what is so',
   lost: 'acknowledged messages that never came',
+  cut: 'acknowledged messages that were lost with the connection or the node of their receiver',
   failed: 'what clients could not do in the time that they try',
   violated: 'invariants that a node saw violated',
 };
@@ -120,9 +121,11 @@ export class Ledger {
   missing(call) {
     let count = 0;
     for (const [from, speech] of call.speech) {
-      for (const [number, fault] of speech.sent) {
+      const receiver = call.caller.userId === from ? call.callee : call.caller;
+      for (const [number, { fault, at }] of speech.sent) {
         if (speech.heard.has(number)) continue;
-        this.note('lost', `${call.id}: ${number} from ${from}`, { fault, call });
+        const kind = receiver.wasCutAround(at) ? 'cut' : 'lost';
+        this.note(kind, `${call.id}: ${number} from ${from}`, { fault, call });
         count += 1;
       }
     }
@@ -199,7 +202,7 @@ class Call {
 class Speech {
   constructor() {
     this.next = 1;
-    /** By number: the fault under which it was acknowledged. */
+    /** By number: the fault under which it was acknowledged, and when. */
     this.sent = new Map();
     this.again = new Set();
     this.heard = new Set();

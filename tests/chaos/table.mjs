@@ -22,7 +22,7 @@ export function row(fault, figures, counts) {
     counts.ended,
     counts.history,
     `${counts.disorder} / ${counts.stranger}`,
-    counts.lost,
+    counts.cut ? `${counts.lost}, and ${counts.cut} with their receiver's connection` : counts.lost,
     `${seconds(times[times.length >> 1])} / ${seconds(times.at(-1))}`,
     `${mib(figures.before)} / ${mib(figures.after)}`,
   ]);

@@ -121,6 +121,42 @@ describe('time to leave', () => {
   });
 });
 
+describe('memory', () => {
+  const MIB = 1024 * 1024;
+  const page = read('docs/operations/security.md');
+  const rowOf = (pattern) => Number((pattern.exec(page) ?? assert.fail(`${pattern} is not in the page`)).at(-1));
+  const base = rowOf(/^\| the process, .* \| (\d+) \|$/m);
+  const socket = rowOf(/idle sockets \(`sockets`\), (\d+) KiB each/) * 1024;
+  const factor = rowOf(/^\| `buffers`, times ([\d.]+) /m);
+  const bytesOf = (text) => {
+    const [, number, unit] = /^(\d+)(Mi|Gi)$/.exec(text) ?? assert.fail(text);
+    return Number(number) * (unit === 'Gi' ? 1024 : 1) * MIB;
+  };
+
+  async function sumOf(environment) {
+    const { code, stdout, stderr } = await runToExit(['config'], { env: environment });
+    assert.equal(code, 0, stderr);
+    const limit = (name) => Number((new RegExp(`\\b${name}=(\\d+)`).exec(stdout) ?? assert.fail(`no ${name} in ${stdout}`))[1]);
+    return base * MIB + limit('sockets') * socket + limit('buffers') * factor;
+  }
+
+  test('the page adds up what a node takes by default', async () => {
+    const sum = rowOf(/^\| sum \| (\d+) \|$/m);
+    assert.equal(Math.round((await sumOf({})) / MIB), sum);
+  });
+
+  for (const layer of LAYERS) {
+    test(`k8s/${layer} gives a node as much`, async () => {
+      const deployment = layers[layer].one('Deployment', 'switchboard');
+      const { limits } = deployment.spec.template.spec.containers[0].resources;
+      const { data } = layers[layer].one('ConfigMap', 'switchboard');
+      const set = data.SWITCHBOARD_LIMITS ? { SWITCHBOARD_LIMITS: data.SWITCHBOARD_LIMITS } : {};
+      const sum = await sumOf(set);
+      assert.ok(bytesOf(limits.memory) >= sum, `${limits.memory} is less than ${Math.ceil(sum / MIB)} MiB`);
+    });
+  }
+});
+
 test('the traces that k8s/production suggests can leave, and the binary takes them', async () => {
   const literals = [...read('k8s/overlays/production/kustomization.yaml').matchAll(/^ +# - (OTEL_\w+)=(.+)$/gm)];
   const environment = Object.fromEntries(literals.map(([, name, value]) => [name, value]));

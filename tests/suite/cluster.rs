@@ -10,6 +10,7 @@ use switchboard::{
     cluster::{Change, Claim, Cluster, Committed, Hub, Inbound, Redis, Unavailable},
     health::Health,
     ids::{CallId, NodeId, SocketId, UserId},
+    limits::buffers::Buffers,
     protocol::Presence,
     time::{Clock, SharedClock, Timestamp},
 };
@@ -91,8 +92,16 @@ struct Backend {
 }
 
 pub async fn join(server: &RedisServer) -> (Arc<Redis>, mpsc::Receiver<Inbound>) {
+    join_within(server, &Buffers::default()).await
+}
+
+pub async fn join_within(
+    server: &RedisServer,
+    buffers: &Buffers,
+) -> (Arc<Redis>, mpsc::Receiver<Inbound>) {
     let node = NodeId::generate(Clock::System.now());
-    Redis::join(server.url(), "test", node, shared_clock(), Health::default()).await.unwrap()
+    let (clock, health) = (shared_clock(), Health::default());
+    Redis::join(server.url(), "test", node, clock, health, buffers).await.unwrap()
 }
 
 async fn backends() -> Vec<Backend> {
@@ -209,8 +218,16 @@ async fn presence_can_be_asked_for_without_watching() {
 async fn presence_is_not_made_up_when_redis_is_away() {
     let mut server = RedisServer::standalone();
     let node = NodeId::generate(Clock::System.now());
-    let (cluster, _inbox) =
-        Redis::join(server.url(), "test", node, shared_clock(), Health::default()).await.unwrap();
+    let (cluster, _inbox) = Redis::join(
+        server.url(),
+        "test",
+        node,
+        shared_clock(),
+        Health::default(),
+        &Buffers::default(),
+    )
+    .await
+    .unwrap();
     server.kill_first();
     assert_eq!(cluster.presence(&[user("anna")]).await, Err(Unavailable));
 }
@@ -312,8 +329,16 @@ async fn a_record_that_is_gone_is_put_back_over_the_claims_that_it_was_decided_o
 async fn who_left_before_redis_went_back_is_taken_off_the_node() {
     let server = RedisServer::standalone();
     let node = NodeId::generate(Clock::System.now());
-    let (cluster, _inbox) =
-        Redis::join(server.url(), "test", node, shared_clock(), Health::default()).await.unwrap();
+    let (cluster, _inbox) = Redis::join(
+        server.url(),
+        "test",
+        node,
+        shared_clock(),
+        Health::default(),
+        &Buffers::default(),
+    )
+    .await
+    .unwrap();
     cluster.attach(&user("anna"), socket("1")).await.unwrap();
     server.run(&["hset", "sb:{test}:user:ben", &format!("node:{node}"), "1"]);
     server.run(&["sadd", &format!("sb:{{test}}:node:{node}"), "ben"]);
@@ -440,9 +465,16 @@ async fn a_node_whose_clock_is_wrong_goes_by_that_of_redis() {
     for wrong in [Timestamp::from_millis(0), START + Duration::from_hours(100_000)] {
         let clock = SharedClock::starting_at(wrong);
         let node = NodeId::generate(START);
-        let _joined = Redis::join(server.url(), "test", node, clock.clone(), Health::default())
-            .await
-            .unwrap();
+        let _joined = Redis::join(
+            server.url(),
+            "test",
+            node,
+            clock.clone(),
+            Health::default(),
+            &Buffers::default(),
+        )
+        .await
+        .unwrap();
         let (shared, right) = (Clock::Shared(clock).now(), Clock::System.now());
         let off = (shared - right).max(right - shared);
         assert!(off < Duration::from_secs(5), "it is {off:?} off");
@@ -453,8 +485,16 @@ async fn a_node_whose_clock_is_wrong_goes_by_that_of_redis() {
 async fn users_of_a_dead_node_are_heard_of_until_they_are_seen_off() {
     let server = RedisServer::standalone();
     let node = NodeId::generate(Clock::System.now());
-    let (redis, mut inbox) =
-        Redis::join(server.url(), "test", node, shared_clock(), Health::default()).await.unwrap();
+    let (redis, mut inbox) = Redis::join(
+        server.url(),
+        "test",
+        node,
+        shared_clock(),
+        Health::default(),
+        &Buffers::default(),
+    )
+    .await
+    .unwrap();
     // A node that has attached a user, and has not been heard of since.
     let dead = NodeId::generate(START);
     server.run(&["HSET", "sb:{test}:user:anna", &format!("node:{dead}"), "1", "order", "1"]);
@@ -492,8 +532,16 @@ async fn users_of_a_dead_node_are_heard_of_until_they_are_seen_off() {
 async fn users_of_a_dead_node_that_is_back_are_not_heard_of() {
     let server = RedisServer::standalone();
     let node = NodeId::generate(Clock::System.now());
-    let (_redis, mut inbox) =
-        Redis::join(server.url(), "test", node, shared_clock(), Health::default()).await.unwrap();
+    let (_redis, mut inbox) = Redis::join(
+        server.url(),
+        "test",
+        node,
+        shared_clock(),
+        Health::default(),
+        &Buffers::default(),
+    )
+    .await
+    .unwrap();
     // Another node was taken for dead, and has said since that anna is on it; ben is not.
     let back = NodeId::generate(START);
     server.run(&["HSET", "sb:{test}:user:anna", &format!("node:{back}"), "1", "order", "1"]);
@@ -516,8 +564,16 @@ async fn users_of_a_dead_node_that_is_back_are_not_heard_of() {
 async fn a_node_with_users_that_has_not_been_heard_of_since_redis_was_empty_can_be_buried() {
     let server = RedisServer::standalone();
     let node = NodeId::generate(Clock::System.now());
-    let (redis, mut inbox) =
-        Redis::join(server.url(), "test", node, shared_clock(), Health::default()).await.unwrap();
+    let (redis, mut inbox) = Redis::join(
+        server.url(),
+        "test",
+        node,
+        shared_clock(),
+        Health::default(),
+        &Buffers::default(),
+    )
+    .await
+    .unwrap();
     let last_beat = || server.run(&["ZSCORE", "sb:{test}:nodes", &node.to_string()]);
     assert!(last_beat().parse::<u64>().is_ok());
     let mut presumed = None;
@@ -558,7 +614,15 @@ async fn of_sockets_that_join_at_once_one_brings_the_edge() {
 async fn a_record_that_cannot_be_read_holds_up_no_other() {
     let server = RedisServer::standalone();
     let node = NodeId::generate(Clock::System.now());
-    let joined = Redis::join(server.url(), "test", node, shared_clock(), Health::default()).await;
+    let joined = Redis::join(
+        server.url(),
+        "test",
+        node,
+        shared_clock(),
+        Health::default(),
+        &Buffers::default(),
+    )
+    .await;
     let (redis, _inbox) = joined.unwrap();
     let (good, bad) = (ringing("anna", "ben"), ringing("carl", "dora"));
     for call in [&good, &bad] {

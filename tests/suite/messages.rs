@@ -8,11 +8,13 @@ use switchboard::{
     call::{Role, Signal},
     cluster::{Cluster, Inbound, Message, Redis, Relay},
     ids::{CallId, NodeId},
+    limits::buffers::Buffers,
+    payload::Payload,
     time::Clock,
 };
 
 use crate::{
-    cluster::{START, join},
+    cluster::{START, join, join_within},
     redis_server::RedisServer,
 };
 
@@ -149,6 +151,68 @@ async fn what_a_node_that_stops_has_not_heard_can_be_taken_back() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert_eq!(told, numbers.collect::<Vec<_>>());
+}
+
+/// A message of this many bytes in a call.
+fn relay(call: CallId, bytes: usize) -> Message {
+    let payload: Payload = serde_json::from_str(&format!("{:?}", "x".repeat(bytes))).unwrap();
+    Message::Relay(Relay {
+        call,
+        version: 1,
+        from: Role::Caller,
+        signal: Signal::Candidate,
+        payload,
+        given_back: false,
+        to_ringing: false,
+        received_us: None,
+        traceparent: None,
+    })
+}
+
+#[tokio::test]
+async fn what_waits_for_a_node_is_bounded_in_bytes_and_a_small_call_has_room_beside_a_large_one() {
+    const BUDGET: usize = 64 * 1024 * 1024;
+    const LARGE: usize = 60 * 1024;
+    let server = RedisServer::standalone();
+    let buffers = Buffers::new(BUDGET);
+    let (sender, _inbox) = join_within(&server, &buffers).await;
+    let (receiver, mut inbox) = join(&server).await;
+    let (node, large, small) =
+        (receiver.node(), CallId::generate(START), CallId::generate(Clock::System.now()));
+    server.freeze();
+    let mut sent = 0;
+    while sender.has_room(node, large, LARGE) {
+        sender.send(node, relay(large, LARGE));
+        sent += 1;
+        assert!(buffers.used_bytes() <= BUDGET / 8, "{sent} messages, {buffers:?}");
+    }
+    assert!(sent * LARGE > BUDGET / 32, "{sent} messages had room");
+    // The call that has sent the most is refused; others have their share.
+    assert!(sender.has_room(node, small, LARGE));
+    let last = relay(small, 100);
+    sender.send(node, last.clone());
+    // What is sent all the same is dropped.
+    for _ in 0..1_000 {
+        sender.send(node, relay(large, LARGE));
+    }
+    assert!(buffers.used_bytes() <= BUDGET / 8, "{buffers:?}");
+    server.thaw();
+    let patience = Duration::from_secs(20);
+    let mut got = 0;
+    while tokio::time::timeout(patience, inbox.recv()).await.is_ok_and(|inbound| {
+        got += 1;
+        !matches!(inbound, Some(Inbound::Message(_, message)) if message == last)
+    }) {}
+    assert!(got > sent, "all that had room arrives, and then the small one: {got} of {sent}");
+    // What has been heard is kept to be sent again, within the same bounds.
+    for _ in 0..500 {
+        while !sender.has_room(node, large, LARGE) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        sender.send(node, relay(large, LARGE));
+        assert!(buffers.used_bytes() <= BUDGET / 8, "{buffers:?}");
+    }
+    drop(sender);
 }
 
 fn rings() -> Message {

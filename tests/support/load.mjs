@@ -114,12 +114,14 @@ class Speech {
     while (goesOn()) {
       const number = this.sent + 1;
       const about = { toUserId: this.to.userId, callId: this.callId };
+      // A refusal says that it is not known to have arrived: it may have.
       const onAgain = () => this.again.add(number);
+      const onRefused = onAgain;
       if (number % RENEGOTIATE_EVERY === 0) {
-        await this.from.request('call:offer', { ...about, offer: offer(`speech-${number} ${'o'.repeat(2_400)}`) }, { onAgain });
+        await this.from.request('call:offer', { ...about, offer: offer(`speech-${number} ${'o'.repeat(2_400)}`) }, { onAgain, onRefused });
       } else {
         const one = { ...candidate(number), candidate: `speech-${number}` };
-        await this.from.request('call:ice-candidate', { ...about, candidate: one }, { onAgain });
+        await this.from.request('call:ice-candidate', { ...about, candidate: one }, { onAgain, onRefused });
       }
       this.sent = number;
       await pause(this.everyMs * (0.5 + Math.random()));

@@ -1,9 +1,12 @@
 //! Messages between nodes: one sharded channel a node, one queue and one numbered link a peer.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -15,15 +18,16 @@ use super::{asked::timed, envelope::Envelope};
 use crate::{
     call::Role,
     cluster::{
-        Inbound, Message, Relay,
-        link::{Content, Receiver},
-        outgoing::{FORGET_AFTER, Outgoing, end_of, may_be_forgotten},
+        AROUND_BYTES, Inbound, Message, Relay,
+        link::{Content, Delivery, Frame, MAX_KEPT, Receiver},
+        outgoing::{FORGET_AFTER, Hearing, Outgoing, end_of, may_be_forgotten},
     },
     health::{Health, Part},
     ids::{CallId, NodeId},
-    metrics::{self, Command, Connection, Limit},
+    limits::buffers::{Buffers, Charge},
+    metrics::{self, Buffer, Command, Connection, Limit},
     shutdown::Shutdown,
-    time::Clock,
+    time::{Clock, Timestamp},
 };
 
 /// How often a link says how far it has come while something could have been missed.
@@ -31,6 +35,8 @@ const PROGRESS: Duration = Duration::from_millis(500);
 /// How often the node checks that its own channel reaches it.
 const CANARY: Duration = Duration::from_secs(2);
 const RETRY: Duration = Duration::from_millis(100);
+/// What a link to another node may hold in any case, while it is free: all calls between the two share it.
+const LINK_FLOOR_BYTES: usize = 1024 * 1024;
 
 /// The links to all peers. Cheap to clone.
 #[derive(Clone)]
@@ -41,15 +47,22 @@ struct Shared {
     namespace: String,
     client: Client,
     clock: Clock,
+    buffers: Buffers,
     peers: Mutex<HashMap<NodeId, Arc<Peer>>>,
     /// When this node last began to look everything up, while it heard its channel.
     looked_up_at: Mutex<Instant>,
+    /// When Redis last answered anything, on the clock above, in milliseconds.
+    answered_ms: AtomicU64,
+    /// To how many nodes so much is queued that each call has its share only.
+    crowded: AtomicUsize,
 }
 
 /// What is on its way to one node.
 struct Peer {
     outgoing: Mutex<Outgoing>,
     wake: Notify,
+    held: Charge,
+    is_crowded: AtomicBool,
 }
 
 impl Peer {
@@ -58,11 +71,92 @@ impl Peer {
     }
 }
 
+/// The receiving end of a link, and what it holds.
+struct Incoming {
+    receiver: Receiver,
+    held: Charge,
+}
+
+impl Incoming {
+    fn new(buffers: &Buffers) -> Self {
+        Self { receiver: Receiver::default(), held: buffers.holder(Buffer::Links) }
+    }
+
+    fn receive(&mut self, frame: Frame, buffers: &Buffers) -> Delivery {
+        let delivery = self.receiver.receive(frame);
+        let held = self.receiver.early_bytes();
+        if held > buffers.allowance_bytes(self.held.bytes(), LINK_FLOOR_BYTES) {
+            metrics::LIMITS.of(Limit::Buffers).increment(1);
+            self.receiver.forget_early();
+        }
+        self.held.set(self.receiver.early_bytes());
+        delivery
+    }
+}
+
+/// What waits to be taken by the driver.
+struct Inbox {
+    sender: mpsc::Sender<Inbound>,
+    /// How many bytes each has that may still wait.
+    sizes: VecDeque<usize>,
+    held: Charge,
+}
+
+impl Inbox {
+    fn new(sender: mpsc::Sender<Inbound>, buffers: &Buffers) -> Self {
+        Self { sender, sizes: VecDeque::new(), held: buffers.holder(Buffer::Links) }
+    }
+
+    /// Whether all that a frame may bring has room, with what came early and has waited for it.
+    fn has_room_for(&mut self, frame: &Frame) -> bool {
+        let waiting = self.sender.max_capacity() - self.sender.capacity();
+        while self.sizes.len() > waiting {
+            self.held.sub(self.sizes.pop_front().unwrap_or_default());
+        }
+        let bytes: usize = frame.messages.iter().map(Message::about_bytes).sum();
+        self.sender.capacity() >= frame.messages.len() + MAX_KEPT
+            && self.held.has_room_above(bytes, LINK_FLOOR_BYTES)
+    }
+
+    async fn put(&mut self, inbound: Inbound, bytes: usize) {
+        self.held.add(bytes);
+        self.sizes.push_back(bytes);
+        // Closed only when the service stops.
+        let _ = self.sender.send(inbound).await;
+    }
+}
+
 impl Bus {
-    pub fn new(node: NodeId, namespace: &str, client: Client, clock: Clock) -> Self {
-        let (peers, looked_up_at) = (Mutex::default(), Mutex::new(Instant::now()));
-        let namespace = namespace.to_owned();
-        Self(Arc::new(Shared { node, namespace, client, clock, peers, looked_up_at }))
+    pub fn new(
+        node: NodeId,
+        namespace: &str,
+        client: Client,
+        clock: Clock,
+        buffers: Buffers,
+    ) -> Self {
+        let looked_up_at = Mutex::new(Instant::now());
+        let (peers, crowded) = (Mutex::default(), AtomicUsize::new(0));
+        let (namespace, answered_ms) = (namespace.to_owned(), AtomicU64::new(0));
+        Self(Arc::new(Shared {
+            node,
+            namespace,
+            client,
+            clock,
+            buffers,
+            peers,
+            looked_up_at,
+            answered_ms,
+            crowded,
+        }))
+    }
+
+    /// Redis has just answered something.
+    pub fn answered(&self) {
+        self.0.answered_ms.fetch_max(self.0.clock.now().as_millis(), Ordering::Relaxed);
+    }
+
+    fn last_answer(&self) -> Timestamp {
+        Timestamp::from_millis(self.0.answered_ms.load(Ordering::Relaxed))
     }
 
     pub fn channel(&self, node: NodeId) -> String {
@@ -72,7 +166,7 @@ impl Bus {
     pub fn send(&self, to: NodeId, message: Message) {
         metrics::NODE_SENT.of(message.said()).increment(1);
         self.outgoing(to, |outgoing| {
-            if outgoing.is_full() {
+            if !outgoing.has_room(message.about_bytes()) {
                 metrics::NODE_DROPPED.increment(1);
             }
             if !outgoing.put(message) {
@@ -91,12 +185,45 @@ impl Bus {
         let mut peers = self.peers();
         let peer = peers.entry(to).or_insert_with(|| {
             let outgoing = Mutex::new(Outgoing::new(self.0.clock.now()));
-            let peer = Arc::new(Peer { outgoing, wake: Notify::new() });
+            let held = self.0.buffers.holder(Buffer::Links);
+            let is_crowded = AtomicBool::new(false);
+            let peer = Arc::new(Peer { outgoing, wake: Notify::new(), held, is_crowded });
             tokio::spawn(self.clone().run_peer(to, peer.clone()));
             peer
         });
-        change(&mut peer.outgoing());
+        let mut outgoing = peer.outgoing();
+        change(&mut outgoing);
+        self.count(peer, &mut outgoing);
         peer.wake.notify_one();
+    }
+
+    /// Counts what a link holds now, and has it keep no more than it may.
+    fn count(&self, peer: &Peer, outgoing: &mut Outgoing) {
+        let allowance = self.0.buffers.allowance_bytes(peer.held.bytes(), LINK_FLOOR_BYTES);
+        outgoing.allow(allowance);
+        peer.held.set(outgoing.held_bytes());
+        let is_crowded = outgoing.is_crowded();
+        if peer.is_crowded.swap(is_crowded, Ordering::Relaxed) != is_crowded {
+            if is_crowded {
+                self.0.crowded.fetch_add(1, Ordering::Relaxed);
+            } else {
+                self.0.crowded.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Whether a message of this call can be queued for a node.
+    pub fn has_room(&self, to: NodeId, call: CallId, bytes: usize) -> bool {
+        if self.0.crowded.load(Ordering::Relaxed) == 0 {
+            return true;
+        }
+        let peer = self.peers().get(&to).cloned();
+        let has_room =
+            peer.is_none_or(|peer| peer.outgoing().has_room_for(call, bytes + AROUND_BYTES));
+        if !has_room {
+            metrics::LIMITS.of(Limit::NodeQueue).increment(1);
+        }
+        has_room
     }
 
     /// How many messages wait to be published.
@@ -126,6 +253,7 @@ impl Bus {
     /// keeps the order. Ends when nobody has listened for a while.
     async fn run_peer(self, to: NodeId, peer: Arc<Peer>) {
         let mut unheard_since = None;
+        let mut hearing = Hearing::default();
         let mut pause = PROGRESS;
         loop {
             tokio::select! {
@@ -141,20 +269,32 @@ impl Bus {
             loop {
                 tokio::task::yield_now().await;
                 let now = self.0.clock.now();
-                let contents = peer.outgoing().next(now);
+                let contents = {
+                    let mut outgoing = peer.outgoing();
+                    let contents = outgoing.next(now);
+                    self.count(&peer, &mut outgoing);
+                    contents
+                };
                 let mut is_known = true;
                 for content in contents {
                     let up_to = end_of(&content);
                     metrics::NODE_RESENT.increment(peer.outgoing().repeated(&content));
+                    let (before, asked) = (self.last_answer(), self.0.clock.now());
                     match self.publish(to, content).await {
                         Some(0) => {
                             metrics::PUBLISHES_UNHEARD.increment(1);
                             unheard_since.get_or_insert(now);
                             pause = RETRY;
                         }
-                        Some(_) => {
+                        Some(_) if hearing.proves(before, asked, self.0.clock.now()) => {
                             unheard_since = None;
                             peer.outgoing().heard(up_to);
+                        }
+                        // It may have been heard, and is published once more.
+                        Some(_) => {
+                            unheard_since = None;
+                            is_known = false;
+                            pause = RETRY;
                         }
                         // It is Redis that is away, not the node. It may be heard all the same.
                         None => {
@@ -172,6 +312,9 @@ impl Bus {
                     || peer.outgoing().is_over()
                 {
                     peers.remove(&to);
+                    if peer.is_crowded.load(Ordering::Relaxed) {
+                        self.0.crowded.fetch_sub(1, Ordering::Relaxed);
+                    }
                     return debug!(peer = %to, "nobody listens for a node: its link is closed");
                 }
                 drop(peers);
@@ -188,7 +331,10 @@ impl Bus {
         let text = Envelope::new(self.0.node, content).write();
         let published = self.0.client.spublish(self.channel(to), text);
         match timed(Command::Publish, published).await {
-            Ok(receivers) => Some(receivers),
+            Ok(receivers) => {
+                self.answered();
+                Some(receivers)
+            }
             Err(error) => {
                 debug!(%error, peer = %to, "a publish failed; the link will notice");
                 None
@@ -238,7 +384,8 @@ impl Bus {
         let mut messages = subscriber.message_rx();
         let mut reconnections = subscriber.reconnect_rx();
         let mut canary = tokio::time::interval(CANARY);
-        let mut links: HashMap<NodeId, Receiver> = HashMap::new();
+        let mut links: HashMap<NodeId, Incoming> = HashMap::new();
+        let mut inbox = Inbox::new(inbox, &self.0.buffers);
         let (mut alive, mut is_canary_out) = (false, false);
         let mut heard_at = Instant::now();
         loop {
@@ -246,13 +393,13 @@ impl Bus {
                 message = messages.recv() => match message {
                     Ok(message) => {
                         let Some(text) = message.value.into_string() else { continue };
-                        if self.take(&text, &mut links, &inbox).await {
+                        if self.take(&text, &mut links, &mut inbox).await {
                             alive = true;
                             let away = heard_at.max(*self.looked_up_at()).elapsed();
                             heard_at = Instant::now();
                             if may_be_forgotten(away) {
                                 warn!(?away, "what others had for this node may be lost: all is looked up");
-                                let _ = inbox.send(Inbound::Reset).await;
+                                inbox.put(Inbound::Reset, 0).await;
                             }
                         }
                     }
@@ -261,7 +408,7 @@ impl Bus {
                     Err(RecvError::Lagged(count)) => {
                         metrics::LIMITS.of(Limit::NodeInbox).increment(1);
                         warn!(count, "more came in than this node takes: all calls are looked up");
-                        let _ = inbox.send(Inbound::Reset).await;
+                        inbox.put(Inbound::Reset, 0).await;
                     }
                     Err(RecvError::Closed) => return,
                 },
@@ -287,7 +434,7 @@ impl Bus {
         let _ = subscriber.sunsubscribe(self.channel(self.0.node)).await;
         while let Ok(message) = messages.try_recv() {
             let Some(text) = message.value.into_string() else { continue };
-            self.take(&text, &mut links, &inbox).await;
+            self.take(&text, &mut links, &mut inbox).await;
         }
     }
 
@@ -308,8 +455,8 @@ impl Bus {
     async fn take(
         &self,
         text: &str,
-        links: &mut HashMap<NodeId, Receiver>,
-        inbox: &mpsc::Sender<Inbound>,
+        links: &mut HashMap<NodeId, Incoming>,
+        inbox: &mut Inbox,
     ) -> bool {
         let envelope = match Envelope::read(text) {
             Ok(envelope) => envelope,
@@ -323,15 +470,22 @@ impl Bus {
             Content::Canary => return from == self.0.node,
             Content::Again(number) => self.outgoing(from, |outgoing| outgoing.send_again(number)),
             Content::Frame(frame) => {
-                let delivery = links.entry(from).or_default().receive(frame);
+                if !inbox.has_room_for(&frame) {
+                    // It is asked for again when the next one comes, or the sender says how far it is.
+                    metrics::LIMITS.of(Limit::NodeInbox).increment(1);
+                    return false;
+                }
+                let link = links.entry(from).or_insert_with(|| Incoming::new(&self.0.buffers));
+                let delivery = link.receive(frame, &self.0.buffers);
                 metrics::NODE_LOST.increment(delivery.lost);
                 if delivery.lost > 0 {
                     warn!(peer = %from, count = delivery.lost, "messages of a node are lost");
                     // Its records say what they would have said of calls.
-                    let _ = inbox.send(Inbound::Reset).await;
+                    inbox.put(Inbound::Reset, 0).await;
                 }
                 for message in delivery.messages {
                     metrics::NODE_RECEIVED.of(message.said()).increment(1);
+                    let bytes = message.about_bytes();
                     let inbound = match message {
                         Message::Dropped { count } => {
                             warn!(peer = %from, count, "a node could not send all of its messages");
@@ -339,8 +493,7 @@ impl Bus {
                         }
                         message => Inbound::Message(from, message),
                     };
-                    // Closed only when the service stops.
-                    let _ = inbox.send(inbound).await;
+                    inbox.put(inbound, bytes).await;
                 }
                 if let Some(number) = delivery.ask_from {
                     metrics::NODE_GAPS.increment(1);

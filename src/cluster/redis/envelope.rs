@@ -9,7 +9,7 @@ use tracing::warn;
 
 use crate::{
     cluster::{
-        Message,
+        AROUND_BYTES, Message,
         link::{Content, Frame},
     },
     ids::NodeId,
@@ -17,10 +17,6 @@ use crate::{
 
 /// The version of this format. A later one is what this build must not try to read.
 const FORMAT: u8 = 1;
-/// About how long a message is without what it carries, and the envelope likewise.
-const AROUND_BYTES: usize = 256;
-/// About how long a record is.
-const RECORD_BYTES: usize = 1024;
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct Envelope<M = Message> {
@@ -52,12 +48,7 @@ impl Envelope {
     /// How long its text will be, or somewhat less than that.
     fn about_bytes(&self) -> usize {
         let Content::Frame(frame) = &self.content else { return AROUND_BYTES };
-        let of_message = |message: &Message| match message {
-            Message::Relay(relay) => AROUND_BYTES + relay.payload.len_bytes(),
-            Message::Call(_) => RECORD_BYTES,
-            _ => AROUND_BYTES,
-        };
-        AROUND_BYTES + frame.messages.iter().map(of_message).sum::<usize>()
+        AROUND_BYTES + frame.messages.iter().map(Message::about_bytes).sum::<usize>()
     }
 
     /// Messages that this build does not know become [`Message::Void`]: they have numbers too, and

@@ -37,6 +37,7 @@ use crate::{
     call::{Call, Lobby, Role},
     health::Health,
     ids::{CallId, NodeId, SocketId, UserId},
+    limits::buffers::Buffers,
     metrics::Command,
     shutdown::{self, Trigger},
     time::{Clock, SharedClock, Timestamp},
@@ -45,7 +46,7 @@ use crate::{
 /// How many such scripts one operation has under way.
 const MARKS_AT_ONCE: usize = 4;
 /// Most messages that come in and wait.
-const INBOX_MESSAGES: usize = 10_000;
+const INBOX_MESSAGES: usize = 65_536;
 /// How long a due call is left to whoever took it.
 const LIVE_LEASE: Duration = Duration::from_secs(5);
 /// The same for one that ended and waits to be stored: history may be away for long.
@@ -149,16 +150,24 @@ impl Keys {
 
 impl Redis {
     /// Joins the cluster that `namespace` names on the Redis at `url`. Waits for Redis if it is away.
-    /// `clock` is set to the cluster's time, again with each heartbeat.
+    /// `clock` is set to the cluster's time, again with each heartbeat. What waits for and from other nodes is counted
+    /// in `buffers`.
     pub async fn join(
         url: &str,
         namespace: &str,
         node: NodeId,
         clock: Arc<SharedClock>,
         health: Health,
+        buffers: &Buffers,
     ) -> Result<(Arc<Self>, mpsc::Receiver<Inbound>), ConnectError> {
         let (client, subscriber) = connect::connect(url, &health).await?;
-        let bus = Bus::new(node, namespace, client.clone(), Clock::Shared(clock.clone()));
+        let bus = Bus::new(
+            node,
+            namespace,
+            client.clone(),
+            Clock::Shared(clock.clone()),
+            buffers.clone(),
+        );
         if let Err(error) = bus.subscribe(&subscriber).await
             && error.details().starts_with("NOPERM")
         {
@@ -199,10 +208,12 @@ impl Redis {
         keys: Vec<String>,
         arguments: Vec<String>,
     ) -> Result<Value, Unavailable> {
-        script.run(&self.client, keys, arguments).await.map_err(|error| {
+        let answer = script.run(&self.client, keys, arguments).await.map_err(|error| {
             warn!(%error, "Redis did not carry a script out");
             Unavailable
-        })
+        })?;
+        self.bus.answered();
+        Ok(answer)
     }
 
     /// Users and their latest calls.
@@ -565,6 +576,10 @@ impl Cluster for Redis {
 
     fn send(&self, to: NodeId, message: Message) {
         self.bus.send(to, message);
+    }
+
+    fn has_room(&self, to: NodeId, call: CallId, bytes: usize) -> bool {
+        self.bus.has_room(to, call, bytes)
     }
 
     fn queued(&self) -> usize {
