@@ -195,7 +195,7 @@ fn whole_call(bencher: Bencher<'_, '_>, devices: usize) {
             calls.join(device).await.expect("the cluster is here");
         }
     });
-    let to = |user: &str| CallRef { to: user.parse().expect("a user id"), call_id: None };
+    let to = |user: &str| CallRef { to: Some(user.parse().expect("a user id")), call_id: None };
     let (to_ben, to_anna) = (to("ben"), to("anna"));
     let (description, candidate) = (payload(OFFER_BYTES), payload(CANDIDATE_BYTES));
     bencher.bench_local(|| {
@@ -204,7 +204,7 @@ fn whole_call(bencher: Bencher<'_, '_>, devices: usize) {
                 calls.signal(from, to, signal, payload.clone(), 0).await.expect("it is passed on")
             };
             let initiate = Initiate {
-                to: to_ben.to.clone(),
+                to: to_ben.to.clone().expect("it is named"),
                 call_type: CallType::Video,
                 caller_info: None,
                 client_call_id: None,

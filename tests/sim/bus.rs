@@ -11,7 +11,7 @@ use switchboard::{
     cluster::{
         Inbound, Message, Relay,
         link::{Content, Receiver},
-        outgoing::{FORGET_AFTER, Outgoing, end_of, may_be_forgotten},
+        outgoing::{FORGET_AFTER, Hearing, Outgoing, end_of, may_be_forgotten},
     },
     ids::{CallId, NodeId},
     time::Timestamp,
@@ -26,6 +26,8 @@ use super::{state::Mistake, weather::Way, world::World};
 const PROGRESS: Duration = Duration::from_millis(500);
 const RETRY: Duration = Duration::from_millis(100);
 const TIMEOUT: Duration = Duration::from_secs(1);
+/// After how long without an answer a node gives its connection up.
+const GIVEN_UP: Duration = Duration::from_millis(1_500);
 /// What a message takes at the most when all are slow. Three must find room in the time that a node waits
 /// for those that were on their way before.
 const SLOW_MS: u64 = 150;
@@ -101,6 +103,8 @@ impl Bus {
     /// Publishes what is next for one peer, one after the other.
     async fn run_peer(self, to: NodeId, peer: Arc<Peer>) {
         let mut unheard_since: Option<Timestamp> = None;
+        let mut hearing = Hearing::default();
+        let node = self.0.node;
         let mut pause = PROGRESS;
         loop {
             if pause == PROGRESS {
@@ -115,14 +119,24 @@ impl Bus {
                 let mut is_known = true;
                 for content in contents {
                     let up_to = end_of(&content);
-                    match self.publish(to, content).await {
+                    let (before, asked) = (self.0.world.last_answer(node), self.0.world.now());
+                    let published = self.publish(to, content).await;
+                    if published.is_some() {
+                        self.0.world.note_answer(node);
+                    }
+                    match published {
                         Some(false) => {
                             unheard_since.get_or_insert(now);
                             pause = RETRY;
                         }
-                        Some(true) => {
+                        Some(true) if hearing.proves(before, asked, self.0.world.now()) => {
                             unheard_since = None;
                             peer.outgoing().heard(up_to);
+                        }
+                        Some(true) => {
+                            unheard_since = None;
+                            is_known = false;
+                            pause = RETRY;
                         }
                         None => {
                             pause = RETRY;
@@ -161,6 +175,14 @@ impl Bus {
                 tokio::time::sleep(left.min(TIMEOUT)).await;
                 if left > TIMEOUT {
                     return None;
+                }
+                // Who has waited for so long has a new connection by now: Redis counts the old one.
+                let since = world.weather().frozen_since;
+                if since.is_some_and(|since| until - since > GIVEN_UP)
+                    && world.dice.roll(|dice| dice.percent(50))
+                {
+                    world.latency().await;
+                    return Some(true);
                 }
             }
         }

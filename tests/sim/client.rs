@@ -11,15 +11,16 @@ use switchboard::{
     call::{Call, CallType, Device, Signal},
     calls::{Failure, Initiate},
     ids::{CallId, SocketId, UserId},
-    payload::Payload,
+    payload::{Delivered, Payload},
     protocol::{CallRef, ServerEvent},
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot::error::TryRecvError};
 
 use super::{
     node::{Hear, Node},
     script::{Act, DEVICES, DEVICES_PER_USER, USERS},
-    witness::{seen, short},
+    state::Mistake,
+    witness::{Said, seen, short},
     world::World,
 };
 
@@ -171,7 +172,8 @@ impl Clients {
     pub fn disconnect(&self, device: usize, noticed_ms: u64, may_return: bool) {
         let Some(connection) = self.clients()[device].connection.take() else { return };
         let Connection { socket, node, inputs } = connection;
-        self.world.witness().closed(socket);
+        let now = self.world.now();
+        self.world.witness().closed(socket, now);
         self.world.note(|| format!("d{device} loses {socket}"));
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(noticed_ms)).await;
@@ -350,6 +352,8 @@ impl Client {
     }
 }
 
+const ACK_TIME: Duration = Duration::from_secs(5);
+
 /// One socket on its node: joins, then handles what comes in its order, as the gateway does.
 async fn session(
     clients: Arc<Clients>,
@@ -411,7 +415,12 @@ async fn session(
                 }
             }
             Input::Signal(to, signal, payload) => {
+                let said = Said::new(&world, socket, &to, &payload);
+                let (payload, delivered) = payload.tracked();
                 let sent = calls.signal(&device, &to, signal, payload, calls.now_us()).await;
+                if let Ok(id) = &sent {
+                    node.spawn(acked(world.clone(), delivered, said.about(*id)));
+                }
                 world.note(|| {
                     format!("{socket} sent {signal:?}: {:?}", sent.as_ref().map(|id| short(*id)))
                 });
@@ -434,6 +443,22 @@ async fn session(
                 return;
             }
         }
+    }
+}
+
+/// Waits, as the gateway does, until a message is where it should be.
+async fn acked(world: Arc<World>, mut delivered: Delivered, said: Said) {
+    let is_settled = match delivered.try_recv() {
+        Ok(()) => true,
+        Err(TryRecvError::Closed) => false,
+        Err(TryRecvError::Empty) if world.mistake == Some(Mistake::AckedAtOnce) => true,
+        Err(TryRecvError::Empty) => {
+            matches!(tokio::time::timeout(ACK_TIME, delivered).await, Ok(Ok(())))
+        }
+    };
+    if is_settled {
+        let now = world.now();
+        world.witness().acked(now, said);
     }
 }
 

@@ -161,7 +161,7 @@ fn a_seed_repeats_itself() {
 }
 
 /// Each makes some seed fail.
-const MISTAKES: [Mistake; 7] = [
+const MISTAKES: [Mistake; 8] = [
     Mistake::VersionUnchecked,
     Mistake::ClaimsKept,
     Mistake::NoDeadline,
@@ -169,6 +169,7 @@ const MISTAKES: [Mistake; 7] = [
     Mistake::DeadNotBuried,
     Mistake::DoublesTaken,
     Mistake::RowsDropped,
+    Mistake::AckedAtOnce,
 ];
 
 #[test]

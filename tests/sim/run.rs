@@ -59,6 +59,10 @@ async fn live(clients: &Arc<Clients>, script: &[Step]) {
     let ends = |step: &Step| matches!(step.what, What::Kill { .. } | What::Drain { .. });
     world.witness().may_be_late = script.iter().any(|step| step.what.stalls());
     world.witness().may_forget = may_forget;
+    let loses = |step: &Step| matches!(step.what, What::Lossy { .. });
+    let pauses = |step: &Step| matches!(step.what, What::Pause { .. });
+    world.witness().may_lose_messages = script.iter().any(loses);
+    world.witness().may_stand_still = script.iter().any(pauses);
     world.witness().may_lose_rows = may_forget && script.iter().any(ends);
     let started = world.now();
     for device in 0..DEVICES {
@@ -155,6 +159,7 @@ fn happen(clients: &Arc<Clients>, what: &What) {
         }
         What::RedisFrozen { for_ms } => {
             world.weather().frozen = until(for_ms);
+            world.weather().frozen_since = Some(world.now());
             later(&world, *for_ms, |world| {
                 world.thaw();
                 world.reconnect(None);

@@ -34,6 +34,8 @@ pub enum Mistake {
     DoublesTaken,
     /// History says that it has written what it has not.
     RowsDropped,
+    /// A message is acknowledged before it has left its sender's node.
+    AckedAtOnce,
 }
 
 #[derive(Debug, Clone, Default)]

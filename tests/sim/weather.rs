@@ -8,6 +8,8 @@ use switchboard::{ids::NodeId, time::Timestamp};
 #[derive(Debug, Default)]
 pub struct Weather {
     pub frozen: Option<Timestamp>,
+    /// Since when.
+    pub frozen_since: Option<Timestamp>,
     pub down: Option<Timestamp>,
     pub flaky: Option<Timestamp>,
     pub lossy: Option<Timestamp>,

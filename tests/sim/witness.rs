@@ -1,7 +1,7 @@
 //! Sees all that is written and all that clients hear, and compares it with the invariants.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
 
@@ -9,16 +9,19 @@ use switchboard::{
     call::{Call, Cause, Device, EndReason, Link, Role, State as CallState, What},
     history::Row,
     ids::{CallId, SocketId, UserId},
-    protocol::{CallView, Presence, ServerEvent},
+    payload::Payload,
+    protocol::{CallRef, CallView, Presence, ServerEvent},
     time::Timestamp,
 };
 
-use super::state::State;
+use super::{state::State, world::World};
 
 /// How long the news of an end may be on its way.
 const NEWS_TAKE: Duration = Duration::from_secs(2);
 /// How long a change of presence may be on its way.
 const PRESENCE_TAKES: Duration = Duration::from_secs(3);
+/// How long a node may take to notice that a client has given its socket up, and more.
+const NOTICE: Duration = Duration::from_secs(8);
 /// How many lines of the log are kept.
 const LOG_LINES: usize = 400;
 
@@ -43,6 +46,8 @@ pub const TOLD: &str = "whoever was in a call learns its end";
 pub const WATCHED: &str = "at rest, the last word of each watcher is what is so";
 pub const LATER: &str = "an earlier connection of a device never displaces a later one";
 pub const ANSWERED: &str = "when all is well, whoever calls is not told to try again";
+pub const ACKED: &str =
+    "what is acknowledged arrives, unless its receiver's connection or node was lost";
 pub const PANIC: &str = "nothing panics";
 
 #[derive(Default)]
@@ -56,10 +61,47 @@ pub struct Witness {
     pub may_be_late: bool,
     /// Whether all faults are over, and everything has come right.
     pub all_is_well: bool,
+    /// Whether what nodes publish may be lost though it was heard: it is asked for again, while its sender lives.
+    pub may_lose_messages: bool,
+    /// Whether a node stands still, with all that it has heard.
+    pub may_stand_still: bool,
     pub violation: Option<Violation>,
+    acked: Vec<Acked>,
+    /// What was heard of each call, and by whom.
+    got: BTreeSet<(CallId, UserId, String)>,
     log: VecDeque<String>,
     calls: BTreeMap<CallId, Call>,
     sockets: BTreeMap<SocketId, Ears>,
+}
+
+/// A message that a client sent.
+pub struct Said {
+    call: Option<CallId>,
+    socket: SocketId,
+    to: UserId,
+    text: String,
+    at: Timestamp,
+    /// Whether the client was in the call already: what a ringing device says of it goes no further if another
+    /// answers.
+    is_in: bool,
+}
+
+struct Acked {
+    said: Said,
+    at: Timestamp,
+}
+
+impl Said {
+    pub fn new(world: &World, socket: SocketId, to: &CallRef, payload: &Payload) -> Self {
+        let (text, at) = (payload.as_json().trim_matches('"').to_owned(), world.now());
+        let is_in = world.witness().is_in_some_call(socket);
+        Self { call: None, socket, to: to.to.clone(), text, at, is_in }
+    }
+
+    /// The same in this call.
+    pub fn about(self, call: CallId) -> Self {
+        Self { call: Some(call), ..self }
+    }
 }
 
 /// What a client heard on one socket.
@@ -67,6 +109,7 @@ struct Ears {
     user: UserId,
     /// False as soon as the client has given the socket up.
     is_open: bool,
+    closed_at: Option<Timestamp>,
     /// It was told once that nobody knows what came of its end of a call: it may hear of that too.
     is_unsure: bool,
     calls: BTreeMap<CallId, Heard>,
@@ -185,18 +228,57 @@ impl Witness {
 
     pub fn opened(&mut self, socket: SocketId, user: &UserId) {
         let (calls, numbers, is_unsure) = (BTreeMap::new(), BTreeMap::new(), false);
-        let presence = BTreeMap::new();
-        self.sockets.insert(
-            socket,
-            Ears { user: user.clone(), is_open: true, is_unsure, calls, numbers, presence },
-        );
+        let (user, closed_at, presence) = (user.clone(), None, BTreeMap::new());
+        let ears = Ears { user, is_open: true, closed_at, is_unsure, calls, numbers, presence };
+        self.sockets.insert(socket, ears);
     }
 
     /// The client hears nothing more on this socket.
-    pub fn closed(&mut self, socket: SocketId) {
+    pub fn closed(&mut self, socket: SocketId, now: Timestamp) {
         if let Some(ears) = self.sockets.get_mut(&socket) {
             ears.is_open = false;
+            ears.closed_at = Some(now);
         }
+    }
+
+    fn is_in_some_call(&self, socket: SocketId) -> bool {
+        self.sockets.get(&socket).is_some_and(|ears| ears.calls.values().any(|heard| heard.is_in))
+    }
+
+    /// The client was told that its message is where it should be.
+    pub fn acked(&mut self, now: Timestamp, said: Said) {
+        self.note(now, || format!("    {} knows that {} is there", said.socket, said.text));
+        self.acked.push(Acked { said, at: now });
+    }
+
+    /// Whether a socket that this is so of was given up while the message may have been on its way to it.
+    fn was_lost(&self, acked: &Acked, is_it: impl Fn(SocketId, &UserId) -> bool) -> bool {
+        let (from, until) = (acked.said.at - NOTICE, acked.at + NOTICE);
+        self.sockets.iter().any(|(socket, ears)| {
+            is_it(*socket, &ears.user) && ears.closed_at.is_some_and(|at| from <= at && at <= until)
+        })
+    }
+
+    /// What was acknowledged and has not arrived, without a reason.
+    fn missing(&self) -> Option<String> {
+        let takes = if self.may_stand_still { 10 * NOTICE } else { NEWS_TAKE };
+        let is_missing = |acked: &&Acked| {
+            let Said { call: Some(id), socket, to, text, is_in, .. } = &acked.said else {
+                return false;
+            };
+            let was_heard = self.got.contains(&(*id, to.clone(), text.clone()));
+            let is_over = self
+                .calls
+                .get(id)
+                .is_none_or(|call| call.ended_at().is_some_and(|at| at <= acked.at + takes));
+            let peer_lost = self.was_lost(acked, |_, user| user == to);
+            let link_lost =
+                self.may_lose_messages && self.was_lost(acked, |other, _| other == *socket);
+            *is_in && !was_heard && !is_over && !peer_lost && !link_lost
+        };
+        let missing = self.acked.iter().find(is_missing)?;
+        let Said { call, socket, text, .. } = &missing.said;
+        Some(format!("{text} of {socket} in {call:?} never came to {}", missing.said.to.as_str()))
     }
 
     /// The client heard this.
@@ -233,6 +315,7 @@ impl Witness {
             | ServerEvent::Answer { answer: payload, .. }
             | ServerEvent::IceCandidate { candidate: payload, .. } => {
                 let text = payload.as_json().trim_matches('"');
+                self.got.insert((id, user.clone(), text.to_owned()));
                 let (from, number) = text.split_once('/').expect("a socket and a number");
                 let number: u64 = number.parse().expect("it is a number");
                 let is_candidate = matches!(event, ServerEvent::IceCandidate { .. });
@@ -352,6 +435,9 @@ impl Witness {
         }
         if let Some(what) = mistaken {
             self.violated(WATCHED, || what);
+        }
+        if let Some(what) = self.missing().filter(|_| !self.may_forget) {
+            self.violated(ACKED, || what);
         }
         let mut missed = None;
         for (socket, ears) in self.sockets.iter().filter(|(_, ears)| ears.is_open) {

@@ -45,6 +45,8 @@ pub struct World {
     weather: Mutex<Weather>,
     witness: Mutex<Witness>,
     listeners: Mutex<BTreeMap<NodeId, Listener>>,
+    /// When each node last had an answer from Redis.
+    answers: Mutex<BTreeMap<NodeId, Timestamp>>,
 }
 
 /// A node's channel.
@@ -70,6 +72,7 @@ impl World {
             weather: Mutex::default(),
             witness: Mutex::default(),
             listeners: Mutex::default(),
+            answers: Mutex::default(),
         })
     }
 
@@ -165,7 +168,17 @@ impl World {
             return Err(Failed);
         }
         self.stand_still(node).await;
+        self.note_answer(node);
         Ok(answer)
+    }
+
+    /// Redis has answered a node.
+    pub fn note_answer(&self, node: NodeId) {
+        self.answers.lock().unwrap().insert(node, self.now());
+    }
+
+    pub fn last_answer(&self, node: NodeId) -> Timestamp {
+        self.answers.lock().unwrap().get(&node).copied().unwrap_or(Timestamp::from_millis(0))
     }
 
     fn apply<T>(&self, operation: impl FnOnce(&mut State) -> T) -> T {
