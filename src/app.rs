@@ -1,4 +1,4 @@
-//! From settings to a running service and back, read from top to bottom.
+//! From settings to a running service and back, in order.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -28,14 +28,14 @@ use crate::{
     time::{Clock, SharedClock, Timestamp},
 };
 
-/// What belongs to the whole process, and begins before the service.
+/// The parts that belong to the process and start before the service.
 pub struct Process {
     pub node: NodeId,
     pub filter: logs::Filter,
     pub metrics: Exposition,
 }
 
-/// Why the service could not start. Each is one sentence for the operator.
+/// A failed start. Displays as one sentence for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("cannot listen on {address}: SWITCHBOARD_LISTEN sets where")]
@@ -60,12 +60,12 @@ pub enum StartError {
     Signals(#[source] io::Error),
 }
 
-/// How much longer than the longest call a call without an end is left alone in history.
+/// Time beyond the longest call duration after which a call without an end counts as dead.
 const ORPHAN_MARGIN: Duration = Duration::from_hours(1);
-/// How long a node that stops goes on passing on what had come from others.
+/// Bound on relaying received messages while the node stops.
 const LAST_NEWS: Duration = Duration::from_secs(2);
 
-/// Serves until it is told to stop. `ready` is called with the address in use.
+/// Serves until it is stopped. Calls `ready` with the bound address.
 pub async fn serve(
     config: Config,
     process: Process,
@@ -73,7 +73,7 @@ pub async fn serve(
 ) -> Result<(), StartError> {
     log_start(&config);
     let health = Health::default();
-    // Before anything that may take its time: whoever looks after this node sees what it waits for.
+    // Before anything slow, so that operators see what the node waits for.
     let (stop_admin, admin_stops) = shutdown::shutdown();
     let admin = listen_for_admins(config.admin_listen).await?;
     let operators = http::ops::Operators::default();
@@ -91,7 +91,7 @@ pub async fn serve(
     let (server, bound) = listen_for_clients(config.listen).await?;
 
     if config.migrate {
-        migrate(&config).await?;
+        info!("{}", migrate(&config).await?);
     }
     let (store, left_live) = open_store(&config).await?;
 
@@ -157,7 +157,7 @@ pub async fn serve(
         calls.hand_over(window).await;
         cluster.stop_listening();
         if tokio::time::timeout(LAST_NEWS, &mut receiving).await.is_err() {
-            warn!("not all that had come from other nodes could be passed on");
+            warn!("not all messages of other nodes were relayed before the end");
         }
     }
     stop_calls.fire();
@@ -189,7 +189,7 @@ fn log_start(config: &Config) {
 
 fn log_end(part: Result<(), JoinError>) {
     if let Err(error) = part {
-        warn!(%error, "a part of the service had failed");
+        warn!(%error, "a task of the service had failed");
     }
 }
 
@@ -212,14 +212,13 @@ fn record(
 }
 
 fn keeper(config: &Config, store: Arc<dyn Store>, clock: Clock, health: Health) -> Keeper {
-    // In a file that holds one node's part, the end of a call is often missing, and not because all
-    // that knew of the call died.
+    // In a file with one node's part, an end is often missing because another node has it.
     let longest_call =
         (!is_partial(config)).then(|| config.rules.max_call_duration + ORPHAN_MARGIN);
     Keeper { store, clock, retention: config.history_retention, longest_call, health }
 }
 
-/// The cluster that the settings name, what comes from it, how to leave it, and its clock.
+/// The cluster of the settings, its incoming messages, the way to leave it, and its clock.
 async fn join(
     config: &Config,
     node: NodeId,
@@ -239,14 +238,14 @@ async fn join(
     Ok((redis, inbox, leaving, Clock::Shared(clock)))
 }
 
-/// With the backend that says who may call whom, if the settings name one.
+/// Adds the authorization backend, if the settings name one.
 fn guarded(calls: Calls, settings: Option<authorize::Settings>) -> Result<Calls, StartError> {
     let Some(settings) = settings else { return Ok(calls) };
     let authorizer = Authorizer::new(settings).map_err(StartError::Authorize)?;
     Ok(calls.guarded_by(Arc::new(authorizer)))
 }
 
-/// The way to note steps of calls, and what brings them to the collector, if the settings name one.
+/// The recorder of spans and their exporter, if the settings name a collector.
 fn start_traces(
     settings: Option<telemetry::Settings>,
     node: NodeId,
@@ -264,7 +263,7 @@ async fn export(exporter: Option<Exporter>, stop: Shutdown) {
     }
 }
 
-/// Sets all gauges that are not kept up to date as things happen.
+/// Sets the gauges that are sampled at each scrape.
 fn sampler(
     health: Health,
     serving: Arc<Serving>,
@@ -298,19 +297,22 @@ async fn listen_for_admins(address: SocketAddr) -> Result<Server, StartError> {
     Ok(server)
 }
 
-/// Brings the schema of the history up to date.
-pub async fn migrate(config: &Config) -> Result<(), StartError> {
-    if is_postgres(&config.database_url) {
-        let refuse = |source| StartError::Postgres { url: config.database_url.to_string(), source };
-        Postgres::migrate(config.database_url.expose()).await.map_err(refuse)
+/// Applies the missing migrations to the database of the history, and says which.
+pub async fn migrate(config: &Config) -> Result<String, StartError> {
+    let url = &config.database_url;
+    let migrated = if is_postgres(url) {
+        let refuse = |source| StartError::Postgres { url: url.to_string(), source };
+        Postgres::migrate(url.expose()).await.map_err(refuse)?
     } else {
-        open_store(config).await?.0.close().await;
-        Ok(())
-    }
+        let refuse = |source| StartError::Database { url: url.to_string(), source };
+        let (store, migrated) = Sqlite::migrate(url.expose()).await.map_err(refuse)?;
+        store.close().await;
+        migrated
+    };
+    Ok(format!("{url}: {migrated}"))
 }
 
-/// Whether the history holds only what this node decides: each file is one node's, and a call's next
-/// step may be another's.
+/// Whether the history has only this node's changes: one SQLite file per node, with calls that span nodes.
 fn is_partial(config: &Config) -> bool {
     config.redis_url.is_some() && !is_postgres(&config.database_url)
 }

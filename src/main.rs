@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Context;
-use clap::{Parser, error::ErrorKind};
+use clap::error::ErrorKind;
 use switchboard::{
     app::{self, Process},
     auth::mint,
@@ -20,12 +20,12 @@ use switchboard::{
 use tokio::runtime::Runtime;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::read() {
         Ok(cli) => cli,
         Err(error)
             if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) =>
         {
-            // There is nowhere to report that it could not be printed.
+            // A failure to print cannot be reported.
             let _ = error.print();
             return ExitCode::SUCCESS;
         }
@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// What is wrong, without the advice that follows after an empty line.
+/// The error alone, without the advice after the empty line.
 fn one_line(report: &str) -> String {
     let what = report.split("\n\n").next().unwrap_or(report);
     what.split_whitespace().collect::<Vec<_>>().join(" ")
@@ -74,7 +74,11 @@ fn serve(config: Config) -> anyhow::Result<ExitCode> {
 
 fn migrate(config: Config) -> anyhow::Result<ExitCode> {
     let log = logs::start(&config.logs, NodeId::generate(Clock::System.now()))?;
-    let migrated = || Ok(runtime()?.block_on(app::migrate(&config))?);
+    let migrated = || {
+        let report = runtime()?.block_on(app::migrate(&config))?;
+        print(&format!("{report}\n"))?;
+        Ok(())
+    };
     Ok(logged(&log, migrated()))
 }
 

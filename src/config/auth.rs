@@ -1,4 +1,4 @@
-//! How clients show who they are.
+//! Authentication of clients.
 
 use std::net::SocketAddr;
 
@@ -6,7 +6,7 @@ use super::{Auth, AuthMode, ConfigError, Settings};
 use crate::auth::{KeyError, KeySource, MIN_SECRET_BYTES, Trust, is_private_key};
 
 impl Settings {
-    /// How clients show who they are, of what these settings say about it.
+    /// Takes the settings of authentication.
     pub(super) fn take_auth(&mut self, listen: SocketAddr) -> Result<Auth, ConfigError> {
         const KEYS: &str =
             "SWITCHBOARD_JWT_SECRET, SWITCHBOARD_JWT_PUBLIC_KEY and SWITCHBOARD_JWKS_URL";
@@ -24,7 +24,7 @@ impl Settings {
         let is_about_tokens = !keys.is_empty() || issuer.is_some() || audience.is_some();
         match self.auth {
             Some(AuthMode::Jwt) => {}
-            // Whoever gives a key believes that it is used.
+            // Setting a key implies that it is expected to be used.
             Some(AuthMode::Open) | None if is_about_tokens => {
                 let message = "settings for tokens are given, but SWITCHBOARD_AUTH is not `jwt`";
                 return Err(ConfigError(message.to_owned()));

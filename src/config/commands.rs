@@ -1,10 +1,12 @@
-//! The command line: what to do, and where the settings come from.
+//! The command line: the commands, and the sources of their settings.
 
 use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use super::{Auth, AuthMode, Config, ConfigError, Settings, duration};
+use super::{
+    Auth, AuthMode, Config, ConfigError, Settings, TOKENS, duration, reference::is_setting,
+};
 use crate::{
     auth::{Mint, Trust},
     bench::Bench,
@@ -13,7 +15,7 @@ use crate::{
 
 const ENV_PREFIX: &str = "SWITCHBOARD_";
 
-/// Signaling for 1:1 WebRTC calls, spoken over Socket.IO.
+/// Signaling server for 1:1 WebRTC calls over Socket.IO.
 #[derive(Debug, Parser)]
 #[command(version, args_conflicts_with_subcommands = true)]
 pub struct Cli {
@@ -25,20 +27,20 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serves (the default)
+    /// Runs a node (the default)
     Serve(ServeOptions),
-    /// Brings the schema of the call history's database up to date
+    /// Applies the missing migrations to the database of the call history and prints which
     Migrate(Options),
-    /// Puts load on a server and measures what it costs
+    /// Puts load on a server and measures its cost
     #[command(subcommand)]
     Bench(Bench),
     /// Prints the effective settings as TOML
     Config(Options),
-    /// Prints a token for development, made with the secret that the service checks tokens with
+    /// Prints a token for development, signed with the shared secret of the settings
     Token(TokenOptions),
 }
 
-/// What to do.
+/// A command with its settings resolved.
 #[derive(Debug)]
 pub enum Task {
     Serve(Config),
@@ -50,13 +52,13 @@ pub enum Task {
 
 #[derive(Debug, Args)]
 struct TokenOptions {
-    /// Who the token is for
+    /// User id of the token
     #[arg(long, value_name = "ID")]
     user: UserId,
-    /// How long it is good
+    /// Lifetime of the token
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "1h")]
     ttl: Duration,
-    /// What it allows besides the user's own calls: `stats`, `admin`. May be given more than once
+    /// Scope to grant beside the user's own calls: `stats`, `admin`; may be repeated
     #[arg(long = "scope", value_name = "SCOPE")]
     scopes: Vec<String>,
     #[command(flatten)]
@@ -65,7 +67,7 @@ struct TokenOptions {
 
 #[derive(Debug, Args)]
 struct ServeOptions {
-    /// Brings the database's schema up to date before serving
+    /// Applies missing migrations to the database of the call history before serving
     #[arg(long)]
     migrate: bool,
     #[command(flatten)]
@@ -74,7 +76,7 @@ struct ServeOptions {
 
 #[derive(Debug, Args)]
 struct Options {
-    /// A TOML file of settings, named as the flags with `_` for `-`
+    /// TOML file of settings, named like the flags with `_` for `-`
     #[arg(long, env = "SWITCHBOARD_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
@@ -82,6 +84,15 @@ struct Options {
 }
 
 impl Cli {
+    /// Reads the command line.
+    ///
+    /// # Errors
+    /// For arguments that are unknown or have a wrong value, and for `--help` and `--version`.
+    pub fn read() -> Result<Self, clap::Error> {
+        let mut matches = described().try_get_matches()?;
+        Self::from_arg_matches_mut(&mut matches)
+    }
+
     /// Reads the settings that the command line leaves open from the environment and the file.
     ///
     /// # Errors
@@ -92,7 +103,9 @@ impl Cli {
         match self.command {
             None => self.serve.resolve()?.traced().map(Task::Serve),
             Some(Command::Serve(options)) => options.resolve()?.traced().map(Task::Serve),
-            Some(Command::Migrate(options)) => options.resolve().map(Task::Migrate),
+            Some(Command::Migrate(options)) => {
+                options.resolve_only(Settings::of_migrations).map(Task::Migrate)
+            }
             Some(Command::Bench(bench)) => Ok(Task::Bench(bench)),
             Some(Command::Config(options)) => options.resolve()?.traced().map(Task::PrintConfig),
             Some(Command::Token(options)) => options.resolve(),
@@ -100,13 +113,68 @@ impl Cli {
     }
 }
 
+/// The command line as `--help` shows it: plain text, and with each command only the settings that it reads.
+/// The others are accepted there too, so that all commands can share one environment and one file.
+fn described() -> clap::Command {
+    let only = |command: clap::Command, own: fn(&Arg) -> bool| {
+        command.mut_args(|argument| {
+            let is_foreign = is_setting(&argument) && !own(&argument);
+            argument.hide(is_foreign)
+        })
+    };
+    plain(Cli::command())
+        .mut_subcommand("migrate", |command| only(command, is_of_migrations))
+        .mut_subcommand("token", |command| only(command, is_of_tokens))
+}
+
+/// Whether `migrate` reads this setting: [`Settings::of_migrations`].
+fn is_of_migrations(argument: &Arg) -> bool {
+    ["database_url", "log_format"].contains(&argument.get_id().as_str())
+}
+
+/// Whether `token` reads this setting: [`Settings::of_tokens`].
+fn is_of_tokens(argument: &Arg) -> bool {
+    argument.get_help_heading() == Some(TOKENS)
+}
+
+/// The same command without Markdown in its texts.
+fn plain(command: clap::Command) -> clap::Command {
+    let text = |styled: &clap::builder::StyledStr| styled.to_string().replace('`', "");
+    let about = command.get_about().map(text);
+    command
+        .mut_args(|argument| match argument.get_help().map(text) {
+            Some(help) => argument.help(help),
+            None => argument,
+        })
+        .mut_subcommands(plain)
+        .about(about.unwrap_or_default())
+}
+
+impl Settings {
+    /// The settings that migrations depend on. Any other one may be wrong or incomplete.
+    fn of_migrations(self) -> Self {
+        Self { database_url: self.database_url, log_format: self.log_format, ..Self::default() }
+    }
+
+    /// The settings that tokens depend on. Any other one may be wrong or incomplete.
+    fn of_tokens(self) -> Self {
+        Self {
+            // Asking for a token says that tokens are used.
+            auth: self.auth.or(Some(AuthMode::Jwt)),
+            jwt_secret: self.jwt_secret,
+            jwt_public_key: self.jwt_public_key,
+            jwks_url: self.jwks_url,
+            jwt_issuer: self.jwt_issuer,
+            jwt_audience: self.jwt_audience,
+            ..Self::default()
+        }
+    }
+}
+
 impl TokenOptions {
-    fn resolve(mut self) -> Result<Task, ConfigError> {
-        // A token is asked for: nobody has to say that they are used.
-        let settings = &mut self.options.settings;
-        settings.auth.get_or_insert(AuthMode::Jwt);
+    fn resolve(self) -> Result<Task, ConfigError> {
         let wish = Mint { user: self.user, ttl: self.ttl, scopes: self.scopes };
-        match self.options.resolve()?.auth {
+        match self.options.resolve_only(Settings::of_tokens)?.auth {
             Auth::Jwt(trust) => Ok(Task::MintToken(trust, wish)),
             Auth::Open => Err(ConfigError(
                 "tokens are for SWITCHBOARD_AUTH=jwt, and SWITCHBOARD_AUTH is open".to_owned(),
@@ -123,6 +191,11 @@ impl ServeOptions {
 
 impl Options {
     fn resolve(self) -> Result<Config, ConfigError> {
+        self.resolve_only(|all| all)
+    }
+
+    /// Resolves the part of all settings that `part` leaves of them.
+    fn resolve_only(self, part: fn(Settings) -> Settings) -> Result<Config, ConfigError> {
         let file = match &self.config {
             None => Settings::default(),
             Some(path) => {
@@ -133,7 +206,7 @@ impl Options {
                     .map_err(|error| ConfigError(format!("{shown}, {}", place_in(&text, &error))))?
             }
         };
-        self.settings.or(file).resolve()
+        part(self.settings.or(file)).resolve()
     }
 }
 
@@ -180,6 +253,40 @@ mod tests {
         assert!(vars("SWITCHBOARD_RING_TIMOUT").is_err());
         assert!(vars("SWITCHBOARD_RING_TIMEOUT").is_ok());
         assert!(vars("HOME").is_ok());
+    }
+
+    #[test]
+    fn help_shows_each_command_its_own_settings_without_markup() {
+        for (command, own, foreign) in [
+            ("migrate", &["--database-url", "--config"][..], &["--turn-urls", "--jwt-secret"][..]),
+            ("token", &["--user", "--ttl", "--jwt-secret"], &["--database-url", "--turn-secret"]),
+            ("config", &["--turn-secret", "--listen"], &["--user", "--migrate"]),
+            ("serve", &["--turn-secret", "--migrate"], &["--user"]),
+        ] {
+            let mut described = described();
+            let help =
+                described.find_subcommand_mut(command).unwrap().render_long_help().to_string();
+            for flag in own {
+                assert!(help.contains(flag), "{command} {flag}");
+            }
+            for flag in foreign {
+                assert!(!help.contains(flag), "{command} {flag}");
+            }
+            assert!(!help.contains('`'), "{help}");
+        }
+    }
+
+    #[test]
+    fn commands_ignore_settings_that_they_do_not_read() {
+        let secret = "x".repeat(32);
+        // A TURN secret alone is refused by `serve`.
+        let task = |command: &[&str]| {
+            let arguments = [&["switchboard"], command, &["--turn-secret", "a"]].concat();
+            Cli::try_parse_from(arguments).unwrap().task()
+        };
+        assert!(task(&["serve"]).is_err());
+        assert!(task(&["token", "--user", "anna", "--jwt-secret", &secret]).is_ok());
+        assert!(task(&["migrate"]).is_ok());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Who says who may call whom.
+//! Authorization of calls.
 
 use std::{ops::RangeInclusive, time::Duration};
 
@@ -20,7 +20,7 @@ pub fn authorize(
     fail: Option<Fail>,
 ) -> Result<Option<Settings>, ConfigError> {
     let Some(url) = url else {
-        // Whoever sets these believes that somebody is asked.
+        // Setting these implies that a backend is expected.
         if token.is_some() || timeout.is_some() || cache.is_some() || fail.is_some() {
             let missing = "authorize_url: expected, because another authorize_ setting is there";
             return Err(ConfigError(missing.to_owned()));

@@ -8,7 +8,7 @@ use crate::{
     secret::Secret,
 };
 
-/// Those servers and their secrets, if they fit together.
+/// The servers and their secrets, if they are consistent.
 pub fn ice(
     stun_urls: Option<Vec<String>>,
     turn_urls: Option<Vec<String>>,

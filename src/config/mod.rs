@@ -4,6 +4,7 @@ mod auth;
 mod commands;
 mod gate;
 mod media;
+mod reference;
 mod traces;
 
 use std::{
@@ -16,6 +17,7 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Deserializer};
 
 pub use commands::{Cli, Task};
+pub use reference::{Reference, Setting, reference};
 
 use crate::{
     auth::{KeySource, Trust, shown_public_key},
@@ -32,157 +34,199 @@ use crate::{
     telemetry,
 };
 
+// The headings of `--help` and of the reference.
+const LISTENERS: &str = "Listeners";
+const CLUSTER: &str = "Cluster";
+const HISTORY: &str = "Call history";
+const TOKENS: &str = "Tokens";
+const CALLS: &str = "Calls";
+const RELAYS: &str = "STUN and TURN";
+const AUTHORIZATION: &str = "Authorization of calls";
+const LIMITS: &str = "Limits, origins and proxies";
+const LOGS: &str = "Logs";
+
 /// A shorter history is surely a mistake in the unit.
 const MIN_RETENTION: Duration = Duration::from_hours(24);
 
-/// Settings as one source gives them. What it leaves out, the next one gives.
+/// Settings as one source gives them: a field that is absent falls through to the next source.
+///
+/// The comments of the fields are the help texts of the command line and the rows of
+/// docs/reference/settings.md: the meaning, then `[default: …]` and `[range: …]`.
 #[derive(Debug, Default, Args, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Settings {
-    /// Where to serve Socket.IO, the HTTP API and the web page [default: 127.0.0.1:3000]
-    #[arg(long, env = "SWITCHBOARD_LISTEN", value_name = "ADDRESS", value_parser = address)]
+    /// Address of Socket.IO, the HTTP API and the web page [default: 127.0.0.1:3000] [range: `IP:PORT`]
+    #[arg(long, env = "SWITCHBOARD_LISTEN", value_name = "ADDRESS", help_heading = LISTENERS)]
+    #[arg(value_parser = address)]
     #[serde(deserialize_with = "optional_address")]
     listen: Option<SocketAddr>,
-    /// Where to serve health and metrics, for those who look after the service
-    /// [default: 127.0.0.1:9300]
-    #[arg(long, env = "SWITCHBOARD_ADMIN_LISTEN", value_name = "ADDRESS", value_parser = address)]
+    /// Address of the health checks, metrics and log filter, for operators only
+    /// [default: 127.0.0.1:9300] [range: `IP:PORT`]
+    #[arg(long, env = "SWITCHBOARD_ADMIN_LISTEN", value_name = "ADDRESS", help_heading = LISTENERS)]
+    #[arg(value_parser = address)]
     #[serde(deserialize_with = "optional_address")]
     admin_listen: Option<SocketAddr>,
-    /// The Redis that nodes share: `redis[s]://`, `redis[s]-cluster://`, `redis[s]-sentinel://`
-    /// [default: none, a cluster of one]
-    #[arg(long, env = "SWITCHBOARD_REDIS_URL", value_name = "URL", hide_env_values = true)]
+    /// Redis that all nodes of a cluster share [default: none, a single node]
+    /// [range: `redis://`, `redis-cluster://` or `redis-sentinel://`; with TLS `rediss…`]
+    #[arg(long, env = "SWITCHBOARD_REDIS_URL", value_name = "URL", help_heading = CLUSTER)]
+    #[arg(hide_env_values = true)]
     redis_url: Option<ServiceUrl>,
-    /// Which cluster on that Redis this node belongs to [default: default]
-    #[arg(long, env = "SWITCHBOARD_NAMESPACE", value_name = "NAME")]
+    /// Name of the cluster: clusters with different names share a Redis without meeting
+    /// [default: default] [range: letters, digits and hyphens]
+    #[arg(long, env = "SWITCHBOARD_NAMESPACE", value_name = "NAME", help_heading = CLUSTER)]
     namespace: Option<String>,
-    /// The shape of the log [default: pretty]
-    #[arg(long, env = "SWITCHBOARD_LOG_FORMAT", value_enum, value_name = "FORMAT")]
-    log_format: Option<logs::Format>,
-    /// How users appear in the log [default: plain]
-    #[arg(long, env = "SWITCHBOARD_LOG_USERS", value_enum, value_name = "HOW")]
-    log_users: Option<logs::Users>,
-    /// What users are hashed with, so that nodes and restarts agree [default: random]
-    #[arg(long, env = "SWITCHBOARD_LOG_USERS_KEY", value_name = "KEY", hide_env_values = true)]
-    log_users_key: Option<String>,
-    /// Where call history is kept: `sqlite://PATH` or `postgres://…`
-    /// [default: `sqlite://switchboard.db`]
-    #[arg(long, env = "SWITCHBOARD_DATABASE_URL", value_name = "URL", hide_env_values = true)]
-    database_url: Option<ServiceUrl>,
-    /// How long call history is kept: in Postgres whole months are dropped when they are older
-    /// [default: for ever]
-    #[arg(long, env = "SWITCHBOARD_HISTORY_RETENTION", value_name = "DURATION", value_parser = duration)]
-    #[serde(deserialize_with = "optional_duration")]
-    history_retention: Option<Duration>,
-    /// Who may connect; must be said to listen beyond loopback [default there: open]
-    #[arg(long, env = "SWITCHBOARD_AUTH", value_enum, value_name = "MODE")]
-    auth: Option<AuthMode>,
-    /// For `jwt`, one of three: the secret that tokens are signed with (HS256), 32 bytes or more
-    #[arg(long, env = "SWITCHBOARD_JWT_SECRET", value_name = "SECRET", hide_env_values = true)]
-    jwt_secret: Option<Secret>,
-    /// Or the public key of whoever signs tokens: PEM, or the path of a file with it
-    #[arg(long, env = "SWITCHBOARD_JWT_PUBLIC_KEY", value_name = "PEM", hide_env_values = true)]
-    jwt_public_key: Option<Secret>,
-    /// Or where their public keys are (JWKS): `https://…`
-    #[arg(long, env = "SWITCHBOARD_JWKS_URL", value_name = "URL", hide_env_values = true)]
-    jwks_url: Option<ServiceUrl>,
-    /// What `iss` in tokens must be [default: anything]
-    #[arg(long, env = "SWITCHBOARD_JWT_ISSUER", value_name = "TEXT")]
-    jwt_issuer: Option<String>,
-    /// What `aud` in tokens must be or hold [default: there must be none]
-    #[arg(long, env = "SWITCHBOARD_JWT_AUDIENCE", value_name = "TEXT")]
-    jwt_audience: Option<String>,
-    /// How long a call rings [default: 30s]
-    #[arg(long, env = "SWITCHBOARD_RING_TIMEOUT", value_name = "DURATION", value_parser = duration)]
-    #[serde(deserialize_with = "optional_duration")]
-    ring_timeout: Option<Duration>,
-    /// How long a device that lost its connection may take to come back [default: 10s]
-    #[arg(long, env = "SWITCHBOARD_RECONNECT_GRACE", value_name = "DURATION", value_parser = duration)]
-    #[serde(deserialize_with = "optional_duration")]
-    reconnect_grace: Option<Duration>,
-    /// How long a call may last [default: 12h]
-    #[arg(long, env = "SWITCHBOARD_MAX_CALL_DURATION", value_name = "DURATION", value_parser = duration)]
-    #[serde(deserialize_with = "optional_duration")]
-    max_call_duration: Option<Duration>,
-    /// Over how long a node that stops spreads the closing of its connections, when others take them
-    /// [default: 20s]
-    #[arg(long, env = "SWITCHBOARD_DRAIN_WINDOW", value_name = "DURATION", value_parser = duration)]
+    /// Period over which a stopping node spreads the closing of its connections, if other nodes can
+    /// take them [default: 20s] [range: more than 0s]
+    #[arg(long, env = "SWITCHBOARD_DRAIN_WINDOW", value_name = "DURATION", help_heading = CLUSTER)]
+    #[arg(value_parser = duration)]
     #[serde(deserialize_with = "optional_duration")]
     drain_window: Option<Duration>,
-    /// STUN servers that clients are told, separated by commas [default: none]
-    #[arg(long, env = "SWITCHBOARD_STUN_URLS", value_name = "URLS", value_delimiter = ',')]
-    stun_urls: Option<Vec<String>>,
-    /// TURN servers that clients are told, separated by commas: `turn:HOST:PORT?transport=udp`,
-    /// `turns:HOST:PORT` [default: none]
-    #[arg(long, env = "SWITCHBOARD_TURN_URLS", value_name = "URLS", value_delimiter = ',')]
-    turn_urls: Option<Vec<String>>,
-    /// What the TURN servers share with this service (coturn's `static-auth-secret`). Of several,
-    /// separated by commas, the first signs
-    #[arg(long, env = "SWITCHBOARD_TURN_SECRET", value_name = "SECRETS", value_delimiter = ',')]
+    /// Database of the call history [default: `sqlite://switchboard.db`]
+    /// [range: `sqlite://PATH` or `postgres://…`]
+    #[arg(long, env = "SWITCHBOARD_DATABASE_URL", value_name = "URL", help_heading = HISTORY)]
     #[arg(hide_env_values = true)]
+    database_url: Option<ServiceUrl>,
+    /// Age at which calls are deleted from the history; in Postgres whole months are dropped
+    /// [default: none, calls are kept forever] [range: 1day or more]
+    #[arg(long, env = "SWITCHBOARD_HISTORY_RETENTION", value_name = "DURATION")]
+    #[arg(help_heading = HISTORY, value_parser = duration)]
+    #[serde(deserialize_with = "optional_duration")]
+    history_retention: Option<Duration>,
+    /// Authentication of clients; required if `listen` is not a loopback address
+    /// [default: open on loopback]
+    #[arg(long, env = "SWITCHBOARD_AUTH", value_enum, value_name = "MODE", help_heading = TOKENS)]
+    auth: Option<AuthMode>,
+    /// With `auth = jwt`, one of three keys: the shared secret that signs tokens (HS256)
+    /// [default: none] [range: 32 bytes or more]
+    #[arg(long, env = "SWITCHBOARD_JWT_SECRET", value_name = "SECRET", help_heading = TOKENS)]
+    #[arg(hide_env_values = true)]
+    jwt_secret: Option<Secret>,
+    /// Or the public key of the issuer of tokens [default: none] [range: PEM, or the path of a PEM file]
+    #[arg(long, env = "SWITCHBOARD_JWT_PUBLIC_KEY", value_name = "PEM", help_heading = TOKENS)]
+    #[arg(hide_env_values = true)]
+    jwt_public_key: Option<Secret>,
+    /// Or the URL of the issuer's key set (JWKS) [default: none]
+    /// [range: `https://…`, or `http://…` on this machine]
+    #[arg(long, env = "SWITCHBOARD_JWKS_URL", value_name = "URL", help_heading = TOKENS)]
+    #[arg(hide_env_values = true)]
+    jwks_url: Option<ServiceUrl>,
+    /// Required value of `iss` in tokens [default: none, any issuer] [range: any text]
+    #[arg(long, env = "SWITCHBOARD_JWT_ISSUER", value_name = "TEXT", help_heading = TOKENS)]
+    jwt_issuer: Option<String>,
+    /// Required value, or list element, of `aud` in tokens [default: none, tokens must have no `aud`]
+    /// [range: any text]
+    #[arg(long, env = "SWITCHBOARD_JWT_AUDIENCE", value_name = "TEXT", help_heading = TOKENS)]
+    jwt_audience: Option<String>,
+    /// Time until an unanswered call ends [default: 30s] [range: more than 0s]
+    #[arg(long, env = "SWITCHBOARD_RING_TIMEOUT", value_name = "DURATION", help_heading = CALLS)]
+    #[arg(value_parser = duration)]
+    #[serde(deserialize_with = "optional_duration")]
+    ring_timeout: Option<Duration>,
+    /// Time that a device of a call has to reconnect before the call ends [default: 10s]
+    /// [range: more than 0s]
+    #[arg(long, env = "SWITCHBOARD_RECONNECT_GRACE", value_name = "DURATION", help_heading = CALLS)]
+    #[arg(value_parser = duration)]
+    #[serde(deserialize_with = "optional_duration")]
+    reconnect_grace: Option<Duration>,
+    /// Longest duration of a call [default: 12h] [range: more than 0s]
+    #[arg(long, env = "SWITCHBOARD_MAX_CALL_DURATION", value_name = "DURATION", help_heading = CALLS)]
+    #[arg(value_parser = duration)]
+    #[serde(deserialize_with = "optional_duration")]
+    max_call_duration: Option<Duration>,
+    /// STUN servers for clients, separated by commas [default: none] [range: `stun:HOST[:PORT]`]
+    #[arg(long, env = "SWITCHBOARD_STUN_URLS", value_name = "URLS", help_heading = RELAYS)]
+    #[arg(value_delimiter = ',')]
+    stun_urls: Option<Vec<String>>,
+    /// TURN servers for clients, separated by commas [default: none]
+    /// [range: `turn:HOST[:PORT][?transport=udp]`, `turns:…`]
+    #[arg(long, env = "SWITCHBOARD_TURN_URLS", value_name = "URLS", help_heading = RELAYS)]
+    #[arg(value_delimiter = ',')]
+    turn_urls: Option<Vec<String>>,
+    /// Secret shared with the TURN servers (coturn's `static-auth-secret`); of several, separated by
+    /// commas, the first signs [default: none, required with `turn_urls`] [range: not empty]
+    #[arg(long, env = "SWITCHBOARD_TURN_SECRET", value_name = "SECRETS", help_heading = RELAYS)]
+    #[arg(hide_env_values = true, value_delimiter = ',')]
     #[serde(deserialize_with = "secret::optional_list")]
     turn_secret: Option<Vec<Secret>>,
-    /// For how long credentials for the TURN servers are valid [default: 1h]
-    #[arg(long, env = "SWITCHBOARD_TURN_TTL", value_name = "DURATION", value_parser = duration)]
+    /// Lifetime of TURN credentials [default: 1h] [range: 1m to 24h]
+    #[arg(long, env = "SWITCHBOARD_TURN_TTL", value_name = "DURATION", help_heading = RELAYS)]
+    #[arg(value_parser = duration)]
     #[serde(deserialize_with = "optional_duration")]
     turn_ttl: Option<Duration>,
-    /// The URL of the backend that says who may call whom: https, or http on this machine
-    /// [default: none, everybody may call everybody]
-    #[arg(long, env = "SWITCHBOARD_AUTHORIZE_URL", value_name = "URL", hide_env_values = true)]
+    /// Backend that authorizes each new call [default: none, every user may call every user]
+    /// [range: `https://…`, or `http://…` on this machine]
+    #[arg(long, env = "SWITCHBOARD_AUTHORIZE_URL", value_name = "URL", help_heading = AUTHORIZATION)]
+    #[arg(hide_env_values = true)]
     authorize_url: Option<ServiceUrl>,
-    /// What shows that backend who asks, as a bearer token [default: none]
-    #[arg(long, env = "SWITCHBOARD_AUTHORIZE_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    /// Bearer token sent to that backend [default: none] [range: visible ASCII]
+    #[arg(long, env = "SWITCHBOARD_AUTHORIZE_TOKEN", value_name = "TOKEN")]
+    #[arg(help_heading = AUTHORIZATION, hide_env_values = true)]
     authorize_token: Option<Secret>,
-    /// How long that backend may take to answer [default: 1s]
-    #[arg(long, env = "SWITCHBOARD_AUTHORIZE_TIMEOUT", value_name = "DURATION", value_parser = duration)]
+    /// Time-out of a request to that backend [default: 1s] [range: 50ms to 10s]
+    #[arg(long, env = "SWITCHBOARD_AUTHORIZE_TIMEOUT", value_name = "DURATION")]
+    #[arg(help_heading = AUTHORIZATION, value_parser = duration)]
     #[serde(deserialize_with = "optional_duration")]
     authorize_timeout: Option<Duration>,
-    /// For how long its yes is good for the same call again; 0s for not at all [default: 10s]
-    #[arg(long, env = "SWITCHBOARD_AUTHORIZE_CACHE", value_name = "DURATION", value_parser = any_duration)]
+    /// Time for which a permission is cached [default: 10s] [range: 0s to 1h]
+    #[arg(long, env = "SWITCHBOARD_AUTHORIZE_CACHE", value_name = "DURATION")]
+    #[arg(help_heading = AUTHORIZATION, value_parser = any_duration)]
     #[serde(deserialize_with = "optional_any_duration")]
     authorize_cache: Option<Duration>,
-    /// What happens to calls while that backend does not answer: `open` lets them through
-    /// [default: closed]
+    /// Decision while that backend does not answer [default: closed]
     #[arg(long, env = "SWITCHBOARD_AUTHORIZE_FAIL", value_enum, value_name = "HOW")]
+    #[arg(help_heading = AUTHORIZATION)]
     authorize_fail: Option<Fail>,
-    /// The origins of pages that may use this service beside its own, separated by commas, such as
-    /// `https://app.example.org` [default: none]
-    #[arg(long, env = "SWITCHBOARD_CORS_ORIGINS", value_name = "ORIGINS", value_delimiter = ',')]
+    /// Other origins whose pages may use this service, separated by commas [default: none]
+    /// [range: `https://app.example.org`]
+    #[arg(long, env = "SWITCHBOARD_CORS_ORIGINS", value_name = "ORIGINS", help_heading = LIMITS)]
+    #[arg(value_delimiter = ',')]
     cors_origins: Option<Vec<String>>,
-    /// The names under which this service is asked, separated by commas, such as `calls.example.org` or
-    /// `*.example.org`: without tokens, and on the admin listener, no others are served
-    /// [default: localhost, addresses, names without a dot]
-    #[arg(long, env = "SWITCHBOARD_HOSTS", value_name = "NAMES", value_delimiter = ',')]
+    /// Host names of this service, separated by commas. In `open` mode, and on the admin listener, requests for other
+    /// names are refused [default: none, localhost, addresses and names without a dot]
+    /// [range: names such as `calls.example.org` or `*.example.org`]
+    #[arg(long, env = "SWITCHBOARD_HOSTS", value_name = "NAMES", help_heading = LIMITS)]
+    #[arg(value_delimiter = ',')]
     hosts: Option<Vec<String>>,
-    /// Changes of the limits, separated by commas, such as `events=200/4s,sockets=5000`; `off` takes away
-    /// all that can be. docs/operations/security.md names them [default: none]
-    #[arg(long, env = "SWITCHBOARD_LIMITS", value_name = "LIMITS", value_delimiter = ',')]
+    /// Changes to the limits, separated by commas, such as `events=200/4s,sockets=5000`; `off` alone
+    /// removes all that can be removed [default: none, all limits are on]
+    /// [range: the names in docs/reference/limits.md]
+    #[arg(long, env = "SWITCHBOARD_LIMITS", value_name = "LIMITS", help_heading = LIMITS)]
+    #[arg(value_delimiter = ',')]
     limits: Option<Vec<String>>,
-    /// The proxies that are believed when they say for whom they ask: their addresses and networks, separated
-    /// by commas, such as `10.1.2.3/32`; or how many stand one behind the other, such as `hops:1`, where
-    /// nobody else can connect [default: none]
-    #[arg(
-        long,
-        env = "SWITCHBOARD_TRUSTED_PROXIES",
-        value_name = "PROXIES",
-        value_delimiter = ','
-    )]
+    /// Proxies whose header for the client's address is trusted, separated by commas; or the number of proxies in a
+    /// row, where no client can connect directly [default: none]
+    /// [range: addresses and networks such as `10.1.2.3/32`; or `hops:1`]
+    #[arg(long, env = "SWITCHBOARD_TRUSTED_PROXIES", value_name = "PROXIES", help_heading = LIMITS)]
+    #[arg(value_delimiter = ',')]
     trusted_proxies: Option<Vec<String>>,
-    /// Where those proxies say it [default: x-forwarded-for]
+    /// Header in which those proxies send the client's address [default: x-forwarded-for]
     #[arg(long, env = "SWITCHBOARD_FORWARDED_HEADER", value_enum, value_name = "HEADER")]
+    #[arg(help_heading = LIMITS)]
     forwarded_header: Option<ForwardedHeader>,
+    /// Format of the log [default: pretty]
+    #[arg(long, env = "SWITCHBOARD_LOG_FORMAT", value_enum, value_name = "FORMAT", help_heading = LOGS)]
+    log_format: Option<logs::Format>,
+    /// Form of user ids in the log and in traces [default: plain]
+    #[arg(long, env = "SWITCHBOARD_LOG_USERS", value_enum, value_name = "HOW", help_heading = LOGS)]
+    log_users: Option<logs::Users>,
+    /// Key of the hashes of `log_users = hashed`; set the same on all nodes to compare their logs
+    /// [default: none, random for each process] [range: any text]
+    #[arg(long, env = "SWITCHBOARD_LOG_USERS_KEY", value_name = "KEY", help_heading = LOGS)]
+    #[arg(hide_env_values = true)]
+    log_users_key: Option<String>,
 }
 
-/// How clients show who they are.
+/// The mode of authentication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum AuthMode {
-    /// They are who they say they are. For development only.
+    /// No authentication: any client may act as any user; for development only
     Open,
-    /// They show a token, signed by whoever signs them in.
+    /// Each client presents a signed token (JWT)
     Jwt,
 }
 
-/// How clients show who they are, with all that it takes.
+/// Authentication, with its keys.
 #[derive(Debug, Clone)]
 pub enum Auth {
     Open,

@@ -1,4 +1,4 @@
-//! Where traces go: OpenTelemetry's own variables, which are the same for everything that is traced.
+//! The settings of traces, from OpenTelemetry's standard variables.
 
 use std::{env, fmt::Write as _, ops::RangeInclusive, time::Duration};
 
@@ -10,18 +10,18 @@ use crate::telemetry::{Batches, Sampler, Settings};
 const TIMEOUT_MS: RangeInclusive<u64> = 1..=60_000;
 const DELAY_MS: RangeInclusive<u64> = 1..=60_000;
 const QUEUE: RangeInclusive<u64> = 1..=65_536;
-/// What takes the place of a variable's own, for traces alone.
+/// The infix of variables for traces only.
 const FOR_TRACES: &str = "OTEL_EXPORTER_OTLP_TRACES_";
 const FOR_ALL: &str = "OTEL_EXPORTER_OTLP_";
 
 impl Config {
-    /// With what the environment says of traces.
+    /// Adds the settings of traces from the environment.
     pub(super) fn traced(self) -> Result<Self, ConfigError> {
         Ok(Self { traces: traces(&|name| env::var(name).ok())?, ..self })
     }
 }
 
-/// What the settings come from. As OpenTelemetry has it, an empty variable is none.
+/// The environment. An empty variable counts as unset, as OpenTelemetry requires.
 struct Variables<'a>(&'a dyn Fn(&str) -> Option<String>);
 
 impl Variables<'_> {
@@ -52,7 +52,7 @@ fn within(name: &str, value: &str, range: RangeInclusive<u64>) -> Result<u64, Co
     value.parse().ok().filter(|number| range.contains(number)).ok_or_else(expected)
 }
 
-/// Where traces go; None unless an endpoint is named and nothing says that there shall be none.
+/// The settings of traces; None without an endpoint, or if traces are disabled.
 fn traces(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Settings>, ConfigError> {
     let variables = Variables(variable);
     let is_disabled =
@@ -102,7 +102,7 @@ fn traces(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Settings>,
 fn endpoint(variables: &Variables) -> Result<Option<Uri>, ConfigError> {
     let Some((name, mut url)) = variables.exporter("ENDPOINT") else { return Ok(None) };
     if !name.starts_with(FOR_TRACES) {
-        // The address of a collector; the other is that of its traces.
+        // The base URL of a collector; the other variable is the whole URL.
         url = format!("{}/v1/traces", url.trim_end_matches('/'));
     }
     let expected = "http://HOST:PORT or https://HOST:PORT of a collector, without a user name";
@@ -112,7 +112,7 @@ fn endpoint(variables: &Variables) -> Result<Option<Uri>, ConfigError> {
     if is_http && is_plain { Ok(Some(uri)) } else { Err(wrong(&name, expected)) }
 }
 
-/// The errors do not say what stood there: it may be a key.
+/// Errors do not echo the value: it may be a key.
 fn headers(variables: &Variables) -> Result<HeaderMap, ConfigError> {
     let mut headers = HeaderMap::new();
     let Some((name, text)) = variables.exporter("HEADERS") else { return Ok(headers) };
@@ -139,7 +139,7 @@ fn resource(variables: &Variables) -> Result<Vec<(String, String)>, ConfigError>
     Ok(resource)
 }
 
-/// A list of `key=value`, separated by commas, where values may have signs written as `%2C`.
+/// A list of `key=value`, separated by commas, with percent-encoded values.
 fn pairs(name: &str, text: &str) -> Result<Vec<(String, String)>, ConfigError> {
     let pair = |pair: &str| {
         let (key, value) = pair.split_once('=')?;
@@ -162,7 +162,7 @@ fn decoded(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// Whether a call is traced is decided once, by its attempt: with or without `parentbased_` is the same.
+/// The attempt decides for its call, so `parentbased_` makes no difference.
 fn sampler(variables: &Variables) -> Result<Sampler, ConfigError> {
     const NAME: &str = "OTEL_TRACES_SAMPLER";
     const ARGUMENT: &str = "OTEL_TRACES_SAMPLER_ARG";
@@ -182,7 +182,7 @@ fn sampler(variables: &Variables) -> Result<Sampler, ConfigError> {
     }
 }
 
-/// What is in force, for people: it is not in the file.
+/// The settings in force, as comments: they cannot stand in the file.
 pub fn comments(traces: &Settings) -> String {
     let Settings { endpoint, headers, timeout, sampler, resource, batches } = traces;
     let mut text = "# From the environment:\n".to_owned();

@@ -1,4 +1,4 @@
-//! What waits to be written: of each call the newest row, within limits.
+//! The bounded backlog: the newest unwritten row of each call.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -11,32 +11,32 @@ use tokio::sync::Notify;
 use super::Row;
 use crate::ids::CallId;
 
-/// Most calls whose rows wait to be written. An ended call that finds no room here is not lost: the
-/// cluster keeps its record and it is recorded again.
+/// Bound on waiting rows. An ended call that finds no room is not lost: the cluster keeps its record, and it is recorded
+/// again.
 pub const MAX_BACKLOG_ROWS: usize = 10_000;
 
 /// Rows that wait to be written.
 #[derive(Debug, Default)]
 pub struct Backlog {
     waiting: Mutex<Waiting>,
-    /// Told when as many rows wait as are wanted, and when no more come.
+    /// Notified when enough rows wait, and when the backlog closes.
     changed: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Waiting {
-    /// With when they came; None for one that need not be written any more.
+    /// With their time of arrival; None for a row that became obsolete.
     rows: HashMap<CallId, (Instant, Option<Row>)>,
-    /// By when they came.
+    /// In order of arrival.
     order: VecDeque<CallId>,
-    /// How many are being written, and since when the oldest of them waits.
+    /// The number of rows being written, and the arrival of the oldest.
     in_hand: Option<(usize, Instant)>,
-    /// Whoever takes rows is told when there are so many.
+    /// The taker is notified at this many rows.
     wanted: usize,
     is_closed: bool,
 }
 
-/// Why a row was not taken.
+/// A refused row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refused {
     Full,
@@ -48,7 +48,7 @@ impl Backlog {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a row in. An older one of the same call makes room for it.
+    /// Adds a row. It replaces an older one of the same call.
     pub fn push(&self, row: Row) -> Result<(), Refused> {
         let mut waiting = self.waiting();
         if waiting.is_closed {
@@ -71,28 +71,26 @@ impl Backlog {
         Ok(())
     }
 
-    /// Another node sees to a version of this call that is as new as this one: an older row is not
-    /// written.
+    /// Another node writes this version of the call or a newer one: drops an older row.
     pub fn drop_before(&self, call: CallId, version: u64) {
         if let Some((_, row)) = self.waiting().rows.get_mut(&call) {
             row.take_if(|row| row.version < version);
         }
     }
 
-    /// The oldest rows, up to `limit`; those taken before are written. From the first on they are
-    /// gathered for this long, or until there are so many. None when it is closed and empty; it may be
-    /// that none of them need be written.
+    /// Takes the oldest rows, up to `limit`, after the previous ones were written. Gathers for this long from the first row on,
+    /// or until there are enough. None when closed and empty. The result may be empty if its rows became obsolete.
     pub async fn take(&self, limit: usize, gather: Duration) -> Option<Vec<Row>> {
         self.waiting().in_hand = None;
         self.fill(1).await;
-        // Full, closed, or late: their time has come.
+        // Full, closed, or late: take them now.
         let _ = tokio::time::timeout(gather, self.fill(limit)).await;
         let mut waiting = self.waiting();
         let is_over = waiting.is_closed && waiting.rows.is_empty();
         (!is_over).then(|| waiting.take(limit))
     }
 
-    /// Waits until there are so many rows, or no more come.
+    /// Waits until there are enough rows, or the backlog closes.
     async fn fill(&self, count: usize) {
         loop {
             {
@@ -106,13 +104,13 @@ impl Backlog {
         }
     }
 
-    /// Takes no more rows in.
+    /// Closes the backlog to new rows.
     pub fn close(&self) {
         self.waiting().is_closed = true;
         self.changed.notify_one();
     }
 
-    /// How many rows are not written yet.
+    /// The number of unwritten rows.
     pub fn len(&self) -> usize {
         let waiting = self.waiting();
         waiting.rows.len() + waiting.in_hand.map_or(0, |(count, _)| count)
@@ -122,7 +120,7 @@ impl Backlog {
         self.len() == 0
     }
 
-    /// How long the oldest row has waited; zero if there is none.
+    /// The age of the oldest row; zero if there is none.
     pub fn age(&self) -> Duration {
         let waiting = self.waiting();
         let in_hand = waiting.in_hand.map(|(_, since)| since);

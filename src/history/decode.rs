@@ -1,4 +1,4 @@
-//! Rows as both databases answer them: ids and names as text, times as Unix milliseconds.
+//! Decoding rows of both databases: ids and names as text, times as Unix milliseconds.
 
 use std::{collections::BTreeMap, str::FromStr};
 
@@ -12,10 +12,10 @@ use crate::{
     time::Timestamp,
 };
 
-/// The last moment that a database is asked about: the end of the year 9999.
+/// The latest time in queries: the end of the year 9999.
 const LATEST_MS: i64 = 253_402_300_799_999;
 
-/// A row of a database whose texts and numbers can be read.
+/// A database row.
 pub trait Source<'r> {
     fn text(&'r self, column: &str) -> Result<Option<&'r str>, sqlx::Error>;
     fn number(&'r self, column: &str) -> Result<Option<i64>, sqlx::Error>;
@@ -57,7 +57,7 @@ pub fn listed<'r>(row: &'r impl Source<'r>) -> Result<Row, sqlx::Error> {
     })
 }
 
-/// A row with its timeline, without the steps that only a later version of this service knows.
+/// A row with its timeline, without steps of later builds.
 pub fn whole<'r>(row: &'r impl Source<'r>) -> Result<Row, sqlx::Error> {
     let steps: Vec<&RawValue> = serde_json::from_str(row.text("timeline")?.unwrap_or("[]"))
         .map_err(|error| column_error("timeline", error))?;
@@ -87,7 +87,7 @@ fn end_reason<'r>(row: &'r impl Source<'r>) -> Result<Option<EndReason>, sqlx::E
     named(row, "end_reason", EndReason::ALL, EndReason::as_str)
 }
 
-/// Puts the counts and percentiles of a period together; `whole` of the period as one bucket.
+/// Combines the counts and percentiles of a period; `whole` is the period as one bucket.
 pub fn stats<'r, S: Source<'r>>(
     counts: &'r [S],
     percentiles: &'r [S],
@@ -151,7 +151,7 @@ where
     text.parse().map_err(|error| column_error(column, error))
 }
 
-/// The value of `all` whose name stands in `column`.
+/// The value of `all` named in `column`.
 fn named<'r, T: Copy>(
     row: &'r impl Source<'r>,
     column: &'static str,
@@ -183,7 +183,7 @@ fn column_error(
     sqlx::Error::ColumnDecode { index: column.into(), source: source.into() }
 }
 
-/// A database's integers are signed. What does not fit is far in the future: the largest will do.
+/// Database integers are signed. Larger values are far in the future, so the maximum is sufficient.
 pub fn number(value: u64) -> i64 {
     value.try_into().unwrap_or(i64::MAX)
 }

@@ -1,5 +1,4 @@
-//! Keeps the history in order: room for the calls to come, none for those too old, and an end for
-//! calls that died unseen.
+//! Maintenance of the history: partitions for coming months, retention, and an end for calls that died unnoticed.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,26 +10,24 @@ use crate::{
     time::{Clock, Timestamp},
 };
 
-/// How often it looks.
+/// Period of maintenance.
 const INTERVAL: Duration = Duration::from_hours(1);
-/// How soon it tries again when something else failed. Nothing here is urgent, and each try to drop old
-/// calls makes readers wait for a moment.
+/// Pause after other failures. Nothing here is urgent, and each try to drop old calls delays readers for a moment.
 const RETRY: Duration = Duration::from_mins(5);
-/// How soon it tries again when the database was not there: then it costs nobody anything.
+/// Pause while the database is unreachable.
 const AWAY_RETRY: Duration = Duration::from_secs(15);
-/// Most calls that are closed at a time.
+/// Bound on the calls closed at a time.
 const BATCH_ROWS: u32 = 256;
 /// How far the clocks may differ by which the age of a call is judged.
 const MAX_CLOCK_DIFFERENCE: Duration = Duration::from_mins(5);
 
-/// The task that keeps a store in order. Several nodes may do it at once.
+/// The maintenance task of a store. Several nodes may run it at once.
 pub struct Keeper {
     pub store: Arc<dyn Store>,
     pub clock: Clock,
-    /// How long calls are kept; None: for ever.
+    /// Retention of calls; None: forever.
     pub retention: Option<Duration>,
-    /// When a call that has no end in history cannot be live any more; None: its end may be written
-    /// elsewhere.
+    /// Age at which a call without an end cannot be live; None: its end may be elsewhere.
     pub longest_call: Option<Duration>,
     pub health: Health,
 }
@@ -57,7 +54,7 @@ impl KeepError {
 }
 
 impl Keeper {
-    /// Looks now and then, until `shutdown` completes.
+    /// Runs periodically until `shutdown` completes.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         tokio::select! {
             () = shutdown => {}
@@ -77,7 +74,7 @@ impl Keeper {
                 Err(error) => {
                     self.health.trouble(Part::Upkeep, &error);
                     if !std::mem::replace(&mut is_told, true) {
-                        warn!(%error, "the history could not be put in order: it is tried again");
+                        warn!(%error, "the maintenance of the history failed: it is retried");
                     }
                     error.retry()
                 }
@@ -119,7 +116,7 @@ impl Keeper {
     }
 }
 
-/// Ends the rows of calls made before `made_before` that were live when all that knew of them died.
+/// Ends the rows of calls from before `made_before` whose last witness died while they were live.
 ///
 /// The true end is not known. They end at the last moment at which they were known to live: when they last
 /// changed, or their node last said so. They give way to the true end if it is written after all.
@@ -144,6 +141,6 @@ pub async fn close_orphans(store: &dyn Store, made_before: Timestamp) -> Result<
             row.duration_s = row.started_at.map(|started| (ended_at - started).as_secs());
         }
         store.save(&rows).await?;
-        info!(calls = rows.len(), "closed the history of calls that nobody had ended");
+        info!(calls = rows.len(), "closed the rows of calls without an end");
     }
 }

@@ -1,4 +1,4 @@
-//! Any store, with the time that it takes.
+//! A store with metrics.
 
 use std::{collections::HashMap, sync::Arc, time::Instant};
 
@@ -11,7 +11,7 @@ use crate::{
     time::Timestamp,
 };
 
-/// Counts what is asked of a store.
+/// Measures the operations of a store.
 pub struct Measured(pub Arc<dyn Store>);
 
 async fn timed<T>(

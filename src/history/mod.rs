@@ -1,9 +1,10 @@
-//! What happened: one row a call, written behind the signaling, read over HTTP.
+//! The call history: one row per call, written asynchronously, read over HTTP.
 
 mod backlog;
 mod decode;
 mod keeper;
 mod measured;
+mod migrated;
 mod postgres;
 mod recorder;
 mod sqlite;
@@ -17,6 +18,7 @@ use utoipa::ToSchema;
 pub use backlog::{Backlog, MAX_BACKLOG_ROWS, Refused};
 pub use keeper::{Keeper, close_orphans};
 pub use measured::Measured;
+pub use migrated::Migrated;
 pub use postgres::{OpenError, Postgres};
 pub use recorder::{Recorder, Writer, recorder};
 pub use sqlite::Sqlite;
@@ -27,12 +29,11 @@ use crate::{
     time::Timestamp,
 };
 
-/// Where rows are kept.
+/// A database of rows.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// Writes rows, all or none. Of two rows of one call the one with the higher version stays,
-    /// in whatever order they come; of one version, one that has ended takes the place of one that
-    /// has not.
+    /// Writes rows, all or none. Of two rows of one call the higher version stays, in whatever order they arrive; within one
+    /// version, an ended row replaces a live one.
     async fn save(&self, rows: &[Row]) -> Result<(), StoreError>;
 
     /// A page of calls, newest first.
@@ -44,8 +45,7 @@ pub trait Store: Send + Sync + 'static {
     /// Up to `limit` rows, with their timelines, of calls made before this time that have not ended.
     async fn open(&self, made_before: Timestamp, limit: u32) -> Result<Vec<Row>, StoreError>;
 
-    /// How many calls there were, and how they went, over the whole period and in each of its
-    /// buckets that has any.
+    /// Counts and distributions over the whole period, and in each of its non-empty buckets.
     async fn stats(&self, period: &Period) -> Result<Stats, StoreError>;
 
     /// Notes that the calls of this node were live at `at`, as far as their rows have no end.
@@ -61,16 +61,15 @@ pub trait Store: Send + Sync + 'static {
     /// first: at most a quarter of all rows at a time, or a month where history is kept by months.
     async fn tidy(&self, now: Timestamp, keep_from: Option<Timestamp>) -> Result<(), StoreError>;
 
-    /// Closes it after what is under way.
+    /// Closes the store after the running operations.
     async fn close(&self);
 }
 
-/// The classes of Postgres' errors that are no answer to what was asked: the connection is lost (08), others
-/// are in the way (40, 55), there is no room (53), it starts or stops or gave up (57), the system or Postgres
-/// itself fails (58, XX).
+/// Classes of transient Postgres errors: connection (08), rollback (40), resources (53), object state (55), operator
+/// intervention (57), system and internal errors (58, XX).
 const TROUBLES: [&str; 7] = ["08", "40", "53", "55", "57", "58", "XX"];
 
-/// A store that cannot be opened, reached, or understood. Displays as one sentence.
+/// A failed operation of a store. Displays as one sentence.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", plain(.0))]
 pub struct StoreError(sqlx::Error);
@@ -82,12 +81,12 @@ impl From<sqlx::Error> for StoreError {
 }
 
 impl StoreError {
-    /// Whether the database was not there or in trouble of its own, which waiting may mend.
+    /// Whether the failure is transient, so that a retry may succeed.
     fn is_away(&self) -> bool {
         match &self.0 {
-            // Who is not there may come; a certificate that is not trusted stays so.
+            // An unreachable server may return; an untrusted certificate stays untrusted.
             sqlx::Error::Io(error) => error.kind() != io::ErrorKind::InvalidData,
-            // One that dies while it is asked breaks off in the middle of a word.
+            // A dying server may truncate a message.
             sqlx::Error::PoolTimedOut | sqlx::Error::Protocol(_) => true,
             sqlx::Error::Database(error) => error
                 .code()
@@ -96,7 +95,7 @@ impl StoreError {
         }
     }
 
-    /// Whether the database was there and did not take the rows: they will not do later either.
+    /// Whether the database rejected the rows for good.
     fn is_refusal(&self) -> bool {
         let sqlx::Error::Database(error) = &self.0 else { return false };
         (error.is_check_violation() && !is_without_partition(&self.0))
@@ -106,13 +105,13 @@ impl StoreError {
     }
 }
 
-/// Whether Postgres has no partition for a row. It says so as if a check had failed, but names none.
+/// Whether Postgres has no partition for a row. It reports a check violation without a constraint name.
 fn is_without_partition(error: &sqlx::Error) -> bool {
     let sqlx::Error::Database(error) = error else { return false };
     error.code().is_some_and(|code| code == "23514") && error.constraint().is_none()
 }
 
-/// What the database itself says, without the layers around it that say it again.
+/// The message of the database itself, without repetitions by the layers around it.
 fn plain(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(error) => error.message().to_owned(),
@@ -122,7 +121,7 @@ fn plain(error: &sqlx::Error) -> String {
     }
 }
 
-/// One call, as history tells it.
+/// The row of a call.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = CallRecord)]
@@ -191,7 +190,7 @@ pub struct Stats {
     pub buckets: Vec<(Timestamp, Tally)>,
 }
 
-/// How some calls went.
+/// Counts and distributions of some calls.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Tally {
     pub counts: Vec<Count>,
@@ -201,7 +200,7 @@ pub struct Tally {
     pub duration_s: Option<Percentiles>,
 }
 
-/// So many calls were alike.
+/// The number of calls with the same outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Count {
     pub call_type: CallType,
@@ -210,7 +209,7 @@ pub struct Count {
     pub calls: u64,
 }
 
-/// Of values in order, the first at or past this share of them.
+/// Percentiles by the nearest-rank method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Percentiles {
     pub p50: u64,
@@ -257,7 +256,7 @@ impl Row {
     }
 }
 
-/// The fixed name of a value, as the wire and the database have it.
+/// The fixed name of a value on the wire and in the database.
 trait Named: Copy {
     fn name(self) -> Option<&'static str>;
 }

@@ -1,4 +1,4 @@
-//! History in Postgres, for all nodes together.
+//! The history of all nodes in Postgres.
 
 mod connections;
 
@@ -19,7 +19,7 @@ use sqlx::{
 use tracing::{info, warn};
 
 use super::{
-    Period, Query, Row, Stats, Store, StoreError,
+    Migrated, Period, Query, Row, Stats, Store, StoreError,
     decode::{self, millis, number},
     is_without_partition,
 };
@@ -31,35 +31,35 @@ use crate::{
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 
-/// One for the writer and one for the keeper: they wait for no reader.
+/// One for the writer and one for maintenance: readers never block them.
 const WRITER_CONNECTIONS: u32 = 2;
 const READER_CONNECTIONS: u32 = 6;
-/// How long a page, a call or the writing of a batch may take.
+/// Time-out of a page, a call or a batch.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long each of the three statements may take that count many calls.
+/// Time-out of each of the three counting statements.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long it may take to look for calls without an end, or to drop old ones.
+/// Time-out of maintenance.
 const KEEPER_TIMEOUT: Duration = Duration::from_mins(1);
-/// How long `migrate` waits for a database that is just starting.
+/// Time for which `migrate` waits for a database that is starting.
 const MIGRATE_WAIT: Duration = Duration::from_secs(30);
 const MIGRATE_RETRY: Duration = Duration::from_millis(500);
-/// For how many months ahead there are partitions.
+/// Months for which partitions are created ahead.
 const MONTHS_AHEAD: i32 = 2;
 /// Longer than a call without an end is left open. See [`super::Keeper`].
 const BEATS_KEPT: Duration = Duration::from_hours(30 * 24);
 const DAY_MS: i64 = 24 * 60 * 60 * 1_000;
 
-/// Rows in Postgres, in a partition a month.
+/// Rows in Postgres, in monthly partitions.
 #[derive(Debug)]
 pub struct Postgres {
     readers: Connections,
     /// For the writer and the keeper.
     writers: Connections,
-    /// The days whose partition is known to be there.
+    /// The days whose partition is known to exist.
     days: Mutex<HashSet<i64>>,
 }
 
-/// Why the database cannot be used. Displays as one sentence.
+/// An unusable database. Displays as one sentence.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     #[error("it is not reachable: {0}")]
@@ -73,40 +73,46 @@ pub enum OpenError {
 }
 
 impl Postgres {
-    /// Takes the database that `url` names into use. One that is not reachable is used as soon as
-    /// it is: until then rows wait and readers get an error.
+    /// Opens the database at `url`. An unreachable one is used as soon as it is reachable: until then rows wait and readers get
+    /// an error.
     pub async fn open(url: &str) -> Result<Self, OpenError> {
         let postgres = Self::at(url)?;
         match postgres.check().await {
             Err(OpenError::Unreachable(error)) => {
-                warn!(%error, "the database is not reachable: history waits, and calls go on");
+                warn!(%error, "the database is unreachable: rows wait, and calls continue");
             }
             checked => checked?,
         }
         Ok(postgres)
     }
 
-    /// Brings the schema up to date. Nodes that do so at the same time wait for each other.
-    pub async fn migrate(url: &str) -> Result<(), OpenError> {
+    /// Applies the missing migrations. Processes that do so at the same time wait for each other, and
+    /// all of them wait up to 30 s for a database that is not reachable yet.
+    pub async fn migrate(url: &str) -> Result<Migrated, OpenError> {
         let postgres = Self::at(url)?;
         let waiting = tokio::time::Instant::now();
-        loop {
-            match MIGRATIONS.run(postgres.writers.pool()).await {
-                Ok(()) => break,
-                Err(MigrateError::Execute(error)) => match refusal(error) {
-                    OpenError::Unreachable(_) if waiting.elapsed() < MIGRATE_WAIT => {
-                        tokio::time::sleep(MIGRATE_RETRY).await;
-                    }
-                    error => return Err(error),
-                },
-                // A later version has been here: its migrations stay as they are.
-                Err(MigrateError::VersionMissing(_)) => break,
-                Err(error) => return Err(OpenError::Migration(error.to_string())),
+        let migrated = loop {
+            match postgres.apply_migrations().await {
+                Err(OpenError::Unreachable(_)) if waiting.elapsed() < MIGRATE_WAIT => {
+                    tokio::time::sleep(MIGRATE_RETRY).await;
+                }
+                done => break done?,
             }
-        }
-        info!("the schema of the history is up to date");
+        };
         postgres.close().await;
-        Ok(())
+        Ok(migrated)
+    }
+
+    async fn apply_migrations(&self) -> Result<Migrated, OpenError> {
+        let before = self.schema_versions().await?;
+        match MIGRATIONS.run(self.writers.pool()).await {
+            // `VersionMissing`: a later build has migrated this database; its migrations stay.
+            Ok(()) | Err(MigrateError::VersionMissing(_)) => {}
+            Err(MigrateError::Execute(error)) => return Err(refusal(error)),
+            Err(error) => return Err(OpenError::Migration(error.to_string())),
+        }
+        let after = self.schema_versions().await?;
+        Ok(Migrated::new(before, &after))
     }
 
     fn at(url: &str) -> Result<Self, OpenError> {
@@ -120,28 +126,32 @@ impl Postgres {
         })
     }
 
-    /// Compares the schema with the one that this version is made for.
-    async fn check(&self) -> Result<(), OpenError> {
+    /// The versions of the migrations that were applied to this database.
+    async fn schema_versions(&self) -> Result<HashSet<i64>, OpenError> {
         let applied = sqlx::query("SELECT version FROM _sqlx_migrations WHERE success");
         let applied = match self.readers.ask(STATEMENT_TIMEOUT, applied).await {
             Ok(applied) => applied,
             Err(error) if is_undefined_table(&error) => Vec::new(),
             Err(error) => return Err(refusal(error)),
         };
-        let applied: Result<HashSet<i64>, _> =
-            applied.iter().map(|row| row.try_get("version")).collect();
-        let applied = applied.map_err(refusal)?;
+        let versions: Result<_, _> = applied.iter().map(|row| row.try_get("version")).collect();
+        versions.map_err(refusal)
+    }
+
+    /// Compares the schema with the one that this build expects.
+    async fn check(&self) -> Result<(), OpenError> {
+        let applied = self.schema_versions().await?;
         let known: HashSet<i64> = MIGRATIONS.iter().map(|migration| migration.version).collect();
         if !known.is_subset(&applied) {
             return Err(OpenError::Behind);
         }
         if !applied.is_subset(&known) {
-            warn!("the schema of the history is ahead of this version: a later one has been here");
+            warn!("the schema of the history is newer than this build");
         }
         Ok(())
     }
 
-    /// Makes sure that there is a partition for each of these times.
+    /// Creates missing partitions for these times.
     async fn make_partitions(
         &self,
         times_ms: impl Iterator<Item = i64>,
@@ -202,7 +212,7 @@ impl Postgres {
         let (partition, rows): (&str, i64) = (oldest.try_get("name")?, oldest.try_get("calls")?);
         let (old, of): (i64, i64) = (oldest.try_get("old")?, oldest.try_get("partitions")?);
         let made_before = keep_from.as_millis();
-        info!(partition, rows, made_before, of, "calls that were kept long enough are dropped");
+        info!(partition, rows, made_before, of, "a month beyond the retention is dropped");
         if old > 1 {
             warn!(
                 old,
@@ -229,7 +239,7 @@ impl Store for Postgres {
         }
         let rows: Vec<&Row> = newest.into_values().collect();
         let inserted = match self.insert(&rows).await {
-            // A partition that was there has been dropped or detached since.
+            // The partition was dropped or detached meanwhile.
             Err(error) if is_without_partition(&error) => {
                 self.days.lock().unwrap_or_else(PoisonError::into_inner).clear();
                 self.insert(&rows).await
@@ -266,7 +276,7 @@ impl Store for Postgres {
     }
 
     async fn get(&self, id: CallId, user: &UserId) -> Result<Option<Row>, StoreError> {
-        // The id tells about when the call was made, and so in which partition it is.
+        // The id contains the creation time, and so determines the partition.
         let (from, to) = match id.made_at().map(millis) {
             Some(made) => (made - DAY_MS, made + DAY_MS),
             None => (0, millis(Timestamp::from_millis(u64::MAX))),
@@ -346,7 +356,7 @@ fn is_undefined_table(error: &sqlx::Error) -> bool {
     error.code().is_some_and(|code| code == "42P01")
 }
 
-/// Tells what waiting can mend from what it cannot.
+/// Distinguishes transient from permanent failures.
 fn refusal(error: sqlx::Error) -> OpenError {
     let error = StoreError::from(error);
     if error.is_away() { OpenError::Unreachable(error) } else { OpenError::Refused(error) }

@@ -1,4 +1,4 @@
-//! Writes behind the signaling: calls never wait for the database.
+//! Write-behind recording: calls never wait for the database.
 
 use std::{
     sync::{
@@ -24,25 +24,24 @@ use crate::{
     time::Clock,
 };
 
-/// Most rows that are written at once.
+/// Bound on the rows of a write.
 const BATCH_ROWS: usize = 1024;
-/// How long rows are gathered before they are written. Many calls then share a write, and one that is
-/// placed and ends meanwhile is written once.
+/// Time to gather rows before a write, so that many calls share one, and a short call is written once.
 const GATHER: Duration = Duration::from_millis(250);
 /// How often it is noted that calls are live. What a killed process loses of their duration is no more.
 pub const HEARTBEAT: Duration = Duration::from_secs(5);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(5);
-/// How long the last rows may take when the service stops.
+/// Bound on the final writes when the service stops.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Takes note of calls. Cheap to clone.
+/// Queues rows of calls. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Recorder {
     backlog: Arc<Backlog>,
     /// Whether the whole record of a live call is written with its row.
     keeps_records: bool,
-    /// Whether it has been said that the backlog is full.
+    /// Whether the full backlog was logged.
     is_full: Arc<AtomicBool>,
 }
 
@@ -98,17 +97,17 @@ impl Recorder {
                 }
             }
             Err(Refused::Closed) => {
-                debug!(call = %call.id, "a history row is left to the other nodes");
+                debug!(call = %call.id, "a history row waits in the cluster");
             }
         }
     }
 
-    /// Another node has ended this call, and sees to it that this is stored: what is older need not be.
+    /// Another node has ended this call and writes its row: drops an older one.
     pub fn ended_elsewhere(&self, call: &Call) {
         self.backlog.drop_before(call.id, call.version);
     }
 
-    /// What waits to be written.
+    /// The backlog.
     pub fn backlog(&self) -> &Backlog {
         &self.backlog
     }
@@ -123,7 +122,7 @@ impl Writer {
         self
     }
 
-    /// Writes until `shutdown` completes, then what is queued by then, within [`CLOSE_TIMEOUT`].
+    /// Writes until `shutdown` completes, then the queued rows, within [`CLOSE_TIMEOUT`].
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let closing = async {
             shutdown.await;
@@ -135,7 +134,7 @@ impl Writer {
             () = self.write_all() => {}
             () = closing => {
                 let rows = self.backlog.len();
-                error!(rows, "history was not written to its end: the database stayed away");
+                error!(rows, "rows were not written before the end: the database was unreachable");
             }
         }
     }
@@ -169,7 +168,7 @@ impl Writer {
     async fn write(&self, batch: Vec<Row>) {
         match self.save(&batch).await {
             Ok(()) => self.settle(&batch).await,
-            // One of them is refused: alone, it holds up no other.
+            // One of them is refused: written one by one, it blocks no other.
             Err(_) => {
                 for row in batch {
                     let row = std::slice::from_ref(&row);
@@ -187,7 +186,7 @@ impl Writer {
         }
     }
 
-    /// Tries until the rows are written, or refused. Writing them twice does no harm.
+    /// Retries until the rows are written or refused. Writes are idempotent.
     async fn save(&self, rows: &[Row]) -> Result<(), StoreError> {
         let mut pause = FIRST_RETRY;
         let mut is_told = false;
@@ -196,7 +195,7 @@ impl Writer {
                 Err(error) if !error.is_refusal() => {
                     self.health.trouble(Part::History, &error);
                     if !std::mem::replace(&mut is_told, true) {
-                        error!(%error, "history cannot be written: it waits, and calls go on");
+                        error!(%error, "history cannot be written: rows wait, and calls continue");
                     }
                 }
                 saved => {
@@ -218,7 +217,7 @@ impl Writer {
         if !ended.is_empty()
             && let Err(error) = self.cluster.settle(&ended).await
         {
-            warn!(%error, calls = ended.len(), "stored calls could not be marked so");
+            warn!(%error, calls = ended.len(), "stored calls could not be marked as stored");
         }
     }
 }

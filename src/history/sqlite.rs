@@ -1,7 +1,7 @@
 //! History in a SQLite file: the embedded default.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::{File, TryLockError},
     path::Path,
     str::FromStr,
@@ -18,7 +18,7 @@ use sqlx::{
 use tracing::{info, warn};
 
 use super::{
-    Period, Query, Row, Stats, Store, StoreError,
+    Migrated, Period, Query, Row, Stats, Store, StoreError,
     decode::{self, millis, number},
 };
 use crate::{
@@ -27,15 +27,15 @@ use crate::{
     time::Timestamp,
 };
 
-/// How long a statement waits for another's write.
+/// Wait of a statement for the write lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// One writer and a few readers.
 const MAX_CONNECTIONS: u32 = 4;
-/// How much of the file a connection keeps in memory, in KiB, and how many pages of 4 KiB gather in the
-/// log beside it before they are moved: with little of either, each row moves and reads its pages alone.
+/// Cache of a connection, in KiB, and pages of 4 KiB in the write-ahead log before a checkpoint: with less of either, each row
+/// reads and moves its pages alone.
 const CACHE_KIB: &str = "-8000";
 const LOG_PAGES: &str = "4000";
-/// Most rows that are removed in one statement, so that writers wait for none for long.
+/// Bound on the rows deleted by a statement, so that writers do not wait long.
 const TIDY_ROWS: i64 = 1_000;
 /// One part in so many of all rows is removed at a time, at the most: what a wrong clock or setting would
 /// remove is seen in the log before all is gone.
@@ -43,22 +43,25 @@ const TIDY_SHARE: i64 = 4;
 /// Longer than a call without an end is left open. See [`super::Keeper`].
 const BEATS_KEPT: Duration = Duration::from_hours(30 * 24);
 
-/// How many rows a statement writes. Each number is a statement of its own, which stays prepared: so
-/// there are few.
+/// Numbers of rows per statement. Each number is a prepared statement of its own, so there are few.
 const CHUNK_ROWS: [usize; 4] = [64, 16, 4, 1];
 
 /// Rows in a SQLite file.
 #[derive(Debug, Clone)]
 pub struct Sqlite {
     pool: SqlitePool,
-    /// Held while the file is in use.
+    /// Locked while the file is in use.
     _lock: Arc<File>,
 }
 
 impl Sqlite {
-    /// Opens the file that `url` (`sqlite://path`) names, made if it is not there, and brings its
-    /// schema up to date.
+    /// Opens the file at `url` (`sqlite://path`), creating it if missing, and applies migrations.
     pub async fn open(url: &str) -> Result<Self, StoreError> {
+        Ok(Self::migrate(url).await?.0)
+    }
+
+    /// The same, with the migrations that this took.
+    pub async fn migrate(url: &str) -> Result<(Self, Migrated), StoreError> {
         let options = SqliteConnectOptions::from_str(url)?;
         let path = options.get_filename().to_owned();
         make(&path)?;
@@ -68,14 +71,16 @@ impl Sqlite {
             .synchronous(SqliteSynchronous::Normal)
             .pragma("cache_size", CACHE_KIB)
             .pragma("wal_autocheckpoint", LOG_PAGES)
-            // What undoes a statement would be a file of its own, each time.
+            // Otherwise each statement would create a journal file.
             .pragma("temp_store", "MEMORY")
             .busy_timeout(BUSY_TIMEOUT);
         let pool =
             SqlitePoolOptions::new().max_connections(MAX_CONNECTIONS).connect_with(options).await?;
         let lock = lock(&path)?;
+        let before = schema_versions(&pool).await?;
         sqlx::migrate!("migrations/sqlite").run(&pool).await.map_err(sqlx::Error::from)?;
-        Ok(Self { pool, _lock: Arc::new(lock) })
+        let migrated = Migrated::new(before, &schema_versions(&pool).await?);
+        Ok((Self { pool, _lock: Arc::new(lock) }, migrated))
     }
 
     /// The calls that the process before this one held live, each with when it was last known to live. Without
@@ -97,6 +102,16 @@ impl Sqlite {
         }
         Ok(calls)
     }
+}
+
+/// The versions of the migrations that were applied to this file.
+async fn schema_versions(pool: &SqlitePool) -> Result<HashSet<i64>, StoreError> {
+    let table = "SELECT count(*) FROM sqlite_master WHERE name = '_sqlx_migrations'";
+    if sqlx::query_scalar::<_, i64>(table).fetch_one(pool).await? == 0 {
+        return Ok(HashSet::new());
+    }
+    let versions = "SELECT version FROM _sqlx_migrations WHERE success";
+    Ok(sqlx::query_scalar(versions).fetch_all(pool).await?.into_iter().collect())
 }
 
 #[async_trait]
@@ -244,7 +259,7 @@ fn json(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("calls and ids are plain data")
 }
 
-/// One statement that writes all these rows.
+/// A statement that writes all these rows.
 fn upsert(rows: &[Row]) -> QueryBuilder<sqlx::Sqlite> {
     let mut statement = QueryBuilder::new(include_str!("sqlite/insert.sql"));
     statement.push_values(rows, |mut values, row| {
@@ -281,8 +296,8 @@ fn make(path: &Path) -> Result<(), sqlx::Error> {
     Err(sqlx::Error::Configuration(format!("{what}: {error}").into()))
 }
 
-/// Makes sure that no other process of ours uses the file: it would take the live calls of this one
-/// for left behind. Others may still read it; the lock is not one of SQLite's.
+/// Ensures that no other node uses the file: it would close this node's live calls as orphans. Other programs may read
+/// the file; the lock is independent of SQLite's.
 fn lock(path: &Path) -> Result<File, sqlx::Error> {
     let file = File::open(path)?;
     match file.try_lock() {

@@ -18,6 +18,7 @@ mod postgres;
 mod postgres_server;
 mod protocol;
 mod redis_server;
+mod settings;
 mod tokens;
 mod unanswered;
 mod world;

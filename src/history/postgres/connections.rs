@@ -1,4 +1,4 @@
-//! Connections to Postgres, none of which is lost to a link that falls silent.
+//! Connections to Postgres that survive silent links.
 
 use std::time::Duration;
 
@@ -12,14 +12,14 @@ use tokio::time::timeout;
 
 use crate::metrics;
 
-/// How long to wait for a connection.
+/// Wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long a connection that nobody uses may take to show that it is alive.
+/// Time-out of the liveness check of an idle connection.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long after its time a statement's answer is waited for: Postgres should be the first to end it.
+/// Additional wait beyond the statement time-out, so that Postgres ends it first.
 const ANSWER_MARGIN: Duration = Duration::from_secs(1);
 
-/// Some connections, opened when they are needed.
+/// A pool of connections, opened on demand.
 #[derive(Debug)]
 pub struct Connections {
     pool: PgPool,
@@ -30,8 +30,7 @@ impl Connections {
         let pool = PgPoolOptions::new()
             .max_connections(most)
             .acquire_timeout(CONNECT_TIMEOUT)
-            // The pool's own test has no time limit of its own: with it, a connection that fell
-            // silent costs its finder all the time there is to get one.
+            // The pool's own check has no time-out: a silent connection would use up the whole wait for one.
             .test_before_acquire(false)
             .after_connect(|_, _| {
                 metrics::STORE_CONNECTIONS.increment(1);
@@ -46,10 +45,10 @@ impl Connections {
         &self.pool
     }
 
-    /// What a statement answers. One that takes longer than `limit` is ended, here and in Postgres.
+    /// Runs a statement, with a time-out here and in Postgres.
     ///
-    /// The limit is set for one transaction: a setting of the session, or one at the start of the
-    /// connection, would be lost, refused or left to others by a pooler such as `PgBouncer`.
+    /// The time-out is set per transaction: a setting of the session or of the connection would be lost, refused or leaked by
+    /// a pooler such as `PgBouncer`.
     pub async fn ask(
         &self,
         limit: Duration,
@@ -68,7 +67,7 @@ impl Connections {
             Ok(rows)
         };
         let answered = timeout(limit + ANSWER_MARGIN, asked).await;
-        // A database that hangs is as good as away.
+        // A hung database counts as unreachable.
         let answer = answered.map_err(|_| sqlx::Error::PoolTimedOut)?;
         lent.give_back();
         answer
@@ -83,8 +82,8 @@ async fn is_alive(connection: &mut PgConnection) -> bool {
     timeout(PING_TIMEOUT, connection.ping()).await.is_ok_and(|ping| ping.is_ok())
 }
 
-/// A connection in use. One that is not given back, because its time is over or nobody waits for it
-/// any more, is closed at once: the pool would keep its place for it until it answers, if it ever does.
+/// A connection in use. If it is not returned, because of a time-out or a cancelled caller, it is closed at once: the pool would
+/// keep its slot until it answers.
 struct Lent(Option<PoolConnection<Postgres>>);
 
 impl Lent {
@@ -94,8 +93,7 @@ impl Lent {
 
     fn give_back(mut self) {
         let mut connection = self.0.take().expect("it is given back once");
-        // What the pool does by itself when a connection is dropped, but within a time: it may have
-        // fallen silent just now.
+        // As the pool does when a connection is dropped, but with a time-out: it may be silent.
         tokio::spawn(timeout(PING_TIMEOUT, connection.return_to_pool()));
     }
 }
