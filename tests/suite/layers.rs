@@ -83,6 +83,15 @@ fn used_modules(source: &str) -> BTreeSet<String> {
 }
 
 #[test]
+fn the_architecture_page_has_the_same_order() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md");
+    let page = fs::read_to_string(page).unwrap();
+    let list = page.split("```").nth(1).expect("the list of modules");
+    let listed: Vec<_> = list.split('←').map(str::trim).collect();
+    assert_eq!(listed, ORDER);
+}
+
+#[test]
 fn modules_depend_only_on_those_before_them() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut seen = BTreeSet::new();
