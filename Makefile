@@ -1,4 +1,4 @@
-# `make` says what there is. `make test` is all that a fresh machine needs.
+# `make` lists the targets. `make test` is all that a fresh machine needs.
 
 # Most tests wait for the server rather than use the CPU, so more files run at once than there are cores.
 # A file that hangs is ended before all are, so that what the others found is shown, and its name.
@@ -18,7 +18,7 @@ FUZZ_TARGETS = client_event bus_message redis_record token query
 FUZZ_SECONDS ?= 300
 
 .DEFAULT_GOAL := help
-.PHONY: help run build bench bench-floor bench-instructions bench-scale bench-traces deny fuzz abuse lint test test-setup test-rust test-server test-clients test-api test-cluster test-browser test-deploy sim types
+.PHONY: help run build test-docs bench bench-floor bench-instructions bench-scale bench-traces deny fuzz abuse lint test test-setup test-rust test-server test-clients test-api test-cluster test-browser test-deploy sim types
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,14 +57,8 @@ bench-scale: build ## attacks beside calls, a full node in trouble, many nodes: 
 bench-traces: build ## what traces cost: takes 10 minutes, Redis and valgrind
 	node benches/traces.mjs
 
-test: test-setup ## everything: set-up, Rust tests, real clients, browser
-	$(MAKE) --no-print-directory test-rust
-	$(MAKE) --no-print-directory test-clients
-	$(MAKE) --no-print-directory test-api
-	$(MAKE) --no-print-directory test-cluster
-	$(MAKE) --no-print-directory test-browser
-	$(MAKE) --no-print-directory test-deploy
-	@echo "All tests passed."
+test: test-setup ## all tests, about 14 minutes: a line for each level, failures in full, the rest in target/test.log
+	@node scripts/test.mjs
 
 test-setup: ## install what the tests need
 	@scripts/test-setup.sh
@@ -75,7 +69,10 @@ test-rust: ## unit and property tests of the server
 test-server: # the debug binary that the clients below are run against
 	cargo build --locked
 
-test-clients test-api test-cluster test-browser test-deploy types: export SWITCHBOARD_BIN ?= $(CURDIR)/target/debug/switchboard
+test-docs test-clients test-api test-cluster test-browser test-deploy types: export SWITCHBOARD_BIN ?= $(CURDIR)/target/debug/switchboard
+
+test-docs: test-setup test-server ## the documentation: links, names, commands, language
+	$(NODE_TEST) tests/docs/*.test.mjs
 
 test-clients: test-setup test-server ## socket.io-client, raw websockets and python-socketio against the server
 	$(NODE_TEST) tests/clients/*.test.mjs
@@ -111,6 +108,10 @@ soak: test-setup build ## steady churn for HOURS (1, or a part): memory, files, 
 
 types: test-setup test-server ## write web/protocol.d.ts anew, after a change of the protocol or the HTTP API
 	node scripts/types.mjs
+
+.PHONY: settings
+settings: ## write the tables of docs/reference/settings.md anew, after a change of the settings
+	WRITE_SETTINGS=1 cargo test --locked --test suite settings
 
 deny: ## licences, duplicates and sources of all crates, by cargo-deny
 	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny

@@ -1,5 +1,5 @@
-// Writes k8s/overlays/production/prometheus-rule.yaml: the alerts of deploy/prometheus/rules/ for the Prometheus
-// operator. kustomize takes no files from outside, so there have to be two; a test compares them.
+// Writes k8s/overlays/production/prometheus-rule.yaml: the alerts of deploy/prometheus/rules/ for the Prometheus operator.
+// kustomize reads no files outside its folder, so there must be two; a test compares them.
 
 import { readFileSync, writeFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
@@ -15,7 +15,7 @@ metadata:
 spec:
 `;
 
-/** The rules as an object of the operator, comments and all. */
+/** The rules as an object of the operator, with their comments. */
 export function prometheusRule(rules) {
   const groups = rules.slice(rules.indexOf('groups:\n'));
   return HEAD + groups.replaceAll(/^(?=.)/gm, '  ');

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the tests need and is quick when all of it is there.
-# Debian packages go in where this user may install them; npm and pip packages stay inside tests/.
+# Installs the dependencies of the tests. Quick if all are installed. Debian packages need root or password-less sudo; npm
+# and pip packages stay inside tests/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -11,7 +11,7 @@ node_is_new_enough() { have node && [ "$(node -p 'process.versions.node.split(".
 have_postgres() { have psql && { have initdb || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; }; }
 python_has_venv() { have python3 && python3 -c 'import venv, ensurepip' 2>/dev/null; }
 
-# The Rust toolchain is the one thing that Debian's packages are too old for.
+# Debian's Rust packages are too old.
 have cargo || give_up "cargo is missing: install Rust 1.93 or newer from https://rustup.rs and run this again."
 
 # --- Debian packages -------------------------------------------------------------------------
@@ -36,7 +36,7 @@ if [ "${#missing[@]}" -gt 0 ]; then
     if ! have apt-get || ! "${as_root[@]}" true 2>/dev/null; then
         give_up "the tests need ${missing[*]}, which this user may not install: run 'sudo apt-get install ${missing[*]}' (or your system's counterpart) and run this again."
     fi
-    say "installing Debian packages: ${missing[*]}"
+    say "installing Debian packages, which takes some minutes: ${missing[*]}"
     "${as_root[@]}" apt-get update -qq
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null \
         || give_up "apt-get could not install ${missing[*]}: see its words above, install them by hand and run this again."
@@ -46,7 +46,7 @@ node_is_new_enough || give_up "Node.js 18 or newer is needed and $(node --versio
 python_has_venv || give_up "this python3 cannot make virtual environments: install python3-venv and run this again."
 
 # --- npm and pip packages, inside tests/ -----------------------------------------------------
-# A copy of the list beside what was installed from it tells whether anything changed since.
+# A copy of the list beside the installed packages shows whether it has changed since.
 npm_done=tests/node_modules/.installed-from
 if ! cmp -s tests/package-lock.json "$npm_done"; then
     say "installing npm packages into tests/node_modules"

@@ -1,5 +1,5 @@
-// Writes web/protocol.d.ts: TypeScript's view of the socket and the HTTP API, from the documents that the server
-// gives of itself. `make types` runs it.
+// Writes web/protocol.d.ts: TypeScript types of the socket and the HTTP API, from the server's own descriptions. `make types`
+// runs it.
 
 import { writeFile } from 'node:fs/promises';
 import { isDeepStrictEqual } from 'node:util';

@@ -1,4 +1,4 @@
-// What the server acks, event by event, and what repeating an event does.
+// The ack of each event, and repeated events.
 
 import assert from 'node:assert/strict';
 import { after, describe, test } from 'node:test';

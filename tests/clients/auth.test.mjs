@@ -1,4 +1,4 @@
-// Who may call, where tokens are checked.
+// Authentication and expiry in `jwt` mode.
 
 import assert from 'node:assert/strict';
 import { createHmac, generateKeyPairSync, sign } from 'node:crypto';

@@ -265,8 +265,8 @@ describe('a backend that gives no answer', { concurrency: true }, () => {
       assert.ok((await call(caller, callee)).ok);
       assert.equal(back.asked(caller.userId).length, 1);
       const logs = asking.logs();
-      assert.equal(logs.match(/nobody says who may call/g)?.length, 1, logs);
-      assert.equal(logs.match(/it can be asked again/g)?.length, 1, logs);
+      assert.equal(logs.match(/the authorization backend does not answer/g)?.length, 1, logs);
+      assert.equal(logs.match(/the authorization backend answers again/g)?.length, 1, logs);
       assert.doesNotMatch(logs, new RegExp(`${TOKEN}|hidden`));
     });
   }

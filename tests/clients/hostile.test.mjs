@@ -167,7 +167,7 @@ describe('wrong fields', { concurrency: false }, () => {
       if (required.length > 0) assertError(await caller.next('call:error'), 'INVALID_PAYLOAD', { mentions: required[0], event });
       await callee.nothingElse({ after: [caller] });
 
-      // What is right still is, also with fields that nobody knows.
+      // Valid events still work, also with unknown fields.
       if (event !== 'call:reject' && event !== 'call:busy') {
         await caller.ok(event, { ...right, unknown: { field: [1, 2] }, constructor: 5, toString: null });
       }
@@ -192,7 +192,7 @@ describe('wrong fields', { concurrency: false }, () => {
         assertRefused(await caller.ack(event, ...payload), 'INVALID_PAYLOAD', { event });
       }
     }
-    // What follows the payload is extra, and extra things are ignored.
+    // Arguments after the payload are ignored.
     await caller.ok('call:ice-candidate', { toUserId: callee.userId, candidate: null }, { more: 1 }, 'and more');
     await callee.next('call:ice-candidate');
     await assertTalking(caller, callee);

@@ -28,7 +28,7 @@ async function limited(t, limits, { args = [], ...options } = {}) {
 /** How often limits were reached since `before`, by their names. */
 const reached = (server, before, expected) => counted(server, before, { switchboard_limits_hit_total: expected });
 
-/** What the server answers to a handshake of this transport: 101 or 200 is a new connection, which stays until the test ends. */
+/** The status of a handshake over this transport: 101 or 200 is a new connection, which stays until the test ends. */
 async function handshake(t, { port, host = '127.0.0.1' }, { transport = 'websocket', headers = {} } = {}) {
   const path = `/socket.io/?EIO=4&transport=${transport}`;
   if (transport === 'polling') {
@@ -213,7 +213,7 @@ describe('an address', { concurrency: true }, () => {
     assert.deepEqual(await places(1), [429]);
     idle.destroy();
     wrong.socket.io.engine.close();
-    // What has not joined keeps its place until its time to join is over.
+    // A connection that has not joined keeps its slot until its time to join is over.
     await eventually(async () => (await places(1))[0] === 101, 'one place is free', 15_000);
     await eventually(async () => (await places(1))[0] === 101, 'two places are free', 15_000);
   });
@@ -391,7 +391,7 @@ describe('tokens that are not good', { concurrency: true }, () => {
     assert.equal(await statusOf(t, server, { headers: extraHeaders }), 429);
     await reached(server, before, { failed_tokens: 2 });
     assert.equal((await ask(server, good, '192.0.2.2')).status, 200);
-    // Who is in stays in, and may renew a token.
+    // Open sockets stay, and may refresh their token.
     await open.ok('auth:refresh', { token: tokenOf('anna') });
   });
 

@@ -1,4 +1,4 @@
-// What is in the log, in what shape, and whose names are not.
+// The log: its content, its formats, and hashed user ids.
 
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';

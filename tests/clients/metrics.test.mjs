@@ -1,4 +1,4 @@
-// What is counted of calls: exactly what happened, on one node or as the sum of several.
+// Metrics of calls: exact counts, on one node or as the sum of several.
 
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';

@@ -1,4 +1,4 @@
-// What platform teams and operators read and do over HTTP: timelines, statistics, live calls.
+// The HTTP API for platform teams and operators: timelines, statistics, live calls.
 
 import assert from 'node:assert/strict';
 import { after, describe, test } from 'node:test';

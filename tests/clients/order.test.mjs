@@ -1,4 +1,4 @@
-// What one socket sends arrives complete and in the order sent. A socket that goes beyond the documented
+// Messages of one socket arrive complete and in order. A socket that goes beyond the documented
 // bound is closed, and nobody else notices.
 
 import assert from 'node:assert/strict';
@@ -156,7 +156,7 @@ describe('order', { concurrency: 2 }, () => {
 });
 
 describe('the bound', { concurrency: 1 }, () => {
-  // Whether somebody may call is asked over HTTP. What follows waits until that is answered.
+  // Authorization goes over HTTP. Later events wait for its reply.
   let backend;
   let asking;
   before(async () => {

@@ -1,4 +1,4 @@
-// Who is online, busy or offline, and hearing of each change once.
+// Presence: online, busy, offline, and one notification per change.
 
 import assert from 'node:assert/strict';
 import { after, describe, test } from 'node:test';

@@ -223,7 +223,7 @@ describe('a start', { concurrency: true }, () => {
     assert.match(stdout, /^max_call_duration = "13h"$/m);
     assert.match(stdout.replace(/\s+/g, ' '), /stun_urls = \[ ?"stun:a\.example\.org", "stun:b\.example\.org",? ?\]/);
 
-    // What it prints is a configuration file that says the same.
+    // The output is a settings file with the same effect.
     const printed = joinPath(dir, 'printed.toml');
     await writeFile(printed, stdout);
     const again = await runToExit(['config', '--config', printed], { dir });

@@ -1,4 +1,4 @@
-// What a call costs Redis, as Redis itself counts it. What runs by the clock (heartbeats, sweeps,
+// The cost of a call for Redis, by its own counters. Periodic work (heartbeats, sweeps,
 // links that say how far they have come) is measured over a span of the same length and taken off.
 
 import assert from 'node:assert/strict';
@@ -15,7 +15,7 @@ const CANDIDATES = 10;
 const OFFER = offer('o'.repeat(2_450));
 const ANSWER = answer('a'.repeat(1_950));
 
-// What nodes send: all else runs inside their scripts, and INFO is the test's own.
+// Commands of nodes: all others run inside their scripts, and INFO is the test's own.
 const SENT = ['evalsha', 'pubsub|shardnumsub', 'spublish'];
 
 async function twoNodes(t) {
@@ -65,7 +65,7 @@ async function wholeCall(pair) {
 
 const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
 
-/** What was counted between two readings, of the commands that are named; all but INFO if none is. */
+/** The difference between two readings, of these commands; of all but INFO if none is named. */
 function between(before, after, named = Object.keys(after.commands).filter((name) => name !== 'info')) {
   const commands = named.map((name) => [name, (after.commands[name] ?? 0) - (before.commands[name] ?? 0)]);
   return {
@@ -78,7 +78,7 @@ function between(before, after, named = Object.keys(after.commands).filter((name
 /** A span of idling, in which the clock alone runs. */
 const idling = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
-/** What `work` costs beyond an idle span of the same length after it. */
+/** The cost of `work` beyond an idle span of the same length after it. */
 async function cost(redis, work) {
   const before = await redis.counted();
   const started = Date.now();
@@ -138,7 +138,7 @@ test('a call across two nodes costs Redis the same with 2, 4 and 8 nodes', async
   const spread = (numbers) => Math.max(...numbers) - Math.min(...numbers);
   // A sweep is two commands, and each of 8 nodes can have one more or less in each of the two spans.
   assert.ok(spread(costs.map(({ others }) => others)) <= 1, JSON.stringify(costs));
-  // What is said at nearly the same time travels in one publish or in two: more in one if the machine is busy.
+  // Nearly simultaneous messages share a publish or not: more of them if the machine is busy.
   assert.ok(spread(costs.map(({ publishes }) => publishes)) <= 3, JSON.stringify(costs));
   const bytes = costs.map((one) => one.bytes);
   assert.ok(spread(bytes) <= 0.05 * Math.min(...bytes), JSON.stringify(costs));
@@ -177,7 +177,7 @@ test('what each step of a call costs Redis', async (t) => {
   }
   await idling(2_000);
   const idle = await read();
-  // What a reading itself weighs.
+  // The cost of a reading.
   const readings = [];
   while (readings.length < CALLS) readings.push(await read());
   const own = sum(readings.map(({ bytes }) => bytes)) / readings.length;

@@ -43,7 +43,7 @@ describe('a node', { concurrency: true }, () => {
     await nodes[1].kill('SIGKILL');
     const again = await join(t, nodes[2], { userId: callee.userId, deviceId: 'b' });
     assert.equal((await again.next('call:resumed')).callId, callId);
-    // What it sends tells the caller's node where it is now.
+    // Its message tells the caller's node where it is now.
     await assertTalking(again, caller);
     const { call } = await caller.ok('call:sync', { callId });
     assert.equal(call.status, 'answered');

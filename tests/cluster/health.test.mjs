@@ -1,4 +1,4 @@
-// What a node says of itself while what it rests on comes and goes.
+// The health of a node while its dependencies fail and recover.
 
 import assert from 'node:assert/strict';
 import { once } from 'node:events';

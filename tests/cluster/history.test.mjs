@@ -163,7 +163,7 @@ describe('Postgres', { concurrency: true }, () => {
     const postgres = await postgresFor(t);
     await postgres.halt();
     const [node] = await nodesOn(t, postgres, 1);
-    assert.match(node.logs(), /the database is not reachable: history waits, and calls go on/);
+    assert.match(node.logs(), /the database is unreachable: rows wait, and calls continue/);
     const callers = await Callers.start(t, [node], 2);
     await callers.more(10);
     await callers.stop();
@@ -235,6 +235,9 @@ describe('a node refuses', { concurrency: true }, () => {
     assert.match(refused.stderr, /^error: cannot use the database postgres:\/\/.*: its schema is behind this version: run `switchboard migrate`$/m);
     const migrated = await runToExit(['migrate', '--database-url', postgres.url]);
     assert.equal(migrated.code, 0, migrated.stderr);
+    assert.match(migrated.stdout, /^postgres:\/\/.*: the schema was created, at version \d+\n$/);
+    const again = await runToExit(['migrate', '--database-url', postgres.url]);
+    assert.match(again.stdout, /: the schema is at version \d+ already: nothing was changed\n$/);
     const [node] = await nodesOn(t, postgres, 1);
     assert.equal((await get(node, '/v1/calls', { userId: 'anybody' })).status, 200);
   });

@@ -55,7 +55,7 @@ test('nodes are killed in turn under load: no call ends', async (t) => {
   }
   const report = await load.stop({ within: 3_000 });
   t.diagnostic(JSON.stringify(report));
-  // What a node had in its hands dies with it: more of it the busier the machine is. What is sent while a
+  // Messages inside a node die with it: more of them the busier the machine is. A message sent while a
   // device is away, more than a message each time, does not.
   const { missing } = report;
   assert.ok(missing <= report.returns * 0.5, `${missing} of ${report.sent} are missing`);

@@ -142,7 +142,7 @@ describe('a call across two nodes', { concurrency: true }, () => {
     const callId = await talk(caller, callee);
     const spans = await collector.until(callId, 'end', 'talking', 'take in');
     const steps = tree(spans, [nodeOf(spans, 'call attempt')]);
-    // What the other node did is not in it; what follows from that is.
+    // The spans of the other node are missing; those that follow from them are not.
     assert.ok(steps.includes('take in, here: consumer < call attempt'), steps.join('\n'));
     assert.ok(steps.every((step) => !/there|undefined|answer/.test(step)), steps.join('\n'));
   });

@@ -1,4 +1,4 @@
-// What has to be the same in several places: settings, ports, probes, versions, and how long a node may take to leave.
+// Values that must agree in several places: settings, ports, probes, versions, and shutdown times.
 
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';

@@ -10,7 +10,7 @@ import { scrape } from '../support/metrics.mjs';
 import { complaintsOf } from '../support/types.mjs';
 
 const RULES = yaml('deploy/prometheus/rules/switchboard.yml').groups.flatMap(({ rules }) => rules);
-/** What Prometheus itself gives to each series, and to those of its own. */
+/** Labels that Prometheus adds, and its own series. */
 const GIVEN = { namespace: null, instance: null, job: ['switchboard'] };
 const OWN = { up: {}, ALERTS: { alertname: ['Switchboard.+'], alertstate: ['firing'], severity: null } };
 

@@ -18,14 +18,14 @@ const SECRET = { 'redis-url': 'redis://redis', 'database-url': 'postgres://postg
 
 const run = promisify(execFile);
 
-/** What `helm template` makes of these arguments, as objects. */
+/** The objects that `helm template` renders with these arguments. */
 function template(...args) {
   const text = execFileSync(HELM, ['template', 'switchboard', CHART, '--namespace', 'switchboard', ...args], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] });
   const all = yamlLibrary.parseAllDocuments(text).map((document) => document.toJS()).filter(Boolean);
   return { text, all, of: (kind) => all.filter((object) => object.kind === kind) };
 }
 
-/** What helm refuses with; fails if it renders. */
+/** The error of helm; fails if it renders. */
 async function refusal(...args) {
   const said = await run(HELM, ['template', 'switchboard', CHART, ...args]).then(
     () => assert.fail(`helm renders with ${args.join(' ')}`),

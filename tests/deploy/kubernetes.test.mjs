@@ -16,7 +16,7 @@ const CUSTOM = { 'monitoring.coreos.com/v1': '@kubernetes-models/prometheus-oper
 const [, COMMAND] = /kubectl[^`]*? create secret generic switchboard([^`]*)```/.exec(read('docs/guides/kubernetes.md'));
 const SECRET = Object.fromEntries([...COMMAND.matchAll(/^\s*([a-z][a-z-]*)=/gm)].map(([, key]) => [key, 'said by hand']));
 
-/** What the schema's TypeScript type says against the object: the schema itself passes over fields that it does not know. */
+/** Errors of the schema's TypeScript type: the schema itself ignores unknown fields. */
 const strangersIn = (object) =>
   complaintsOf(`import type { I${object.kind} } from '${CUSTOM[object.apiVersion]}/${object.kind}';\nexport const it: I${object.kind} = ${JSON.stringify(object)};`);
 

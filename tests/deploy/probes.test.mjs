@@ -14,7 +14,7 @@ import { adminUrlOf, launch, privateFolder } from '../support/server.mjs';
 const succeeds = (program, args, env) =>
   new Promise((resolve) => execFile(program, args, { timeout: 5_000, env: { ...process.env, ...env } }, (error) => resolve(error === null)));
 
-/** What Kubernetes and Docker think of a node: `{startup, liveness, readiness, image}`. */
+/** The results of the probes of Kubernetes and Docker: `{startup, liveness, readiness, image}`. */
 async function opinionsOf(container, adminUrl) {
   const ask = async ({ httpGet }) => {
     const { status } = await fetch(`${adminUrl}${httpGet.path}`);

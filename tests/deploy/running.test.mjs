@@ -58,7 +58,7 @@ test('Prometheus scrapes whatever the file of targets names', async (t) => {
   assert.deepEqual(await scraped(t, [there, nobody]), [[there, '1'], [nobody, '0']].sort());
 });
 
-/** What `up` says of each of these, asked by a Prometheus with the shipped settings. */
+/** The value of `up` for each target, in a Prometheus with the shipped settings. */
 async function scraped(t, targets) {
   const prometheus = await startPrometheus(t, [{ targets }]);
   const series = async () => {
