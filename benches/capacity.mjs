@@ -1,5 +1,4 @@
-// What larger systems need, worked out from what run.mjs measured on small ones, and whether the same sums tell what it
-// measured on a fuller one.
+// Extrapolates the measurements of run.mjs to larger systems, and checks the same sums against a fuller one.
 
 import { readFileSync } from 'node:fs';
 import { MIXED_RATE } from './measurements.mjs';
@@ -15,11 +14,11 @@ const CONTACTS = Number(process.env.CONTACTS ?? 50);
 const CALL_S = 180;
 /** Ended calls stay in Redis for a minute. */
 const KEPT_S = 60;
-/** MEMORY USAGE, in docs/guides/redis.md. */
+/** MEMORY USAGE, in docs/operations/sizing.md. */
 const REDIS_BYTES_PER_CALL = 1_100;
 const REDIS_BYTES_PER_USER = 200;
 const SOCKETS_PER_NODE = 100_000;
-/** How busy any core may be: the rest is for what goes wrong. */
+/** Planned load of a core; the rest is a reserve for failures. */
 const BUSY = 0.6;
 
 const count = (number) => Math.ceil(number).toLocaleString('en');
@@ -50,7 +49,7 @@ export function capacity(middle, { sockets }) {
 
   const columns = USERS.map((users) => {
     const calls = (users * CALLS_PER_USER_AND_HOUR) / 3_600;
-    // Who comes has left before: that costs about the same.
+    // Each connection also disconnects, at about the same cost.
     const moves = (2 * users * CONNECTIONS_PER_USER_AND_HOUR) / 3_600;
     // Each connection watches its contacts anew. A user comes and goes with each, and is busy in each call made or got.
     const watches = ((users * CONNECTIONS_PER_USER_AND_HOUR) / 3_600) * CONTACTS;

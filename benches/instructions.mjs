@@ -1,8 +1,8 @@
-// Instructions and system calls of one node for each call, of switchboard and of the bare relay in turn, under
-// valgrind: they say what a change costs where CPU time is too noisy. `make bench-instructions` builds what it needs.
+// Counts instructions and system calls per call on one node under valgrind, for switchboard and the bare relay in turn: the cost
+// of a change where CPU time is too noisy. `make bench-instructions` builds the binaries.
 //
-// BASE names another build of switchboard to measure beside it, BIN one to measure instead; KINDS=switchboard leaves
-// the relay out. ROUNDS, SECONDS and PAIRS change its size.
+// BASE names another build of switchboard to compare with, BIN one to measure instead; KINDS=switchboard leaves out the
+// relay. ROUNDS, SECONDS and PAIRS change the size.
 
 import { readFile } from 'node:fs/promises';
 import { median } from './results.mjs';
@@ -20,14 +20,14 @@ const ALL = {
 const wanted = process.env.KINDS?.split(',');
 const KINDS = Object.entries(ALL).filter(([kind]) => kind === 'the build before' || (wanted?.includes(kind) ?? true));
 
-/** What a node has used since it was last asked: instructions and system calls. */
+/** Instructions and system calls of a node since the last call of this function. */
 async function used(server, out, part) {
   await run('callgrind_control', ['--dump', `${server.pid}`]);
   const [, ...counts] = /^(?:summary|totals): (\d+) (\d+)/m.exec(await readFile(`${out}.${part}`, 'utf8'));
   return counts.map(Number);
 }
 
-/** The difference between a long and a short time, so that what clients cost who join and leave does not count. */
+/** The difference between a long and a short run, which excludes the cost of joining and leaving. */
 async function measure(command) {
   const out = unused('callgrind');
   const valgrind = ['--tool=callgrind', '--collect-systime=yes', '--instr-atstart=no', `--callgrind-out-file=${out}`];

@@ -1,4 +1,4 @@
-// What is measured of whom, and which figures of it are shown.
+// The measurements, their servers, and the columns of their tables.
 
 export const RATE = 200;
 export const LOW_RATE = 40;
@@ -101,7 +101,7 @@ export const MEASUREMENTS = {
 
 const TWO_KINDS = (one, other) => ({ of: [one, 'switchboard'], to: [one, other] });
 
-/** What is to be reached: a figure of one measurement, or its ratio to that of another. */
+/** The targets: a figure of one measurement, or its ratio to that of another. */
 export const TARGETS = [
   { what: 'CPU a call, one node, as fast as it goes', ...TWO_KINDS('one', 'floor'), figure: 'cpu_per_call_us', most: 0.8, than: 'of the relay' },
   { what: 'CPU a call, two nodes, as fast as they go', ...TWO_KINDS('two', 'node'), figure: 'cpu_per_call_us', most: 1 / 6, than: 'of Node, classic' },

@@ -1,4 +1,4 @@
-//! The parts of a call, each by itself: decode, apply, encode, deliver, from node to node.
+//! Times the parts of a call: decode, apply, encode, deliver, from node to node.
 //! `cargo bench --bench micro`.
 
 use std::{
@@ -30,7 +30,7 @@ const RULES: Rules = Rules {
     reconnect_grace: Duration::from_secs(10),
     max_call_duration: Duration::from_hours(12),
 };
-/// Sizes as browsers send them.
+/// Sizes that browsers send.
 const OFFER_BYTES: usize = 2_500;
 const CANDIDATE_BYTES: usize = 150;
 const CANDIDATES: usize = 10;
@@ -125,7 +125,7 @@ fn content(messages: usize) -> Content {
     Content::Frame(Frame { link: 1, first: 0, oldest: 0, messages })
 }
 
-/// What waits for the same node travels together.
+/// Messages for the same node are batched.
 #[divan::bench(args = [1, CANDIDATES])]
 fn write_for_a_node(bencher: Bencher<'_, '_>, messages: usize) {
     let content = content(messages);
@@ -143,7 +143,7 @@ fn read_from_a_node(bencher: Bencher<'_, '_>, messages: usize) {
     );
 }
 
-/// Sockets that take what they are sent, as text.
+/// Sockets that serialise their events.
 struct Sockets {
     of_callee: Vec<SocketId>,
     caller: SocketId,
@@ -166,8 +166,7 @@ impl Outlet for Sockets {
     fn disconnect(&self, _: &UserId) {}
 }
 
-/// A whole call through the driver on one node: all but the transport and the database. The callee has
-/// so many devices.
+/// A whole call through the driver on one node, without transport and database, with the callee on so many devices.
 #[divan::bench(args = [1, 10, 100])]
 fn whole_call(bencher: Bencher<'_, '_>, devices: usize) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -187,7 +186,7 @@ fn whole_call(bencher: Bencher<'_, '_>, devices: usize) {
     let url = format!("sqlite://{}", folder.path().join("calls.db").display());
     let store = history::Sqlite::open(&url);
     let store = Arc::new(runtime.block_on(store).expect("a database"));
-    // Its writer does not run: rows wait, and the latest ones are refused.
+    // The writer does not run: rows fill the backlog, and later ones are refused.
     let (recorder, _writer) = history::recorder(store, cluster.clone(), Health::default());
     let calls = Calls::new(cluster, Arc::new(outlet), recorder, RULES, clock);
     runtime.block_on(async {

@@ -1,6 +1,5 @@
-// Writes down what run.mjs found: tables, which targets are reached, and what follows for larger systems. A run of at
-// least three rounds of everything goes into docs/operations/performance.md, a shorter one only to the terminal; PAGE names
-// another file for either.
+// Formats the results of run.mjs: tables, targets, and the extrapolation to larger systems. A run of at least three rounds of
+// everything goes into docs/operations/performance.md, a shorter one to the terminal; PAGE names another file for either.
 
 import { readFile, writeFile } from 'node:fs/promises';
 import { capacity } from './capacity.mjs';
@@ -11,7 +10,7 @@ const PAGE = fromRoot(process.env.PAGE ?? 'docs/operations/performance.md');
 const found = JSON.parse(await readFile(results));
 const { machine, measured } = found;
 
-/** Figures that are made of others. */
+/** Derived figures. */
 const DERIVED = {
   memory_per_socket_kb: (result) => result.memory_per_socket_kib * 1.024,
   redis_bytes_per_call: (result) => result.redis_input_per_call_bytes + result.redis_output_per_call_bytes,
@@ -72,7 +71,7 @@ function targets() {
   return ['| | to be reached | measured | reached |', '|---|---|---|---|', ...rows].join('\n');
 }
 
-/** Of all calls that switchboard was measured with. */
+/** Over all measured calls of switchboard. */
 function order() {
   const all = Object.values(measured).flatMap((kinds) => Object.entries(kinds));
   const own = all.filter(([kind]) => kind.startsWith('switchboard')).flatMap(([, all]) => all);

@@ -1,4 +1,4 @@
-// A Postgres in a folder of its own, on the core of those that are not measured.
+// A Postgres in a folder of its own, on the core of the generator.
 
 import { execFileSync } from 'node:child_process';
 import { chmodSync, chownSync, existsSync, mkdirSync, readdirSync, readFileSync } from 'node:fs';
@@ -7,7 +7,7 @@ import { freePort, OTHERS, run, start, stop, unused } from './servers.mjs';
 
 const TICKS_PER_SECOND = 100;
 
-// Postgres refuses to run as root: then it runs as nobody.
+// Postgres refuses to run as root: run it as nobody then.
 const isRoot = process.getuid() === 0;
 const drop = isRoot ? ['--reuid=nobody', '--regid=nogroup', '--clear-groups'] : [];
 const as = (user, flag) => Number(execFileSync('id', [flag, user]));
@@ -38,13 +38,13 @@ export async function startPostgres() {
   };
   return {
     url: `postgres://postgres@127.0.0.1:${port}/postgres`,
-    /** What it has done so far: rows of calls, and CPU time of all its processes. */
+    /** Rows written so far, and CPU time of all its processes. */
     used: async () => ({ rows: Number(await ask('SELECT count(*) FROM calls')), cpu_s: cpuSeconds(child.pid) }),
     stop: () => stop(child, 'SIGQUIT'),
   };
 }
 
-/** Of a process and its children, those that have ended included: fields 14 to 17 of their stat (proc(5)). */
+/** CPU time of a process and its children, ended ones included: fields 14 to 17 of stat (proc(5)). */
 function cpuSeconds(parent) {
   let ticks = 0;
   for (const pid of readdirSync('/proc').filter((name) => /^\d+$/.test(name))) {

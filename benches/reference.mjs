@@ -1,5 +1,5 @@
-// The server that switchboard replaces, as one writes it by hand from the original design: Socket.IO with a room a
-// user, a table of who is online, a row a call. Several processes share a Redis through the usual adapter.
+// A hand-written server in the design that switchboard replaces: Socket.IO with a room per user, a table of online users, a row
+// per call. Several processes share a Redis through the usual adapter.
 //
 // PORT; REDIS_URL and ADAPTER (classic or sharded) for several processes; DATABASE_URL for history.
 

@@ -1,8 +1,7 @@
-// Measures switchboard beside a server written by hand in Node and beside a bare socketioxide relay, in turn, several
-// rounds, keeps what it found in bench.json in the target folder, and has page.mjs write it down. `make bench` builds
-// what it needs.
+// Measures switchboard, a hand-written Node server and a bare socketioxide relay in turn, over several rounds. Keeps the results in
+// target/bench.json and formats them with page.mjs. `make bench` builds the binaries.
 //
-// ROUNDS, SECONDS and SOCKETS change its size, ONLY=two,idle takes some measurements alone.
+// ROUNDS, SECONDS and SOCKETS change the size, ONLY=two,idle selects measurements.
 
 import { readFile, writeFile } from 'node:fs/promises';
 import { cpus } from 'node:os';
@@ -20,12 +19,12 @@ const SOCKETS = Number(process.env.SOCKETS ?? 10_000);
 const only = process.env.ONLY?.split(',');
 const wanted = Object.entries(MEASUREMENTS).filter(([name]) => only?.includes(name) ?? true);
 
-// A port where nobody listens: rows wait, and are not written.
+// A closed port: rows wait and are never written.
 const NOWHERE = 'postgres://postgres@127.0.0.1:1/none';
 
 const inNode = (redis, env = {}) => start(SERVERS, 'node', [reference], { ...(redis && { REDIS_URL: redis.url }), ...env });
 
-/** How each server is started, alone or on a Redis. */
+/** Commands of each server, alone or on a Redis. */
 const KINDS = {
   switchboard: ({ redis }) => start(SERVERS, switchboard, settings({ redis })),
   'switchboard, Postgres': ({ postgres }) => start(SERVERS, switchboard, [...settings({ database: postgres.url }), '--migrate']),
@@ -35,7 +34,7 @@ const KINDS = {
   'node, sharded': ({ redis }) => inNode(redis, { ADAPTER: 'sharded' }),
 };
 
-/** Starts so many nodes of a kind, and what they need, and does something with them. */
+/** Runs a measurement on so many nodes of a kind, with their dependencies. */
 async function withNodes(kind, { nodes, onRedis = nodes > 1 }, work) {
   const redis = onRedis ? await startRedis() : undefined;
   const postgres = kind.includes('Postgres') ? await startPostgres() : undefined;
@@ -55,7 +54,7 @@ const places = ({ urls }) => ['--url', urls.join(','), '--callee-url', [...urls.
 const timing = ['--duration', `${SECONDS}s`, '--warm-up', '2s'];
 const counters = ({ redis }) => (redis ? ['--redis', redis.address] : []);
 
-/** What is asked of `switchboard bench`. */
+/** Arguments of `switchboard bench`. */
 const MODES = {
   calls: async (cluster, { rate, pairs = 64 }) => {
     const pace = rate ? ['--rate', `${rate}`] : [];
@@ -67,7 +66,7 @@ const MODES = {
     const postgres_cpu_per_row_us = ((after.cpu_s - before.cpu_s) * 1e6) / rows;
     return { ...figures, postgres_cpu_per_row_us, postgres_rows_per_second: rows / seconds };
   },
-  /** Calls so few that what nodes say to Redis by the clock counts: it is measured after them and taken off. */
+  /** Few calls, so the periodic commands of nodes count: they are measured afterwards and subtracted. */
   low: async (cluster, { rate, seconds }) => {
     const pace = ['--rate', `${rate}`, '--pairs', '16', '--warm-up', '1s', '--duration', `${seconds}s`];
     const figures = await bench('calls', cluster.servers, ...places(cluster), ...counters(cluster), ...pace);
@@ -80,7 +79,7 @@ const MODES = {
     const size = ['--sockets', `${Math.round(SOCKETS * share)}`, '--hold', `${hold_s}s`];
     return bench('idle', cluster.servers, '--url', cluster.urls[0], ...counters(cluster), ...size);
   },
-  /** Calls beside connections that do nothing, so many on each node, long enough for a ping of each. */
+  /** Calls beside idle connections on each node, long enough for a ping of each. */
   mixed: async (cluster, { rate, seconds }) => {
     const holding = await Promise.all(cluster.urls.map((url) => hold(url, SOCKETS)));
     const pace = ['--rate', `${rate}`, '--pairs', '64', '--warm-up', '2s', '--duration', `${seconds}s`];
@@ -93,7 +92,7 @@ const MODES = {
   },
 };
 
-/** Connections that stay until their process is ended. */
+/** Connections that stay until their process ends. */
 async function hold(url, sockets) {
   const child = start(OTHERS, switchboard, ['bench', 'idle', '--url', url, '--sockets', `${sockets}`, '--hold', '10m']);
   await says(child.stderr, /(held for)/);
@@ -121,7 +120,7 @@ try {
   for (let round = 0; round < ROUNDS; round += 1) {
     for (const [name, measurement] of wanted) {
       if (measurement.isOnce && round > 0) continue;
-      // There and back: none is always the first.
+      // Alternating order, so that no kind is always the first.
       const kinds = round % 2 ? [...measurement.kinds].reverse() : measurement.kinds;
       for (const kind of kinds) {
         const result = await withNodes(kind, measurement, (cluster) => MODES[measurement.mode](cluster, measurement));

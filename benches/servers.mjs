@@ -1,5 +1,4 @@
-// What all measurements share: servers on the first core, the generator and what else there is on the second, in a
-// folder that goes at the end.
+// Shared by all measurements: servers on the first core, generator and dependencies on the second, in a temporary folder.
 
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -23,7 +22,7 @@ export const folder = await mkdtemp(join(tmpdir(), 'switchboard-bench-'));
 const running = new Set();
 let number = 0;
 
-/** A name in the folder that nobody else has. */
+/** A unique name in the folder. */
 export const unused = (name) => join(folder, `${(number += 1)}.${name}`);
 
 export function start(core, command, args, env = {}) {
@@ -43,13 +42,13 @@ export async function stop(child, signal = 'SIGKILL') {
   if (running.has(child)) await once(child, 'close');
 }
 
-/** Ends all that still runs and takes the folder away. */
+/** Ends all processes and removes the folder. */
 export async function clearUp() {
   await Promise.all([...running].map((child) => stop(child)));
   await rm(folder, { recursive: true, force: true });
 }
 
-/** What the first group of a pattern is in what a process says. */
+/** The first group of a pattern in the output of a process. */
 export async function says(stream, pattern) {
   let text = '';
   for await (const chunk of stream.iterator({ destroyOnReturn: false })) {
@@ -80,13 +79,13 @@ export async function startRedis() {
   return { child, address: `127.0.0.1:${port}`, url: `redis://127.0.0.1:${port}` };
 }
 
-/** The settings of a switchboard that measurements are made of. */
+/** Settings of a measured switchboard. */
 export const settings = ({ redis, database = `sqlite://${unused('db')}` } = {}) => [
   '--listen', '127.0.0.1:0', '--admin-listen', '127.0.0.1:0', '--database-url', database, '--limits', 'off',
   ...(redis ? ['--redis-url', redis.url] : []),
 ];
 
-/** What `switchboard bench` finds out about some servers. */
+/** Results of `switchboard bench` for some servers. */
 export async function bench(mode, servers, ...args) {
   const pids = servers.map(({ pid }) => pid).join(',');
   const command = ['-c', OTHERS, switchboard, 'bench', mode, '--pid', pids, '--json', ...args];

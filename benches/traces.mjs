@@ -1,6 +1,6 @@
-// What traces cost: the same server without them, with one call in a hundred and with every call, in turn, several
-// rounds; instructions under valgrind on one node, and CPU time on two nodes where every call goes across. `make
-// bench-traces` builds what it needs. BASE names another build to measure beside it; ROUNDS and SECONDS change its size.
+// Measures the cost of traces: the same server without them, with one call in a hundred and with every call, in turn, over several
+// rounds; instructions under valgrind on one node, and CPU time on two nodes with every call across. `make bench-traces` builds the
+// binaries. BASE names another build to compare with; ROUNDS and SECONDS change the size.
 
 import { once } from 'node:events';
 import { readFile } from 'node:fs/promises';
@@ -13,7 +13,7 @@ const SECONDS = Number(process.env.SECONDS ?? 8);
 const RATE = 200;
 const RATE_IN_VALGRIND = 25;
 
-// A collector that takes everything and looks at nothing.
+// A collector that accepts everything and parses nothing.
 const collector = createServer((request, response) => request.resume().on('end', () => response.end())).listen(0, '127.0.0.1');
 await once(collector, 'listening');
 const endpoint = { OTEL_EXPORTER_OTLP_ENDPOINT: `http://127.0.0.1:${collector.address().port}` };
@@ -42,7 +42,7 @@ async function timed({ binary = switchboard, env = {} }) {
   }
 }
 
-/** Instructions of one node, from when it serves on, by call; its clients join in that time too. */
+/** Instructions of one node per call, from readiness on, joining clients included. */
 async function counted({ binary = switchboard, env = {} }) {
   const out = unused('callgrind');
   const valgrind = ['--tool=callgrind', '--instr-atstart=no', `--callgrind-out-file=${out}`, binary, ...settings()];
@@ -62,7 +62,7 @@ try {
   const results = Object.fromEntries(Object.keys(KINDS).map((kind) => [kind, { counted: [], timed: [] }]));
   for (let round = 0; round < ROUNDS; round += 1) {
     const kinds = Object.entries(KINDS);
-    // There and back: none is always the first.
+    // Alternating order, so that no kind is always the first.
     for (const [kind, settings] of round % 2 ? kinds.reverse() : kinds) {
       for (const [what, measure] of Object.entries({ counted, timed })) results[kind][what].push(await measure(settings));
       console.error(kind, JSON.stringify(results[kind]));

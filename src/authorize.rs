@@ -1,4 +1,4 @@
-//! "May A call B?", asked of the platform's backend over HTTP, when the settings name it.
+//! Authorization of new calls by the platform's backend over HTTP, if the settings name one.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -28,44 +28,44 @@ use crate::{
     secret::Secret,
 };
 
-/// Most questions that are asked at a time. The others wait, and their waiting counts.
+/// Bound on concurrent requests. Further ones wait for a slot, within the time-out.
 const MAX_CONCURRENT: usize = 64;
-/// Longest answer.
+/// Bound on a response, in bytes.
 const MAX_ANSWER_BYTES: usize = 4 * 1024;
-/// Longest reason that a caller is told.
+/// Bound on the reason for the caller, in characters.
 const MAX_REASON_CHARS: usize = 256;
-/// Most answers that are kept.
+/// Bound on the cache.
 const MAX_KEPT: usize = 10_000;
 
-/// Whom to ask, and how.
+/// The backend and its time-outs.
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub url: Endpoint,
-    /// Shows the backend who asks.
+    /// Bearer token for the backend.
     pub token: Option<Secret>,
     pub timeout: Duration,
-    /// For how long a yes is good for the same call again. Zero: not at all.
+    /// Lifetime of a cached permission. Zero: no cache.
     pub cache: Duration,
     pub fail: Fail,
 }
 
-/// What happens to calls while the backend does not answer.
+/// The decision while the backend does not answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Fail {
-    /// They are placed.
+    /// Calls are allowed
     Open,
-    /// They are not, and their callers are told to try again.
+    /// Calls are refused until it answers
     Closed,
 }
 
-/// Asks the backend.
+/// The client of the backend.
 pub struct Authorizer {
     settings: Settings,
     authorization: Option<HeaderValue>,
     fetcher: Fetcher,
     allowed: Mutex<Allowed>,
-    /// Set while it does not answer.
+    /// Set while the backend does not answer.
     is_away: AtomicBool,
 }
 
@@ -73,7 +73,7 @@ pub struct Authorizer {
 #[derive(Default)]
 struct Allowed {
     until: HashMap<Key, Instant>,
-    /// In the order of their ends.
+    /// In order of expiry.
     ends: VecDeque<(Instant, Key)>,
 }
 
@@ -97,7 +97,7 @@ struct Answer {
     reason: Option<String>,
 }
 
-/// Why there is neither a yes nor a no.
+/// A failed request.
 #[derive(Debug, thiserror::Error)]
 enum NoAnswer {
     #[error(transparent)]
@@ -148,17 +148,19 @@ impl Authorizer {
         request
     }
 
-    /// Says once that the backend is away, and once that it is back.
+    /// Logs an outage of the backend once, and its recovery once.
     fn note(&self, answer: &Result<Answer, NoAnswer>) {
         let was_away = self.is_away.swap(answer.is_err(), Ordering::Relaxed);
         match answer {
-            Err(error) if was_away => debug!(%error, "still nobody says who may call"),
+            Err(error) if was_away => {
+                debug!(%error, "the authorization backend still does not answer");
+            }
             Err(error) => {
                 let error = &anyhow::Chain::new(error).map(ToString::to_string).collect::<Vec<_>>();
                 let (url, fail) = (&self.settings.url, self.settings.fail);
-                warn!(%url, error = error.join(": "), ?fail, "nobody says who may call");
+                warn!(%url, error = error.join(": "), ?fail, "the authorization backend does not answer");
             }
-            Ok(_) if was_away => info!("it can be asked again who may call"),
+            Ok(_) if was_away => info!("the authorization backend answers again"),
             Ok(_) => {}
         }
     }
@@ -196,12 +198,12 @@ impl Allowed {
         self.until.get(key).is_some_and(|until| *until > now)
     }
 
-    /// Each is kept for the same time, so those that end first stand first.
+    /// All entries have the same lifetime, so the earliest to expire is first.
     fn keep(&mut self, key: Key, now: Instant, until: Instant) {
         while let Some((end, earliest)) = self.ends.front()
             && (*end <= now || self.ends.len() >= MAX_KEPT)
         {
-            // It may have been allowed again since.
+            // The permission may have been renewed since.
             if self.until.get(earliest) == Some(end) {
                 self.until.remove(earliest);
             }
@@ -232,7 +234,7 @@ fn bearer(token: &Secret) -> io::Result<HeaderValue> {
     Ok(value)
 }
 
-/// The backend's reason as plain text of a length that fits on a screen.
+/// The backend's reason, as plain text within its bound.
 fn in_words(reason: Option<String>) -> String {
     let reason = reason.unwrap_or_default();
     let plain: String = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
@@ -269,13 +271,13 @@ mod tests {
         }
         assert_eq!((allowed.until.len(), allowed.ends.len()), (MAX_KEPT, MAX_KEPT));
         assert!(!allowed.has(&key(0), start) && allowed.has(&key(MAX_KEPT), start));
-        // Allowed twice, it is kept until its later end.
+        // Renewed, it expires at the later time.
         allowed.keep(key(5), start, start + 2 * ttl);
         let later = start + ttl;
         allowed.keep(key(2), later, later + ttl);
         assert!(allowed.has(&key(5), later) && !allowed.has(&key(6), later));
         assert_eq!(allowed.until.len(), 2);
-        // None is kept for no time.
+        // A lifetime of zero disables the cache.
         allowed.keep(key(9), later, later);
         assert_eq!(allowed.until.len(), 2);
     }

@@ -1,5 +1,4 @@
-//! Requests to the platform's own HTTP servers: to where the settings say and nowhere else, within a
-//! time, and with an answer that has a bound.
+//! HTTP requests to the platform's servers: only to configured addresses, bounded in time and response size.
 
 use std::{fmt, io, net::IpAddr, str::FromStr, sync::Arc, time::Duration};
 
@@ -14,14 +13,14 @@ use hyper_util::{
 use rustls::{ClientConfig, RootCertStore, crypto::ring, pki_types::ServerName};
 use tokio::sync::Semaphore;
 
-/// How long a connection that nobody uses is kept.
+/// Lifetime of an idle connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Most of these.
+/// Bound on idle connections.
 const MAX_IDLE: usize = 16;
-/// Room for the head of an answer.
+/// Bound on the head of a response.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 
-/// The URL of a server that is asked: `https://`, or `http://` on this machine.
+/// The URL of a server: `https://`, or `http://` on this machine.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Endpoint(Uri);
 
@@ -53,7 +52,7 @@ fn is_here(host: &str) -> bool {
     host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
-/// What stands before `?`: a query may hold a key.
+/// The URL up to `?`, because a query may hold a key.
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = self.0.to_string();
@@ -70,7 +69,7 @@ impl fmt::Debug for Endpoint {
     }
 }
 
-/// Why there is no answer.
+/// A failed request.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     #[error("no answer within {0:?}")]
@@ -83,18 +82,18 @@ pub enum FetchError {
     BrokenOff(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// What a request may take.
+/// The bounds of a request.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// The waiting for a turn counts.
+    /// Includes the wait for a slot.
     pub timeout: Duration,
-    /// Longest body of an answer.
+    /// Bound on the body of a response, in bytes.
     pub max_bytes: usize,
-    /// Most requests at a time. The others wait.
+    /// Concurrent requests. Further ones wait for a slot.
     pub max_concurrent: usize,
 }
 
-/// Asks one server.
+/// A client of one server.
 #[derive(Debug)]
 pub struct Fetcher {
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
@@ -128,7 +127,7 @@ impl Fetcher {
         Ok(Self { client, turns: Semaphore::new(limits.max_concurrent), limits })
     }
 
-    /// The answer, whatever its status is. No redirect is followed.
+    /// The response, whatever its status. Redirects are not followed.
     pub async fn fetch(
         &self,
         request: Request<Full<Bytes>>,

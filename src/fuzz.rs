@@ -1,6 +1,5 @@
-//! What comes from outside, read by the code that reads it in service, and what must hold of it. One
-//! function for each kind. `make fuzz` runs them under cargo-fuzz; the tests below give each its
-//! seeds (`fuzz/corpus/`) and some thousand changes of them.
+//! Properties of external input, parsed by the production code: one function for each kind. `make fuzz` runs them under
+//! cargo-fuzz; the tests below run each on its seeds (`fuzz/corpus/`) and some thousand mutations of them.
 
 use std::{collections::HashSet, sync::LazyLock, time::Duration};
 
@@ -45,7 +44,7 @@ use crate::{
 
 const SECRET: &str = "a secret that is 32 bytes or more";
 const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
-/// However long what was sent is, an answer that refuses it is short.
+/// Bound on the reply that refuses an input of any length.
 const MAX_REFUSAL_BYTES: usize = 2_048;
 const RULES: Rules = Rules {
     ring_timeout: Duration::from_secs(30),
@@ -53,7 +52,7 @@ const RULES: Rules = Rules {
     max_call_duration: Duration::from_hours(12),
 };
 
-/// An event of a client, as its frame has it: `["name",payload]`.
+/// A client event in its frame: `["name",payload]`.
 pub fn client_event(text: &str) {
     let packet = Packet::Str(text.to_owned().into(), None);
     let (name, event) = decode(&packet, &Sizes::default());
@@ -72,7 +71,7 @@ pub fn client_event(text: &str) {
     }
 }
 
-/// Nothing is beyond its bound, and what is passed on stands in the frame as it is.
+/// Everything is within its bounds, and relayed payloads are verbatim parts of the frame.
 fn check_event(text: &str, event: ClientEvent) {
     let sizes = Sizes::default();
     match event {
@@ -138,7 +137,7 @@ fn check_user(user: &UserId) {
     assert!((1..=128).contains(&text.len()) && !text.chars().any(char::is_control));
 }
 
-/// What another node, or whoever else can write to Redis, publishes: one message a line.
+/// Messages of other nodes, or of anybody with write access to Redis: one per line.
 pub fn bus_message(text: &str) {
     let mut receiver = Receiver::default();
     for line in text.lines() {
@@ -155,7 +154,7 @@ pub fn bus_message(text: &str) {
     }
 }
 
-/// A record of a call, and a user's hash: fields and values, one a line.
+/// A record of a call, and a user's hash: fields and values, one per line.
 pub fn redis_record(text: &str) {
     let facts = Facts::read(text);
     assert!(facts.nodes.len() + facts.watchers.len() <= text.split('\n').count() / 2);
@@ -185,7 +184,7 @@ static CHECKER: LazyLock<Checker> = LazyLock::new(|| {
     Checker::new(Trust { keys, issuer, audience }).expect("the secret is long enough")
 });
 
-/// A token as it comes; and, of two lines, a header and claims that somebody with the key has signed.
+/// A raw token; or, with two lines, a header and claims signed with the right key.
 pub fn token(text: &str) {
     if let Ok(identity) = check(text) {
         let (message, signature) = text.rsplit_once('.').expect("a token has three parts");
@@ -227,7 +226,7 @@ fn sign(message: &str) -> Vec<u8> {
     mac.finalize().into_bytes().to_vec()
 }
 
-/// The query of a request, asked of every endpoint that takes one.
+/// The query of a request, sent to every endpoint that takes one.
 pub fn query(text: &str) {
     let is_query = text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
     let uri = format!("/v1/calls?{text}");
@@ -245,7 +244,7 @@ pub fn query(text: &str) {
     ask::<admin::Wanted>(&uri, &["userId", "limit", "cursor"]);
 }
 
-/// A query is understood, or the answer names the parameter at fault.
+/// A query is accepted, or the response names the offending parameter.
 fn ask<T: FromQuery>(uri: &str, known: &[&str]) {
     let request = Request::get(uri).extension(Asker::Anybody).body(()).expect("it is a URI");
     let mut parts = request.into_parts().0;
@@ -275,10 +274,10 @@ mod tests {
 
     use super::*;
 
-    /// How many changed seeds each target is given, and for how long at most.
+    /// Mutations per target, and the bound on their time.
     const ROUNDS: usize = 20_000;
     const AT_MOST: Duration = Duration::from_secs(5);
-    /// What makes readers stumble.
+    /// Fragments that tend to break parsers.
     const PIECES: [&str; 27] = [
         "null",
         "true",

@@ -1,4 +1,4 @@
-//! Whether this node can be sent calls, and what it does without at the moment.
+//! The health of this node: its phase, and the parts that do not work.
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::time::{Clock, Timestamp};
 
-/// What the node knows of itself. Cheap to clone.
+/// The health of the node. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Health(Arc<Mutex<State>>);
 
@@ -20,7 +20,7 @@ struct State {
     troubles: BTreeMap<Part, (Timestamp, String)>,
 }
 
-/// Where the process stands.
+/// The phase of the process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Phase {
     #[default]
@@ -29,17 +29,17 @@ pub enum Phase {
     Draining,
 }
 
-/// Something that the node rests on.
+/// A dependency of the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Part {
-    /// The state that nodes share.
+    /// The shared state.
     Redis,
-    /// What other nodes send this one.
+    /// Messages of other nodes to this one.
     Channel,
-    /// The writing of call history.
+    /// Writing the call history.
     History,
-    /// The tidying of call history.
+    /// Maintenance of the call history.
     Upkeep,
     /// Room for what clients, calls and other nodes have this node buffer.
     Buffers,
@@ -69,7 +69,7 @@ impl Part {
     }
 }
 
-/// The health page.
+/// The body of `/readyz`.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// `starting`, `ok`, `degraded`, `unready` or `draining`.
@@ -102,14 +102,14 @@ impl Health {
         self.state().phase = phase;
     }
 
-    /// `part` does not work. The first time counts, and the latest words.
+    /// `part` failed. Keeps the time of the first failure and the latest message.
     pub fn trouble(&self, part: Part, what: impl Display) {
         let mut state = self.state();
         let trouble = state.troubles.entry(part);
         trouble.or_insert_with(|| (Clock::System.now(), String::new())).1 = what.to_string();
     }
 
-    /// `part` works, or works again.
+    /// `part` works.
     pub fn well(&self, part: Part) {
         self.state().troubles.remove(&part);
     }
@@ -118,8 +118,8 @@ impl Health {
         self.state().troubles.contains_key(&part)
     }
 
-    /// Whether the node is to be sent new clients. One that lost Redis or its database stays: all
-    /// nodes would leave the load balancer together.
+    /// Whether load balancers should send new clients. A node without Redis or its database stays ready: otherwise
+    /// all nodes would leave the load balancer together.
     pub fn is_ready(&self) -> bool {
         self.state().is_ready()
     }

@@ -1,7 +1,7 @@
-//! The servers by which clients reach each other: STUN, and TURN with credentials that expire.
+//! STUN servers, and TURN servers with credentials that expire.
 //!
-//! A TURN server and this service share a secret, and nothing else: the user name says until when it
-//! may be used, and its signature is the password (draft-uberti-behave-turn-rest-00).
+//! The TURN servers and this service share a secret and nothing else: the user name contains its expiry, and its
+//! signature is the password (draft-uberti-behave-turn-rest-00).
 
 use std::{net::Ipv6Addr, ops::RangeInclusive, time::Duration};
 
@@ -15,13 +15,13 @@ use crate::{
     time::{Clock, Timestamp},
 };
 
-/// For how long credentials may be valid.
+/// Permitted lifetimes of credentials.
 pub const TURN_TTL: RangeInclusive<Duration> = Duration::from_mins(1)..=Duration::from_hours(24);
 pub const DEFAULT_TURN_TTL: Duration = Duration::from_hours(1);
-/// After how long clients ask again where nothing expires.
+/// `ttl` for clients where nothing expires.
 const STUN_TTL: Duration = Duration::from_hours(1);
 
-/// Which servers there are.
+/// The configured servers.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
     pub stun_urls: Vec<String>,
@@ -34,20 +34,20 @@ pub struct Turn {
     pub urls: Vec<String>,
     /// Signs the credentials.
     pub secret: Secret,
-    /// Those that the TURN servers may know beside it, while one takes the place of another.
+    /// Further secrets of the TURN servers during a rotation. They sign nothing.
     pub other_secrets: Vec<Secret>,
     pub ttl: Duration,
 }
 
-/// What a client is told.
+/// The reply to a client.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Servers {
     pub ice_servers: Vec<IceServer>,
-    /// For how many seconds they may be used.
+    /// Lifetime in seconds.
     pub ttl_s: u64,
 }
 
-/// Tells clients of the servers.
+/// Issues server lists with credentials.
 pub struct Ice {
     settings: Settings,
     clock: Clock,
@@ -87,8 +87,8 @@ impl Turn {
     }
 }
 
-/// The user's id in signs that every TURN server takes, percent-encoded where it has others: coturn
-/// refuses blanks and quotes, and clients do not agree on how to normalize what is not ASCII.
+/// The user id, percent-encoded for TURN user names: coturn refuses blanks and quotes, and clients normalise characters
+/// outside ASCII differently.
 fn plain(user: &UserId) -> String {
     let plain = |byte| match byte {
         b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => char::from(byte).to_string(),
@@ -110,8 +110,7 @@ pub fn is_turn_url(url: &str) -> bool {
     is_place(place) && matches!(query, None | Some("transport=udp" | "transport=tcp"))
 }
 
-/// Whether this is `HOST` or `HOST:PORT`. Browsers make no connection at all with a URL that they
-/// cannot read.
+/// Whether this is `HOST` or `HOST:PORT`. Browsers refuse the whole connection for a URL that they cannot parse.
 fn is_place(text: &str) -> bool {
     let (is_host, port) = match text.strip_prefix('[').and_then(|text| text.split_once(']')) {
         Some((host, rest)) => (host.parse::<Ipv6Addr>().is_ok(), rest),

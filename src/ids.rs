@@ -1,4 +1,4 @@
-//! Names of users, devices, sockets and calls. Each is checked once, where it comes in.
+//! Ids of users, devices, sockets, nodes and calls. Each is validated once, at its entry.
 
 use std::{borrow::Cow, fmt, str::FromStr, sync::Arc};
 
@@ -7,13 +7,12 @@ use uuid::Uuid;
 
 use crate::{redact::Logged, time::Timestamp};
 
-/// A person, as the platform names them: 1 to 128 bytes of UTF-8 without control characters.
+/// A user id of the platform: 1 to 128 bytes of UTF-8 without control characters.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct UserId(Arc<str>);
 
-/// What a client calls its own device: 1 to 64 of `A-Z a-z 0-9 . _ -`. It stays the same when the
-/// client reconnects.
+/// A device id, chosen by the client: 1 to 64 of `A-Z a-z 0-9 . _ -`. It stays the same across reconnects.
 #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct DeviceId(Arc<str>);
@@ -33,7 +32,7 @@ pub struct NodeId(#[serde(with = "uuid::serde::simple")] Uuid);
 #[serde(try_from = "String", into = "String")]
 pub struct SocketId([u8; 16]);
 
-/// A text that cannot be the id it was meant to be. Displays what was expected.
+/// An invalid id. Displays what was expected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("expected {expected}")]
 pub struct InvalidId {
@@ -41,9 +40,9 @@ pub struct InvalidId {
 }
 
 impl UserId {
-    /// Longest user id, in bytes.
+    /// Bound in bytes.
     pub const MAX_BYTES: usize = 128;
-    /// What it must be, in words.
+    /// The expectation, in words.
     pub const EXPECTED: &str = "a string of 1 to 128 bytes without control characters";
 
     /// The largest whole number that every JSON parser reads exactly: 2^53 - 1.
@@ -92,7 +91,7 @@ impl UserId {
         &self.0
     }
 
-    /// The user as the log may name them.
+    /// The form of the user id in the log.
     pub fn logged(&self) -> Logged<'_> {
         Logged(&self.0)
     }
@@ -112,7 +111,7 @@ impl FromStr for UserId {
 }
 
 impl DeviceId {
-    /// Longest device id, in bytes.
+    /// Bound in bytes.
     pub const MAX_BYTES: usize = 64;
 }
 
@@ -140,7 +139,7 @@ impl CallId {
         self.0.into_bytes()
     }
 
-    /// When it was made; None for an id that this service did not make.
+    /// Time of creation; None for an id that this service did not generate.
     pub fn made_at(self) -> Option<Timestamp> {
         let (seconds, nanos) = self.0.get_timestamp()?.to_unix();
         let millis = seconds.checked_mul(1_000)?.checked_add(u64::from(nanos / 1_000_000))?;
@@ -251,8 +250,7 @@ impl fmt::Display for SocketId {
     }
 }
 
-/// There is no `Display`: what goes to clients and to stores asks for [`UserId::as_str`], and the log cannot
-/// name a user in any other way than this and [`UserId::logged`].
+/// There is no `Display`: clients and stores get [`UserId::as_str`], and the log only this and [`UserId::logged`].
 impl fmt::Debug for UserId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&self.logged(), f)

@@ -1,4 +1,4 @@
-//! switchboard: signaling for 1:1 WebRTC calls, spoken over Socket.IO.
+//! switchboard: a signaling server for 1:1 WebRTC calls over Socket.IO.
 //!
 //! # One event, end to end
 //!
@@ -10,19 +10,18 @@
 //! ```
 //!
 //! 1. [`gateway`] takes the event on the task that reads the socket, puts it into the socket's
-//!    bounded inbox, and decodes it in its turn ([`protocol::ClientEvent`]). What is only passed on
-//!    stays JSON text ([`payload::Payload`]).
-//! 2. [`calls`] finds the call and asks [`call`] what the event means: a transition
-//!    ([`call::Rules::apply`]), a new call ([`call::Rules::place`]) or a message to pass on
-//!    ([`call::Call::route`]).
+//!    bounded inbox, and decodes it in its turn ([`protocol::ClientEvent`]). Relayed payloads stay
+//!    JSON text ([`payload::Payload`]).
+//! 2. [`calls`] finds the call and lets [`call`] decide: a transition ([`call::Rules::apply`]), a new
+//!    call ([`call::Rules::place`]) or a message to relay ([`call::Call::route`]).
 //! 3. A transition is committed to the [`cluster`]: written if the record's version is unchanged.
-//!    If somebody was faster, it is decided again on the newer record.
-//! 4. What the new version means for each local socket follows from the two versions alone
-//!    ([`call::news`]) and is told in order, under the call's own lock.
+//!    On a conflict, the event is decided again on the newer record.
+//! 4. The notifications of local sockets are derived from the two versions alone ([`call::news`]),
+//!    and sent in order, under the call's mutex.
 //! 5. The row goes to [`history`], which signaling never waits for.
 //!
-//! Deadlines (ring time-out, grace, longest call) are part of the record; a sweeper in [`calls`]
-//! attends to those that have passed.
+//! Deadlines (ring time-out, grace period, longest duration) are part of the record; a sweeper in
+//! [`calls`] handles the ones that have passed.
 //!
 //! # Invariants
 //!
@@ -32,22 +31,22 @@
 //!    `call:ended`, or its own reject or busy acknowledged.
 //! 4. No live call outlives its deadline by more than two sweeps.
 //! 5. Every ended call is in history exactly once, with its true end.
-//! 6. What one socket sends about a call arrives in that order, at most once.
-//! 7. Nobody gets a message of a call that they are not in.
+//! 6. Messages of one socket about a call arrive in order, at most once.
+//! 7. Messages and notifications of a call go to its parties only.
 //!
 //! `call/properties.rs` checks the rules' part of 1 to 5 and 7 over random interleavings, `tests/sim`
-//! all of them over whole clusters that are simulated, the other suites in `tests/` on real ones.
+//! all of them on simulated clusters, the other suites in `tests/` on real ones.
 //!
 //! # To add an event
 //!
-//! 1. Give it a variant and its fields in `protocol/client.rs`, and describe it in
-//!    `protocol/catalogue.rs`; `tests/suite/` wants a good example of it.
-//! 2. If it changes calls, give it a variant in `call/transition.rs`. The match there has no
-//!    catch-all: the compiler asks what the event means in each state, and `call/table.txt` wants a
-//!    line for each.
-//! 3. If somebody must hear of it, derive that in `call/news.rs` and name it in
+//! 1. Add a variant with its fields in `protocol/client.rs`, describe it in `protocol/catalogue.rs`,
+//!    and add an example in `tests/suite/catalogue.rs`.
+//! 2. If it changes calls, add a variant in `call/transition.rs`. The match there has no catch-all:
+//!    the compiler demands an arm for each state, and a test a line for each in `call/table.txt`.
+//! 3. If others must be notified, derive that in `call/news.rs` and name the event in
 //!    `protocol/server.rs`.
 //! 4. Dispatch it in `gateway/session.rs`.
+//! 5. Run `make types`, and add it to `docs/reference/protocol.md`.
 //!
 //! `/asyncapi.json` follows from 1 and 3; `make types` writes `web/protocol.d.ts` from it.
 

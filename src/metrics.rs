@@ -1,5 +1,4 @@
-//! Every metric: its name, its help, its unit, its buckets, and the values that its labels can have.
-//! docs/reference/metrics.md lists them, which a test checks.
+//! All metrics: name, help, unit, buckets, and label values. docs/reference/metrics.md lists them, which a test checks.
 
 mod family;
 mod process;
@@ -44,16 +43,16 @@ macro_rules! labels {
 
 labels! {
     Transport { Websocket = "websocket", Polling = "polling" }
-    /// Why a socket is gone.
+    /// The cause of a closed socket.
     Closed { Client = "client", Transport = "transport", Heartbeat = "heartbeat", Server = "server" }
-    /// What a client that does not read did to be cut off.
+    /// The reason for closing a slow client.
     Slow { Queue = "queue", Stalled = "stalled", Body = "body", Budget = "budget" }
     /// What the node buffers.
     Buffer {
         Frames = "frames", Inboxes = "inboxes", Clients = "clients", Calls = "calls", Links = "links",
     }
     Live { Ringing = "ringing", Active = "active", Reconnecting = "reconnecting" }
-    /// What came of an attempt to call.
+    /// The outcome of a call attempt.
     Outcome {
         Ringing = "ringing", Busy = "busy", Offline = "offline", Repeated = "repeated",
         SelfCall = "self_call", InCall = "call_in_progress", Glare = "glare",
@@ -62,7 +61,7 @@ labels! {
     Ring { Answered = "answered", Unanswered = "unanswered" }
     /// Whether both devices are on one node.
     Path { Local = "local", Remote = "remote" }
-    /// What clients send; see `protocol/catalogue.rs`.
+    /// Client events; see `protocol/catalogue.rs`.
     Received {
         UserConnected = "user-connected", Initiate = "call:initiate", Offer = "call:offer",
         Answer = "call:answer", Candidate = "call:ice-candidate", Reject = "call:reject",
@@ -70,7 +69,7 @@ labels! {
         Subscribe = "presence:subscribe", Unsubscribe = "presence:unsubscribe",
         IceServers = "ice:servers", Refresh = "auth:refresh", Unknown = "unknown",
     }
-    /// What clients are sent; see `ServerEvent::name`.
+    /// Server events; see `ServerEvent::name`.
     Sent {
         Incoming = "call:incoming", Ringing = "call:ringing", Offer = "call:offer",
         Answer = "call:answer", Candidate = "call:ice-candidate", Rejected = "call:rejected",
@@ -109,21 +108,21 @@ labels! {
         Other = "other",
     }
     Connection { Commands = "commands", Messages = "messages" }
-    /// What is published on a node's channel.
+    /// The content of a publish on a node's channel.
     Publish { Messages = "messages", Progress = "progress", Ask = "ask", Canary = "canary" }
-    /// What nodes say to each other.
+    /// Messages between nodes.
     Said {
         Call = "call", Rings = "rings", Kept = "kept", Relay = "relay", Flush = "flush",
         Flushing = "flushing", Flushed = "flushed", Presence = "presence", Disconnect = "disconnect",
         Void = "void", Dropped = "dropped",
     }
-    /// Why a step of a trace did not reach the collector.
+    /// The reason for a dropped span.
     LostSpan { Queue = "queue", Export = "export", Rejected = "rejected", Late = "late" }
     Operation {
         Save = "save", List = "list", Get = "get", Open = "open", Stats = "stats", Tidy = "tidy",
         Beat = "beat",
     }
-    /// Whether media goes from device to device or through a TURN server.
+    /// The media path: direct, or through a TURN server.
     Media { Direct = "direct", Relayed = "relayed", Unknown = "unknown" }
     Candidate { Host = "host", Srflx = "srflx", Prflx = "prflx", Relay = "relay", Unknown = "unknown" }
     Ice {
@@ -163,12 +162,12 @@ label_of! {
     Signal: Signal::ALL, Signal::as_str;
 }
 
-/// What a metric is, as the table below says.
+/// A metric of the table below.
 struct Definition {
     kind: &'static str,
     name: &'static str,
     buckets: &'static [f64],
-    /// Makes it appear, with 0, before anything happens.
+    /// Creates all series, at 0.
     begin: fn(),
 }
 
@@ -198,10 +197,10 @@ macro_rules! metrics {
     (@buckets $buckets:ident) => { $buckets };
 }
 
-/// Seconds that a person waits.
+/// Seconds that a user waits.
 const WAITS: &[f64] =
     &[0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 20.0, 30.0, 60.0, 120.0];
-/// Seconds that a call lasts.
+/// Seconds of a call.
 const TALKS: &[f64] = &[
     1.0, 5.0, 15.0, 30.0, 60.0, 180.0, 300.0, 600.0, 1_800.0, 3_600.0, 7_200.0, 14_400.0, 43_200.0,
 ];
@@ -210,7 +209,7 @@ const RELAYS: &[f64] = &[
     0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0,
     5.0,
 ];
-/// Seconds that a server beside it takes.
+/// Seconds of a dependency.
 const ANSWERS: &[f64] = &[
     0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0,
 ];
@@ -221,22 +220,22 @@ const TRIPS: &[f64] =
 const SHARES: &[f64] = &[0.0, 0.001, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5];
 
 metrics! {
-    Gauge BUILD["version": Version] "switchboard_build_info" "The version that runs; always 1.";
-    Gauge READY[] "switchboard_ready" "1 while the node is to be sent new clients, as /readyz says.";
-    Gauge TROUBLES["part": Part] "switchboard_trouble" "1 while this part does not work, as /readyz says.";
+    Gauge BUILD["version": Version] "switchboard_build_info" "The running version; always 1.";
+    Gauge READY[] "switchboard_ready" "1 while /readyz answers 200.";
+    Gauge TROUBLES["part": Part] "switchboard_trouble" "1 while this part does not work, as in /readyz.";
 
     Gauge CLOCK_OFFSET[] "switchboard_clock_offset_seconds"
         "How far the cluster's time is ahead of Redis': not 0 after Redis' time of day was set anew.";
     Counter LOG_LINES_DROPPED[] "switchboard_log_lines_dropped_total"
         "Lines of the log that were dropped because nobody read those before them.";
 
-    Gauge SOCKETS["transport": Transport] "switchboard_sockets" "Connected sockets on this node.";
+    Gauge SOCKETS["transport": Transport] "switchboard_sockets" "Connected sockets of this node.";
     Gauge USERS[] "switchboard_users" "Users with a socket on this node.";
-    Counter SOCKETS_JOINED[] "switchboard_sockets_joined_total" "Sockets that said who they are.";
+    Counter SOCKETS_JOINED[] "switchboard_sockets_joined_total" "Sockets that have identified their user.";
     Counter SOCKETS_CLOSED["cause": Closed] "switchboard_sockets_closed_total"
-        "Sockets that are gone, by who ended them: the client on purpose, its transport, a missed heartbeat, this node.";
+        "Closed sockets, by cause: a disconnect of the client, its transport, a missed heartbeat, this node.";
     Counter CONNECTIONS_REFUSED["type": ErrorType] "switchboard_connections_refused_total"
-        "Sockets that were not let in, by error.";
+        "Refused sockets, by error.";
     Counter REFUSED["reason": Refused] "switchboard_refused_total"
         "Requests and sockets turned away for their token, origin, host or handshake, by reason.";
     Counter SLOW_CLIENTS["why": Slow] "switchboard_slow_clients_closed_total"
@@ -246,111 +245,111 @@ metrics! {
         "Bytes of events from clients, as JSON.";
     Counter SENT["event": Sent] "switchboard_client_messages_sent_total" "Events and acks to clients.";
     Counter SENT_BYTES["event": Sent] "switchboard_client_sent_bytes_total"
-        "Bytes of events to clients: the payload passed on, and 256 for the fields around it. Acks are not in it.";
-    Counter ERRORS["type": ErrorType] "switchboard_errors_total" "Events that were refused, by error.";
+        "Bytes of events to clients: the relayed payload, and 256 for the fields around it. Without acks.";
+    Counter ERRORS["type": ErrorType] "switchboard_errors_total" "Refused events, by error.";
     Counter ACKS_UNDELIVERED[] "switchboard_acks_undelivered_total"
         "Messages whose senders were told to send them again: they were not known to be with their receiver's node in 5 s.";
-    Counter LIMITS["limit": Limit] "switchboard_limits_hit_total" "How often a bound was reached, by which.";
+    Counter LIMITS["limit": Limit] "switchboard_limits_hit_total" "Times that a bound was reached, by bound.";
     Gauge BUFFERED["buffer": Buffer] "switchboard_buffered_bytes"
         "Bytes that this node buffers: unfinished messages of clients, events that wait to be handled, what waits for clients, for devices of calls, and for or from other nodes.";
     Gauge BUFFER_BUDGET[] "switchboard_buffer_budget_bytes" "How many bytes this node may buffer in all.";
 
     Gauge CALLS["state": Live] "switchboard_calls"
-        "Live calls, each on the node that has the caller's device.";
+        "Live calls, each on the node of the caller's device.";
     Counter ATTEMPTS["type": CallType, "outcome": Outcome] "switchboard_call_attempts_total"
-        "Attempts to call, by what came of them at once.";
+        "Call attempts, by immediate outcome.";
     Counter ENDED["reason": EndReason, "type": CallType] "switchboard_calls_ended_total"
-        "Calls that ended, each on the node that ended it.";
+        "Ended calls, each on the node that ended it.";
     Histogram RING["outcome": Ring] "switchboard_call_ring_seconds"
         "From the attempt to the answer, or to the end without one." in WAITS;
     Histogram SETUP[] "switchboard_call_setup_seconds"
-        "From the attempt until the first answer is on its way to the caller." in WAITS;
+        "From the attempt until the first answer is sent to the caller." in WAITS;
     Histogram DURATION["type": CallType] "switchboard_call_duration_seconds"
         "From the answer to the end, of answered calls." in TALKS;
     Counter DEVICES_LOST[] "switchboard_call_devices_lost_total"
         "Devices that lost their connection during a call and may return.";
     Counter DEVICES_RETURNED[] "switchboard_call_devices_returned_total"
-        "Devices that came back to their call.";
+        "Devices that returned to their call.";
     Histogram RELAY["event": Signal, "path": Path] "switchboard_relay_seconds"
-        "From one socket to the other, of what is passed on at once; remote has an error of 1 to 2 ms." in RELAYS;
+        "From one socket to the other, for messages relayed at once; remote has an error of 1 to 2 ms." in RELAYS;
     Counter CONFLICTS[] "switchboard_decisions_repeated_total"
-        "Decisions made again because somebody else changed the call meanwhile.";
-    Counter SWEEPS[] "switchboard_sweeps_total" "Looks for calls whose deadline has passed.";
+        "Decisions repeated because the call was changed concurrently.";
+    Counter SWEEPS[] "switchboard_sweeps_total" "Sweeps for calls whose deadline has passed.";
     Counter SWEEPS_FAILED[] "switchboard_sweeps_failed_total"
-        "Sweeps, and looks at the records of live calls, that were not carried through.";
+        "Failed sweeps, and failed look-ups of live calls.";
     Counter SWEPT["found": Found] "switchboard_sweep_calls_total"
-        "Calls that a sweep took: ended or changed, not stored yet, seen to by others meanwhile.";
+        "Calls found by sweeps: overdue, not stored yet, or handled by others meanwhile.";
     Histogram LATENESS[] "switchboard_sweep_lateness_seconds"
-        "How long after its deadline a call was taken by a sweep." in WAITS;
+        "Delay between the deadline of a call and its sweep." in WAITS;
     Counter INVARIANTS["invariant": Invariant] "switchboard_invariant_violations_total"
-        "What must never happen, and did. Anything but 0 is a fault of this service, or of a Redis that lost writes.";
+        "Violated invariants. Anything but 0 is a fault of this service, or of a Redis that lost writes.";
 
     Histogram MEDIA_ROUND_TRIP["media": Media] "switchboard_media_round_trip_seconds"
-        "Round trip between two devices, as clients report it." in TRIPS;
+        "Round trip between two devices, as reported by clients." in TRIPS;
     Histogram MEDIA_LOSS["media": Media] "switchboard_media_loss_ratio"
-        "Share of packets lost on the way to the reporting device, 0 to 1." in SHARES;
+        "Packet loss towards the reporting device, 0 to 1." in SHARES;
     Histogram MEDIA_JITTER["media": Media] "switchboard_media_jitter_seconds"
-        "Jitter of sound, as clients report it." in TRIPS;
+        "Audio jitter, as reported by clients." in TRIPS;
     Counter MEDIA_REPORTS["candidate": Candidate] "switchboard_media_reports_total"
-        "Reports of clients, by the kind of their own candidate in use; relay means through TURN.";
+        "Client reports, by type of their selected candidate; relay means through TURN.";
     Counter MEDIA_ICE["state": Ice] "switchboard_media_ice_states_total"
-        "Reports of clients, by the state of their connection.";
+        "Client reports, by ICE state.";
 
     Histogram REDIS["command": Command] "switchboard_redis_command_seconds"
-        "How long Redis took to answer, by script or command." in ANSWERS;
+        "Latency of Redis, by script or command." in ANSWERS;
     Counter REDIS_ERRORS["command": Command] "switchboard_redis_errors_total"
-        "Commands that Redis refused or did not answer in time.";
+        "Commands that failed or timed out.";
     Counter REDIS_RECONNECTS["connection": Connection] "switchboard_redis_reconnects_total"
-        "Connections to Redis made again after a loss.";
+        "Reconnections to Redis.";
     Counter PUBLISHES["content": Publish] "switchboard_node_publishes_total"
-        "What was published for other nodes; many messages travel in one.";
+        "Publishes for other nodes, each a batch of messages.";
     Counter PUBLISHES_UNHEARD[] "switchboard_node_publishes_unheard_total"
-        "Publishes that nobody listened for.";
+        "Publishes without a receiver.";
     Counter NODE_SENT["message": Said] "switchboard_node_messages_sent_total"
-        "Messages given out for other nodes.";
+        "Messages queued for other nodes.";
     Counter NODE_RECEIVED["message": Said] "switchboard_node_messages_received_total"
-        "Messages from other nodes, each once.";
+        "Messages from other nodes, without duplicates.";
     Counter NODE_RESENT[] "switchboard_node_messages_resent_total"
-        "Messages published again, because nobody had heard them or because they were asked for.";
+        "Retransmitted messages: without a receiver before, or requested again.";
     Counter NODE_DROPPED[] "switchboard_node_messages_dropped_total"
-        "Messages for other nodes that found the queue full.";
+        "Messages for other nodes dropped at a full queue.";
     Counter NODE_LOST[] "switchboard_node_messages_lost_total"
-        "Messages of other nodes that never came and can not be asked for any more.";
+        "Messages of other nodes that are lost for good.";
     Counter NODE_GAPS[] "switchboard_node_gaps_total"
-        "How often messages of another node were missing and asked for.";
-    Gauge NODE_QUEUE[] "switchboard_node_queue_messages" "Messages that wait to be sent to other nodes.";
+        "Gaps in the messages of another node, which were requested again.";
+    Gauge NODE_QUEUE[] "switchboard_node_queue_messages" "Messages queued for other nodes now.";
     Counter DEAD_NODES[] "switchboard_dead_nodes_total"
-        "Nodes that were found dead, each on the node that took the last of their users off them.";
+        "Dead nodes, each on the node that evicted its last users.";
     Counter RESTORED[] "switchboard_records_restored_total"
-        "Records of calls that Redis had lost, or had in an older version, and that were put back.";
+        "Records restored because Redis had lost them or had an older version.";
     Counter RESETS[] "switchboard_cluster_resets_total"
-        "How often this node told the cluster anew who is here and looked all its calls up.";
+        "Times that this node announced its users again and re-read its calls.";
 
     Histogram STORE["operation": Operation] "switchboard_history_seconds"
-        "How long the database took, by operation." in ANSWERS;
+        "Latency of the database, by operation." in ANSWERS;
     Counter STORE_ERRORS["operation": Operation] "switchboard_history_errors_total"
-        "Operations that the database refused or did not answer in time.";
+        "Operations that failed or timed out.";
     Counter STORE_CONNECTIONS[] "switchboard_history_connections_total"
-        "Connections to Postgres that were made, also in place of lost ones.";
-    Counter ROWS_WRITTEN[] "switchboard_history_rows_written_total" "Rows of call history written.";
+        "Connections opened to Postgres, including replacements.";
+    Counter ROWS_WRITTEN[] "switchboard_history_rows_written_total" "Written history rows.";
     Counter ROWS_REFUSED[] "switchboard_history_rows_refused_total"
-        "Rows that the database refused, and that are lost.";
-    Gauge BACKLOG_ROWS[] "switchboard_history_backlog_rows" "Rows that wait to be written.";
+        "Rows that the database refused for good.";
+    Gauge BACKLOG_ROWS[] "switchboard_history_backlog_rows" "Rows waiting to be written.";
     Gauge BACKLOG_AGE[] "switchboard_history_backlog_age_seconds"
-        "How long the oldest row that waits has waited; 0 if none does.";
+        "Age of the oldest waiting row; 0 without one.";
 
-    Counter SPANS_EXPORTED[] "switchboard_spans_exported_total" "Steps of traces that the collector has taken.";
+    Counter SPANS_EXPORTED[] "switchboard_spans_exported_total" "Spans accepted by the collector.";
     Counter SPANS_DROPPED["why": LostSpan] "switchboard_spans_dropped_total"
-        "Steps of traces that were dropped: the queue was full, the collector did not take them, or did not want them, or the node had stopped.";
+        "Dropped spans: the queue was full, the export failed, the collector rejected them, or the node had stopped.";
 }
 
-/// Those of the process, which have other names than ours: kind, name, help.
+/// Metrics of the process: kind, name, help.
 const PROCESS: [(&str, &str, &str); 5] = [
     ("gauge", "process_resident_memory_bytes", "Resident memory."),
     ("gauge", "process_open_fds", "Open files and connections."),
-    ("gauge", "process_max_fds", "How many of them there may be."),
+    ("gauge", "process_max_fds", "Limit of open files."),
     ("counter", "process_cpu_seconds_total", "CPU time used, user and system."),
-    ("gauge", "process_start_time_seconds", "When the process started, in Unix time."),
+    ("gauge", "process_start_time_seconds", "Start of the process, in Unix time."),
 ];
 
 /// All metrics, as kind and name.
@@ -359,12 +358,12 @@ pub fn all() -> impl Iterator<Item = (&'static str, &'static str)> {
     own.chain(PROCESS.iter().map(|(kind, name, _)| (*kind, *name)))
 }
 
-/// Notes that something happened that must never happen.
+/// Counts a violated invariant.
 pub fn violated(invariant: Invariant) {
     INVARIANTS.of(invariant).increment(1);
 }
 
-/// The way to read all metrics. Cheap to clone.
+/// Renders all metrics. Cheap to clone.
 #[derive(Clone)]
 pub struct Exposition {
     handle: PrometheusHandle,
@@ -372,7 +371,7 @@ pub struct Exposition {
     sample: Arc<OnceLock<Box<dyn Fn() + Send + Sync>>>,
 }
 
-/// Begins to count, for the whole process. To be called before anything is counted.
+/// Installs the recorder for the whole process. Must be called before anything is counted.
 pub fn install() -> Result<Exposition, BuildError> {
     let mut builder = PrometheusBuilder::new();
     for Definition { name, buckets, .. } in DEFINITIONS {
@@ -390,13 +389,13 @@ pub fn install() -> Result<Exposition, BuildError> {
 }
 
 impl Exposition {
-    /// Has gauges set by this each time that the metrics are read.
+    /// Registers the function that sets gauges at each scrape.
     pub fn sample_with(&self, sample: impl Fn() + Send + Sync + 'static) {
-        // There is one service in a process, which says so once.
+        // There is one service per process.
         let _ = self.sample.set(Box::new(sample));
     }
 
-    /// Takes in what histograms have been given, for ever: it would pile up if nobody reads.
+    /// Drains histogram samples, forever: they would accumulate without scrapes.
     pub async fn keep_up(self) {
         const PAUSE: Duration = Duration::from_secs(5);
         loop {

@@ -1,4 +1,4 @@
-//! JSON that is passed on as it came.
+//! JSON that is relayed verbatim.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,8 +10,8 @@ use tokio::sync::oneshot;
 /// of stack somewhere beyond it.
 pub const MAX_DEPTH: usize = 64;
 
-/// A piece of JSON that this service carries and never looks into: an offer, an answer, a
-/// candidate, `callerInfo`. Unknown fields, key order and number formats arrive as they were sent.
+/// JSON text that this service relays without parsing it: an offer, an answer, a candidate, `callerInfo`. Unknown fields,
+/// key order and number formats are preserved.
 ///
 /// From a client it is made by [`Payload::checked`] alone: what the receiving end's JSON reader breaks on is not
 /// passed on. From other nodes and from Redis it is taken as it is.

@@ -1,5 +1,4 @@
-//! How users appear in the log: as they are, or as short hashes of which nobody can tell whose they are
-//! without the key. The lines of one user have the same hash.
+//! The form of user ids in the log: plain, or as short keyed hashes, which are the same in all lines of a user.
 
 use std::{fmt, sync::OnceLock};
 
@@ -7,17 +6,16 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use uuid::Uuid;
 
-/// Set if users are to be hashed.
+/// Set if user ids are hashed.
 static KEY: OnceLock<Hmac<Sha256>> = OnceLock::new();
 
-/// Users are hashed in the log from now on: with this key, else with one that nobody knows and that ends
-/// with the process.
+/// Starts hashing user ids in the log, with this key or else with a random one of this process.
 pub fn hash_users(key: Option<&str>) {
     let key = match key {
         Some(key) => with_key(key.as_bytes()),
         None => with_key(&[*Uuid::new_v4().as_bytes(), *Uuid::new_v4().as_bytes()].concat()),
     };
-    // The log begins once in a process.
+    // Logging starts once per process.
     let _ = KEY.set(key);
 }
 
@@ -25,7 +23,7 @@ fn with_key(key: &[u8]) -> Hmac<Sha256> {
     Hmac::new_from_slice(key).expect("a key of any length will do")
 }
 
-/// A user for the log.
+/// A user id for the log.
 pub struct Logged<'a>(pub &'a str);
 
 impl fmt::Display for Logged<'_> {
@@ -46,7 +44,7 @@ impl fmt::Debug for Logged<'_> {
     }
 }
 
-/// Of its 32 bytes 8: enough to tell millions of users apart.
+/// 8 of the 32 bytes distinguish millions of users.
 fn hashed(key: &Hmac<Sha256>, user: &str) -> String {
     let digest = key.clone().chain_update(user).finalize().into_bytes();
     let start = digest.first_chunk().expect("it has 32 bytes");

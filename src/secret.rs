@@ -1,4 +1,4 @@
-//! Values that must not be seen in logs, errors or printed settings. They hide themselves.
+//! Values that mask themselves in logs, errors and printed settings.
 
 use std::{convert::Infallible, fmt, str::FromStr};
 
@@ -9,16 +9,16 @@ const HIDDEN: &str = "***";
 /// How the secrets of examples begin. Everybody knows them.
 const EXAMPLE: &str = "change-me";
 
-/// A text that shows itself as `***`: a key, a token.
+/// A key or a token. Prints as `***`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
-/// The address of a service. It shows itself with `***` for its password, wherever that stands.
+/// The URL of a service. Prints with `***` for its password, wherever that stands.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ServiceUrl(String);
 
 impl Secret {
-    /// The text itself, for the one who needs it.
+    /// The plain text.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -56,7 +56,7 @@ impl fmt::Debug for Secret {
 }
 
 impl ServiceUrl {
-    /// The whole address, for the one who connects.
+    /// The whole URL.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -87,7 +87,7 @@ impl fmt::Debug for ServiceUrl {
     }
 }
 
-/// A text of the settings' file. The error does not say what stood there.
+/// A text of the settings file. Its error does not echo the value.
 fn read<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
     match toml::Value::deserialize(from)? {
         toml::Value::String(text) => Ok(text),
@@ -107,7 +107,7 @@ impl<'de> Deserialize<'de> for ServiceUrl {
     }
 }
 
-/// Reads secrets from the settings' file: a list of texts, or one text with commas between them.
+/// Reads secrets from the settings file: an array of texts, or one text with commas.
 pub fn optional_list<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<Secret>>, D::Error> {
     let expected = || D::Error::custom("expected a text or a list of texts");
     let text = |value: toml::Value| match value {
@@ -125,7 +125,7 @@ pub fn optional_list<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<Se
     }
 }
 
-/// Writes a secret to the one it is for.
+/// Serialises a secret in plain text.
 pub fn exposed<S: Serializer>(secret: &Option<Secret>, to: S) -> Result<S::Ok, S::Error> {
     match secret {
         Some(Secret(text)) => to.serialize_some(text),
@@ -135,7 +135,7 @@ pub fn exposed<S: Serializer>(secret: &Option<Secret>, to: S) -> Result<S::Ok, S
 
 fn without_password(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return HIDDEN.to_owned() };
-    // A password that should have been escaped may hold any sign: all before the last `@` is hidden.
+    // An unescaped password may contain anything: everything before the last `@` is masked.
     let (user, rest) = match rest.rsplit_once('@') {
         Some((user, rest)) => {
             (format!("{}:{HIDDEN}@", user.split(':').next().unwrap_or_default()), rest)

@@ -1,4 +1,4 @@
-//! When to stop.
+//! Shutdown signals.
 
 use std::io;
 
@@ -8,11 +8,11 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-/// Tells everybody who listens that the service stops. Cheap to clone.
+/// Completes its waiters when the service stops. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Shutdown(watch::Receiver<bool>);
 
-/// Announces a [`Shutdown`] once.
+/// Triggers a [`Shutdown`] once.
 #[derive(Debug)]
 pub struct Trigger(watch::Sender<bool>);
 
@@ -28,13 +28,13 @@ impl Trigger {
 }
 
 impl Shutdown {
-    /// Completes when the trigger fired, or is gone.
+    /// Completes when the trigger has fired or was dropped.
     pub async fn wait(mut self) {
         let _ = self.0.wait_for(|stopping| *stopping).await;
     }
 }
 
-/// Takes signals from now on; what it answers completes with Ctrl-C (SIGINT) or SIGTERM.
+/// Installs signal handlers; the returned future completes with SIGINT (Ctrl-C) or SIGTERM.
 pub fn signalled() -> io::Result<impl Future<Output = ()>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -47,7 +47,7 @@ pub fn signalled() -> io::Result<impl Future<Output = ()>> {
     })
 }
 
-/// Ends the process when somebody insists. `flush` is called before.
+/// Ends the process at a second signal. `flush` is called before.
 pub async fn exit_at_second_signal(flush: impl FnOnce()) {
     let Ok(signalled) = signalled() else { return };
     signalled.await;

@@ -1,5 +1,4 @@
-//! Traces: what became of a call attempt, step by step and on all nodes, for whoever collects them.
-//! Sent as OTLP over HTTP. Where nothing is sampled, nothing is made.
+//! Traces of call attempts across all nodes, exported as OTLP over HTTP. Calls that are not sampled allocate nothing.
 
 mod exporter;
 mod span;
@@ -25,42 +24,42 @@ use crate::{
     trace::TraceContext,
 };
 
-/// Longest answer of a collector.
+/// Bound on a response of the collector.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
-/// Where traces go, and which.
+/// Destination and sampling of traces.
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub endpoint: Uri,
-    /// Sent with each export. Their values are marked as sensitive, so nothing shows them.
+    /// Headers of each export. Their values are marked as sensitive, so nothing prints them.
     pub headers: HeaderMap,
     pub timeout: Duration,
     pub sampler: Sampler,
-    /// What the collector is told of this process, beside its node: in pairs.
+    /// Resource attributes of this process, beside its node.
     pub resource: Vec<(String, String)>,
     pub batches: Batches,
 }
 
-/// How steps travel together.
+/// Batching of spans.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Batches {
-    /// Most steps that wait. More are dropped.
+    /// Bound on the queue. Further spans are dropped.
     pub max_queue: usize,
-    /// Most steps in one export.
+    /// Bound on the spans of an export.
     pub max_batch: usize,
-    /// How long a step waits for others.
+    /// Longest wait of a span for others.
     pub delay: Duration,
 }
 
-/// Which calls are traced. The call's id alone decides, so that all nodes with one setting agree.
+/// Sampling by call id alone, so that all nodes with the same setting agree.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampler {
     ratio: f64,
-    /// Of the random bits in a call's id, the smallest number that is sampled.
+    /// Smallest sampled value of the random bits in a call id.
     threshold: u64,
 }
 
-/// The random bits at the end of an id that decide, as OpenTelemetry has them.
+/// The random bits at the end of an id that OpenTelemetry's samplers compare.
 const RANDOM_BITS: u32 = 56;
 
 /// The sampler of this process, for its log.
@@ -70,7 +69,7 @@ impl Sampler {
     pub const ALL: Self = Self { ratio: 1.0, threshold: 0 };
     pub const NONE: Self = Self { ratio: 0.0, threshold: 1 << RANDOM_BITS };
 
-    /// One that takes this share of all calls. None unless it is from 0 to 1.
+    /// A sampler for this share of all calls. None unless it is from 0 to 1.
     pub fn ratio(ratio: f64) -> Option<Self> {
         #[expect(
             clippy::cast_precision_loss,
@@ -89,14 +88,14 @@ impl Sampler {
     }
 }
 
-/// The share of calls that it takes.
+/// The share of sampled calls.
 impl fmt::Display for Sampler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.ratio)
     }
 }
 
-/// The way to note steps. Cheap to clone; without a collector it notes nothing.
+/// Records spans. Cheap to clone; without a collector it records nothing.
 #[derive(Debug, Clone, Default)]
 pub struct Traces(Option<Arc<Tracer>>);
 
@@ -107,24 +106,24 @@ struct Tracer {
     queue: mpsc::Sender<otlp::Span>,
 }
 
-/// Begins to trace, for the whole process. The times of steps are this clock's.
+/// Starts tracing for the whole process. Spans use this clock.
 pub fn start(settings: Settings, node: &str, clock: Clock) -> io::Result<(Traces, Exporter)> {
     let limits = Limits {
         timeout: settings.timeout,
         max_bytes: MAX_ANSWER_BYTES,
-        // One export follows the other.
+        // Exports are sequential.
         max_concurrent: 1,
     };
     let fetcher = Fetcher::new(&settings.endpoint, limits)?;
     let (queue, inbox) = mpsc::channel(settings.batches.max_queue);
     let sampler = settings.sampler;
-    // Traces begin once in a process.
+    // Tracing starts once per process.
     let _ = SAMPLER.set(sampler);
     let exporter = Exporter::new(settings, node, fetcher, inbox);
     Ok((Traces(Some(Arc::new(Tracer { clock, sampler, queue }))), exporter))
 }
 
-/// The trace of a call, given as its id's text, as the log names it. None if it is not sampled.
+/// The trace id of a call, for the log. None if it is not sampled.
 pub fn trace_id(call: &str) -> Option<String> {
     let call: CallId = SAMPLER.get().and_then(|_| call.parse().ok())?;
     let is_sampled = SAMPLER.get().is_some_and(|sampler| sampler.takes(call));
@@ -132,12 +131,12 @@ pub fn trace_id(call: &str) -> Option<String> {
 }
 
 impl Traces {
-    /// Whether steps of sampled calls are noted.
+    /// Whether sampled calls are traced.
     pub fn is_on(&self) -> bool {
         self.0.is_some()
     }
 
-    /// The attempt to place this call, if it is sampled.
+    /// The root span of this call, if it is sampled.
     pub fn attempt(&self, call: CallId, name: &'static str) -> Span {
         match &self.0 {
             Some(tracer) if tracer.sampler.takes(call) => {
@@ -147,7 +146,7 @@ impl Traces {
         }
     }
 
-    /// A step that follows from `parent`, which another node, or an earlier event, has left.
+    /// A child of `parent`, the context that another node or an earlier event left.
     pub fn step(&self, parent: Option<TraceContext>, name: &'static str, kind: SpanKind) -> Span {
         match (&self.0, parent) {
             (Some(tracer), Some(parent)) => Span::follow(tracer.clone(), parent, name, kind),

@@ -1,4 +1,4 @@
-//! Time as a value. Nothing but [`Clock`] asks the machine what time it is.
+//! Time as a value. [`Clock`] is the only reader of the machine's clock.
 
 use std::{
     ops::{Add, Sub},
@@ -30,7 +30,7 @@ impl Timestamp {
 impl Add<Duration> for Timestamp {
     type Output = Self;
 
-    /// Stops at the end of time instead of wrapping round.
+    /// Saturates at the maximum.
     fn add(self, duration: Duration) -> Self {
         let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         Self(self.0.saturating_add(millis))
@@ -40,7 +40,7 @@ impl Add<Duration> for Timestamp {
 impl Sub<Duration> for Timestamp {
     type Output = Self;
 
-    /// Stops at the beginning of time instead of wrapping round.
+    /// Saturates at the minimum.
     fn sub(self, duration: Duration) -> Self {
         let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         Self(self.0.saturating_sub(millis))
@@ -50,20 +50,20 @@ impl Sub<Duration> for Timestamp {
 impl Sub for Timestamp {
     type Output = Duration;
 
-    /// Zero when `earlier` is later: clocks of two machines may disagree.
+    /// Zero if `earlier` is later, because clocks of two machines may differ.
     fn sub(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
 }
 
-/// Where the time of day comes from.
+/// The source of the time of day.
 #[derive(Debug, Clone)]
 pub enum Clock {
     /// The machine's clock.
     System,
-    /// The clock that all nodes share.
+    /// The clock shared by all nodes.
     Shared(Arc<SharedClock>),
-    /// Tokio's clock, counted from `origin`: a test that pauses tokio's time pauses this one too.
+    /// Tokio's clock, counted from `origin`: pausing tokio's time pauses this clock.
     Tokio { origin: Timestamp, started: Instant },
 }
 
@@ -72,7 +72,7 @@ pub enum Clock {
 #[derive(Debug)]
 pub struct SharedClock {
     started: Instant,
-    /// The shared time of day when `started` was.
+    /// The shared time at `started`.
     origin_ms: AtomicU64,
 }
 
@@ -80,7 +80,7 @@ pub struct SharedClock {
 const MAX_STEP: Duration = Duration::from_millis(200);
 
 impl SharedClock {
-    /// A clock that says that it is `now` until it is set.
+    /// A clock that starts at `now` and counts on until it is set.
     pub fn starting_at(now: Timestamp) -> Arc<Self> {
         Arc::new(Self { started: Instant::now(), origin_ms: AtomicU64::new(now.as_millis()) })
     }
@@ -110,7 +110,7 @@ impl SharedClock {
 }
 
 impl Clock {
-    /// A clock for tests, which begins now at a fixed time of day.
+    /// A clock for tests that starts at a fixed time of day.
     pub fn tokio() -> Self {
         Self::Tokio { origin: Timestamp::from_millis(1_800_000_000_000), started: Instant::now() }
     }
@@ -127,9 +127,8 @@ impl Clock {
         }
     }
 
-    /// The same in microseconds, to measure what takes less than a millisecond. Between nodes it is off by
-    /// as much as Redis' answer to a heartbeat took longer one way than the other, and by up to the
-    /// millisecond in which Redis tells the time.
+    /// The same in microseconds, for short durations. Between nodes its error is the asymmetry of a heartbeat's round trip,
+    /// and up to a millisecond, the resolution of Redis' time.
     #[expect(clippy::disallowed_methods, reason = "the one place that asks the machine's clock")]
     pub fn now_us(&self) -> u64 {
         match self {

@@ -1,8 +1,7 @@
-//! Where a step of a call stands in the trace of that call, as nodes tell each other: W3C's
-//! `traceparent`.
+//! The trace context that nodes exchange with a call: W3C's `traceparent`.
 //!
-//! The trace of a call has the call's own id, and the attempt, which all begins with, the second half
-//! of that id. So whoever knows a call knows its trace. What is not sampled has no context.
+//! The trace id is the call id, and the id of the root span is the second half of it, so a call id is enough to find the
+//! trace. A call that is not sampled has no context.
 
 use std::{fmt, str::FromStr};
 
@@ -13,31 +12,31 @@ use serde::{
 
 use crate::ids::CallId;
 
-/// One step of a sampled call.
+/// A span of a sampled call.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct TraceContext {
     trace: [u8; 16],
     span: [u8; 8],
 }
 
-/// A text that is no context of a sampled step.
+/// A text that is not the context of a sampled span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("expected the traceparent of something sampled")]
 pub struct InvalidContext;
 
 impl TraceContext {
-    /// The attempt to place this call.
+    /// The root span of this call.
     pub fn of(call: CallId) -> Self {
         Self { trace: call.to_bytes(), span: [0; 8] }.root()
     }
 
-    /// The attempt that this step's call began with.
+    /// The root span of this call's trace.
     #[must_use]
     pub fn root(self) -> Self {
         self.step(*self.trace.last_chunk().expect("it has 16 bytes"))
     }
 
-    /// Another step of the same call.
+    /// A new span of the same call.
     #[must_use]
     pub fn step(self, span: [u8; 8]) -> Self {
         Self { span, ..self }
@@ -68,7 +67,7 @@ impl fmt::Debug for TraceContext {
 impl FromStr for TraceContext {
     type Err = InvalidContext;
 
-    /// Later versions of the format may have more at their end.
+    /// Later versions of the format may append fields.
     fn from_str(text: &str) -> Result<Self, InvalidContext> {
         let mut parts = text.split('-');
         let mut hex = |digits: usize| {
@@ -93,8 +92,7 @@ impl Serialize for TraceContext {
     }
 }
 
-/// Reads a context that may be there. One that cannot be understood is none: what it stands in must
-/// not be lost for it.
+/// Reads an optional context. An invalid one counts as absent, so that it does not invalidate its record.
 pub fn lenient<'de, D: Deserializer<'de>>(from: D) -> Result<Option<TraceContext>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]

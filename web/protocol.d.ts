@@ -27,7 +27,7 @@ export type CallPage = {
   nextCursor: string | null;
 };
 
-/** One call, as history tells it. */
+/** The row of a call. */
 export type CallRecord = {
   id: CallId;
   caller: UserId;
@@ -43,7 +43,7 @@ export type CallRecord = {
   updatedAt: Timestamp;
 };
 
-/** How calls went. */
+/** Statistics of calls. */
 export type CallStats = {
   total: Summary;
   /** In order; those without a call are left out. */
@@ -63,9 +63,9 @@ export type CallView = {
   callerInfo?: CallerInfo;
   createdAt: Timestamp;
   endedAt?: Timestamp;
-  /** When it stops ringing. */
+  /** End of ringing. */
   expiresAt?: Timestamp;
-  /** Until when the other party, who lost the connection, may come back. */
+  /** End of the grace period of the other party, if that lost its connection. */
   graceEndsAt?: Timestamp;
   reason?: EndReason;
   receiver: UserId;
@@ -97,7 +97,7 @@ export type ErrorBody = {
   type: ErrorType;
 };
 
-/** The `type` of a `call:error`. It tells whether to try again. */
+/** The `type` of a `call:error`. It determines whether a retry makes sense. */
 export type ErrorType = 'RECIPIENT_OFFLINE' | 'UNAUTHENTICATED' | 'FORBIDDEN' | 'INVALID_PAYLOAD' | 'PAYLOAD_TOO_LARGE' | 'NO_ACTIVE_CALL' | 'ALREADY_ANSWERED' | 'CALL_IN_PROGRESS' | 'GLARE' | 'SELF_CALL' | 'RATE_LIMITED' | 'TEMPORARILY_UNAVAILABLE';
 
 /** As `RTCPeerConnection` makes it, at most 4096 bytes of JSON; null or an empty text is the end of candidates. Any fields more are passed on. */
@@ -108,7 +108,7 @@ export type IceCandidate = {
   usernameFragment?: string | null;
 } | null | '';
 
-/** One entry of `iceServers`, as `RTCPeerConnection` takes it. One with a credential is a relay. */
+/** An entry of `iceServers`, in the form of `RTCPeerConnection`. An entry with a credential is a relay. */
 export type IceServer = {
   credential?: string;
   urls: string[];
@@ -141,14 +141,14 @@ export type Ordered = {
   nodes: number;
 };
 
-/** Of values in order, the first at or past this share of them. */
+/** Percentiles by the nearest-rank method. */
 export type Percentiles = {
   p50: number;
   p90: number;
   p99: number;
 };
 
-/** Whether a user can be called. */
+/** The presence of a user. */
 export type Presence = 'online' | 'offline' | 'busy';
 
 /** The presence of each user that was asked for. */
@@ -156,13 +156,13 @@ export type PresenceOfUsers = {
   presence: Record<string, Presence>;
 };
 
-/** An error as the client of the API sees it. */
+/** The body of an error. */
 export type Problem = {
   type: string;
   /** The status in words. */
   title: string;
   status: number;
-  /** What is wrong, for people. */
+  /** The problem, in words. */
   detail: string;
   /** The parameter at fault. */
   field?: string;
@@ -184,12 +184,12 @@ export type SessionDescription = {
   type: string;
 };
 
-/** One version of a call: what made it. */
+/** The cause of one version. */
 export type Step = {
   version: number;
   at: Timestamp;
   what: What;
-  /** The party that did it, or to which it happened; absent for a time-out and an operator. */
+  /** The acting or affected party; absent for time-outs and operators. */
   by?: Role;
   /** The device of that party, if it has an id. Over HTTP only that party sees it. */
   device?: DeviceId;
@@ -199,7 +199,7 @@ export type Step = {
   reason?: EndReason;
 };
 
-/** How some calls went. */
+/** Statistics of some calls. */
 export type Summary = {
   calls: number;
   /** How many of them were answered. */
@@ -216,7 +216,7 @@ export type Summary = {
   durationS: Percentiles | null;
 };
 
-/** What happened to a call, step by step. */
+/** The timeline of a call. */
 export type Timeline = {
   callId: CallId;
   /** In order. Of very many the first and the latest are kept: a gap in the versions shows where some are left out. */
@@ -232,7 +232,7 @@ export type ToldReason = 'completed' | 'declined' | 'cancelled' | 'no_answer' | 
 /** 1 to 128 bytes of UTF-8 without control characters. */
 export type UserId = string;
 
-/** What a step did. */
+/** The kind of a step. */
 export type What = 'placed' | 'answered' | 'lost' | 'returned' | 'confirmed' | 'ended';
 
 export type CallAck = {
@@ -250,7 +250,7 @@ export type DoneAck = {
 export type IceServersAck = {
   iceServers: IceServer[];
   ok: true;
-  /** For how many seconds the servers may be used. */
+  /** Lifetime of the credentials, in seconds. */
   ttl: number;
 } | Refusal;
 
@@ -265,7 +265,7 @@ export type PresenceAck = {
 } | Refusal;
 
 export type RefreshedAck = {
-  /** Until when the new token is good. */
+  /** Expiry of the new token. */
   expiresAt: Timestamp;
   ok: true;
 } | Refusal;
@@ -282,7 +282,7 @@ export type SyncAck = {
 
 /** What clients are sent. */
 export interface ServerToClientEvents {
-  /** The token of this socket is good until then and no longer: send `auth:refresh`. */
+  /** The token of this socket expires then: send `auth:refresh`. */
   'auth:expiring': (event: {
     expiresAt: Timestamp;
   }) => void;
@@ -300,7 +300,7 @@ export interface ServerToClientEvents {
     message: string;
     timestamp: Timestamp;
   }) => void;
-  /** The call is over for this device. */
+  /** The call ended, for this device at least. */
   'call:ended': (event: {
     callId: CallId;
     duration: number;
@@ -316,7 +316,7 @@ export interface ServerToClientEvents {
     candidate: IceCandidate;
     fromUserId: UserId;
   }) => void;
-  /** Somebody calls: ring. */
+  /** An incoming call: ring. */
   'call:incoming': (event: {
     callId: CallId;
     callType: CallType;
@@ -337,7 +337,7 @@ export interface ServerToClientEvents {
     callId: CallId;
     fromUserId: UserId;
   }) => void;
-  /** The other party lost its connection and may come back. */
+  /** The other party lost its connection and may return. */
   'call:peer-reconnecting': (event: {
     callId: CallId;
     fromUserId: UserId;
@@ -350,7 +350,7 @@ export interface ServerToClientEvents {
     reason?: string;
     timestamp: Timestamp;
   }) => void;
-  /** This device came back to its call. */
+  /** This device is back in its call. */
   'call:resumed': (event: CallView) => void;
   /** The call that this device placed rings. */
   'call:ringing': (event: {
@@ -359,13 +359,13 @@ export interface ServerToClientEvents {
     expiresAt?: Timestamp;
     toUserId: UserId;
   }) => void;
-  /** A user whom this socket watches has come, gone, or begun or ended a call. */
+  /** The presence of a watched user changed. */
   'presence:update': (event: {
     status: Presence;
     timestamp: Timestamp;
     userId: UserId;
   }) => void;
-  /** This node leaves: the library reconnects by itself. */
+  /** This node is stopping: the library reconnects. */
   'server:draining': (event: {
     reconnectWithinMs: number;
   }) => void;
@@ -485,7 +485,7 @@ export interface HttpApi {
   /** A user's calls */
   'GET /v1/calls': {
     query: {
-      /** Who asks: only calls that this user made or got are shown. */
+      /** The asking user: only calls of this user are returned. */
       userId: UserId;
       limit?: number;
       cursor?: string;
@@ -507,19 +507,19 @@ export interface HttpApi {
       id: CallId;
     };
     query: {
-      /** Who asks: one of the two parties. */
+      /** The asking user: one of the two parties. */
       userId: UserId;
     };
     answer: CallRecord;
   };
-  /** What happened to a call, step by step */
+  /** Timeline of a call */
   'GET /v1/calls/{id}/timeline': {
     path: {
       /** The call's id */
       id: CallId;
     };
     query: {
-      /** Who asks: one of the two parties. */
+      /** The asking user: one of the two parties. */
       userId: UserId;
     };
     answer: Timeline;
@@ -531,15 +531,15 @@ export interface HttpApi {
     };
     answer: IceServers;
   };
-  /** Who can be called now */
+  /** Presence of users */
   'GET /v1/presence': {
     query: {
-      /** User ids with commas between them. Repeated ones count, and do no harm. An id that has a comma itself can be asked for on the socket only. */
+      /** User ids separated by commas. Repeated ids count. An id that has a comma itself can be asked for on the socket only. */
       userIds: string[];
     };
     answer: PresenceOfUsers;
   };
-  /** How calls went */
+  /** Statistics of calls */
   'GET /v1/stats': {
     query: {
       /** Calls made at this time or later. */

@@ -1,4 +1,4 @@
-//! Who may come in: what the socket's door and the HTTP API's ask alike.
+//! Authentication, shared by the socket handshake and the HTTP API.
 
 use std::future::Future;
 
@@ -7,10 +7,10 @@ use http::{HeaderMap, header};
 use super::{CheckError, Checker, Identity};
 use crate::time::{Clock, Timestamp};
 
-/// Who may come in.
+/// Authenticates clients.
 #[derive(Debug)]
 pub struct Access {
-    /// None: everybody is who they say they are.
+    /// None in `open` mode: any client acts as any user.
     checker: Option<Checker>,
     clock: Clock,
 }
@@ -24,27 +24,27 @@ impl Access {
         self.checker.is_none()
     }
 
-    /// Whose token this is; None where nobody needs one.
+    /// The identity of the token's user; None in `open` mode.
     pub async fn admit(&self, token: Option<&str>) -> Result<Option<Identity>, CheckError> {
         let Some(checker) = &self.checker else { return Ok(None) };
         checker.check(token.unwrap_or_default(), self.clock.now()).await.map(Some)
     }
 
-    /// Fetches the keys, if they are somewhere else.
+    /// Fetches the key set, if there is one.
     pub async fn prepare(&self) {
         if let Some(checker) = &self.checker {
             checker.prepare(self.clock.now()).await;
         }
     }
 
-    /// Fetches the keys again now and then, until `shutdown` completes.
+    /// Refreshes the key set periodically until `shutdown` completes.
     pub async fn keep_fresh(&self, shutdown: impl Future<Output = ()>) {
         if let Some(checker) = &self.checker {
             checker.keep_fresh(|| self.clock.now(), shutdown).await;
         }
     }
 
-    /// The time by which tokens expire.
+    /// The clock by which tokens expire.
     pub fn now(&self) -> Timestamp {
         self.clock.now()
     }
@@ -58,7 +58,7 @@ pub fn bare_token(token: &str) -> &str {
     }
 }
 
-/// The token in a request's head: `Authorization: Bearer …`.
+/// The token of the header `Authorization: Bearer …`.
 pub fn bearer(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;

@@ -1,4 +1,4 @@
-//! What a token says, and whether it says it to this service now.
+//! The claims of a token, and whether this service accepts them at a given time.
 
 use std::time::Duration;
 
@@ -8,28 +8,28 @@ use serde_json::Value;
 use super::Unauthenticated;
 use crate::{ids::UserId, time::Timestamp};
 
-/// How far the clock of whoever makes tokens may be off.
+/// Permitted difference between the issuer's clock and this one.
 pub const LEEWAY: Duration = Duration::from_secs(10);
-/// The end of the year 9999: no time in a token is later.
+/// The end of the year 9999: later times are invalid.
 const MAX_SECONDS: f64 = 253_402_300_799.0;
 
-/// Somebody whose token was good.
+/// The user of a valid token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     pub user: UserId,
-    /// Until when the token is good. Always after the moment at which it was checked.
+    /// Expiry of the token, leeway included. Always later than the time of the check.
     pub expires_at: Timestamp,
     pub scopes: Scopes,
 }
 
-/// What a token allows beyond its user's own calls.
+/// Permissions beyond the user's own calls.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Scopes {
     admin: bool,
     stats: bool,
 }
 
-/// Claims as they stand in a token. What is of the wrong type is kept, to be refused by name.
+/// Claims as the token has them. Values of a wrong type are kept, so that the error can name the claim.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Claims {
@@ -45,7 +45,7 @@ pub struct Claims {
     scp: Value,
 }
 
-/// `null` is not the same as absent.
+/// Distinguishes `null` from an absent claim.
 fn present<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Value>, D::Error> {
     Value::deserialize(value).map(Some)
 }
@@ -54,12 +54,12 @@ impl Scopes {
     pub const ADMIN: &str = "admin";
     pub const STATS: &str = "stats";
 
-    /// May see and do everything.
+    /// All of `/v1/admin`, statistics, and any user's history.
     pub fn is_admin(self) -> bool {
         self.admin
     }
 
-    /// May see how all calls go.
+    /// Statistics over all users.
     pub fn sees_stats(self) -> bool {
         self.stats || self.admin
     }
@@ -90,7 +90,7 @@ impl Claims {
         if issuer.is_some_and(|issuer| self.iss != *issuer) {
             return Err(Unauthenticated::Issuer);
         }
-        // RFC 7519, 4.1.3: who does not find itself in `aud` must refuse.
+        // RFC 7519, 4.1.3: a service that is not named in `aud` must refuse the token.
         match (&self.aud, audience) {
             (None, None) => {}
             (Some(Value::String(named)), Some(own)) if named == own => {}
@@ -98,12 +98,12 @@ impl Claims {
             _ => return Err(Unauthenticated::Audience),
         }
         let user = UserId::from_value(&self.sub).map_err(|_| Unauthenticated::Subject)?;
-        // Who is let in by the leeway may stay as long as it lasts.
+        // A token accepted because of the leeway expires at its end.
         let expires_at = if expires_at > now { expires_at } else { expires_at + LEEWAY };
         Ok(Identity { user, expires_at, scopes: self.scopes() })
     }
 
-    /// `scope` with spaces between; `scopes` or `scp` as a list. Each may be either.
+    /// `scope`, `scopes` or `scp`, each as words separated by spaces or as a list.
     fn scopes(&self) -> Scopes {
         let mut scopes = Scopes::default();
         for claim in [&self.scope, &self.scopes, &self.scp] {
@@ -119,7 +119,7 @@ impl Claims {
     }
 }
 
-/// A time as tokens have it: seconds since 1970, which may have a fraction.
+/// A `NumericDate` (RFC 7519, 2): seconds since 1970, perhaps with a fraction.
 fn seconds(value: &Value) -> Option<Timestamp> {
     let seconds = value.as_f64().filter(|seconds| (0.0..=MAX_SECONDS).contains(seconds))?;
     Some(Timestamp::from_millis(0) + Duration::from_secs_f64(seconds))

@@ -1,5 +1,5 @@
-//! The signatures that the JWT library asks for, by ring, which TLS has brought along. The library's
-//! own choices would be a second implementation of TLS' cryptography, or an RSA with a known hole.
+//! The signature algorithms of the JWT library, implemented by ring, which TLS uses too. The library's own
+//! backends are a second TLS implementation, or an RSA with a known timing weakness.
 
 use jsonwebtoken::{
     Algorithm, DecodingKey, DecodingKeyKind, EncodingKey,
@@ -18,13 +18,13 @@ use ring::{
 static PROVIDER: CryptoProvider = CryptoProvider {
     signer_factory: |algorithm, key| signer(*algorithm, key),
     verifier_factory: |algorithm, key| verifier(*algorithm, key),
-    // For writing keys as JWKs, which nobody here does.
+    // Only needed to write keys as JWKs.
     key_utils: KeyUtils::new_unimplemented(),
 };
 
-/// Must come before any use of the library. Once is enough, and more do no harm.
+/// Must be called before any use of the library. Idempotent.
 pub fn install() {
-    // It fails if it is installed already.
+    // Fails if a provider is installed already.
     let _ = PROVIDER.install_default();
 }
 
@@ -54,7 +54,7 @@ impl JwtVerifier for Hs256 {
     }
 }
 
-/// A public key as its format has it: RSA as DER, the others as their bytes.
+/// A public key in its own encoding: RSA as DER, the others as raw bytes.
 struct Whole {
     algorithm: Algorithm,
     checks: &'static dyn VerificationAlgorithm,
@@ -74,7 +74,7 @@ impl JwtVerifier for Whole {
     }
 }
 
-/// An RSA key as its two numbers: so it comes in a key set.
+/// An RSA key as modulus and exponent, the form of a key set.
 struct Numbers {
     algorithm: Algorithm,
     checks: &'static RsaParameters,

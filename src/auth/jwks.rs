@@ -1,4 +1,4 @@
-//! A set of keys at an address, whose owner puts new ones in and takes old ones out.
+//! A remote key set (JWKS) that its owner rotates.
 
 use std::{
     collections::HashMap,
@@ -23,29 +23,28 @@ use crate::{
     time::Timestamp,
 };
 
-/// How soon the set is fetched again because a token names a key that is not in it. Anybody can make
-/// such tokens.
+/// Shortest pause between fetches for unknown keys. Anybody can send tokens that name unknown keys.
 pub const RETRY_UNKNOWN_KEY: Duration = Duration::from_secs(30);
-/// How often the set is fetched in any case: so keys that were taken out are forgotten.
+/// Refresh period, after which removed keys are no longer accepted.
 const REFRESH_INTERVAL: Duration = Duration::from_mins(5);
-/// The same while there is no set yet.
+/// Refresh period until the first fetch has succeeded.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
-/// What fetching it may take.
+/// Bounds of a fetch.
 const LIMITS: Limits =
     Limits { timeout: Duration::from_secs(5), max_bytes: 256 * 1024, max_concurrent: 1 };
-/// Most keys of one set.
+/// Bound on the keys of a set.
 const MAX_KEYS: usize = 64;
 
-/// The keys by their names. A set with a single key may leave its name out.
+/// The keys by `kid`. The only key of a set may have none.
 type KeysByName = HashMap<Option<String>, Arc<Key>>;
 
 #[derive(Debug)]
 pub struct KeySet {
     url: Endpoint,
     fetcher: Fetcher,
-    /// None until they were fetched for the first time.
+    /// None until the first fetch has succeeded.
     keys: RwLock<Option<KeysByName>>,
-    /// When the set was last asked for. Held while it is fetched.
+    /// Time of the last fetch. Locked during a fetch.
     asked_at: tokio::sync::Mutex<Option<Timestamp>>,
 }
 
@@ -70,14 +69,14 @@ impl KeySet {
         Ok(Self { url, fetcher, keys, asked_at })
     }
 
-    /// The key of this name. If it is not known, the set may have changed: it is fetched again, but
-    /// not more often than every [`RETRY_UNKNOWN_KEY`].
+    /// The key with this `kid`. An unknown one causes a fetch, at most once per [`RETRY_UNKNOWN_KEY`], because
+    /// the set may have been rotated.
     pub async fn find(&self, name: Option<&str>, now: Timestamp) -> Result<Arc<Key>, CheckError> {
         if let Some(key) = self.known(name) {
             return Ok(key);
         }
         let mut asked_at = self.asked_at.lock().await;
-        // Somebody else may have waited for the same key.
+        // Another task may have fetched the key meanwhile.
         if let Some(key) = self.known(name) {
             return Ok(key);
         }
@@ -94,7 +93,7 @@ impl KeySet {
         })
     }
 
-    /// Fetches the set. When that fails, the keys that are known stay.
+    /// Fetches the set. If that fails, the known keys stay in use.
     pub async fn refresh(&self, now: Timestamp) {
         let mut asked_at = self.asked_at.lock().await;
         *asked_at = Some(now);
@@ -123,7 +122,7 @@ impl KeySet {
         *request.uri_mut() = self.url.uri().clone();
         let headers = request.headers_mut();
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
-        // The next time is minutes away.
+        // The next refresh is minutes away.
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         let response = self.fetcher.fetch(request).await?;
         match response.status() {
@@ -133,7 +132,7 @@ impl KeySet {
     }
 
     async fn fetch(&self) {
-        // Boxed: every task that checks a token would have to have the room for it.
+        // Boxed: inline, every task that may check a token would reserve its size.
         let fetched = Box::pin(self.get()).await;
         match fetched.and_then(|json| read(&json)) {
             Ok(keys) => {
@@ -141,14 +140,14 @@ impl KeySet {
                 let before =
                     self.keys.write().unwrap_or_else(PoisonError::into_inner).replace(keys);
                 if before.is_none() {
-                    info!(url = %self.url, keys = count, "tokens can be checked: their keys are here");
+                    info!(url = %self.url, keys = count, "the keys of tokens are fetched: tokens can be checked");
                 }
             }
             Err(error) => {
                 let error = anyhow::Error::from(error);
                 let known = self.is_known();
                 warn!(url = %self.url, error = format!("{error:#}"), "the keys of tokens cannot be fetched: {}",
-                    if known { "those known before stay" } else { "nobody can be let in until they are" });
+                    if known { "the known keys stay in use" } else { "no client is admitted until they are" });
             }
         }
     }
@@ -164,7 +163,7 @@ fn read(json: &[u8]) -> Result<KeysByName, RefreshError> {
         return Err(RefreshError::TooMany);
     }
     let mut keys = KeysByName::new();
-    // A key of a kind that is not known here must not spoil the others.
+    // A key of an unknown type must not invalidate the others.
     for jwk in set.keys.into_iter().filter_map(|key| serde_json::from_value::<Jwk>(key).ok()) {
         if let Some(key) = Key::from_jwk(&jwk) {
             keys.entry(jwk.common.key_id).or_insert_with(|| Arc::new(key));

@@ -1,5 +1,5 @@
-//! Keys, and the algorithms that each may be used with. A token's header chooses among the
-//! algorithms of the key, never the key by its algorithm.
+//! Keys and their permitted algorithms. A token's header selects among the algorithms of a key; it never
+//! selects a key by algorithm.
 
 use std::{fs, io, path::Path};
 
@@ -12,7 +12,7 @@ use jsonwebtoken::{
 use super::{Claims, Unauthenticated};
 use crate::secret::Secret;
 
-/// Shorter secrets could be guessed from one token.
+/// Shorter secrets can be brute-forced from one token.
 pub const MIN_SECRET_BYTES: usize = 32;
 /// Shorter RSA keys can be broken.
 const MIN_RSA_BYTES: usize = 2048 / 8;
@@ -40,12 +40,12 @@ pub struct Key {
     validation: Validation,
 }
 
-/// Why something is no key to check tokens with. Each is one sentence for the operator.
+/// An unusable key. Displays as one sentence for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     #[error("jwt_secret: expected {MIN_SECRET_BYTES} bytes or more")]
     ShortSecret,
-    // What was given is not said again: it may be a key after all.
+    // The value is not echoed: it may be a private key.
     #[error("jwt_public_key: this is neither a public key in PEM nor a file that can be read")]
     Unreadable(#[source] io::Error),
     #[error(
@@ -62,8 +62,7 @@ pub enum KeyError {
 impl Key {
     fn new(key: DecodingKey, algorithms: Vec<Algorithm>) -> Self {
         let mut validation = Validation { algorithms, ..Validation::default() };
-        // The library checks the signature alone: the claims are checked by `Claims`, with the time as
-        // an argument.
+        // The library checks the signature only. `Claims` checks the claims, with the time as an argument.
         validation.required_spec_claims.clear();
         validation.validate_exp = false;
         validation.validate_aud = false;
@@ -78,7 +77,7 @@ impl Key {
         Ok(Self::new(DecodingKey::from_secret(secret), vec![Algorithm::HS256]))
     }
 
-    /// A public key, given as PEM or as the path of a file.
+    /// A public key from PEM, or from the PEM file at this path.
     pub fn from_pem_or_path(given: &str) -> Result<Self, KeyError> {
         if given.trim_start().starts_with(PEM_START) {
             return Self::from_pem(given);
@@ -100,7 +99,7 @@ impl Key {
         key.and_then(Self::from_public).ok_or(KeyError::NotPublicKey)
     }
 
-    /// A key of a key set; None if it is of no use here.
+    /// A key of a key set; None if its type is not supported.
     pub fn from_jwk(jwk: &Jwk) -> Option<Self> {
         let common = &jwk.common;
         let signs = common.public_key_use.as_ref().is_none_or(|is| *is == PublicKeyUse::Signature)
@@ -112,7 +111,7 @@ impl Key {
             AlgorithmParameters::RSA(_) => true,
             AlgorithmParameters::EllipticCurve(key) => key.curve == EllipticCurve::P256,
             AlgorithmParameters::OctetKeyPair(key) => key.curve == EllipticCurve::Ed25519,
-            // Whoever reads a shared secret in a public place could sign with it.
+            // A shared secret in a public key set would let anybody sign tokens.
             _ => false,
         };
         if !signs || !is_known {
@@ -126,7 +125,7 @@ impl Key {
         (!key.validation.algorithms.is_empty()).then_some(key)
     }
 
-    /// The algorithms follow from the key's own type.
+    /// The algorithms of this type of key.
     fn from_public(key: DecodingKey) -> Option<Self> {
         use jsonwebtoken::AlgorithmFamily::{Ec, Ed, Hmac, Rsa};
         let length = match key.kind() {
@@ -144,7 +143,7 @@ impl Key {
         Some(Self::new(key, algorithms))
     }
 
-    /// The claims of a token that this key has signed. Nothing of them is checked yet.
+    /// The unchecked claims of a token, if this key has signed it.
     pub fn verify(&self, token: &str) -> Result<Claims, Unauthenticated> {
         let decoded = decode::<Claims>(token, &self.key, &self.validation);
         let token = decoded.map_err(|error| match error.kind() {
@@ -152,7 +151,7 @@ impl Key {
             ErrorKind::InvalidAlgorithm | ErrorKind::InvalidKeyFormat => Unauthenticated::Algorithm,
             _ => Unauthenticated::NotToken,
         })?;
-        // An extension that must be understood, and is not.
+        // `crit` (RFC 7515, 4.1.11) names extensions that must be understood; none is.
         if token.header.crit.is_some() {
             return Err(Unauthenticated::NotToken);
         }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{KeySource, Trust, crypto};
 use crate::{ids::UserId, time::Timestamp};
 
-/// What a token is to say.
+/// The content of a token to sign.
 #[derive(Debug, Clone)]
 pub struct Mint {
     pub user: UserId,
@@ -29,7 +29,7 @@ struct Claims<'a> {
     scope: String,
 }
 
-/// Why there is no token. Each is one sentence for the operator.
+/// A token that cannot be signed. Displays as one sentence for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum MintError {
     #[error(
@@ -41,7 +41,7 @@ pub enum MintError {
     Unsigned(#[from] Error),
 }
 
-/// A token that a service with this `trust` accepts.
+/// Signs a token that a service with this `trust` accepts.
 pub fn mint(trust: &Trust, mint: &Mint, now: Timestamp) -> Result<String, MintError> {
     let KeySource::Secret(secret) = &trust.keys else { return Err(MintError::NoSecret) };
     crypto::install();

@@ -1,7 +1,7 @@
-//! Who somebody is: tokens (JWT), the keys that they are checked with, and what they allow.
+//! Authentication: tokens (JWT), their keys, and the permissions that they grant.
 //!
-//! A token is signed by whoever signs users in, and says who they are in `sub`. It is checked once,
-//! where it comes in; what is known from then on is an [`Identity`]. It is never logged nor said back.
+//! The service that signs users in also signs their tokens, with the user id in `sub`. A token is checked once,
+//! when it arrives; afterwards only an [`Identity`] is kept. Tokens are never logged or echoed.
 
 mod access;
 mod claims;
@@ -25,28 +25,28 @@ pub use mint::{Mint, MintError, mint};
 
 use crate::{fetch::Endpoint, secret::Secret, time::Timestamp};
 
-/// Longest token. It must fit into the head of a request.
+/// Bound on a token, in bytes. It must fit into the head of a request.
 pub const MAX_TOKEN_BYTES: usize = 8 * 1024;
 
-/// Where the keys come from that tokens are checked with.
+/// The source of the keys that verify tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KeySource {
-    /// One that whoever makes tokens shares: HS256.
+    /// A secret shared with the issuer: HS256.
     Secret(Secret),
     /// A public key in PEM, or the path of a file with one. It may be a secret given by mistake, so it is shown
     /// only by [`shown_public_key`].
     PublicKey(Secret),
-    /// A set of public keys that its owner may change.
+    /// A remote set of public keys.
     KeySet(Endpoint),
 }
 
-/// Which tokens are accepted.
+/// The conditions for accepting a token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trust {
     pub keys: KeySource,
-    /// If set, `iss` must be this.
+    /// If set, the required `iss`.
     pub issuer: Option<String>,
-    /// `aud` must name this; if it is not set, there must be no `aud`.
+    /// If set, the required `aud`; if not, the token must have none.
     pub audience: Option<String>,
 }
 
@@ -64,7 +64,7 @@ enum Keys {
     Set(Box<KeySet>),
 }
 
-/// Why a token is not accepted, in words for its owner.
+/// A refused token, in words for its user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unauthenticated {
     #[error("a token is needed")]
@@ -94,19 +94,19 @@ pub enum Unauthenticated {
 }
 
 impl Unauthenticated {
-    /// Whether somebody may be trying what comes through. Who has no token tries nothing, and who has one
-    /// with a good signature that is over, or not valid yet, was given it.
+    /// Whether this counts as a failed attempt. A missing token does not, nor does a token with a valid
+    /// signature that has expired or is not valid yet: the issuer handed it out.
     pub fn is_guess(self) -> bool {
         !matches!(self, Self::Missing | Self::Expired | Self::TooEarly)
     }
 }
 
-/// Why a token was not found good.
+/// The result of checking a token that was not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CheckError {
     #[error(transparent)]
     Unauthenticated(#[from] Unauthenticated),
-    /// Whether it is good cannot be told: the keys have not been reached yet.
+    /// The key set has not been fetched yet.
     #[error("tokens cannot be checked right now")]
     NoKeys,
 }
@@ -126,8 +126,8 @@ impl Checker {
         Ok(Self { keys, issuer: trust.issuer, audience: trust.audience })
     }
 
-    /// Whose token this is, and what it allows. Waits only for a key set that is fetched because the
-    /// token names a key that is not known.
+    /// The identity of the token's user. Waits only for a fetch of the key set, if the token names an unknown
+    /// key.
     pub async fn check(&self, token: &str, now: Timestamp) -> Result<Identity, CheckError> {
         if token.is_empty() {
             return Err(Unauthenticated::Missing.into());
@@ -146,14 +146,14 @@ impl Checker {
         Ok(claims.check(self.issuer.as_deref(), self.audience.as_deref(), now)?)
     }
 
-    /// Fetches the keys, if they are a set: the node starts also without them.
+    /// Fetches the key set, if there is one. The node starts even if that fails.
     pub async fn prepare(&self, now: Timestamp) {
         if let Keys::Set(set) = &self.keys {
             set.refresh(now).await;
         }
     }
 
-    /// Fetches the keys again now and then, until `shutdown` completes.
+    /// Refreshes the key set periodically until `shutdown` completes.
     pub async fn keep_fresh(
         &self,
         now: impl Fn() -> Timestamp,

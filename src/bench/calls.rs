@@ -19,24 +19,24 @@ use super::{
     spread::Spread,
 };
 
-/// Sizes as browsers send them.
+/// Sizes that browsers send.
 const OFFER_BYTES: usize = 2_500;
 const ANSWER_BYTES: usize = 2_000;
 const CANDIDATE: &str =
     "1 udp 2122260223 192.0.2.17 50000 typ host generation 0 ufrag abcd network-id 1";
-/// How long a call may take before the server is taken for stuck.
+/// A call that takes longer means a stuck server.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a server that does not ack may take to know a user who has named itself.
+/// Time for a server without acks to process `user-connected`.
 const SETTLE: Duration = Duration::from_millis(300);
 /// Attempts of a user that a server takes in a minute by default.
 const USUAL_LIMIT: u32 = 30;
 /// How long the answers to so many attempts, and one more, may take.
 const LIMIT_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long nothing may come before what has not come is taken for lost.
+/// After this silence, missing candidates count as lost.
 const LOSS_TIMEOUT: Duration = Duration::from_secs(5);
 const PROGRESS: Duration = Duration::from_secs(1);
 
-/// What all pairs share.
+/// Shared by all pairs.
 #[derive(Default)]
 struct Shared {
     is_measuring: AtomicBool,
@@ -44,24 +44,24 @@ struct Shared {
     done: AtomicU64,
 }
 
-/// When a pair makes its calls.
+/// The schedule of a pair.
 enum Pace {
-    /// One after the other, until it is over.
+    /// One call after the other, until the end.
     Closed,
-    /// When it is told to; with the time at which the call should have begun.
+    /// On request, with the scheduled start of the call.
     Open(mpsc::Receiver<Instant>),
 }
 
-/// What one pair measured.
+/// The measurements of a pair.
 #[derive(Default)]
 struct Measured {
-    /// From the attempt, or from when it should have begun, to the answer at the caller.
+    /// From the attempt, or from its scheduled start, to the answer at the caller.
     setup: Spread,
     /// From one socket to the other: candidates.
     relay: Spread,
-    /// Candidates that came after a later one, or twice.
+    /// Candidates out of order, or duplicated.
     disorder: u64,
-    /// Candidates that did not come.
+    /// Lost candidates.
     lost: u64,
 }
 
@@ -127,7 +127,7 @@ pub async fn run(options: Calls) -> Result<Report, BenchError> {
         let pace = match options.rate {
             None => Pace::Closed,
             Some(_) => {
-                // One call waits while one is made: more would be late anyway.
+                // One call is queued while one is running: more would be late anyway.
                 let (start, begins) = mpsc::channel(1);
                 starts.push(start);
                 Pace::Open(begins)
@@ -135,7 +135,7 @@ pub async fn run(options: Calls) -> Result<Report, BenchError> {
         };
         let (shared, mut gate) = (shared.clone(), gate.clone());
         pairs.spawn(async move {
-            // It fails only if the measurement is given up.
+            // Fails only if the measurement is aborted.
             let _ = gate.wait_for(|open| *open).await;
             pair.make_calls(pace, shared).await
         });
@@ -143,7 +143,7 @@ pub async fn run(options: Calls) -> Result<Report, BenchError> {
     tokio::time::sleep(SETTLE).await;
 
     let total = options.warm_up + options.duration;
-    // Nobody waits for it if all pairs have failed by now: they say why.
+    // The receiver is gone if all pairs have failed: they report why.
     let _ = go.send(true);
     let pacing = tokio::spawn(pace(starts, options.rate, total));
     let watching = tokio::spawn(watch(shared.clone()));
@@ -184,8 +184,7 @@ pub async fn run(options: Calls) -> Result<Report, BenchError> {
     Ok(report)
 }
 
-/// Begins calls at a rate, whether earlier ones have ended or not. Answers for how many no pair was
-/// free.
+/// Starts calls at a rate, whether earlier ones have ended or not. Returns how many found no free pair.
 async fn pace(starts: Vec<mpsc::Sender<Instant>>, rate: Option<f64>, total: Duration) -> u64 {
     let Some(rate) = rate else { return 0 };
     let (mut missed, began) = (0, Instant::now());
@@ -205,7 +204,7 @@ async fn pace(starts: Vec<mpsc::Sender<Instant>>, rate: Option<f64>, total: Dura
     missed
 }
 
-/// Says every second how far it has come.
+/// Prints the progress every second.
 async fn watch(shared: Arc<Shared>) {
     let mut ticks = tokio::time::interval(PROGRESS);
     let mut before = 0;
@@ -234,7 +233,7 @@ impl Pair {
                 r#"42["call:{event}",{{"toUserId":"{to}","{event}":{{"type":"{kind}","sdp":"{sdp}"}}}}]"#
             )
         };
-        // The number is put in between.
+        // The number goes between the two halves.
         let candidate = |to: &str| {
             format!(
                 r#"42["call:ice-candidate",{{"toUserId":"{to}","candidate":{{"candidate":"candidate:"#
@@ -272,8 +271,7 @@ impl Pair {
         Ok(measured)
     }
 
-    /// When the next call begins, or should have begun; None when it is over. Pings are answered
-    /// meanwhile.
+    /// The start, or scheduled start, of the next call; None at the end. Answers pings meanwhile.
     async fn next_call(
         &mut self,
         pace: &mut Pace,
@@ -331,8 +329,8 @@ fn candidate(head: &str, number: u32) -> String {
     format!(r#"{head}{number} {CANDIDATE}","sdpMLineIndex":0,"sdpMid":"0"}}}}]"#)
 }
 
-/// Sends candidates, one write each, and takes as many in. Answers how long these were on their way,
-/// and which came late or not at all. Both ends run in one task and share their clocks.
+/// Sends candidates, one write each, and receives as many. Returns their latencies, and the ones out of order or lost. Both
+/// ends run in one task and share a clock.
 async fn exchange(
     client: &mut Client,
     head: &str,
@@ -347,7 +345,7 @@ async fn exchange(
             sent.lock().unwrap_or_else(PoisonError::into_inner).push(Instant::now());
             client.send(candidate(head, to_send)).await?;
             to_send += 1;
-            // The other end reads what has come meanwhile.
+            // The other end reads its queue.
             tokio::task::yield_now().await;
         }
         while order.came < count {
@@ -380,12 +378,12 @@ async fn exchange(
     Ok(measured)
 }
 
-/// In which order numbers came.
+/// Order of received numbers.
 #[derive(Debug, Default)]
 struct Order {
     came: u32,
     next: u32,
-    /// Those that came after a later one, twice, or had no number.
+    /// Out of order, duplicated, or without a number.
     late: u64,
 }
 

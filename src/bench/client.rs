@@ -21,8 +21,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects as a user to `url` (`ws://host:port`), names itself as clients of the original design
-    /// do too, and waits until the server has connected it.
+    /// Connects as a user to `url` (`ws://host:port`), sends `user-connected` as old clients do, and waits until the
+    /// server has connected it.
     pub async fn connect(url: &str, user: &str) -> Result<Self, BenchError> {
         let mut client = Self::open(url, None).await?;
         client.join(url, user).await?;
@@ -65,7 +65,7 @@ impl Client {
         self.send(format!(r#"42["user-connected","{user}"]"#)).await
     }
 
-    /// Sends a packet as it is.
+    /// Sends a raw packet.
     pub async fn send(&mut self, packet: impl Into<Utf8Bytes>) -> Result<(), BenchError> {
         Ok(self.socket.send(Message::Text(packet.into())).await?)
     }
@@ -86,7 +86,7 @@ impl Client {
         Ok(self.socket.flush().await?)
     }
 
-    /// The next packet that is no ping. Pings are answered.
+    /// The next packet that is not a ping. Answers pings.
     pub async fn packet(&mut self) -> Result<Utf8Bytes, BenchError> {
         loop {
             match self.socket.next().await {
@@ -101,7 +101,7 @@ impl Client {
         }
     }
 
-    /// The next event of this name; others are passed over, but what the server refuses is an error.
+    /// The next event with this name, skipping others. A refusal of the server is an error.
     pub async fn event(&mut self, name: &str) -> Result<Utf8Bytes, BenchError> {
         loop {
             let packet = self.packet().await?;
@@ -132,7 +132,7 @@ async fn connect_from(source: Option<Ipv4Addr>, address: &str) -> std::io::Resul
     socket.connect(target).await
 }
 
-/// The name of the event in a packet; None if it is none.
+/// The name of the event in a packet; None for other packets.
 pub fn event_name(packet: &str) -> Option<&str> {
     packet.strip_prefix(r#"42[""#)?.split('"').next()
 }

@@ -1,4 +1,4 @@
-//! Connections that do nothing.
+//! Idle connections.
 
 use std::time::{Duration, Instant};
 
@@ -11,12 +11,12 @@ use super::{
     sample::Used,
 };
 
-/// How many connections are made at a time.
+/// Connections opened at a time.
 const AT_ONCE: usize = 64;
 const PROGRESS: usize = 1_000;
-/// Beyond it, what the connections themselves caused is over.
+/// After this time the cost of connecting is over.
 const SETTLE: Duration = Duration::from_secs(2);
-/// Pings are answered when all are connected, or after this: servers wait for 20 s or more.
+/// Pings are answered once all are connected, or after this: servers wait for 20 s or more.
 const ANSWER_AFTER: Duration = Duration::from_secs(10);
 const STILL_HOLDING: Duration = Duration::from_secs(5);
 
@@ -44,7 +44,7 @@ pub async fn run(options: Idle) -> Result<Report, BenchError> {
     }
     let seconds = began.elapsed().as_secs_f64();
     let connected = Used::now(&options.common).await?;
-    // Nobody waits for it if all have been closed by now: the next line says so.
+    // The receiver is gone if all were closed: the next line reports that.
     let _ = all_connected.send(true);
     stay(&mut holding, SETTLE).await?;
     let settled = Used::now(&options.common).await?;
@@ -85,7 +85,7 @@ pub async fn run(options: Idle) -> Result<Report, BenchError> {
     Ok(report)
 }
 
-/// Keeps a connection alive: answers its pings. It ends with the connection.
+/// Answers the pings of a connection until it closes.
 async fn hold(mut client: Client, mut all_connected: watch::Receiver<bool>) {
     tokio::select! {
         _ = all_connected.wait_for(|all| *all) => {}
@@ -94,7 +94,7 @@ async fn hold(mut client: Client, mut all_connected: watch::Receiver<bool>) {
     while client.packet().await.is_ok() {}
 }
 
-/// Waits, and says how long already. Fails if a connection ends.
+/// Waits, printing the elapsed time. Fails if a connection closes.
 async fn stay(holding: &mut JoinSet<()>, time: Duration) -> Result<(), BenchError> {
     let (began, count) = (tokio::time::Instant::now(), holding.len());
     let mut ticks = tokio::time::interval_at(began + STILL_HOLDING, STILL_HOLDING);

@@ -1,7 +1,7 @@
-//! `switchboard bench`: load on any server that speaks the protocol, and what it costs that server.
+//! `switchboard bench`: load on any server that speaks the protocol, and its cost there.
 //!
-//! Own framing on bare websockets, no JSON is parsed on the way in: the generator must cost less than
-//! what it measures.
+//! Own framing on bare websockets, and no JSON parsing of received messages: the generator must cost less than the
+//! server.
 
 mod calls;
 pub mod client;
@@ -17,30 +17,30 @@ use clap::{Args, Subcommand};
 
 pub use report::BenchError;
 
-/// What to measure.
+/// The measurements.
 #[derive(Debug, Subcommand)]
 pub enum Bench {
     /// Whole calls between pairs of clients: ring, offer, answer, candidates both ways, end
     Calls(Calls),
-    /// Connections that do nothing: memory and CPU time for each
+    /// Idle connections: memory and CPU time of each
     Idle(Idle),
-    /// Users who come and go before those who watch them
+    /// Users who connect and disconnect while others watch them
     Presence(Presence),
 }
 
-/// What all measurements have in common.
+/// Options of all measurements.
 #[derive(Debug, Clone, Args)]
 pub struct Common {
-    /// Servers for the callers, such as `ws://127.0.0.1:3000`, taken in turn
+    /// Servers of the callers, such as `ws://127.0.0.1:3000`, used in turn
     #[arg(long = "url", value_name = "URLS", value_delimiter = ',', required = true)]
     urls: Vec<String>,
-    /// Processes whose CPU time and memory are measured: the servers
+    /// Server processes whose CPU time and memory are measured
     #[arg(long = "pid", value_name = "PIDS", value_delimiter = ',')]
     pids: Vec<u32>,
     /// A Redis whose commands, bytes and CPU time are counted, as HOST:PORT
     #[arg(long = "redis", value_name = "ADDRESS")]
     redis: Option<String>,
-    /// Prints JSON instead of a table at the end
+    /// Prints JSON instead of a table
     #[arg(long)]
     json: bool,
 }
@@ -49,23 +49,22 @@ pub struct Common {
 pub struct Calls {
     #[command(flatten)]
     common: Common,
-    /// Servers for the callees, taken in turn: other nodes make every call cross [default: the same]
+    /// Servers of the callees, used in turn: other nodes make every call cross-node [default: the same]
     #[arg(long, value_name = "URLS", value_delimiter = ',')]
     callee_url: Vec<String>,
-    /// How many pairs of clients there are: so many calls at once at the most
+    /// Number of pairs of clients, which bounds the concurrent calls
     #[arg(long, value_name = "COUNT", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pairs: u32,
-    /// Calls to begin in a second, whether earlier ones have ended or not; without it each pair begins
-    /// its next call when the last one has ended
+    /// Calls per second, on schedule; without it each pair starts its next call when the last one has ended
     #[arg(long, value_name = "CALLS")]
     rate: Option<f64>,
-    /// How long to measure
+    /// Duration of the measurement
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
     duration: Duration,
-    /// How long to run before the measurement begins
+    /// Duration of the warm-up before it
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = humantime::parse_duration)]
     warm_up: Duration,
-    /// ICE candidates that each side sends in a call
+    /// ICE candidates of each side per call
     #[arg(long, value_name = "COUNT", default_value_t = 10, value_parser = clap::value_parser!(u32).range(0..=1_000))]
     candidates: u32,
 }
@@ -74,11 +73,10 @@ pub struct Calls {
 pub struct Idle {
     #[command(flatten)]
     common: Common,
-    /// How many connections
+    /// Number of connections
     #[arg(long, value_name = "COUNT", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     sockets: u32,
-    /// How long to hold them before memory is measured, and what they cost meanwhile: more than the
-    /// 25 s between two pings tells what these cost
+    /// Time to hold the connections before memory is read; more than 25 s includes the cost of a ping
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
     hold: Duration,
 }
@@ -87,16 +85,16 @@ pub struct Idle {
 pub struct Presence {
     #[command(flatten)]
     common: Common,
-    /// How many clients watch
+    /// Number of watching clients
     #[arg(long, value_name = "COUNT", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     watchers: u32,
-    /// How many users come and go, watched by each
+    /// Number of watched users
     #[arg(long, value_name = "COUNT", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=500))]
     users: u32,
-    /// How many users come and go in a second
+    /// Users that connect and disconnect per second
     #[arg(long, value_name = "USERS", default_value_t = 50.0)]
     rate: f64,
-    /// How long to measure
+    /// Duration of the measurement
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
     duration: Duration,
 }

@@ -1,4 +1,4 @@
-//! Users who come and go, and how soon those who watch them know.
+//! Users who connect and disconnect, and how soon their watchers are notified.
 
 use std::{
     collections::HashMap,
@@ -17,10 +17,10 @@ use super::{
 };
 
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the last news may take.
+/// Bound on the delay of the last notification.
 const LAST_NEWS: Duration = Duration::from_secs(2);
 
-/// When each user last should have come.
+/// The last scheduled connection of each user.
 type Coming = Arc<Mutex<HashMap<String, Instant>>>;
 
 pub async fn run(options: Presence) -> Result<Report, BenchError> {
@@ -56,7 +56,7 @@ pub async fn run(options: Presence) -> Result<Report, BenchError> {
         tokio::time::sleep_until(at.into()).await;
         let user = users[changes as usize % users.len()].clone();
         coming.lock().unwrap_or_else(PoisonError::into_inner).insert(user.clone(), at);
-        // On another server than most of its watchers.
+        // Not on the server of most of its watchers.
         visits.spawn(visit(url(changes + 1), user));
         changes += 1;
         while let Some(visit) = visits.try_join_next() {
@@ -87,12 +87,12 @@ pub async fn run(options: Presence) -> Result<Report, BenchError> {
     Ok(report)
 }
 
-/// Comes and goes.
+/// Connects and disconnects.
 async fn visit(url: String, user: String) -> Result<(), BenchError> {
     Client::connect(&url, &user).await?.close().await
 }
 
-/// Takes down how long after a user should have come this client hears of it.
+/// Records the delay from a user's scheduled connection to this client's notification.
 async fn watch(mut client: Client, coming: Coming, time: Duration) -> Result<Spread, BenchError> {
     let mut delays = Spread::default();
     let until = tokio::time::Instant::now() + time;

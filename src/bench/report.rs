@@ -1,4 +1,4 @@
-//! What was measured, for people and for programs.
+//! Results, as a table or as JSON.
 
 use std::{fmt::Write as _, io};
 
@@ -10,7 +10,7 @@ use super::{
     spread::Spread,
 };
 
-/// Why a measurement could not be made.
+/// A failed measurement.
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
     #[error("cannot connect to {url}: {error}")]
@@ -48,9 +48,9 @@ pub struct Report {
 
 #[derive(Debug)]
 struct Figure {
-    /// A key for programs, with its unit last.
+    /// The key in JSON, with its unit last.
     key: String,
-    /// What it is, for people.
+    /// The label in the table.
     name: String,
     value: f64,
 }
@@ -75,8 +75,8 @@ impl Report {
         }
     }
 
-    /// What `unit` of something, of which there were `count`, cost the servers, Redis, and this
-    /// process; and how busy each of them was.
+    /// The cost of one `unit`, of which there were `count`, for the servers, Redis and this process, and the load of
+    /// each.
     pub fn cost(&mut self, unit: &str, count: f64, before: &Used, after: &Used) {
         let seconds = after.at.duration_since(before.at).as_secs_f64();
         let mut cpu = |who: &str, name: &str, used_s: f64| {

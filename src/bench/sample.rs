@@ -1,4 +1,4 @@
-//! What the servers and Redis have used so far, read from outside.
+//! Resource usage of the servers and of Redis, read from outside.
 
 use std::{fs, io, time::Instant};
 
@@ -9,11 +9,11 @@ use tokio::{
 
 use super::{Common, report::BenchError};
 
-/// The kernel counts CPU time in these.
+/// Clock ticks per second, the kernel's unit of CPU time.
 const TICKS_PER_SECOND: f64 = 100.0;
 const KIB: u64 = 1024;
 
-/// What has been used up to one moment.
+/// The usage up to one moment.
 #[derive(Debug, Clone, Copy)]
 pub struct Used {
     pub at: Instant,
@@ -28,11 +28,11 @@ pub struct Used {
 
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RedisUsed {
-    /// All, those inside scripts too.
+    /// All commands, including those inside scripts.
     pub commands: u64,
-    /// To channels.
+    /// Publishes.
     pub publishes: u64,
-    /// Scripts, and questions about channels: what servers send that use scripts, besides publishes.
+    /// Scripts and channel queries: the other requests of servers that use scripts.
     pub scripts: u64,
     /// How long those scripts took inside Redis.
     pub script_us: u64,
@@ -66,7 +66,7 @@ impl Used {
 /// User and system time of a process: fields 14 and 15 of its stat (proc(5)).
 pub fn cpu_s(pid: &str) -> Result<f64, BenchError> {
     let stat = read(format!("/proc/{pid}/stat"))?;
-    // The second field is a name that may hold anything, in parentheses.
+    // The second field is a name in parentheses, which may contain anything.
     let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
     let ticks = after_name.split_whitespace().skip(11).take(2);
     Ok(ticks.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / TICKS_PER_SECOND)

@@ -1,11 +1,11 @@
-//! How measured times are spread.
+//! Distributions of measured times.
 
 use std::time::Duration;
 
-/// Most times that are kept of one kind. Beyond it every later one is left out and counted.
+/// Bound on the samples of a kind. Further ones are counted and dropped.
 const MAX_TIMES: usize = 4_000_000;
 
-/// Times of one kind.
+/// The samples of one kind.
 #[derive(Debug, Default)]
 pub struct Spread {
     micros: Vec<u32>,
@@ -32,7 +32,7 @@ impl Spread {
         self.micros.len()
     }
 
-    /// The times, in milliseconds, that these shares (per thousand) of all do not exceed.
+    /// Quantiles in milliseconds, for ranks per thousand.
     pub fn millis_at<const N: usize>(&mut self, per_mille: [usize; N]) -> Option<[f64; N]> {
         self.micros.sort_unstable();
         let last = self.micros.len().checked_sub(1)?;

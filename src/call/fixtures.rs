@@ -47,7 +47,7 @@ pub fn attempt(from: &str, to: &str) -> Attempt {
     }
 }
 
-/// What the rules make of an attempt.
+/// Places an attempt.
 pub fn place(attempt: &Attempt, lobby: &Lobby) -> Placement {
     RULES.place(attempt, lobby, at(0)).expect("allowed")
 }

@@ -1,9 +1,8 @@
-//! What a call is, and every rule about it.
+//! Calls, and every rule about them.
 //!
-//! Pure: no I/O, no clock, no locks. [`Rules::place`] decides what a call attempt becomes,
-//! [`Rules::apply`] takes a call from one version to the next, [`Call::route`] says where a relayed
-//! message goes, and [`news`] says who must be told what when a record changes. The driver in
-//! `crate::calls` carries it all out.
+//! Pure: no I/O, no clock, no locks. [`Rules::place`] decides a call attempt, [`Rules::apply`] computes the next
+//! version of a call, [`Call::route`] computes the recipient of a relayed message, and [`news`] derives the
+//! notifications of a change. The driver in `crate::calls` performs them.
 
 mod news;
 mod place;
@@ -36,34 +35,34 @@ use crate::{
     trace::{self, TraceContext},
 };
 
-/// How long an ended call can still be asked for.
+/// Time for which an ended call remains available.
 pub const ENDED_RETENTION: Duration = Duration::from_mins(1);
 /// Most devices that are remembered as busy in one call. One more ends it as busy.
 const MAX_BUSY_DEVICES: usize = 64;
-/// The version of a call that has been placed, and to which nothing has happened since.
+/// The version of a call that was just placed.
 const PLACED_VERSION: u64 = 1;
 
-/// The periods that the rules work with.
+/// The time-outs of calls.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules {
-    /// How long a call rings before it ends as `no_answer`.
+    /// An unanswered call ends after this time as `no_answer`.
     pub ring_timeout: Duration,
-    /// How long a device that lost its transport may take to come back.
+    /// Grace period for a device that lost its transport.
     pub reconnect_grace: Duration,
-    /// How long any call may last.
+    /// Longest duration of a call.
     pub max_call_duration: Duration,
 }
 
-/// One call attempt between two users: the whole truth about it, one version at a time.
+/// The record of one call attempt between two users, in one version.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Call {
     pub id: CallId,
     /// 1 when placed, then one more with each transition.
     pub version: u64,
     pub call_type: CallType,
-    /// What the caller's client says about the caller.
+    /// `callerInfo`, as the caller's client sent it.
     pub caller_info: Option<Payload>,
-    /// The caller's own name for the attempt: a repeated attempt is recognised by it.
+    /// `clientCallId`, which identifies a repeated attempt.
     pub client_call_id: Option<Arc<str>>,
     pub caller: Party,
     pub callee: Party,
@@ -79,10 +78,10 @@ pub struct Call {
     /// died and to which no device has come back since.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interrupted_at: Option<Timestamp>,
-    /// What made each version.
+    /// The cause of each version.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub timeline: Vec<Step>,
-    /// The step of the call's trace that made this version, if the call is sampled. No rule asks.
+    /// The span that made this version, if the call is sampled. No rule reads it.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "trace::lenient")]
     pub traceparent: Option<TraceContext>,
 }
@@ -107,13 +106,13 @@ pub struct Party {
 pub enum Link {
     /// No device is chosen yet: the callee while it rings.
     Open,
-    /// This device speaks for the party, all others do not.
+    /// This device alone acts for the party.
     Bound(Binding),
-    /// The bound device lost its socket and may come back until then.
+    /// The bound device lost its socket, and may return until `until`.
     Lost {
         device: DeviceId,
         until: Timestamp,
-        /// The node that held its socket: what waits for the device, or was sent by it, is there.
+        /// The node that held its socket, and has its buffered messages.
         node: NodeId,
     },
 }
@@ -124,9 +123,9 @@ pub struct Binding {
     /// The node that holds the socket.
     pub node: NodeId,
     pub socket: SocketId,
-    /// None for a client that gave no device id: it cannot come back.
+    /// None for a client without a device id, which cannot return.
     pub device: Option<DeviceId>,
-    /// False from the moment the device came back until it shows that it knows the call.
+    /// False after the device has returned, until its first message about the call.
     pub confirmed: bool,
     /// When the connection of that socket began. Earlier builds do not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -163,7 +162,7 @@ pub enum State {
     },
 }
 
-/// What ended a call.
+/// The cause of an end.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
@@ -187,7 +186,7 @@ pub enum Cause {
     /// The callee had no socket when this call was placed.
     Offline,
     RingTimeout,
-    /// The device of this party went away for good.
+    /// The device of this party left for good.
     Lost {
         role: Role,
     },
@@ -249,7 +248,7 @@ pub struct Device {
     pub connected_at: Timestamp,
 }
 
-/// Why an event changes nothing.
+/// The reason for which an event changes nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
     /// The caller called themselves.
@@ -258,18 +257,18 @@ pub enum Refusal {
     CallInProgress(CallId),
     /// The callee is calling this very caller: this call survives.
     Glare(CallId),
-    /// The user, or this device of the user, is not in the call in a way that allows the event.
+    /// The user, or this device, may not send this event in this call.
     NotInCall,
     /// Another device of the same user answered this call.
     AlreadyAnswered(CallId),
     /// The call has ended.
     Over,
-    /// The event says what is the case already.
+    /// The call is in the requested state already.
     NothingToDo,
 }
 
 impl Call {
-    /// Whether nothing has happened to it since it was placed.
+    /// Whether this is the first version.
     pub fn is_as_placed(&self) -> bool {
         self.version == PLACED_VERSION
     }
@@ -278,15 +277,15 @@ impl Call {
         !matches!(self.state, State::Ended { .. })
     }
 
-    /// Whether this is later than `other`. After the shared state has gone back, two versions may
-    /// have one number: then an end stands.
+    /// Whether this is later than `other`. After a rollback of the shared state, two versions may have the
+    /// same number: then an end wins.
     pub fn succeeds(&self, other: &Self) -> bool {
         self.version > other.version
             || (self.version == other.version && !self.is_live() && other.is_live())
     }
 
-    /// This, as it is put back over `found`, which it succeeds: later than both, for whoever has seen the
-    /// other one.
+    /// This record, restored over `found`. Its version is higher than both, so no node that holds the
+    /// competing version can commit.
     #[must_use]
     pub fn put_over(&self, found: &Self) -> Self {
         Self { version: self.version.max(found.version + 1), ..self.clone() }
@@ -310,7 +309,7 @@ impl Call {
         }
     }
 
-    /// Which party `user` is; None for anybody else.
+    /// The role of `user`; None if not a party.
     pub fn role_of(&self, user: &UserId) -> Option<Role> {
         if self.caller.user == *user {
             Some(Role::Caller)
@@ -331,23 +330,23 @@ impl Call {
         self.busy.iter().any(|busy| busy.socket == socket && !busy.is_gone)
     }
 
-    /// The parties whose latest call this becomes when it is placed: one that ended at once, because
-    /// the callee is busy or offline, is none of the callee's.
+    /// The parties whose latest call this becomes when it is placed. A call that ended at once, because the
+    /// callee is busy or offline, is not the callee's latest.
     pub fn claimants(&self) -> &'static [Role] {
         if self.is_live() { &[Role::Caller, Role::Callee] } else { &[Role::Caller] }
     }
 
-    /// Whether the call is between `user` and `other`, whoever of them called.
+    /// Whether the call is between `user` and `other`, in either direction.
     pub fn is_between(&self, user: &UserId, other: &UserId) -> bool {
         self.role_of(user).is_some_and(|role| self.party(role.other()).user == *other)
     }
 
-    /// Whether `device` is the one that speaks for its party.
+    /// Whether `device` acts for its party.
     pub fn is_bound_to(&self, device: &Device) -> bool {
         self.role_of(&device.user).is_some_and(|role| self.party(role).link.is_on(device.socket))
     }
 
-    /// Whether `device` came back to this live call and has not shown yet that it knows it.
+    /// Whether `device` has returned to this live call and is unconfirmed.
     pub fn awaits_confirmation(&self, device: &Device) -> bool {
         self.role_of(&device.user).is_some_and(|role| {
             let link = &self.party(role).link;
@@ -365,8 +364,7 @@ impl Call {
         }
     }
 
-    /// When the call next needs attention without anybody asking: a time-out of a live call, or the
-    /// end of the time for which an ended one is kept.
+    /// The next deadline: a time-out of a live call, or the end of the retention of an ended one.
     pub fn deadline(&self) -> Timestamp {
         if let State::Ended { at, .. } = self.state {
             // One that was interrupted ended long before that was found.
@@ -434,12 +432,12 @@ impl Call {
 }
 
 impl Link {
-    /// Whether the party speaks through this socket.
+    /// Whether this socket acts for the party.
     pub fn is_on(&self, socket: SocketId) -> bool {
         self.socket() == Some(socket)
     }
 
-    /// The socket that the party speaks through.
+    /// The socket that acts for the party.
     pub fn socket(&self) -> Option<SocketId> {
         match self {
             Link::Bound(binding) => Some(binding.socket),
@@ -502,7 +500,7 @@ impl CallType {
 }
 
 impl Status {
-    /// How a call ends that was in this state when all that knew of it died.
+    /// The end of a call in this state whose last witness died.
     #[must_use]
     pub fn when_orphaned(self) -> (Self, EndReason) {
         let ended = match self {

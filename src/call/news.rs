@@ -1,14 +1,14 @@
-//! Who must be told what, worked out from two versions of a call.
+//! Notifications, derived from two versions of a call.
 //!
-//! News are derived from the records, not sent along with them: whoever missed a version hears
-//! from the next one all that the versions between would have said.
+//! Nodes exchange records. Each compares the version it last saw with the new one and derives the notifications
+//! that its own sockets must receive, so a missed version loses none.
 
 use std::sync::Arc;
 
 use super::{Call, Cause, EndReason, Link, Role, State};
 use crate::{ids::SocketId, time::Timestamp};
 
-/// Something that one socket is told about a call.
+/// A notification for one socket.
 #[derive(Debug, Clone, PartialEq)]
 pub enum News {
     /// The callee rings, on this many sockets.
@@ -35,7 +35,7 @@ pub enum News {
     },
 }
 
-/// Why a call is over for the one who is told.
+/// The reason in a notification of an end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Told {
     End(EndReason),
@@ -57,8 +57,8 @@ impl Told {
     }
 }
 
-/// What the caller's socket is told of its new call, which rings on `devices` sockets. That the callee is offline is not news: it is
-/// the answer to the attempt.
+/// The notification of the caller's socket about its new call, which rings on `devices` sockets. There is none for an
+/// offline callee: the reply to the attempt says it.
 pub fn first_news(call: &Call, devices: usize) -> Option<News> {
     match &call.state {
         State::Ringing { .. } => Some(News::Ringing { devices }),
@@ -67,11 +67,10 @@ pub fn first_news(call: &Call, devices: usize) -> Option<News> {
     }
 }
 
-/// What the change from `before` to `after` means for each socket that takes part: the bound ones,
-/// and `rung`, the sockets that ring.
+/// The notifications of the change from `before` to `after`, for the bound sockets and the ringing ones (`rung`).
 ///
-/// The socket that made the change itself is left out: its ack tells it, unless it is one of
-/// `unanswered`, which were told that nobody knows what came of their event.
+/// The socket that made the change gets its ack only, unless it is in `unanswered`: its commit had no reply, so its ack
+/// did not carry the result.
 pub fn news(
     before: &Call,
     after: &Call,
@@ -95,7 +94,7 @@ pub fn news(
     all
 }
 
-/// News for the sockets that are, or were, bound as `role`.
+/// Notifications for the sockets that are, or were, bound as `role`.
 fn bound_news(
     before: &Call,
     after: &Call,
@@ -104,7 +103,7 @@ fn bound_news(
 ) -> Vec<(SocketId, News)> {
     let mut told = Vec::new();
     let Some(socket) = after.party(role).link.socket() else {
-        // Its answer is forgotten: the shared state had gone back, and the call ended otherwise.
+        // A rollback of the shared state lost its answer, and the call ended otherwise.
         if let (Link::Bound(binding), Link::Open) =
             (&before.party(role).link, &after.party(role).link)
         {
@@ -134,7 +133,7 @@ fn bound_news(
     told
 }
 
-/// News for a socket that rings, and is not the one that answered.
+/// Notifications for a ringing socket that did not answer.
 fn rung_news(
     before: &Call,
     after: &Call,
@@ -148,7 +147,7 @@ fn rung_news(
         return None;
     }
     let why = match &after.state {
-        // It was this device, and it was not answered.
+        // This device ended the call, and got no reply.
         State::Ended { since: None, .. } if after.ended_by() == Some(socket) => {
             Told::End(after.end_reason()?)
         }
@@ -164,7 +163,7 @@ fn rung_news(
     Some(News::Ended { why, duration_s: after.told_duration_s() })
 }
 
-/// How the connection of the party with role `peer` has changed.
+/// Changes of the connection of the party with role `peer`.
 fn peer_news(before: &Call, after: &Call, peer: Role) -> Option<News> {
     match (&before.party(peer).link, &after.party(peer).link) {
         (Link::Bound(_), Link::Lost { until, .. }) => {
@@ -178,7 +177,7 @@ fn peer_news(before: &Call, after: &Call, peer: Role) -> Option<News> {
     }
 }
 
-/// How the end of `call` is told to the bound device of the party with role `to`.
+/// The end of `call` for the bound device of the party with role `to`.
 fn end_news(call: &Call, to: Role) -> Option<News> {
     let State::Ended { cause, .. } = &call.state else {
         return None;
@@ -193,8 +192,7 @@ fn end_news(call: &Call, to: Role) -> Option<News> {
 }
 
 impl Call {
-    /// The duration that the end is told with: what the client that ended it reported, else what
-    /// was measured, else 0.
+    /// The `duration` of `call:ended`: as reported by the client that ended the call, else as measured, else 0.
     fn told_duration_s(&self) -> f64 {
         match &self.state {
             State::Ended {
@@ -206,7 +204,7 @@ impl Call {
         }
     }
 
-    /// Whether the party with this role ended the call by beginning another.
+    /// Whether the party with this role superseded the call by another one.
     fn was_superseded_by(&self, role: Role) -> bool {
         matches!(&self.state,
             State::Ended { cause: Cause::Superseded { role: by }, .. } if *by == role)

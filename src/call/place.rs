@@ -1,4 +1,4 @@
-//! What a call attempt becomes.
+//! Deciding call attempts.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ pub struct Attempt {
     pub client_call_id: Option<Arc<str>>,
 }
 
-/// What the decision on an attempt rests on.
+/// The input of a decision.
 #[derive(Debug, Clone, Default)]
 pub struct Lobby {
     /// The latest call of the caller, live or ended.
@@ -33,15 +33,14 @@ pub struct Lobby {
     pub callee_sockets: usize,
 }
 
-/// What an attempt becomes.
+/// The result of an attempt.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Placement {
-    /// A new call: it rings, or it ended at once because the callee is busy or offline.
+    /// A new call, ringing, or ended at once because the callee is busy or offline.
     New(Call),
-    /// The attempt was made before and became this call.
+    /// A repetition of the attempt that became this call.
     Repeated(Call),
-    /// First this earlier call of the caller must end as superseded; then the attempt is decided
-    /// again.
+    /// This earlier call of the caller must end as superseded; then decide again.
     Supersede(Call),
 }
 
@@ -100,7 +99,7 @@ impl Rules {
 }
 
 impl Attempt {
-    /// Whether `call` is what this very attempt became when it was made before.
+    /// Whether `call` came from an earlier try of this attempt.
     fn repeats(&self, call: &Call) -> bool {
         self.client_call_id.is_some()
             && self.client_call_id == call.client_call_id
@@ -108,7 +107,7 @@ impl Attempt {
             && self.to == call.callee.user
     }
 
-    /// Decides an attempt of a caller whose `own` call is live.
+    /// Decides an attempt of a caller with a live call `own`.
     fn beside(&self, own: &Call) -> Result<Placement, Refusal> {
         let role = own.role_of(&self.from.user).ok_or(Refusal::NotInCall)?;
         let rings_here = role == Role::Callee && own.is_ringing();
@@ -124,8 +123,8 @@ impl Attempt {
 }
 
 impl Call {
-    /// Whether the party with this role has lost its device, or `device` of its user came back to the
-    /// call and has not shown that it knows it: then that device may begin another.
+    /// Whether `device` may supersede the call: the party with this role has lost its device, or `device` has
+    /// returned to the call and is unconfirmed.
     pub(super) fn is_given_up(&self, role: Role, device: &Device) -> bool {
         match &self.party(role).link {
             Link::Lost { .. } => true,

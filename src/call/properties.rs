@@ -16,7 +16,7 @@ use crate::{
     time::Timestamp,
 };
 
-/// One thing that happens. Names are devices as in the fixtures.
+/// One step. Names are devices, as in the fixtures.
 #[derive(Debug, Clone)]
 enum Happening {
     Initiate(&'static str, &'static str),
@@ -27,7 +27,7 @@ enum Happening {
     Signal(&'static str, Signal),
     Gone(&'static str, bool),
     Joined(&'static str),
-    /// That many seconds pass, and all that is due is attended to.
+    /// So many seconds pass, and all deadlines are handled.
     Pass(u64),
 }
 
@@ -51,7 +51,7 @@ fn happening() -> impl Strategy<Value = Happening> {
     ]
 }
 
-/// A world of one node with the rules and nothing else.
+/// One node that has nothing but the rules.
 #[derive(Default)]
 struct World {
     now_s: u64,
@@ -60,7 +60,7 @@ struct World {
     /// The socket that each device is on.
     online: HashMap<&'static str, Device>,
     sockets: u64,
-    /// The sockets that ring for a call, and what became of each.
+    /// The sockets that ring for a call, with the fate of each.
     rung: HashMap<CallId, Vec<SocketId>>,
     fates: HashMap<(CallId, SocketId), Vec<&'static str>>,
 }
@@ -173,8 +173,8 @@ impl World {
         self.calls.insert(call.id, call);
     }
 
-    /// An event of a device about its user's latest call. `fate`: what a socket that rings knows
-    /// from its own event, if the event is taken.
+    /// An event of a device about its user's latest call. `fate`: the fate that a ringing socket learns from the
+    /// ack of its own event, if that is accepted.
     fn own_event(&mut self, device: &Device, event: Event, fate: Option<&'static str>) {
         let Some(call) = self.latest(&device.user) else { return };
         let was_ringing = call.is_ringing();
@@ -240,7 +240,7 @@ impl World {
         for call in live {
             let due = call.deadline() <= self.now();
             let result = self.apply(&call, &Event::Due);
-            // Invariant 4: what is due ends, and nothing else does.
+            // Invariant 4: calls end at their deadline, and none before.
             assert_eq!(result.is_ok(), due, "{result:?}");
         }
     }
@@ -276,7 +276,7 @@ impl World {
         Ok(())
     }
 
-    /// Invariant 7: nobody is told of a call that they are not in.
+    /// Invariant 7: notifications go to parties of the call only.
     fn check_addressee(&self, call: &Call, socket: SocketId) {
         let named = self.online.values().find(|device| device.socket == socket);
         assert!(named.is_none_or(|device| call.role_of(&device.user).is_some()));
@@ -315,7 +315,7 @@ impl World {
         assert_eq!(ends, call.end_reason().as_slice());
     }
 
-    /// Invariant 5, as far as it is the rules' part: the end has one reason, and fits the status.
+    /// The rules' part of invariant 5: the end has one reason, and fits the status.
     fn check_end(call: &Call) {
         assert_eq!(call.is_live(), call.end_reason().is_none());
         assert_eq!(call.is_live(), call.ended_at().is_none());

@@ -1,11 +1,11 @@
-//! Where a message goes that is only passed on.
+//! Recipients of relayed messages: offers, answers and candidates.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Call, Device, Link, Refusal, Role, State};
 use crate::ids::{NodeId, SocketId};
 
-/// What kind of message is passed on.
+/// The kind of a relayed message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Signal {
@@ -26,23 +26,23 @@ impl Signal {
     }
 }
 
-/// Where a message goes.
+/// The recipient of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route {
-    /// To all devices of the callee that ring, and to those that join while it rings.
+    /// All ringing devices of the callee, and those that join while it rings.
     Ringing,
-    /// To the party with this role when this device's answer has won, and nowhere if it does not.
+    /// The party with this role if this device's answer wins; nobody otherwise.
     AfterAnswer(Role),
-    /// It is the first answer: a transition, then to the party with this role.
+    /// The first answer: a transition, then the party with this role.
     Answers(Role),
-    /// To the bound device of the party with this role.
+    /// The bound device of the party with this role.
     Bound(Role, NodeId, SocketId),
-    /// To the party with this role, when its device is back.
+    /// The party with this role, once its device has returned.
     WhenBack(Role),
 }
 
 impl Call {
-    /// Where `signal` from `device` goes.
+    /// The recipient of `signal` from `device`.
     ///
     /// # Errors
     /// `NotInCall`, `AlreadyAnswered` or `Over`.
@@ -68,7 +68,7 @@ impl Call {
         }
     }
 
-    /// Where a message to a party of an answered call goes.
+    /// The recipient of a message to a party of an answered call.
     pub fn to_party(&self, role: Role) -> Route {
         match &self.party(role).link {
             Link::Bound(binding) => Route::Bound(role, binding.node, binding.socket),
@@ -76,17 +76,17 @@ impl Call {
         }
     }
 
-    /// Whether `device`, by its id, is the one that the record says is lost.
+    /// Whether the record marks `device`, by its id, as lost.
     pub fn has_lost(&self, device: &Device) -> bool {
         self.link_of(device).is_some_and(|link| matches!(link, Link::Lost { .. }))
     }
 
-    /// Whether `device` speaks for its party by its id, though perhaps on another socket than the record says.
+    /// Whether `device` acts for its party by its id, perhaps on another socket than in the record.
     pub fn knows(&self, device: &Device) -> bool {
         self.link_of(device).is_some()
     }
 
-    /// How the party is connected whose device has this id.
+    /// The link of the party whose device has this id.
     fn link_of(&self, device: &Device) -> Option<&Link> {
         let link = &self.party(self.role_of(&device.user)?).link;
         let bound = match link {

@@ -1,7 +1,7 @@
-//! Every state with every event: what becomes of the call, and who is told what.
+//! Every state with every event: the outcome and the notifications.
 //!
-//! The expectations are in `table.txt`, a line each: state, event, outcome, news. A pair that has
-//! no line there, or another outcome than there, fails.
+//! The expectations are in `table.txt`, a line each: state, event, outcome, notifications. A pair without a line, or
+//! with another outcome, fails.
 
 use std::fmt::Write as _;
 
@@ -15,7 +15,7 @@ use crate::{
     time::Timestamp,
 };
 
-/// The second at which the events happen. The call was placed at 0.
+/// The time of the events, in seconds. The call was placed at 0.
 const NOW_S: u64 = 5;
 
 fn now() -> Timestamp {
@@ -41,7 +41,7 @@ fn busy(name: &str) -> Event {
     Event::Busy { by: device(name), sockets: vec![(node(), 2)] }
 }
 
-/// Each kind of state that a call can be in. `a1` called, `b1` answered, `b2` rings too.
+/// Each state of a call. `a1` called, `b1` answered, `b2` rings too.
 fn states() -> Vec<(&'static str, Call)> {
     let answer = || Event::Answer(device("b1"));
     let reject = || Event::Reject { by: device("b1"), reason: None };
@@ -278,11 +278,11 @@ fn whoever_missed_versions_hears_from_the_last_one() {
     assert_eq!(skipped, ["b1 completed", "b2 answered_elsewhere"]);
     let first: Vec<_> = told(&ringing(), &answered).collect();
     assert_eq!(first, ["b2 answered_elsewhere"]);
-    // Its answer is forgotten, and the call ended without it.
+    // A rollback lost its answer, and the call ended without it.
     let due = RULES.apply(&ringing(), &Event::Due, node(), at(30)).unwrap();
     let skipped: Vec<_> = told(&answered, &due).collect();
     assert_eq!(skipped, ["a1 no_answer", "b1 no_answer"]);
-    // It hung up as soon as it was back: its ack tells it.
+    // It hung up as soon as it had returned: its ack carries the end.
     let lost = after(&[Event::Answer(device("b1")), gone("a1")]);
     let back = RULES.apply(&lost, &Event::Joined(device("a1+")), node(), now()).unwrap();
     let ended = RULES.apply(&back, &end("a1+"), node(), now()).unwrap();

@@ -1,4 +1,4 @@
-//! What happened to a call, step by step. The record carries it, so that no step is lost.
+//! The history of a call's versions. It is part of the record, so no step is lost.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -9,19 +9,19 @@ use crate::{
     time::Timestamp,
 };
 
-/// Most steps that a record carries. Beyond it the first ones and the latest stay; a gap in the
-/// versions shows where some were left out.
+/// Bound on the steps of a record. Beyond it the first and the latest stay; a gap in the versions shows where
+/// steps were dropped.
 pub const MAX_STEPS: usize = 32;
-/// How many of the first steps stay.
+/// Number of first steps that always stay.
 const FIRST_STEPS: usize = 8;
 
-/// One version of a call: what made it.
+/// The cause of one version.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Step {
     pub version: u64,
     pub at: Timestamp,
     pub what: What,
-    /// The party that did it, or to which it happened; absent for a time-out and an operator.
+    /// The acting or affected party; absent for time-outs and operators.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub by: Option<Role>,
@@ -37,24 +37,24 @@ pub struct Step {
     pub reason: Option<EndReason>,
 }
 
-/// What a step did.
+/// The kind of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum What {
-    /// It was placed: it rings, or ended at once.
+    /// The call was placed, and rings or ended at once.
     Placed,
     Answered,
     /// A party's device lost its socket.
     Lost,
-    /// It came back.
+    /// The device returned.
     Returned,
-    /// It showed that it knows the call.
+    /// The device confirmed that it knows the call.
     Confirmed,
     Ended,
 }
 
 impl Call {
-    /// Notes what made this version.
+    /// Records the cause of this version.
     pub(super) fn note(&mut self, what: What, by: Option<(Role, Option<DeviceId>)>, node: NodeId) {
         if self.timeline.len() >= MAX_STEPS {
             self.timeline.remove(FIRST_STEPS);
@@ -71,7 +71,7 @@ impl Call {
         answered.map(|step| step.node).or(self.callee.link.node())
     }
 
-    /// Notes what `event` made of the call, which was live before or was not.
+    /// Records `event`; `was_live` says whether the call was live before.
     pub(super) fn note_event(&mut self, event: &Event, was_live: bool, node: NodeId) {
         let what = match event {
             _ if was_live && !self.is_live() => What::Ended,

@@ -1,4 +1,4 @@
-//! From one version of a call to the next.
+//! Transitions: the next version of a call after an event.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{ids::NodeId, time::Timestamp};
 
-/// Something that may change a call.
+/// An event that may change a call.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// `call:answer` of a device that is not in the call yet.
@@ -18,21 +18,21 @@ pub enum Event {
     Busy { by: Device, sockets: Vec<(NodeId, usize)> },
     /// `call:end`, with the duration in seconds that the client reported.
     End { by: Device, reported_duration_s: Option<f64> },
-    /// The socket is gone. A client that left on purpose does not come back.
+    /// The socket closed. After a deliberate disconnect the device does not return.
     Gone { device: Device, may_return: bool },
-    /// A device of a party has a new socket.
+    /// A device of a party joined on a new socket.
     Joined(Device),
-    /// A device of a party may have been taken for lost, and was connected all the time.
+    /// A device of a party is still connected, although the record may mark it as lost.
     Stayed(Device),
-    /// A device that came back shows that it knows the call.
+    /// A returned device confirms that it knows the call.
     Confirmed(Device),
-    /// This device begins another call of its user, who has given this one up.
+    /// This device supersedes the call by another one of its user.
     Superseded(Device),
-    /// The shared state has forgotten the call, and the party with this role is in another by now.
+    /// The shared state lost the call, and the party with this role is in another one by now.
     Displaced(Role),
     /// An operator ends the call.
     Terminated,
-    /// Time has passed.
+    /// A deadline may have passed.
     Due,
 }
 
@@ -60,7 +60,7 @@ impl Rules {
         Ok(next)
     }
 
-    /// Every pair of state and event has its line here. `call` is thrown away on a refusal.
+    /// One arm for every pair of state and event. `call` is discarded on a refusal.
     fn step(&self, call: &mut Call, event: &Event, now: Timestamp) -> Result<(), Refusal> {
         match (&call.state, event) {
             (State::Ringing { .. }, Event::Answer(device)) => {
@@ -69,7 +69,7 @@ impl Rules {
                 call.state = State::Active { since: now };
                 Ok(())
             }
-            // Its answer has won, and nobody could tell it.
+            // Its answer won, and the commit had no reply.
             (State::Active { .. }, Event::Answer(device))
                 if call.bound_role(device) == Some(Role::Callee) =>
             {
@@ -134,7 +134,7 @@ impl Rules {
             (State::Ringing { .. } | State::Active { .. }, Event::Joined(device)) => {
                 call.bring_back(device, true)
             }
-            // Its device may have a newer socket, and this one be dead without anybody knowing yet.
+            // The device may have a newer socket already, with this one dead unnoticed.
             (State::Ringing { .. } | State::Active { .. }, Event::Stayed(device)) => {
                 call.bring_back(device, false)
             }
@@ -169,7 +169,7 @@ impl Rules {
                 Some(_) => Refusal::Over,
                 None => Refusal::NotInCall,
             }),
-            // The call ended while the device was away: it comes back to hear so, once.
+            // The call ended while the device was away: it is notified once, on its return.
             (State::Ended { .. }, Event::Joined(device) | Event::Stayed(device)) => {
                 call.bring_back(device, false)
             }
@@ -185,8 +185,8 @@ impl Rules {
 }
 
 impl Call {
-    /// What ends this call if it is live, of which the shared state knows nothing any more, rather than let it
-    /// go on: a party is in another call by now, or its time is over.
+    /// The event that must end this live call before it is restored into a shared state that lost it: a party is in
+    /// another call by now, or its time is over.
     pub fn end_when_forgotten(&self, lobby: &Lobby, now: Timestamp) -> Option<Event> {
         if !self.is_live() {
             return None;
@@ -266,7 +266,7 @@ impl Call {
         }
     }
 
-    /// Why a device cannot answer or refuse a call that was answered already.
+    /// The refusal for a device that answers or declines an answered call.
     fn too_late(&self, device: &Device) -> Refusal {
         match self.role_of(&device.user) {
             Some(Role::Callee) if !self.is_bound_to(device) => Refusal::AlreadyAnswered(self.id),
@@ -298,14 +298,14 @@ impl Call {
         Ok(())
     }
 
-    /// Puts a device that was lost onto this socket; also one that is bound, if `moves`.
+    /// Binds a lost device to this socket; a bound one too, if `moves`.
     fn bring_back(&mut self, device: &Device, moves: bool) -> Result<(), Refusal> {
         let role = self.role_of(&device.user).ok_or(Refusal::NothingToDo)?;
         let is_live = self.is_live();
         let link = &mut self.party_mut(role).link;
         let is_it = match (&*link, &device.id) {
             (Link::Lost { device: lost, .. }, Some(id)) => lost == id,
-            // The server has not noticed yet that the old socket is dead; the client has. A connection that began
+            // The client noticed the death of the old socket before the server. A connection that began
             // before the one that is bound is the dead one, whose node took long to say that it is here.
             (Link::Bound(binding), Some(id)) if moves => {
                 binding.device.as_ref() == Some(id)
@@ -333,7 +333,7 @@ impl Call {
         Ok(())
     }
 
-    /// What ends the call now because its time is up: of several, what came first.
+    /// The end of a call whose time is up: of several deadlines, the earliest.
     fn overdue(&self, now: Timestamp) -> Option<Cause> {
         let in_vain =
             self.busy.last().map_or(Cause::RingTimeout, |busy| Cause::Busy { by: busy.socket });

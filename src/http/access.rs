@@ -1,4 +1,4 @@
-//! Who asks, and what they may ask.
+//! Authentication and permissions of HTTP requests.
 
 use std::sync::Arc;
 
@@ -16,24 +16,23 @@ use crate::{
     limits::{Denied, Limits},
 };
 
-/// Who asks: part of every request that has come through [`know_who_asks`].
+/// The requester: an extension of every request that has passed [`know_who_asks`].
 #[derive(Debug, Clone)]
 pub enum Asker {
-    /// Whoever they say they are: nobody has to show it here.
+    /// `open` mode: any user.
     Anybody,
     Known(Identity),
 }
 
 impl Asker {
     /// # Errors
-    /// For a request that has not come through [`know_who_asks`]: none is let in by mistake.
+    /// For a request that has not passed [`know_who_asks`], so that none is admitted by mistake.
     pub fn of(extensions: &Extensions) -> Result<Self, Problem> {
         let asker = extensions.get::<Self>().cloned();
         asker.ok_or_else(|| Problem::forbidden("Nobody may ask this"))
     }
 
-    /// The user that is asked about, where `named` is the `userId` that was given. Nothing is said about
-    /// other users, not even whether there are such.
+    /// The user of the request, where `named` is its `userId`. Another user is refused, whether or not that user exists.
     pub fn speaks_for(&self, named: Option<UserId>) -> Result<Option<UserId>, Problem> {
         let Self::Known(identity) = self else { return Ok(named) };
         match named {
@@ -86,7 +85,7 @@ impl Door {
     }
 }
 
-/// In front of every endpoint.
+/// The layer of every endpoint.
 pub async fn know_who_asks(
     State(door): State<Door>,
     mut request: Request,
@@ -104,7 +103,7 @@ pub async fn not_kept(mut response: Response) -> Response {
     response
 }
 
-/// In front of those for operators.
+/// The layer of endpoints for operators.
 pub async fn admins_only(request: Request, next: Next) -> Result<Response, Problem> {
     if !Asker::of(request.extensions())?.may(Scopes::is_admin) {
         return Err(Problem::forbidden("The token must have the scope admin"));
@@ -112,7 +111,7 @@ pub async fn admins_only(request: Request, next: Next) -> Result<Response, Probl
     Ok(next.run(request).await)
 }
 
-/// In front of those that tell about all users together.
+/// The layer of endpoints about all users.
 pub async fn stats_only(request: Request, next: Next) -> Result<Response, Problem> {
     if !Asker::of(request.extensions())?.may(Scopes::sees_stats) {
         return Err(Problem::forbidden("The token must have the scope stats"));

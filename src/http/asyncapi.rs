@@ -87,7 +87,7 @@ fn client_message(message: &ClientMessage) -> Value {
     json!({"name": message.name, "summary": message.summary, "payload": message.payload()})
 }
 
-/// What an ack looks like that accepts, with this answer, or refuses.
+/// The schema of an ack: this answer, or an error.
 fn ack(mut answer: Value) -> (String, Value) {
     let title = title_of(&answer);
     let required = answer["required"].as_array().cloned().unwrap_or_default();

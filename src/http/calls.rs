@@ -31,7 +31,7 @@ pub struct CallPage {
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query, rename_all = "camelCase")]
 pub struct Wanted {
-    /// Who asks: only calls that this user made or got are shown.
+    /// The asking user: only calls of this user are returned.
     user_id: UserId,
     #[param(inline)]
     limit: Option<Limit>,
@@ -89,7 +89,7 @@ pub async fn list(
         since: wanted.since.map(|since| since.0),
         until: wanted.until.map(|until| until.0),
         after: wanted.cursor.map(|cursor| cursor.0),
-        // One more than asked for tells whether there is a next page.
+        // One more than requested, to know whether there is a next page.
         limit: limit + 1,
     };
     let mut calls = history.list(&query).await.map_err(unreadable)?;
@@ -100,11 +100,11 @@ pub async fn list(
     Ok(Json(CallPage { calls, next_cursor }))
 }
 
-/// Who asks for one call.
+/// The query of one call.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query, rename_all = "camelCase")]
 pub struct Asker {
-    /// Who asks: one of the two parties.
+    /// The asking user: one of the two parties.
     user_id: UserId,
 }
 
@@ -131,7 +131,7 @@ pub async fn show(
     Ok(Json(find(&*history, id, &asker.user_id).await?))
 }
 
-/// What happened to a call, step by step.
+/// The timeline of a call.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Timeline {
@@ -141,7 +141,7 @@ pub struct Timeline {
     steps: Vec<Step>,
 }
 
-/// What happened to a call, step by step
+/// Timeline of a call
 #[utoipa::path(
     get,
     path = "/v1/calls/{id}/timeline",

@@ -30,7 +30,7 @@ pub struct IceServers {
     ttl: u64,
 }
 
-/// Who asks.
+/// The query.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query, rename_all = "camelCase")]
 pub struct Who {
@@ -58,6 +58,6 @@ impl FromQuery for Who {
 pub async fn show(State(ice): State<Arc<Ice>>, Asked(Who { user_id }): Asked<Who>) -> Response {
     let Servers { ice_servers, ttl_s } = ice.servers_for(&user_id);
     let answer = Json(IceServers { ice_servers, ttl: ttl_s });
-    // What it holds is one user's.
+    // The credentials belong to one user.
     ([(header::CACHE_CONTROL, "no-store")], answer).into_response()
 }

@@ -1,8 +1,8 @@
 //! HTTP: the API for history, presence and ICE servers, its description, the web page, the admin listener, and
 //! the listener below all routes.
 //!
-//! To add an endpoint, write its handler with a `utoipa::path` annotation and name it in [`endpoints`].
-//! What it takes from the query is a type that implements [`parameters::FromQuery`].
+//! To add an endpoint, write its handler with a `utoipa::path` annotation and list it in [`endpoints`]. Its query is a
+//! type that implements [`parameters::FromQuery`].
 
 pub(crate) mod access;
 pub(crate) mod admin;
@@ -40,7 +40,7 @@ use crate::{
     auth::Access, calls::Calls, cluster::Cluster, history::Store, ice::Ice, limits::Limits,
 };
 
-/// What the endpoints work with.
+/// The state of the endpoints.
 #[derive(Clone, FromRef)]
 struct Parts {
     history: Arc<dyn Store>,

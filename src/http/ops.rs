@@ -1,4 +1,4 @@
-//! The admin listener: what machines that look after this node ask it. Not for the public.
+//! The admin listener: health, metrics and log filter for operators.
 
 use std::sync::{Arc, OnceLock};
 
@@ -21,7 +21,7 @@ use crate::{
     metrics::Exposition,
 };
 
-/// Longest filter of the log.
+/// Bound on a log filter, in bytes.
 const MAX_FILTER_BYTES: usize = 4 * 1024;
 
 /// Headers that proxies add. A request with any of these comes from elsewhere, though the proxy may
@@ -113,7 +113,7 @@ async fn show_filter(State(filter): State<Filter>) -> String {
 async fn set_filter(State(filter): State<Filter>, wanted: String) -> Result<String, Problem> {
     let wanted = wanted.trim();
     filter.set(wanted).map_err(|error| Problem::bad_request(error.to_string()))?;
-    info!(filter = wanted, "the log was given another filter");
+    info!(filter = wanted, "the log filter was changed");
     Ok(show_filter(State(filter)).await)
 }
 

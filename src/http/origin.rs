@@ -1,4 +1,4 @@
-//! Pages of other origins: those that are named may use this service, no others.
+//! Cross-origin access, for the configured origins only.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -13,11 +13,11 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header, uri::Authority};
 use super::problem::Problem;
 use crate::{gateway::SOCKET_PATHS, limits::Limits, metrics::Refused};
 
-/// What pages of other origins may do.
+/// Permitted methods and headers of other origins.
 const ALLOWED_METHODS: &str = "GET, POST";
 const ALLOWED_HEADERS: &str = "authorization, content-type";
 const EXPOSED_HEADERS: &str = "retry-after";
-/// For how many seconds a browser may remember the answer to its preflight.
+/// Lifetime of a preflight response, in seconds.
 const MAX_AGE_S: u32 = 600;
 
 /// The origin of a page, as browsers send it.
@@ -57,12 +57,12 @@ fn default_port(scheme: &str) -> Option<u16> {
     }
 }
 
-/// Where a request comes from.
+/// The origin of a request.
 #[derive(Debug, PartialEq, Eq)]
 enum Whence {
-    /// A page of this service, or no page at all: apps send no origin.
+    /// A page of this service, or no page: apps send no origin.
     Here,
-    /// A page of an origin that is named.
+    /// A page of a configured origin.
     Named(HeaderValue),
     Elsewhere,
 }
@@ -80,8 +80,7 @@ impl Whence {
     }
 }
 
-/// Whether a page of `origin` came from `host`. Which scheme it was, a server behind a balancer does
-/// not know.
+/// Whether a page of `origin` came from `host`. A server behind a load balancer does not know the scheme.
 fn is_same(origin: &HeaderValue, host: &HeaderValue) -> bool {
     let same = || {
         let (scheme, place) = origin.to_str().ok()?.split_once("://")?;
@@ -103,8 +102,8 @@ struct Guard {
     limits: Arc<Limits>,
 }
 
-/// These routes for pages of this service and of the `named` origins. Pages of others can read
-/// nothing, change nothing, and open no socket.
+/// Restricts these routes to pages of this service and of the `named` origins. Other pages can read nothing, change
+/// nothing, and open no socket.
 pub fn guarded(routes: Router, named: Vec<Origin>, limits: Arc<Limits>) -> Router {
     let guard_with = Guard { named: named.into(), limits };
     routes.layer(from_fn_with_state::<_, _, (State<Guard>, Request)>(guard_with, guard))
@@ -138,14 +137,14 @@ async fn guard(
         let yes = HeaderValue::from_static("true");
         let exposed = HeaderValue::from_static(EXPOSED_HEADERS);
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-        // A balancer's cookie has to come along.
+        // For the load balancer's cookie.
         headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, yes);
         headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
     }
     response
 }
 
-/// The page cannot read the answer, and asking changes nothing. A socket is no such thing.
+/// A request that changes nothing, whose response the page cannot read. A socket does not qualify.
 fn is_harmless(request: &Request) -> bool {
     let is_socket = SOCKET_PATHS.contains(&request.uri().path());
     !is_socket && matches!(*request.method(), Method::GET | Method::HEAD)

@@ -1,4 +1,4 @@
-//! The web page and the reference of the API, from files that are part of the binary.
+//! The web page and the API reference, from files in the binary.
 
 use axum::{
     body::Body,
@@ -9,16 +9,15 @@ use rust_embed::RustEmbed;
 
 use super::problem::Problem;
 
-/// What the page may load, and from where: this server alone.
+/// The content security policy: this server only.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'self'; media-src 'self' blob:; object-src 'none'; \
     frame-ancestors 'none'; base-uri 'none'; form-action 'self'";
 const PERMISSIONS_POLICY: HeaderName = HeaderName::from_static("permissions-policy");
-/// What the page needs of the browser, and what no page of a telephone does.
+/// The permissions policy: camera, microphone and screen only.
 const PERMISSIONS: &str = "camera=(self), microphone=(self), display-capture=(self), geolocation=(), \
     payment=(), usb=()";
 
-/// The files of the page. A debug build reads them from the folder, so that the page can be worked
-/// on without building anew.
+/// The files of the page. A debug build reads them from the folder, so that changes need no rebuild.
 #[derive(RustEmbed)]
 #[folder = "web/"]
 struct Files;
@@ -28,7 +27,7 @@ pub async fn file(uri: Uri) -> Response {
     let name = match uri.path() {
         "/" => "index.html",
         "/docs" => "docs.html",
-        // Where existing pages expect the client library.
+        // The path at which existing pages load the client library.
         "/socket.io/socket.io.js" | "/socket.io/socket.io.min.js" => "vendor/socket.io.min.js",
         path => path.trim_start_matches('/'),
     };

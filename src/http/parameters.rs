@@ -1,5 +1,5 @@
-//! The parameters in a query: each is given at most once, checked by its type, and described by it.
-//! Where a type stands for a parameter alone, its description is inlined (`#[param(inline)]`).
+//! Query parameters: each occurs at most once, and its type parses and describes it. Types for a single parameter are
+//! inlined in the description (`#[param(inline)]`).
 
 use std::{fmt, str::FromStr};
 
@@ -21,13 +21,13 @@ use crate::{
     time::Timestamp,
 };
 
-/// The parameter that says who asks.
+/// The parameter with the asking user.
 pub const USER_ID: &str = "userId";
 
-/// The parameters of a request, read by what `T` expects. Those that it does not ask for are refused.
+/// The parameters of a request, parsed by `T`. Undeclared ones are refused.
 pub struct Asked<T>(pub T);
 
-/// What a handler takes from the query.
+/// A handler's query.
 pub trait FromQuery: Sized {
     fn from_query(given: &mut Given) -> Result<Self, Problem>;
 }
@@ -48,7 +48,7 @@ impl<S: Sync, T: FromQuery> FromRequestParts<S> for Asked<T> {
     }
 }
 
-/// The parameters that are given and that nobody has taken yet.
+/// The parameters that were not taken yet.
 pub struct Given {
     pairs: Vec<(String, String)>,
     asker: Asker,
@@ -88,7 +88,7 @@ impl Given {
         self.optional(name)?.ok_or_else(missing)
     }
 
-    /// Who asks. Where nobody has to show who they are, the parameter says so; else the token does.
+    /// The asking user: from the parameter in `open` mode, else from the token.
     pub fn user(&mut self) -> Result<UserId, Problem> {
         let named = self.optional(USER_ID)?;
         let missing = || Problem::bad_field(USER_ID, "userId: expected, it says who asks");
@@ -127,7 +127,7 @@ impl<S: Send + Sync, T: FromStr<Err: fmt::Display>> FromRequestParts<S> for InPa
     }
 }
 
-/// How many items a page may have.
+/// The size of a page.
 pub struct Limit(pub u32);
 
 impl Limit {
@@ -162,7 +162,7 @@ impl PartialSchema for Limit {
     }
 }
 
-/// A time to ask for: of at most 15 digits, which every client's numbers hold exactly.
+/// A time of at most 15 digits, which every client represents exactly.
 pub struct Moment(pub Timestamp);
 
 impl Moment {
@@ -192,7 +192,7 @@ impl PartialSchema for Moment {
     }
 }
 
-/// Where a page begins: what the page before gave as its end.
+/// The start of a page: the cursor of the previous page.
 pub struct Cursor(pub Place);
 
 impl fmt::Display for Cursor {
@@ -209,7 +209,7 @@ impl FromStr for Cursor {
             let Moment(created_at) = millis.parse().ok()?;
             Some(Self(Place { created_at, id: id.parse().ok()? }))
         });
-        // There is one way to write a place down: the one in which it was given out.
+        // Accept only the canonical form, in which cursors are issued.
         let cursor = place.filter(|cursor| cursor.to_string() == text);
         cursor.ok_or("expected the nextCursor of an earlier page")
     }
@@ -226,7 +226,7 @@ impl PartialSchema for Cursor {
     }
 }
 
-/// User ids with commas between them.
+/// User ids separated by commas.
 pub struct UserIds(pub Vec<UserId>);
 
 impl FromStr for UserIds {

@@ -1,4 +1,4 @@
-//! `/v1/presence`: who can be called now.
+//! `/v1/presence`: the presence of users.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -18,11 +18,11 @@ pub struct PresenceOfUsers {
     presence: BTreeMap<UserId, Presence>,
 }
 
-/// Whose presence to tell.
+/// The query.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query, rename_all = "camelCase")]
 pub struct Whose {
-    /// User ids with commas between them. Repeated ones count, and do no harm. An id that
+    /// User ids separated by commas. Repeated ids count. An id that
     /// has a comma itself can be asked for on the socket only.
     #[param(style = Form, explode = false, inline)]
     user_ids: UserIds,
@@ -34,9 +34,9 @@ impl FromQuery for Whose {
     }
 }
 
-/// Who can be called now
+/// Presence of users
 ///
-/// The same answer as to `presence:subscribe` on the socket, where changes are told too.
+/// The same result as `presence:subscribe` on the socket, without later changes.
 #[utoipa::path(
     get,
     path = "/v1/presence",

@@ -19,10 +19,10 @@ use utoipa::{
 use crate::{auth::Unauthenticated, limits::TooMany};
 
 const CONTENT_TYPE: &str = "application/problem+json";
-/// When to try again what could not be done right now.
+/// `Retry-After` of temporary failures.
 const RETRY_AFTER_S: u64 = 1;
 
-/// An error as the client of the API sees it.
+/// The body of an error.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Problem {
     #[serde(rename = "type")]
@@ -32,13 +32,13 @@ pub struct Problem {
     #[schema(value_type = String)]
     title: &'static str,
     status: u16,
-    /// What is wrong, for people.
+    /// The problem, in words.
     detail: String,
     /// The parameter at fault.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     field: Option<String>,
-    /// `WWW-Authenticate`: how to show who one is.
+    /// `WWW-Authenticate`.
     #[serde(skip)]
     challenge: Option<&'static str>,
     /// `Retry-After`.
@@ -75,7 +75,7 @@ impl Problem {
         Self::new(StatusCode::FORBIDDEN, detail)
     }
 
-    /// Who asks has not shown who they are.
+    /// 401.
     pub fn unauthenticated(why: Unauthenticated) -> Self {
         let challenge = match why {
             Unauthenticated::Missing => "Bearer",
@@ -84,13 +84,13 @@ impl Problem {
         Self { challenge: Some(challenge), ..Self::new(StatusCode::UNAUTHORIZED, why.to_string()) }
     }
 
-    /// Something that this service rests on is away.
+    /// 503: a dependency is unavailable.
     pub fn unavailable(detail: impl Into<String>) -> Self {
         let problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, detail);
         Self { retry_after_s: Some(RETRY_AFTER_S), ..problem }
     }
 
-    /// Who asks has done something too often.
+    /// 429.
     pub fn too_many(too_many: &TooMany) -> Self {
         let problem = Self::new(StatusCode::TOO_MANY_REQUESTS, too_many.to_string());
         Self { retry_after_s: Some(too_many.retry_after_s()), ..problem }
@@ -119,7 +119,7 @@ pub async fn method_not_allowed() -> Problem {
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, "This method is not known here")
 }
 
-/// In an endpoint's annotation: it checks what it is given.
+/// Annotation of endpoints that validate parameters.
 pub struct BadRequest;
 
 impl IntoResponses for BadRequest {
@@ -129,7 +129,7 @@ impl IntoResponses for BadRequest {
     }
 }
 
-/// In an endpoint's annotation: it wants to know who asks. Every endpoint of `/v1` does.
+/// Annotation of endpoints that authenticate: all of `/v1`.
 pub struct Unknown;
 
 impl IntoResponses for Unknown {
@@ -147,7 +147,7 @@ impl IntoResponses for Unknown {
     }
 }
 
-/// In an endpoint's annotation: not everybody may.
+/// Annotation of endpoints that require a permission.
 pub struct Forbidden;
 
 impl IntoResponses for Forbidden {
@@ -157,7 +157,7 @@ impl IntoResponses for Forbidden {
     }
 }
 
-/// In an endpoint's annotation: there may be no such thing.
+/// Annotation of endpoints whose item may not exist.
 pub struct NotFound;
 
 impl IntoResponses for NotFound {
@@ -166,7 +166,7 @@ impl IntoResponses for NotFound {
     }
 }
 
-/// In an endpoint's annotation: it rests on something that may be away.
+/// Annotation of endpoints with a dependency that may be unavailable.
 pub struct Unavailable;
 
 impl IntoResponses for Unavailable {

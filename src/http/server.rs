@@ -1,4 +1,4 @@
-//! The listener. The library's own has no time limit for a request's head.
+//! The listener. axum's has no time-out for a request head.
 
 use std::{
     fs, io,
@@ -19,13 +19,13 @@ use tracing::{debug, warn};
 use super::waiting::{MAX_WAITING, Seat, Waiting};
 use crate::limits::address::Peer;
 
-/// How long a client may take to send a request's head.
+/// Time for a client to send a request head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Room for a request's head; what is longer is refused with 431.
+/// Bound on a request head; a longer one gets 431.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
-/// How long to wait after a connection could not be accepted, for example for want of descriptors.
+/// Pause after a failed accept, for example without descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long a client may acknowledge or take nothing of what is sent to it: it is gone, or does not read.
+/// Time for a client to acknowledge sent data (`TCP_USER_TIMEOUT`).
 #[cfg(target_os = "linux")]
 const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
 
@@ -80,12 +80,12 @@ impl Server {
         }
     }
 
-    /// The address in use: the port too if 0 was asked for.
+    /// The bound address, with the actual port.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Accepts connections until `shutdown` completes. Those accepted go on.
+    /// Accepts connections until `shutdown` completes. Accepted ones continue.
     pub async fn run(self, routes: Router, shutdown: impl Future<Output = ()>) {
         let mut shutdown = std::pin::pin!(shutdown);
         let waiting = Waiting::new(MAX_WAITING);
@@ -141,7 +141,7 @@ async fn serve(stream: TcpStream, peer: IpAddr, routes: Router, seat: Seat) {
 }
 
 fn prepare(stream: &TcpStream) -> io::Result<()> {
-    // Signaling is small messages that somebody waits for.
+    // Signaling is small, latency-sensitive messages.
     stream.set_nodelay(true)?;
     #[cfg(target_os = "linux")]
     socket2::SockRef::from(stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;

@@ -1,4 +1,4 @@
-//! `/v1/stats`: how calls go.
+//! `/v1/stats`: counts and distributions of calls.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -20,7 +20,7 @@ use crate::{
 /// Most buckets in one answer.
 const MAX_BUCKETS: u128 = 1_000;
 
-/// How calls went.
+/// Statistics of calls.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct CallStats {
     total: Summary,
@@ -37,7 +37,7 @@ pub struct Bucket {
     summary: Summary,
 }
 
-/// How some calls went.
+/// Statistics of some calls.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Summary {
@@ -116,7 +116,7 @@ impl FromQuery for Wanted {
     }
 }
 
-/// How calls went
+/// Statistics of calls
 ///
 /// All users' calls together, by when they were made.
 #[utoipa::path(

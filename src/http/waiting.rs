@@ -1,6 +1,5 @@
-//! The connections that nothing is being done for: they have not sent a request yet, or have got their
-//! answer. There are never more than so many. Whoever has waited longest makes room for who comes: a client
-//! sends its request at once, and one that only holds a connection open is the first to go.
+//! Idle HTTP connections: without a request yet, or with a finished response. Their number is bounded: the one idle
+//! longest closes for a new one. Clients send their request at once, so idle connections go first.
 
 use std::{
     collections::BTreeMap,
@@ -13,12 +12,12 @@ use tracing::warn;
 
 use crate::metrics::{self, Limit};
 
-/// Most connections that wait. Each takes some 10 KiB.
+/// Bound on idle connections. Each takes about 10 KiB.
 pub const MAX_WAITING: usize = 4_096;
-/// How often the log says that connections had to make room.
+/// Pause between log lines about closed connections.
 const SAY_EVERY: Duration = Duration::from_secs(10);
 
-/// All that wait, those that have waited longest first.
+/// All idle connections, the one idle longest first.
 #[derive(Debug, Clone)]
 pub struct Waiting {
     room: Arc<Mutex<Room>>,
@@ -32,11 +31,11 @@ struct Room {
     said_at: Option<Instant>,
 }
 
-/// One connection, waiting or not.
+/// One connection, idle or not.
 #[derive(Debug)]
 pub struct Seat {
     waiting: Waiting,
-    /// Told when it has to make room.
+    /// Notified when it must close.
     leave: Arc<Notify>,
     number: Mutex<Option<u64>>,
 }
@@ -46,7 +45,7 @@ impl Waiting {
         Self { room: Arc::default(), bound }
     }
 
-    /// A connection that waits from now on.
+    /// A new idle connection.
     pub fn seat(&self) -> Seat {
         let seat = Seat { waiting: self.clone(), leave: Arc::default(), number: Mutex::default() };
         seat.wait();
@@ -59,12 +58,12 @@ impl Waiting {
 }
 
 impl Seat {
-    /// Completes when the connection has to make room.
+    /// Completes when the connection must close.
     pub async fn told_to_leave(&self) {
         self.leave.notified().await;
     }
 
-    /// It waits (again).
+    /// Marks it idle.
     pub fn wait(&self) {
         self.is_served();
         let mut room = self.waiting.room();
@@ -83,12 +82,12 @@ impl Seat {
             room.said_at = Some(Instant::now());
             warn!(
                 waiting = room.seats.len(),
-                "too many connections send no request: those that have waited longest are closed"
+                "too many idle connections: those idle longest are closed"
             );
         }
     }
 
-    /// Something is being done for it.
+    /// Marks it busy.
     pub fn is_served(&self) {
         let number = self.number().take();
         if let Some(number) = number {
@@ -136,7 +135,7 @@ mod tests {
         waits.is_served();
         let last = waiting.seat();
         assert!(!has_to_leave(&again) && !has_to_leave(&last));
-        // It waits again, and is the latest to do so.
+        // Idle again, and now last in line.
         waits.wait();
         assert!(has_to_leave(&again) && !has_to_leave(&last) && !has_to_leave(&waits));
         assert_eq!(waiting.room().seats.len(), 2);

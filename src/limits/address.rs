@@ -1,4 +1,4 @@
-//! Where clients come from, as far as proxies can be believed.
+//! Addresses of clients, behind trusted proxies.
 
 use std::{
     fmt,
@@ -10,12 +10,11 @@ use clap::ValueEnum;
 use http::{Extensions, HeaderMap, HeaderName};
 use serde::Deserialize;
 
-/// The other end of a request's connection. The listener puts it into each request.
+/// The peer of a connection. The listener adds it to each request.
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(pub IpAddr);
 
-/// What counts as one address: an IPv4 address, or the /64 of an IPv6 address, of which one household has
-/// all.
+/// The unit of counting: an IPv4 address, or an IPv6 /64, which belongs to one household.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Source {
     V4(Ipv4Addr),
@@ -92,13 +91,14 @@ impl fmt::Display for Network {
     }
 }
 
-/// The header in which proxies say for whom they ask.
+/// The header with the client's address.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum ForwardedHeader {
+    /// The header X-Forwarded-For
     #[default]
     XForwardedFor,
-    /// RFC 7239.
+    /// The header Forwarded of RFC 7239
     Forwarded,
 }
 
@@ -114,8 +114,7 @@ impl ForwardedHeader {
         HeaderName::from_static(self.as_str())
     }
 
-    /// The hops that one line of the header names, the last one first; None for one that is not an
-    /// address.
+    /// The hops in one line of the header, last first; None for an entry that is not an address.
     fn hops(self, line: &str) -> Vec<Option<IpAddr>> {
         match self {
             Self::XForwardedFor => line.rsplit(',').map(|hop| hop_in(hop.trim())).collect(),
@@ -188,24 +187,24 @@ impl Trusted {
     }
 }
 
-/// The proxies that are believed, and where they say for whom they ask.
+/// The trusted proxies, and their header.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Proxies {
     pub trusted: Trusted,
     pub header: ForwardedHeader,
 }
 
-/// Who sent a request.
+/// The sender of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sender {
     pub source: Source,
-    /// Set if somebody who is not believed says that they ask for others.
+    /// Set if an untrusted peer sent the header.
     pub doubted: Option<IpAddr>,
 }
 
 impl Proxies {
-    /// Who sent a request: from the end of what proxies say, the first address that is not a
-    /// proxy's. What stands before that was said by somebody who is not believed.
+    /// The sender of a request: from the end of the header, the first address that is not a trusted proxy. Entries
+    /// before it were written by an untrusted peer.
     pub fn sender_of(&self, extensions: &Extensions, headers: &HeaderMap) -> Sender {
         let peer = extensions.get::<Peer>().map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.0);
         let says = headers.contains_key(self.header.name());
@@ -216,7 +215,7 @@ impl Proxies {
         let mut nearest = peer;
         let lines: Vec<_> = headers.get_all(self.header.name()).iter().collect();
         'hops: for line in lines.into_iter().rev() {
-            // What cannot be read may hide what a proxy added.
+            // An unreadable entry may hide one that a proxy added.
             let Ok(line) = line.to_str() else { break };
             for hop in self.header.hops(line) {
                 let Some(hop) = hop else { break 'hops };
@@ -253,8 +252,7 @@ fn hop_of_element(element: &str) -> Option<IpAddr> {
     found
 }
 
-/// The parts between `separator`s that are not in quotes. One that begins a quote without an end is None:
-/// nobody can tell where it was to end.
+/// The parts between `separator`s outside quotes. None for a part with an unterminated quote.
 fn split_unquoted(text: &str, separator: char) -> Vec<Option<&str>> {
     let (mut parts, mut start, mut is_quoted, mut is_escaped) = (Vec::new(), 0, false, false);
     for (place, c) in text.char_indices() {
@@ -403,7 +401,7 @@ mod tests {
             ("for=203.0.113.7, for=unknown", "10.0.0.1"),
             ("for=203.0.113.7, for=_hidden, for=10.2.2.2", "10.2.2.2"),
             ("proto=https", "10.0.0.1"),
-            // Whoever opens a quote cannot hide in it what the proxy adds.
+            // An open quote must not hide the address that the proxy adds.
             ("for=\", for=198.51.100.1", "10.0.0.1"),
             ("for=203.0.113.7;x=\", for=\"198.51.100.1\"", "10.0.0.1"),
             ("for=203.0.113.7;x=\"\\\", for=198.51.100.1;by=\"a\"", "10.0.0.1"),
@@ -413,7 +411,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a client says, the address that the proxy adds is the one that counts, or none is.
+        /// For any header of a client, the address that the proxy adds counts, or none.
         #[test]
         fn a_client_cannot_choose_its_address(
             said in "[ -~é]{0,60}",

@@ -1,26 +1,26 @@
-//! How often something may happen: so many times at once, and as many again spread over a time.
+//! Token buckets: a burst, and a refill over time.
 
 use std::{fmt, str::FromStr, time::Duration};
 
-/// `200/4s`: 200 at once, and then 50 a second, until nothing has happened for 4 s and it is 200 again.
+/// `200/4s`: a burst of 200, which refills within 4 s, so 50 per second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quota {
     count: u32,
     period: Duration,
 }
 
-/// The longest time over which a quota may be spread.
+/// Bound on the refill time.
 const MAX_PERIOD: Duration = Duration::from_hours(24);
 
 impl Quota {
     /// # Panics
-    /// If it allows nothing, or has no time: it is for what is known when this is compiled.
+    /// If the count or the time is zero: for constants only.
     pub const fn new(count: u32, period: Duration) -> Self {
         assert!(count > 0 && !period.is_zero());
         Self { count, period }
     }
 
-    /// How long it takes until there is room for one more.
+    /// The time to refill one token.
     fn interval_ns(self) -> u64 {
         let period = u64::try_from(self.period.as_nanos()).unwrap_or(u64::MAX);
         (period / u64::from(self.count)).max(1)
@@ -46,31 +46,31 @@ impl FromStr for Quota {
 
 impl fmt::Display for Quota {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Without blanks: it is one word of the settings.
+        // Without blanks: it is one word in the settings.
         let period = humantime::format_duration(self.period).to_string().replace(' ', "");
         write!(f, "{}/{period}", self.count)
     }
 }
 
-/// What is left of a quota: one number, the time at which all of it is there again.
+/// The fill of a bucket, as one number: the time at which it is full again.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Bucket {
     full_at_ns: u64,
 }
 
 impl Bucket {
-    /// Takes one of what is left; if nothing is, says how long that will be so.
+    /// Takes a token; if there is none, returns the time until there is.
     pub fn take(&mut self, quota: Quota, now_us: u64) -> Result<(), Duration> {
         self.check(quota, now_us)?;
         self.full_at_ns = self.full_at_ns.saturating_add(quota.interval_ns());
         Ok(())
     }
 
-    /// Whether there is one left.
+    /// Whether there is a token.
     pub fn check(&mut self, quota: Quota, now_us: u64) -> Result<(), Duration> {
         let now = now_us.saturating_mul(1_000);
         let latest = now.saturating_add(quota.window_ns());
-        // A clock that was set back must lock nobody out for longer than the quota does.
+        // After the clock was set back, nobody is locked out for longer than the refill time.
         self.full_at_ns = self.full_at_ns.clamp(now, latest);
         match self.full_at_ns.saturating_add(quota.interval_ns()).checked_sub(latest) {
             None | Some(0) => Ok(()),
@@ -78,10 +78,10 @@ impl Bucket {
         }
     }
 
-    /// Whether it is as if it had never been used.
+    /// Whether the bucket is full.
     pub fn is_full(self, quota: Quota, now_us: u64) -> bool {
         let mut looked_at = self;
-        // What is far in the future was written by a clock that has been set back since.
+        // A time far in the future was written before the clock was set back.
         let _ = looked_at.check(quota, now_us);
         looked_at.full_at_ns <= now_us.saturating_mul(1_000)
     }
@@ -120,8 +120,7 @@ mod tests {
     }
 
     proptest! {
-        /// In any time T no more than the count and T's share of it go through; whoever waits as long
-        /// as they are told gets through.
+        /// In any time T at most the burst and T's share of refills pass; waiting as told always succeeds.
         #[test]
         fn never_more_than_the_quota_and_a_wait_is_enough(
             count in 1..50_u32,
@@ -147,7 +146,7 @@ mod tests {
             }
         }
 
-        /// However the clock is set, nobody waits for longer than the quota's time.
+        /// However the clock is set, no wait exceeds the refill time.
         #[test]
         fn a_clock_that_is_set_anew_locks_nobody_out(
             count in 1..50_u32,

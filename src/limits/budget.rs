@@ -1,4 +1,4 @@
-//! What one socket may send.
+//! The rate limits of one socket.
 
 use std::time::Duration;
 
@@ -7,11 +7,10 @@ use super::{
     settings::Settings,
 };
 
-/// How often a socket may be told to wait. One that goes on without waiting is closed: refusing costs time
-/// too.
+/// Bound on refusals. A socket that goes on without waiting is closed, because refusals cost time too.
 const REFUSALS: Quota = Quota::new(1_000, Duration::from_secs(10));
 
-/// What a socket has left. It belongs to the socket: nobody else waits for it.
+/// The buckets of a socket. They belong to the socket, so there is no contention.
 #[derive(Debug, Default)]
 pub struct Budget {
     events: Bucket,
@@ -19,13 +18,13 @@ pub struct Budget {
     refusals: Bucket,
 }
 
-/// What becomes of an event.
+/// The verdict on an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Spent {
     Fine,
-    /// It is refused, and may come again after this time.
+    /// Refused; retry after this time.
     Wait(Kind, Duration),
-    /// It is refused, and so is its sender from now on.
+    /// Refused, and the socket is closed.
     Enough(Kind),
 }
 
@@ -36,10 +35,10 @@ pub enum Kind {
 }
 
 impl Budget {
-    /// Counts the event called `name`.
+    /// Counts the event `name`.
     pub fn spend(&mut self, settings: &Settings, name: &str, now_us: u64) -> Spent {
         let (kind, bucket, quota) = match name {
-            // Nobody must be kept in a call, or made to ring, because they sent too much.
+            // Ending a call must always be possible.
             "call:end" | "call:reject" | "call:busy" => return Spent::Fine,
             "call:ice-candidate" => (Kind::Candidate, &mut self.candidates, settings.candidates),
             _ => (Kind::Event, &mut self.events, settings.events),
@@ -84,7 +83,7 @@ mod tests {
         assert_eq!(spent[200], Spent::Wait(Kind::Event, Duration::from_millis(20)));
         assert_eq!(spent.iter().filter(|spent| matches!(spent, Spent::Wait(..))).count(), 1_000);
         assert_eq!(spent[1_200], Spent::Enough(Kind::Event));
-        // Whoever does wait is served.
+        // A socket that waits is served.
         assert_eq!(budget.spend(&settings, "x", NOW_US + 20_000), Spent::Fine);
     }
 }

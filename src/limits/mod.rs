@@ -1,4 +1,4 @@
-//! How much of everything an address, a user or a socket may have. Each node counts for itself.
+//! Quotas of addresses, users and sockets. Each node counts for itself.
 //!
 //! [`bucket`], [`table`], [`budget`] and [`address`] are pure: the time is an argument.
 
@@ -39,10 +39,10 @@ use crate::{
     time::Clock,
 };
 
-/// When to try again where it depends on others.
+/// `Retry-After` where it depends on others.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// The limits, and how much of them is used.
+/// The limits and their counters.
 pub struct Limits {
     settings: Settings,
     proxies: Proxies,
@@ -58,14 +58,14 @@ pub struct Limits {
     user_sockets: Arc<Counts<UserId>>,
 }
 
-/// Why somebody is turned away, and for how long.
+/// A refusal, and the time to wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TooMany {
     pub what: What,
     pub retry_after: Duration,
 }
 
-/// What there is too much of.
+/// The exceeded limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum What {
     Sockets,
@@ -76,28 +76,28 @@ pub enum What {
     CallAttempts,
 }
 
-/// Why a token is not accepted.
+/// A refused token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Denied {
-    /// For what it is.
+    /// The token is invalid.
     Token(CheckError),
-    /// It was not looked at: too many from its address were not good.
+    /// The token was not checked: its address has sent too many invalid ones.
     TooMany(TooMany),
 }
 
-/// A connection's place among those of this node and of its address, until it is dropped.
+/// A connection's slot in the counts of this node and of its address, released on drop.
 #[derive(Debug, Clone)]
 pub struct Seat(Arc<Taken>);
 
 #[derive(Debug)]
 struct Taken {
     source: Source,
-    /// Whether it has asked to join once.
+    /// Whether it has tried to join once.
     has_joined: AtomicBool,
     _places: (Place<()>, Place<Source>),
 }
 
-/// A socket's place among those of its user, until it is dropped.
+/// A socket's slot in the count of its user, released on drop.
 pub type UserPlace = Place<UserId>;
 
 impl Limits {
@@ -139,7 +139,7 @@ impl Limits {
         &self.buffers
     }
 
-    /// The address that a request counts for.
+    /// The address of a request.
     pub fn source_of(&self, extensions: &Extensions, headers: &HeaderMap) -> Source {
         let sender = self.proxies.sender_of(extensions, headers);
         if let Some(proxy) = sender.doubted {
@@ -148,7 +148,7 @@ impl Limits {
         sender.source
     }
 
-    /// A place for a new connection.
+    /// A slot for a new connection.
     pub fn open(&self, source: Source) -> Result<Seat, TooMany> {
         let no = |what| {
             self.reached(what, source);
@@ -165,13 +165,13 @@ impl Limits {
         Ok(Seat(Arc::new(Taken { source, has_joined, _places: (place, own) })))
     }
 
-    /// Counts something that costs as much as opening a connection.
+    /// Counts a request as expensive as opening a connection.
     pub fn handshake(&self, source: Source) -> Result<(), TooMany> {
         let taken = self.handshakes.take(&source, self.clock.now_us());
         self.answer(taken, What::Handshakes, source)
     }
 
-    /// Counts an attempt to join: the first of a connection belongs to its handshake.
+    /// Counts an attempt to join; the first of a connection is part of its handshake.
     pub fn join(&self, seat: &Seat) -> Result<(), TooMany> {
         if seat.0.has_joined.swap(true, Ordering::Relaxed) {
             return self.handshake(seat.source());
@@ -179,7 +179,7 @@ impl Limits {
         Ok(())
     }
 
-    /// A place for a socket of `user`.
+    /// A slot for a socket of `user`.
     pub fn enter(&self, user: &UserId) -> Result<UserPlace, TooMany> {
         let place = self.user_sockets.enter(user, self.settings.user_sockets);
         place.ok_or_else(|| {
@@ -188,13 +188,13 @@ impl Limits {
         })
     }
 
-    /// Counts an attempt to call.
+    /// Counts a call attempt.
     pub fn call(&self, user: &UserId) -> Result<(), TooMany> {
         let taken = self.call_attempts.take(user, self.clock.now_us());
         self.answer(taken, What::CallAttempts, user.logged())
     }
 
-    /// Whose token this is; None where nobody needs one.
+    /// The identity of the token's user; None in `open` mode.
     pub async fn admit(
         &self,
         access: &Access,
@@ -205,7 +205,7 @@ impl Limits {
         Ok(self.check_token(access, token, source).await?)
     }
 
-    /// The same, also if too many from there were not good.
+    /// The same, even if that address has sent too many invalid tokens.
     pub async fn check_token(
         &self,
         access: &Access,
@@ -219,7 +219,7 @@ impl Limits {
         if let Err(CheckError::Unauthenticated(why)) = admitted
             && why.is_guess()
         {
-            // Whether there is one left was asked above. Those that were checked meanwhile count too.
+            // The bucket was checked above. Tokens checked meanwhile count too.
             let _ = self.failed_tokens.take(&source, self.clock.now_us());
         }
         admitted
@@ -230,7 +230,7 @@ impl Limits {
         self.refusals.note(reason, source, said);
     }
 
-    /// Whether tokens from there are looked at.
+    /// Whether tokens of this address are checked.
     pub fn takes_tokens(&self, source: Source) -> Result<(), TooMany> {
         let left = self.failed_tokens.check(&source, self.clock.now_us());
         self.answer(left, What::FailedTokens, source)
@@ -267,7 +267,7 @@ impl Limits {
         self.notices.reached(limit, who, self.clock.now_us());
     }
 
-    /// A socket sends too much.
+    /// Records a socket that exceeds its rate.
     pub fn sends_too_much(&self, kind: Kind, who: impl fmt::Display) {
         let limit = match kind {
             Kind::Event => Limit::Events,
@@ -276,7 +276,7 @@ impl Limits {
         self.notices.reached(limit, who, self.clock.now_us());
     }
 
-    /// A socket is closed for one of these reasons.
+    /// Records a socket that is closed for one of these reasons.
     pub fn closed(&self, limit: Limit, who: impl fmt::Display) {
         self.notices.reached(limit, who, self.clock.now_us());
     }
@@ -311,7 +311,7 @@ impl TooMany {
     }
 }
 
-/// In words for whoever is turned away.
+/// In words, for the client.
 impl fmt::Display for TooMany {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.what {

@@ -1,4 +1,4 @@
-//! What is said when a limit is reached: each time to the metrics, now and then in the log.
+//! Metrics and rate-limited log lines of reached limits.
 
 use std::{
     fmt,
@@ -9,10 +9,10 @@ use tracing::warn;
 
 use crate::metrics::{self, Label, Limit};
 
-/// Of each limit the log speaks once in so long.
+/// Pause between the log lines of a limit.
 const INTERVAL_US: u64 = 10_000_000;
 
-/// When each limit was last in the log, and how often it was reached since.
+/// The last log line of each limit, and the occurrences since.
 #[derive(Debug)]
 pub struct Notices {
     each: Vec<Notice>,
@@ -34,7 +34,7 @@ impl Default for Notices {
 }
 
 impl Notices {
-    /// `who` has reached a limit.
+    /// Records that `who` reached a limit.
     pub fn reached(&self, limit: Limit, who: impl fmt::Display, now_us: u64) {
         metrics::LIMITS.of(limit).increment(1);
         if let Some(unsaid) = self.each[limit.index()].says(now_us) {
@@ -42,7 +42,7 @@ impl Notices {
         }
     }
 
-    /// Somebody says that they ask for others, and is not believed.
+    /// Records a forwarding header of an untrusted peer.
     pub fn doubted(&self, proxy: impl fmt::Display, header: &str) {
         if !self.doubted.swap(true, Ordering::Relaxed) {
             warn!(
@@ -55,7 +55,7 @@ impl Notices {
 }
 
 impl Notice {
-    /// Whether the log is to speak of it now, and of how many times before.
+    /// Whether to log now, and the number of suppressed lines.
     pub fn says(&self, now_us: u64) -> Option<u64> {
         let said_us = self.said_us.load(Ordering::Relaxed);
         let is_due = said_us == 0 || now_us.abs_diff(said_us) >= INTERVAL_US;

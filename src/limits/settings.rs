@@ -1,14 +1,14 @@
-//! The limits' names, what they are unless somebody says otherwise, and how that is said.
+//! The settings of limits: names, defaults, syntax.
 
 use std::{fmt, str::FromStr, time::Duration};
 
 use super::bucket::Quota;
 use crate::protocol::{MAX_MESSAGE_BYTES, Sizes};
 
-/// What is allowed. None: everything.
+/// The limits. None: unlimited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
-    /// Events of one socket, but for candidates and for what ends a call.
+    /// Events of one socket, except candidates and the events that end a call.
     pub events: Option<Quota>,
     /// `call:ice-candidate` of one socket.
     pub candidates: Option<Quota>,
@@ -20,13 +20,13 @@ pub struct Settings {
     pub address_sockets: Option<u32>,
     /// Connections that one address opens.
     pub handshakes: Option<Quota>,
-    /// Tokens of one address that are not good.
+    /// Invalid tokens of one address.
     pub failed_tokens: Option<Quota>,
     /// Sockets of this node.
     pub sockets: Option<u32>,
-    /// How long a socket may take to say who it is.
+    /// Time for a socket to identify its user.
     pub identify: Duration,
-    /// The longest message that the transport takes.
+    /// Bound on a message of the transport, in bytes.
     pub message_bytes: usize,
     /// What the node buffers in all.
     pub buffer_bytes: usize,
@@ -52,28 +52,28 @@ impl Default for Settings {
     }
 }
 
-/// What `identify` may be.
+/// Permitted values of `identify`.
 const IDENTIFY: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_mins(10);
-/// The longest message that can be allowed: what waits in a node is bounded beside it.
+/// Largest configurable message: the bounds of queues assume it.
 const MAX_BYTES: usize = 1024 * 1024;
-/// The longest SDP that can be allowed: one has to fit into what waits for a lost device.
+/// Largest configurable SDP: one must fit into the buffer for a disconnected device.
 const MAX_SDP_BYTES: usize = 128 * 1024;
-/// The longest candidate and `callerInfo` that can be allowed.
+/// Largest configurable candidate and `callerInfo`.
 const MAX_SMALL_BYTES: usize = 64 * 1024;
 const MIB: usize = 1024 * 1024;
 /// What `buffers` may be. Less would refuse what a few calls need.
 const MIN_BUFFER_BYTES: usize = 4 * MIB;
 const MAX_BUFFER_BYTES: usize = 1024 * 1024 * MIB;
-/// What a message has beside a description.
+/// Overhead of a message around a description.
 const FRAME_BYTES: usize = 4 * 1024;
 
 impl Settings {
-    /// The default, with `changes` such as `events=200/4s`, one after the other. `off` alone takes all limits
-    /// away that can be taken away: those on time and sizes stay.
+    /// The defaults with `changes` such as `events=200/4s`, in order. `off` alone removes all limits that can be removed:
+    /// times and sizes stay.
     ///
     /// # Errors
-    /// One sentence for what is not a limit, or not a value of it.
+    /// One sentence for an unknown limit or an invalid value.
     pub fn with(changes: &[String]) -> Result<Self, String> {
         let mut settings = Self::default();
         for change in changes {
@@ -134,14 +134,14 @@ impl Settings {
             "caller-info" => self.sizes.caller_info_bytes = bytes(MAX_SMALL_BYTES)?,
             _ => {
                 return Err(format!(
-                    "there is no limit {name:?}; docs/operations/security.md names all"
+                    "there is no limit {name:?}; docs/reference/limits.md names all"
                 ));
             }
         }
         Ok(())
     }
 
-    /// All limits, as [`Settings::with`] reads them.
+    /// All limits, in the syntax of [`Settings::with`].
     pub fn list(&self) -> Vec<String> {
         let Self {
             events,

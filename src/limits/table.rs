@@ -1,4 +1,4 @@
-//! Buckets and counts by address or by user, in maps that cannot grow without end.
+//! Buckets and counts by address or by user, in bounded maps.
 
 use std::{
     collections::HashMap,
@@ -10,14 +10,14 @@ use std::{
 
 use super::bucket::{Bucket, Quota};
 
-/// Most addresses, or users, whose buckets are remembered.
+/// Bound on the remembered addresses, or users.
 pub const MAX_KEYS: usize = 100_000;
-/// With fewer nothing is tidied up.
+/// Smaller maps are not pruned.
 const FEW_KEYS: usize = 1_024;
-/// A full map is looked through for what can be forgotten no more often than this.
+/// Shortest pause between prunings of a full map.
 const TIDY_INTERVAL_US: u64 = 1_000_000;
 
-/// A bucket for each key.
+/// A bucket per key.
 #[derive(Debug)]
 pub struct Buckets<K> {
     quota: Option<Quota>,
@@ -27,22 +27,22 @@ pub struct Buckets<K> {
 #[derive(Debug)]
 struct Table<K> {
     buckets: HashMap<K, Bucket>,
-    /// With so many it is tidied up.
+    /// Size at which the map is pruned next.
     tidy_at: usize,
     tidied_us: Option<u64>,
 }
 
-/// Why something may not happen.
+/// A refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum No {
-    /// It has happened too often, and may again after this time.
+    /// The bucket is empty; retry after this time.
     Wait(Duration),
-    /// Too many others are remembered: it may happen, and is not counted.
+    /// The map is full: allowed, and not counted.
     NotCounted,
 }
 
 impl<K: Eq + Hash + Clone> Buckets<K> {
-    /// Without a quota everything may happen.
+    /// Without a quota everything is allowed.
     pub fn new(quota: Option<Quota>) -> Self {
         let table = Table { buckets: HashMap::new(), tidy_at: FEW_KEYS, tidied_us: None };
         Self { quota, table: Mutex::new(table) }
@@ -52,7 +52,7 @@ impl<K: Eq + Hash + Clone> Buckets<K> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes one of what `key` has left.
+    /// Takes a token of `key`.
     pub fn take(&self, key: &K, now_us: u64) -> Result<(), No> {
         let Some(quota) = self.quota else { return Ok(()) };
         let mut table = self.table();
@@ -68,7 +68,7 @@ impl<K: Eq + Hash + Clone> Buckets<K> {
         taken
     }
 
-    /// Whether `key` has one left.
+    /// Whether `key` has a token.
     pub fn check(&self, key: &K, now_us: u64) -> Result<(), No> {
         let Some(quota) = self.quota else { return Ok(()) };
         let mut table = self.table();
@@ -78,8 +78,7 @@ impl<K: Eq + Hash + Clone> Buckets<K> {
 }
 
 impl<K: Eq + Hash> Table<K> {
-    /// Forgets, now and then, whom one need not remember. Each round pays for itself: it comes when there
-    /// are twice as many as the last one left.
+    /// Removes full buckets. Amortised: it runs when the map has doubled since the last pruning.
     fn has_room(&mut self, quota: Quota, now_us: u64) -> bool {
         if self.buckets.len() < self.tidy_at {
             return true;
@@ -94,10 +93,10 @@ impl<K: Eq + Hash> Table<K> {
     }
 }
 
-/// How many of something each key has at this moment. There are no more keys than such things.
+/// The present count per key. Keys with a count of zero are removed.
 pub struct Counts<K>(Mutex<HashMap<K, u32>>);
 
-/// One of them, for as long as this lives.
+/// One counted item, released on drop.
 pub struct Place<K: Eq + Hash> {
     counts: Arc<Counts<K>>,
     key: K,
@@ -110,7 +109,7 @@ impl<K> Default for Counts<K> {
 }
 
 impl<K: Eq + Hash + Clone> Counts<K> {
-    /// A place for `key`, if it has fewer than `most`.
+    /// A slot for `key`, if its count is below `most`.
     pub fn enter(self: &Arc<Self>, key: &K, most: Option<u32>) -> Option<Place<K>> {
         let mut counts = self.lock();
         let count = counts.get(key).copied().unwrap_or(0);
@@ -135,7 +134,7 @@ impl<K: Eq + Hash> Drop for Place<K> {
             Some(count) if *count > 1 => *count -= 1,
             _ => drop(counts.remove(&self.key)),
         }
-        // A crowd that has left gives its memory back.
+        // Releases the memory of a peak.
         if counts.capacity() > 4 * counts.len().max(FEW_KEYS) {
             counts.shrink_to_fit();
         }
@@ -172,7 +171,7 @@ mod tests {
     #[test]
     fn whom_one_need_not_remember_is_forgotten() {
         let buckets = Buckets::new(Some(ONE));
-        // A thousand each second, each busy for ten.
+        // A thousand per second, each active for ten.
         for key in 0..200_000_u64 {
             assert_eq!(buckets.take(&key, START_US + key * 1_000), Ok(()));
         }

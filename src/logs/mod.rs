@@ -1,4 +1,4 @@
-//! What is written to the log, how much of it, and in what shape. `queue` takes the lines to stderr.
+//! The log: format, filter, and form of user ids. `queue` takes the lines to stderr.
 
 mod queue;
 
@@ -40,25 +40,25 @@ use crate::{ids::NodeId, redact, telemetry};
 /// How long a process that ends waits for the reader of its log.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
-/// The shape of a line.
+/// The format of a line.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
-    /// For people.
+    /// Lines for people
     #[default]
     Pretty,
-    /// One JSON object a line.
+    /// One JSON object per line
     Json,
 }
 
-/// How users appear.
+/// The form of user ids.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Users {
-    /// As the platform names them.
+    /// The ids themselves
     #[default]
     Plain,
-    /// As a keyed hash; see [`redact`].
+    /// A keyed hash of each id
     Hashed,
 }
 
@@ -85,19 +85,19 @@ impl Users {
 pub struct Settings {
     pub format: Format,
     pub users: Users,
-    /// What users are hashed with. None: with a key of each process's own.
+    /// Key of the hashes. None: random for each process.
     pub users_key: Option<String>,
 }
 
-/// The filter in force. Cheap to clone.
+/// The active filter. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Filter {
     handle: Handle<EnvFilter, Registry>,
-    /// What was asked for.
+    /// The requested directives.
     said: Arc<Mutex<String>>,
 }
 
-/// Why a filter is not taken. Displays as one sentence.
+/// A refused filter. Displays as one sentence.
 #[derive(Debug, thiserror::Error)]
 pub enum BadFilter {
     #[error("expected directives as in RUST_LOG, such as info,switchboard=debug: {0}")]
@@ -128,7 +128,7 @@ pub enum StartError {
     Thread(#[from] io::Error),
 }
 
-/// Begins to log to stderr, for this node. `RUST_LOG` says what, until somebody changes it. Nobody who logs
+/// Starts logging to stderr for this node, with the filter of `RUST_LOG` until that is changed. Nobody who logs
 /// waits for stderr; lines that it does not take in time are dropped and counted. A panic is a line too.
 pub fn start(settings: &Settings, node: NodeId) -> Result<Log, StartError> {
     if settings.users == Users::Hashed {
@@ -229,12 +229,12 @@ fn may_be_logged(metadata: &Metadata<'_>) -> bool {
 }
 
 impl Filter {
-    /// The directives in force.
+    /// The active directives.
     pub fn directives(&self) -> String {
         self.said.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Logs what these directives say from now on.
+    /// Replaces the directives.
     pub fn set(&self, directives: &str) -> Result<(), BadFilter> {
         if directives.is_empty() {
             return Err(BadFilter::Empty);
@@ -335,8 +335,8 @@ fn is_quoted(text: &str) -> bool {
     inner.is_some_and(|inner| inner.chars().all(is_fine)) && !is_escaped
 }
 
-/// Writes each line as JSON: `timestamp`, `level`, `target`, `message`, `node`, and the fields; with
-/// `trace_id` if it is about a call that is traced.
+/// Writes each line as JSON: `timestamp`, `level`, `target`, `message`, `node`, and the fields; `trace_id` if it is about a
+/// sampled call.
 struct JsonLines(NodeId);
 
 impl<S, N> FormatEvent<S, N> for JsonLines
@@ -353,7 +353,7 @@ where
         let mut fields = JsonFields::default();
         event.record(&mut fields);
         let JsonFields(mut line) = fields;
-        // Those of libraries that log in another way carry their target as a field.
+        // Libraries that use `log` carry their target as a field.
         let own = || event.metadata().target().into();
         let target = line.remove("log.target").unwrap_or_else(own);
         line.retain(|name, _| !name.starts_with("log."));

@@ -1,17 +1,17 @@
-//! One metric with all values of its labels: made once, found again without a look-up by name.
+//! A metric with all series of its labels: created once, and found by index.
 
 use std::marker::PhantomData;
 
 use metrics::{Counter, Gauge, Histogram, Label as Pair, describe_counter, describe_gauge};
 use metrics::{counter, describe_histogram, gauge, histogram};
 
-/// The values that one label can have. There are few, and no other ever comes up.
+/// The values of a label: few, and fixed.
 pub trait Label: Copy + 'static {
     const ALL: &'static [Self];
 
     fn as_str(self) -> &'static str;
 
-    /// The place in [`Label::ALL`].
+    /// The index in [`Label::ALL`].
     fn index(self) -> usize;
 }
 
@@ -57,7 +57,7 @@ impl<A: Label, B: Label> Labels for (A, B) {
     }
 }
 
-/// What a metric can be.
+/// The kind of a metric.
 pub trait Kind: Sized {
     const NAME: &'static str;
 
@@ -117,7 +117,7 @@ impl<L: Labels, K: Kind> Family<L, K> {
         Self { each: L::all().into_iter().map(register).collect(), labels: PhantomData }
     }
 
-    /// The one with these labels.
+    /// The series with these labels.
     pub fn of(&self, labels: L) -> &K {
         &self.each[labels.index()]
     }

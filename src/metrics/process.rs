@@ -1,12 +1,11 @@
-//! What the operating system says of this process. All of it is read from /proc: elsewhere there is
-//! nothing to tell.
+//! Process metrics, read from /proc; absent on other systems.
 
 use std::{fs, time::Duration};
 
-/// Linux counts the time that a process used in hundredths of a second, whatever its own clock does.
+/// Linux reports CPU time in hundredths of a second, whatever its timer frequency.
 const TICKS_PER_SECOND: u64 = 100;
 
-/// What it uses now.
+/// The present usage.
 pub struct Figures {
     pub resident_bytes: u64,
     pub open_fds: u64,
@@ -21,14 +20,14 @@ pub fn figures() -> Option<Figures> {
     let stat = fs::read_to_string("/proc/self/stat").ok()?;
     Some(Figures {
         resident_bytes: resident_kib * 1024,
-        // The folder itself is open while it is read.
+        // Reading the folder opens one descriptor.
         open_fds: (fs::read_dir("/proc/self/fd").ok()?.count() as u64).saturating_sub(1),
         max_fds: number_after(&limits, "Max open files"),
         cpu: cpu_in(&stat)?,
     })
 }
 
-/// The number that follows a line's beginning; None also for `unlimited`.
+/// The number after this prefix of a line; None also for `unlimited`.
 fn number_after(text: &str, beginning: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(beginning))?;
     line.split_whitespace().next()?.parse().ok()

@@ -1,4 +1,4 @@
-//! What an event of a client is answered: in its ack, or as `call:error`.
+//! Replies to client events: acks, and `call:error`.
 
 use std::collections::BTreeMap;
 
@@ -13,13 +13,13 @@ use crate::{
     time::Timestamp,
 };
 
-/// What an ack says beside `ok: true`.
+/// The content of an ack beside `ok: true`.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 #[serde(untagged, rename_all_fields = "camelCase")]
 pub enum Answer {
     #[schema(title = "Joined", rename_all = "camelCase")]
     Joined { user_id: UserId },
-    /// How a call stands after the event.
+    /// The state of the call after the event.
     #[schema(title = "Call", rename_all = "camelCase")]
     Call {
         call_id: CallId,
@@ -44,12 +44,12 @@ pub enum Answer {
     #[schema(title = "IceServers", rename_all = "camelCase")]
     IceServers {
         ice_servers: Vec<IceServer>,
-        /// For how many seconds the servers may be used.
+        /// Lifetime of the credentials, in seconds.
         ttl: u64,
     },
     #[schema(title = "Refreshed", rename_all = "camelCase")]
     Refreshed {
-        /// Until when the new token is good.
+        /// Expiry of the new token.
         expires_at: Timestamp,
     },
     #[schema(title = "Done", rename_all = "camelCase")]
@@ -85,7 +85,7 @@ impl ErrorBody {
     }
 }
 
-/// One entry of `iceServers`, as `RTCPeerConnection` takes it. One with a credential is a relay.
+/// An entry of `iceServers`, in the form of `RTCPeerConnection`. An entry with a credential is a relay.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct IceServer {
     pub urls: Vec<String>,
@@ -104,10 +104,10 @@ impl IceServer {
 }
 
 impl Answer {
-    /// About how many bytes it takes.
+    /// Estimated size in bytes.
     pub fn size_bytes(&self) -> usize {
         const FIELDS_BYTES: usize = 256;
-        /// What stands around a user in a list.
+        /// JSON around a user in a list.
         const STATUS_BYTES: usize = 16;
         let payload = match self {
             Self::Presence { presence } => {

@@ -1,5 +1,5 @@
-//! What clients send, as data: each event with its fields, for the document that describes the socket.
-//! `tests/suite/catalogue.rs` holds it against the decoder, field by field.
+//! The client events as data: each with its fields, for `/asyncapi.json`. `tests/suite/catalogue.rs` compares it with
+//! the decoder, field by field.
 
 use utoipa::openapi::{
     ArrayBuilder, ObjectBuilder, RefOr,
@@ -17,17 +17,17 @@ use crate::{
     ids::{CallId, UserId},
 };
 
-/// An event that clients send.
+/// A client event.
 pub struct ClientMessage {
     pub name: &'static str,
     pub summary: &'static str,
-    /// The fields that it must have.
+    /// Required fields.
     pub needs: &'static [Field],
     /// Of these fields it must have at least one.
     pub needs_one: &'static [Field],
-    /// The fields that it may have. Null is the same as absent.
+    /// Optional fields. Null equals absent.
     pub takes: &'static [Field],
-    /// The title of the [`super::Answer`] that its ack holds beside `ok`.
+    /// The title of the [`super::Answer`] in its ack.
     pub answer: &'static str,
 }
 
@@ -60,7 +60,7 @@ const ICE_STATE: Field = Field { name: "iceState", schema: || bytes(MAX_STATS_TE
 const USER_IDS: Field = Field { name: "userIds", schema: users };
 const TOKEN: Field = Field { name: "token", schema: || bytes(MAX_TOKEN_BYTES).into() };
 
-/// Everything that clients may send.
+/// All client events.
 pub const CLIENT_MESSAGES: [ClientMessage; 14] = [
     ClientMessage {
         name: USER_CONNECTED,
@@ -177,7 +177,7 @@ pub const CLIENT_MESSAGES: [ClientMessage; 14] = [
 ];
 
 impl ClientMessage {
-    /// What the payload looks like.
+    /// The schema of the payload.
     pub fn payload(&self) -> RefOr<Schema> {
         let object = ObjectBuilder::new().schema_type(Type::Object);
         let object = self.needs.iter().fold(object, |object, field| {
@@ -194,7 +194,7 @@ impl ClientMessage {
     }
 }
 
-/// A text of at most so many bytes.
+/// A text with a bound in bytes.
 fn bytes(limit: usize) -> ObjectBuilder {
     text().description(Some("Counted in bytes of UTF-8.")).max_length(Some(limit))
 }

@@ -1,4 +1,4 @@
-//! What clients send, from JSON to one closed enum.
+//! Decoding client events, from JSON to one closed enum.
 
 use std::{borrow::Cow, fmt, str::FromStr, sync::Arc};
 

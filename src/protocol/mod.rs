@@ -1,6 +1,6 @@
-//! The wire: what clients may send, what they are sent, error types and limits.
+//! The wire protocol: client and server events, error types, limits.
 //!
-//! Names and literal texts are fixed; clients in the field depend on every one of them.
+//! Names and literal texts are fixed: deployed clients depend on every one of them.
 
 mod answer;
 pub mod catalogue;
@@ -17,24 +17,24 @@ use std::fmt;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// The event by which a socket says who it is.
+/// The event that identifies a socket.
 pub const USER_CONNECTED: &str = "user-connected";
-/// How much of an event's name is said back in an error.
+/// Bound on the part of an event's name that errors echo.
 pub const MAX_NAME_CHARS: usize = 64;
-/// How much of why a payload cannot be read is said back in an error.
+/// Bound on the parser message that errors echo.
 pub const MAX_REASON_CHARS: usize = 128;
-/// Longest `reason` of a `call:reject`, in bytes.
+/// Bound on `reason` of `call:reject`, in bytes.
 pub const MAX_REASON_BYTES: usize = 1024;
-/// Longest `clientCallId`, in bytes.
+/// Bound on `clientCallId`, in bytes.
 pub const MAX_CLIENT_CALL_ID_BYTES: usize = 128;
-/// Longest text in a `call:stats`, in bytes.
+/// Bound on texts of `call:stats`, in bytes.
 pub const MAX_STATS_TEXT_BYTES: usize = 64;
-/// Most user ids in one presence request, and most users that one socket may watch.
+/// Bound on the user ids of a presence request, and on the users that a socket watches.
 pub const MAX_WATCHED_USERS: usize = 500;
-/// Longest message that the transport takes, unless the operator says otherwise; what is longer closes it.
+/// Default bound on a message, in bytes; a longer one closes the transport.
 pub const MAX_MESSAGE_BYTES: usize = 256 * 1024;
 
-/// The longest payloads that are passed on. The default is what stands in docs/reference/protocol.md.
+/// Bounds on relayed payloads. docs/reference/protocol.md has the defaults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sizes {
     /// The SDP of an offer or an answer, in bytes of UTF-8.
@@ -52,14 +52,13 @@ impl Default for Sizes {
 }
 
 impl Sizes {
-    /// Longest offer or answer as JSON text: room for an SDP at its limit that is escaped, and for 4 KiB
-    /// beside it.
+    /// Bound on an offer or answer as JSON text: an escaped SDP at its limit, and 4 KiB beside it.
     pub const fn description_bytes(&self) -> usize {
         3 * self.sdp_bytes + 4 * 1024
     }
 }
 
-/// The `type` of a `call:error`. It tells whether to try again.
+/// The `type` of a `call:error`. It determines whether a retry makes sense.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, ToSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum ErrorType {

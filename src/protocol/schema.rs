@@ -1,5 +1,5 @@
-//! What values look like in the documents that describe the API: the JSON schemas of those that are
-//! no plain structs. Their limits are the ones that the code checks.
+//! JSON schemas of the values that are not plain structs, for the API descriptions. Their limits are the ones that the
+//! code enforces.
 
 use std::borrow::Cow;
 
@@ -18,16 +18,16 @@ use crate::{
     time::Timestamp,
 };
 
-/// No text with a control character.
+/// A pattern without control characters.
 pub const NO_CONTROL_PATTERN: &str = r"^[^\u0000-\u001F\u007F-\u009F]*$";
 
-/// `callerInfo`: passed on as it came.
+/// `callerInfo`, relayed unchanged.
 pub enum CallerInfo {}
 
-/// An offer or an answer: passed on as it came.
+/// An offer or an answer, relayed unchanged.
 pub enum SessionDescription {}
 
-/// A candidate, or the end of candidates: passed on as it came.
+/// A candidate, or the end of candidates, relayed unchanged.
 pub enum IceCandidate {}
 
 /// A schema that is named in the document.
@@ -172,7 +172,7 @@ impl PartialSchema for CallerInfo {
 }
 
 impl CallerInfo {
-    /// The schema where it may be as long as `sizes` say.
+    /// The schema with the limits of `sizes`.
     pub fn sized(sizes: &Sizes) -> RefOr<Schema> {
         let most = sizes.caller_info_bytes;
         let limit = format!("At most {most} bytes of JSON. Any fields more are passed on.");
@@ -194,7 +194,7 @@ impl PartialSchema for SessionDescription {
 }
 
 impl SessionDescription {
-    /// The schema where it may be as long as `sizes` say.
+    /// The schema with the limits of `sizes`.
     pub fn sized(sizes: &Sizes) -> RefOr<Schema> {
         let sdp = text_with("Counted in bytes of UTF-8.").max_length(Some(sizes.sdp_bytes));
         ObjectBuilder::new()
@@ -217,7 +217,7 @@ impl PartialSchema for IceCandidate {
 }
 
 impl IceCandidate {
-    /// The schema where it may be as long as `sizes` say.
+    /// The schema with the limits of `sizes`.
     pub fn sized(sizes: &Sizes) -> RefOr<Schema> {
         let optional_text = || text().schema_type(or_null(Type::String));
         let line = ObjectBuilder::new()

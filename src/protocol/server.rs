@@ -1,4 +1,4 @@
-//! What clients are sent.
+//! Server events.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 #[serde(untagged, rename_all_fields = "camelCase")]
 pub enum ServerEvent {
-    /// Somebody calls: ring.
+    /// An incoming call: ring.
     #[schema(title = "call:incoming", rename_all = "camelCase")]
     Incoming {
         call_id: CallId,
@@ -90,7 +90,7 @@ pub enum ServerEvent {
         message: &'static str,
         timestamp: Timestamp,
     },
-    /// The call is over for this device.
+    /// The call ended, for this device at least.
     #[schema(title = "call:ended", rename_all = "camelCase")]
     Ended {
         call_id: CallId,
@@ -102,30 +102,30 @@ pub enum ServerEvent {
         #[schema(value_type = Told)]
         reason: &'static str,
     },
-    /// This device came back to its call.
+    /// This device is back in its call.
     #[schema(title = "call:resumed")]
     Resumed(CallView),
-    /// The other party lost its connection and may come back.
+    /// The other party lost its connection and may return.
     #[schema(title = "call:peer-reconnecting", rename_all = "camelCase")]
     PeerReconnecting { call_id: CallId, from_user_id: UserId, grace_ends_at: Timestamp },
     /// The other party is back.
     #[schema(title = "call:peer-reconnected", rename_all = "camelCase")]
     PeerReconnected { call_id: CallId, from_user_id: UserId },
-    /// A user whom this socket watches has come, gone, or begun or ended a call.
+    /// The presence of a watched user changed.
     #[schema(title = "presence:update", rename_all = "camelCase")]
     Presence { user_id: UserId, status: Presence, timestamp: Timestamp },
     /// An event that was sent without an ack was refused.
     #[schema(title = "call:error")]
     Error(ErrorBody),
-    /// The token of this socket is good until then and no longer: send `auth:refresh`.
+    /// The token of this socket expires then: send `auth:refresh`.
     #[schema(title = "auth:expiring", rename_all = "camelCase")]
     Expiring { expires_at: Timestamp },
-    /// This node leaves: the library reconnects by itself.
+    /// This node is stopping: the library reconnects.
     #[schema(title = "server:draining", rename_all = "camelCase")]
     Draining { reconnect_within_ms: u64 },
 }
 
-/// Whether a user can be called.
+/// The presence of a user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Presence {
@@ -171,18 +171,18 @@ pub struct CallView {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     ended_at: Option<Timestamp>,
-    /// When it stops ringing.
+    /// End of ringing.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     expires_at: Option<Timestamp>,
-    /// Until when the other party, who lost the connection, may come back.
+    /// End of the grace period of the other party, if that lost its connection.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     grace_ends_at: Option<Timestamp>,
 }
 
 impl ServerEvent {
-    /// What `news` of `call` looks like to the party with role `to`.
+    /// The event for the notification `news` of `call`, for the party with role `to`.
     pub fn from_news(news: News, call: &Call, to: Role, now: Timestamp) -> Self {
         let call_id = call.id;
         let from_user_id = call.party(to.other()).user.clone();
@@ -244,12 +244,12 @@ impl ServerEvent {
         }
     }
 
-    /// Whether it is what the other party has sent.
+    /// Whether it relays a message of the other party.
     pub fn is_relayed(&self) -> bool {
         matches!(self, Self::Offer { .. } | Self::Answer { .. } | Self::IceCandidate { .. })
     }
 
-    /// Roughly how long it is on the wire.
+    /// Estimated size on the wire, in bytes.
     pub fn size_bytes(&self) -> usize {
         const FIELDS_BYTES: usize = 256;
         let payload = match self {
@@ -285,12 +285,12 @@ impl ServerEvent {
 }
 
 impl CallView {
-    /// Bytes of what is passed on in it.
+    /// Bytes of the relayed payload in it.
     pub fn payload_bytes(&self) -> usize {
         self.caller_info.as_ref().map_or(0, Payload::len_bytes)
     }
 
-    /// `call` as the party with role `seen_by` may see it.
+    /// `call` in the view of the party with role `seen_by`.
     pub fn new(call: &Call, seen_by: Role) -> Self {
         Self {
             call_id: call.id,

@@ -1,4 +1,4 @@
-//! Brings steps to the collector: many at a time, one export after the other, behind a bounded queue.
+//! Exports spans to the collector, in batches, one export at a time, from a bounded queue.
 
 use std::{mem, time::Duration};
 
@@ -27,13 +27,13 @@ use crate::{
     metrics::{self, LostSpan},
 };
 
-/// How long a node that stops takes for what still waits, at the most.
-const LAST_WORDS: Duration = Duration::from_secs(3);
-/// How often an export is tried that may do later, and the first pause, which doubles.
+/// Bound on the final export of a stopping node.
+const LAST_EXPORT: Duration = Duration::from_secs(3);
+/// Tries of a retryable export, and the first pause, which doubles.
 const TRIES: u32 = 4;
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// The sending end. Does nothing until it runs.
+/// The exporter. Does nothing until it runs.
 #[derive(Debug)]
 pub struct Exporter {
     inbox: Receiver<otlp::Span>,
@@ -42,11 +42,11 @@ pub struct Exporter {
     headers: HeaderMap,
     resource: Resource,
     fetcher: Fetcher,
-    /// Whether the collector did not take the last export.
+    /// Whether the last export failed.
     is_away: bool,
 }
 
-/// Why the collector has not taken an export.
+/// A failed export.
 #[derive(Debug, thiserror::Error)]
 enum ExportError {
     #[error(transparent)]
@@ -56,7 +56,7 @@ enum ExportError {
 }
 
 impl ExportError {
-    /// Whether it may do in a moment, as OTLP has it.
+    /// Whether OTLP allows a retry.
     fn may_pass(&self) -> bool {
         match self {
             Self::Fetch(FetchError::TooLarge(_)) => false,
@@ -89,7 +89,7 @@ impl Exporter {
         Self { inbox, batches, endpoint, headers, resource, fetcher, is_away: false }
     }
 
-    /// Exports until `shutdown` completes, and then, for a short while, what still waits.
+    /// Exports until `shutdown` completes, and then the queued spans, within [`LAST_EXPORT`].
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let (close, closing) = oneshot::channel();
         let mut exporting = Box::pin(self.export_all(closing));
@@ -97,10 +97,10 @@ impl Exporter {
             () = &mut exporting => return,
             () = shutdown => {}
         }
-        // It is there as long as `exporting` is.
+        // `exporting` keeps it alive.
         let _ = close.send(());
-        if timeout(LAST_WORDS, exporting).await.is_err() {
-            warn!("not all traces could be delivered before the end");
+        if timeout(LAST_EXPORT, exporting).await.is_err() {
+            warn!("not all traces were exported before the end");
         }
     }
 
@@ -128,21 +128,21 @@ impl Exporter {
                     metrics::SPANS_EXPORTED.increment(count - rejected);
                     metrics::SPANS_DROPPED.of(LostSpan::Rejected).increment(rejected);
                     if mem::take(&mut self.is_away) {
-                        info!("the collector takes traces again");
+                        info!("the collector accepts traces again");
                     }
                 }
                 Err(error) => {
                     metrics::SPANS_DROPPED.of(LostSpan::Export).increment(count);
                     if !mem::replace(&mut self.is_away, true) {
                         let collector = self.endpoint.authority().map(Authority::as_str);
-                        warn!(%error, collector, "traces cannot be delivered: they are dropped for now");
+                        warn!(%error, collector, "traces cannot be exported: they are dropped for now");
                     }
                 }
             }
         }
     }
 
-    /// How many of them the collector did not want.
+    /// Number of spans that the collector rejected.
     async fn export(&self, spans: Vec<otlp::Span>) -> Result<u64, ExportError> {
         let scope = InstrumentationScope {
             name: env!("CARGO_PKG_NAME").to_owned(),
@@ -177,14 +177,14 @@ impl Exporter {
         if !response.status().is_success() {
             return Err(ExportError::Status(response.status()));
         }
-        // Some collectors answer something else: then it has taken all.
+        // Some collectors send another body: then they accepted all.
         let answer = ExportTraceServiceResponse::decode(response.into_body()).unwrap_or_default();
         let rejected = answer.partial_success.map_or(0, |partial| partial.rejected_spans);
         Ok(u64::try_from(rejected).unwrap_or(0))
     }
 }
 
-/// Waits for steps: until there are enough, or the first has waited long enough, or no more can come.
+/// Waits for spans: until the batch is full, the first has waited long enough, or the queue is closed.
 async fn gather(inbox: &mut Receiver<otlp::Span>, batch: &mut Vec<otlp::Span>, batches: Batches) {
     let Batches { max_batch, delay, .. } = batches;
     if batch.is_empty() && inbox.recv_many(batch, max_batch).await == 0 {

@@ -1,4 +1,4 @@
-//! One step of a trace, while it is being made.
+//! A span, while it is being recorded.
 
 use std::sync::Arc;
 
@@ -19,12 +19,12 @@ use crate::{
     trace::TraceContext,
 };
 
-/// What W3C's flags say of each: it is sampled. And that the next bit is known.
+/// W3C trace flags: sampled, with a valid parent-is-remote bit.
 const SAMPLED: u32 = 0x101;
 /// Its parent may be another process's.
 const FROM_AFAR: u32 = 0x200;
 
-/// A step that is noted when it is dropped; nothing at all if its call is not sampled.
+/// A span that is recorded when it is dropped. Empty if its call is not sampled.
 #[derive(Debug)]
 pub struct Span(Option<Box<Open>>);
 
@@ -35,7 +35,7 @@ struct Open {
     span: otlp::Span,
 }
 
-/// What is known of a step.
+/// The content of a span.
 pub enum Value {
     Text(String),
     Count(i64),
@@ -59,7 +59,7 @@ impl From<u64> for Value {
     }
 }
 
-/// An attribute as OTLP has it.
+/// An OTLP attribute.
 pub fn attribute(key: &str, value: Value) -> KeyValue {
     let value = match value {
         Value::Text(text) => any_value::Value::StringValue(text),
@@ -73,7 +73,7 @@ pub fn attribute(key: &str, value: Value) -> KeyValue {
 }
 
 impl Span {
-    /// The step of a call that is not sampled.
+    /// The empty span of a call that is not sampled.
     pub const NONE: Self = Self(None);
 
     pub(super) fn root(tracer: Arc<Tracer>, context: TraceContext, name: &'static str) -> Self {
@@ -89,7 +89,7 @@ impl Span {
         Self::under(tracer, parent, name, kind, SAMPLED | FROM_AFAR)
     }
 
-    /// A part of this step.
+    /// A child of this span.
     #[must_use = "it ends when it is dropped"]
     pub fn part(&self, name: &'static str, kind: SpanKind) -> Self {
         let Some(open) = &self.0 else { return Self::NONE };
@@ -129,12 +129,12 @@ impl Span {
         Self(Some(Box::new(Open { tracer, context, span })))
     }
 
-    /// Whether this is a step of a sampled call: what is set otherwise is lost.
+    /// Whether the call is sampled: otherwise attributes are discarded.
     pub fn is_noted(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Where this step stands, for those that follow from it.
+    /// The context of this span, for its children.
     pub fn context(&self) -> Option<TraceContext> {
         self.0.as_ref().map(|open| open.context)
     }
@@ -145,7 +145,7 @@ impl Span {
         }
     }
 
-    /// Says that it failed by a fault of this service, or of what it depends on.
+    /// Marks a failure of this service or of a dependency.
     pub fn fail(&mut self, why: &str) {
         if let Some(open) = &mut self.0 {
             open.span.status =
@@ -153,7 +153,7 @@ impl Span {
         }
     }
 
-    /// Names another trace that this step has to do with.
+    /// Links another trace.
     pub fn link(&mut self, other: TraceContext) {
         if let Some(open) = &mut self.0 {
             let (trace_id, span_id) = (other.trace_id().to_vec(), other.span_id().to_vec());
@@ -161,7 +161,7 @@ impl Span {
         }
     }
 
-    /// Says that it lasted from then to then, in milliseconds, whenever it is noted.
+    /// Sets its start and end, in milliseconds, independent of the time of recording.
     pub fn lasted(&mut self, from_ms: u64, to_ms: u64) {
         if let Some(open) = &mut self.0 {
             open.span.start_time_unix_nano = from_ms * 1_000_000;

@@ -50,7 +50,7 @@ const mib = (bytes) => Math.round(bytes / 1024 / 1024);
 const ms = (number) => (number === undefined ? '–' : number.toFixed(number < 10 ? 1 : 0));
 const latency = (figures) => `${ms(figures.setup_p50_ms)} / ${ms(figures.setup_p99_ms)}`;
 
-/** What the server counted: bounds that were hit, and clients that were cut off. */
+/** Counters of the server: limits hit, and clients disconnected. */
 async function answers(server, before, outcome) {
   const after = await scrape(server);
   const counted = ['switchboard_limits_hit_total', 'switchboard_slow_clients_closed_total', 'switchboard_sockets_closed_total']

@@ -1,4 +1,4 @@
-"""What JSON schema cannot say about the API, and a call that is there."""
+"""Constraints of the API beyond JSON schema, and an existing call."""
 
 import os
 

@@ -1,12 +1,12 @@
-// Calls through the web page, from the first ring to the words that say how they ended.
+// Calls through the web page, from the first ring to the words about their end.
 
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { eventually, someone } from '../support/check.mjs';
-import { assertDevicesClosed, holdInitiates, talking, world } from './support.mjs';
+import { assertDevicesClosed, holdInitiates, talking, serverAndBrowser } from './support.mjs';
 
 let here;
-before(async () => (here = await world({ args: ['--ring-timeout', '60s'] })));
+before(async () => (here = await serverAndBrowser({ args: ['--ring-timeout', '60s'] })));
 after(() => here?.stop());
 
 test('two tabs of one browser: a video call, sound and picture both ways, and its end in words', async (t) => {
@@ -97,7 +97,7 @@ test('a video call accepted with sound only: the camera joins later, and goes ag
 
 test('what the caller sent while it rang is used when the call is accepted', async (t) => {
   const { caller, callee } = await here.pair(t);
-  // Without the callee's candidates, only those of the caller can connect the two.
+  // Without the callee's candidates, only the caller's can connect the two.
   await callee.page.evaluate(() => (globalThis.switchboard.signaling.iceCandidate = async () => {}));
   await caller.dial('audio');
   await callee.sees('#incoming[open]');
@@ -211,7 +211,7 @@ test('offline', async (t) => {
 });
 
 test('nobody answers', async (t) => {
-  const impatient = await world({ args: ['--ring-timeout', '1500ms'] });
+  const impatient = await serverAndBrowser({ args: ['--ring-timeout', '1500ms'] });
   t.after(() => impatient.stop());
   const { caller, callee, alice, bob } = await impatient.pair(t);
   await caller.dial('video');
@@ -225,7 +225,7 @@ test('nobody answers', async (t) => {
 test('both dial each other at the same moment: one call, no questions', async (t) => {
   const { caller: one, callee: other, alice } = await here.pair(t);
   await other.page.locator('#peer').fill(alice);
-  // Both are held until both have dialled; then neither can know of the other's call.
+  // Both are delayed until both have dialled, so that neither knows of the other's call.
   for (const tab of [one, other]) {
     await tab.page.evaluate(holdInitiates);
     await tab.dial('video');

@@ -1,13 +1,13 @@
-// What happens to calls when tabs, pages and connections come and go.
+// Calls across reloads, closed tabs and lost connections.
 
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { eventually, someone } from '../support/check.mjs';
 import { scrape } from '../support/metrics.mjs';
-import { PATIENCE_MS, talking, world } from './support.mjs';
+import { PATIENCE_MS, talking, serverAndBrowser } from './support.mjs';
 
 let here;
-before(async () => (here = await world({ args: ['--ring-timeout', '60s', '--reconnect-grace', '30s'] })));
+before(async () => (here = await serverAndBrowser({ args: ['--ring-timeout', '60s', '--reconnect-grace', '30s'] })));
 after(() => here?.stop());
 
 test('a second tab of the callee: it rings in both, and stops in the one that did not answer', async (t) => {
@@ -81,7 +81,7 @@ for (const who of ['caller', 'callee']) {
 
 for (const who of ['caller', 'callee']) {
   test(`an audio call to which the other side added its picture, after the ${who} reloads`, async (t) => {
-    // The reloaded page offers sound only, which does not fit the connection that the other page has.
+    // The reloaded page offers sound only, which does not match the connection of the other page.
     const people = await here.call(t, { type: 'audio' });
     const [reloading, other] = who === 'caller' ? [people.caller, people.callee] : [people.callee, people.caller];
     await other.click('#camera');
@@ -214,7 +214,7 @@ test('hanging up without a connection ends the call for the other side when it i
 });
 
 test('a connection that stays away ends the call on both sides, in words', async (t) => {
-  const strict = await world({ args: ['--reconnect-grace', '1s'] });
+  const strict = await serverAndBrowser({ args: ['--reconnect-grace', '1s'] });
   t.after(() => strict.stop());
   const { caller, callee } = await strict.call(t);
   await caller.page.context().setOffline(true);
@@ -224,7 +224,7 @@ test('a connection that stays away ends the call on both sides, in words', async
 });
 
 test('a restarted server does not know the call any more: both are told', async (t) => {
-  const short = await world();
+  const short = await serverAndBrowser();
   t.after(() => short.stop());
   const { caller, callee } = await short.call(t);
   await short.server.restart();

@@ -1,15 +1,15 @@
-// /docs: the reference of the API, made in the browser from the documents that the server gives of itself.
+// /docs: the API reference, rendered in the browser from the server's descriptions.
 
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { documentOf } from '../support/schemas.mjs';
-import { Tab, world } from './support.mjs';
+import { Tab, serverAndBrowser } from './support.mjs';
 
 let here;
-before(async () => (here = await world()));
+before(async () => (here = await serverAndBrowser()));
 after(() => here?.stop());
 
-/** The reference in a tab that may speak to this server alone. */
+/** The reference in a tab that may connect to this server only. */
 async function docs(t, options) {
   const { context } = await here.profile(t, options);
   const elsewhere = [];

@@ -1,4 +1,4 @@
-// Pages of another origin in a real browser: of one that is named, and of one that is not.
+// Pages of other origins in a real browser: one that is configured, and one that is not.
 
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
@@ -7,7 +7,7 @@ import { after, before, test } from 'node:test';
 import { someone } from '../support/check.mjs';
 import { join } from '../support/client.mjs';
 import { startServer } from '../support/server.mjs';
-import { world } from './support.mjs';
+import { serverAndBrowser } from './support.mjs';
 
 let elsewhere; // another site: an empty page
 let origin;
@@ -21,7 +21,7 @@ before(async () => {
   await once(elsewhere, 'listening');
   origin = `http://127.0.0.1:${elsewhere.address().port}`;
   closed = await startServer();
-  here = await world({ args: ['--cors-origins', origin] });
+  here = await serverAndBrowser({ args: ['--cors-origins', origin] });
 });
 after(async () => {
   await here?.stop();
@@ -39,7 +39,7 @@ async function foreignPage(t, server) {
   return page;
 }
 
-/** What comes of a request of that page. */
+/** The result of a request of that page. */
 function ask(page, url, options) {
   return page.evaluate(
     async ([url, options]) => {
@@ -54,7 +54,7 @@ function ask(page, url, options) {
   );
 }
 
-/** Whether that page gets a socket over this transport, and is answered on it. */
+/** Whether that page gets a working socket over this transport. */
 function opensSocket(page, url, transport) {
   return page.evaluate(
     ([url, transport, userId]) =>

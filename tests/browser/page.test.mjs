@@ -1,13 +1,13 @@
-// The page around the calls: who you are, the history, problems in words, the keyboard, small and dark screens.
+// The page around the calls: identity, history, error texts, keyboard, small and dark screens.
 
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { eventually, someone } from '../support/check.mjs';
 import { SECRET, tokenOf } from '../support/tokens.mjs';
-import { talking, world } from './support.mjs';
+import { talking, serverAndBrowser } from './support.mjs';
 
 let here;
-before(async () => (here = await world({ args: ['--ring-timeout', '60s'] })));
+before(async () => (here = await serverAndBrowser({ args: ['--ring-timeout', '60s'] })));
 after(() => here?.stop());
 
 const PHONE = { viewport: { width: 360, height: 740 }, deviceScaleFactor: 2, hasTouch: true, isMobile: true };
@@ -58,7 +58,7 @@ test('the address may say who you are and whom to call; a change of name takes i
 });
 
 test('a token in the address says who you are, where tokens are checked', async (t) => {
-  const strict = await world({ args: ['--auth', 'jwt', '--jwt-secret', SECRET] });
+  const strict = await serverAndBrowser({ args: ['--auth', 'jwt', '--jwt-secret', SECRET] });
   t.after(() => strict.stop());
   const [carol, dave] = [someone('cärol'), someone('dave')];
   const tab = await (await strict.profile(t)).open({ token: tokenOf(carol), peer: dave });
@@ -162,7 +162,7 @@ test('from the keyboard alone: call, decline by Escape, cancel by Escape, answer
   await tabTo(caller, 'peer');
   await caller.page.keyboard.press('Enter');
   await callee.sees('#incoming[open]');
-  // Whoever types when it begins to ring must not answer by accident.
+  // Typing while it begins to ring must not answer by accident.
   assert.equal(await focused(callee), 'incoming-title');
   await callee.page.keyboard.press('Enter');
   await callee.page.keyboard.press('Escape');
@@ -180,7 +180,7 @@ test('from the keyboard alone: call, decline by Escape, cancel by Escape, answer
   await tabTo(callee, 'call-again');
   await callee.page.keyboard.press('Enter');
   await caller.sees('#incoming[open]');
-  // The focus stays in the dialog, whatever is behind it.
+  // The focus stays in the dialog.
   for (let presses = 0; presses < 6; presses += 1) {
     await caller.page.keyboard.press('Tab');
     const where = await caller.page.evaluate(

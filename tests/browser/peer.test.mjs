@@ -1,16 +1,16 @@
-// The page's Peer on its own: two of them in one page, without a server between them.
+// Two Peers in one page, without a server between them.
 
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
-import { world } from './support.mjs';
+import { serverAndBrowser } from './support.mjs';
 
 let here;
-before(async () => (here = await world()));
+before(async () => (here = await serverAndBrowser()));
 after(() => here?.stop());
 
 async function page(t) {
   const tab = await (await here.profile(t)).open();
-  // `wire` makes two connected Peers: what one emits, `pass` may change, delay or drop.
+  // `wire` creates two connected Peers: `pass` may change, delay or drop their messages.
   await tab.page.evaluate(async () => {
     const { Peer } = await import('/js/peer.js');
     globalThis.wire = async ({ pass = (from, kind, deliver) => deliver(), polite = [false, true] } = {}) => {
@@ -52,7 +52,7 @@ test('candidates that come before the description wait for it', async (t) => {
   const result = await (
     await page(t)
   ).evaluate(async () => {
-    // The answerer's candidates are lost, so that everything depends on those of the offerer, which come first.
+    // The answerer's candidates are lost, so that only the offerer's, which arrive first, can connect.
     const offers = [];
     let candidates = 0;
     const peers = await globalThis.wire({
@@ -87,7 +87,7 @@ test('when two offers cross, the polite side gives way and both connect', async 
         polite: sides,
         pass: (from, kind, deliver) => {
           if (kind === 'offer') offered += 1;
-          // Nothing is delivered before both have made their offers.
+          // Delivers nothing before both have created their offers.
           if (offered < 2) held.push(deliver);
           else {
             for (const late of held.splice(0)) late();

@@ -1,10 +1,10 @@
-// Calls whose media goes through a TURN server, with the credentials that the server gives.
+// Calls with media relayed by a TURN server, with the server's credentials.
 
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { eventually, someone } from '../support/check.mjs';
 import { startCoturn } from '../support/coturn.mjs';
-import { PATIENCE_MS, talking, world } from './support.mjs';
+import { PATIENCE_MS, talking, serverAndBrowser } from './support.mjs';
 
 const SECRET = 'the relay\u2019s secret';
 
@@ -12,7 +12,7 @@ let coturn;
 let here;
 before(async () => {
   coturn = await startCoturn(SECRET);
-  here = await world({ args: ['--turn-urls', coturn.url], env: { SWITCHBOARD_TURN_SECRET: SECRET } });
+  here = await serverAndBrowser({ args: ['--turn-urls', coturn.url], env: { SWITCHBOARD_TURN_SECRET: SECRET } });
 });
 after(async () => {
   await here?.stop();
@@ -26,7 +26,7 @@ async function pairOnRelay(t, through, prepare) {
   return { callee, caller: await one.open({ me: alice, peer: bob, relay: true, prepare }) };
 }
 
-/** The pair of candidates that media takes: their types, and how many bytes went each way. */
+/** The selected candidate pair: the types, and the bytes in each direction. */
 function way(tab) {
   return tab.page.evaluate(async () => {
     const stats = await globalThis.switchboard.phone.call.getStats();
@@ -57,7 +57,7 @@ test('two pages that may only use the relay talk through it', async (t) => {
 });
 
 test('a new way is looked for with credentials that are valid then', async (t) => {
-  // Runs in the page: its credentials are good for a second or two, it believes.
+  // Runs in the page, which believes that its credentials expire within a second or two.
   const hasty = () => {
     globalThis.connections = [];
     globalThis.RTCPeerConnection = class extends RTCPeerConnection {
@@ -94,7 +94,7 @@ test('a new way is looked for with credentials that are valid then', async (t) =
 });
 
 test('without a good credential they find no way', async (t) => {
-  const wrong = await world({ args: ['--turn-urls', coturn.url], env: { SWITCHBOARD_TURN_SECRET: 'another' } });
+  const wrong = await serverAndBrowser({ args: ['--turn-urls', coturn.url], env: { SWITCHBOARD_TURN_SECRET: 'another' } });
   t.after(() => wrong.stop());
   const { caller, callee } = await pairOnRelay(t, wrong);
   const errors = caller.page.evaluate(() => {

@@ -1,4 +1,4 @@
-// Browsers, tabs and people for the tests of the web page.
+// Browsers, tabs and users for the tests of the web page.
 
 import assert from 'node:assert/strict';
 import { mkdir } from 'node:fs/promises';
@@ -25,14 +25,13 @@ const CHROMIUM_FLAGS = [
   '--use-fake-device-for-media-stream',
 ];
 
-/** How long a test waits for what must happen. A passing test never waits it out. */
+/** Bound on waiting for a condition. A passing test never reaches it. */
 export const PATIENCE_MS = 20_000;
 
 /**
- * One server and one browser for the tests of a file. The tests of a file run one after another, and
- * each invents its own people, so that they cannot meet.
+ * One server and one browser for the tests of a file, which run sequentially, each with users of its own.
  */
-export async function world({ args = [], env = {}, flags = [] } = {}) {
+export async function serverAndBrowser({ args = [], env = {}, flags = [] } = {}) {
   const server = await startServer({ args, env: { ...USUAL_LIMITS, ...env } });
   try {
     const browser = await chromium.launch({
@@ -53,7 +52,7 @@ class World {
     this.browser = browser;
   }
 
-  /** A browser of its own: nothing is shared with other people, but between its own tabs. */
+  /** A browser context of its own: its tabs share storage with each other and nobody else. */
   async profile(t, options = {}) {
     const context = await this.browser.newContext({ viewport: { width: 1200, height: 760 }, ...options });
     context.setDefaultTimeout(PATIENCE_MS);
@@ -61,7 +60,7 @@ class World {
     t.after(() => context.close());
     const profile = {
       context,
-      /** A new tab. With `me` or `token` it has joined already; `prepare` runs in the page before its own scripts. */
+      /** A new tab. With `me` or `token` it has joined; `prepare` runs in the page before its scripts. */
       open: async ({ me, token, peer, relay, prepare } = {}) => {
         const page = await context.newPage();
         const tab = new Tab(page);
@@ -81,7 +80,7 @@ class World {
     return profile;
   }
 
-  /** Two people who could call each other, each with a browser of their own. */
+  /** Two users who can call each other, each with a browser of their own. */
   async pair(t, { caller = {}, callee = {}, options } = {}) {
     const [alice, bob] = [someone('alice'), someone('bob')];
     const callerProfile = await this.profile(t, options);
@@ -96,7 +95,7 @@ class World {
     };
   }
 
-  /** Two people in a call, with media flowing both ways. */
+  /** Two users in a call, with media flowing both ways. */
   async call(t, { type = 'video', ...parties } = {}) {
     const people = await this.pair(t, parties);
     await people.caller.dial(type);
@@ -114,14 +113,14 @@ class World {
 
 /** One tab with the page. */
 export class Tab {
-  /** What the browser reported as errors: exceptions, failed requests, violations of the content security policy. */
+  /** Errors reported by the browser: exceptions, failed requests, violations of the content security policy. */
   complaints = [];
 
   constructor(page) {
     this.page = page;
     page.on('pageerror', (error) => this.complaints.push(error.message));
     page.on('console', (message) => {
-      // While the server is out of reach on purpose, each attempt to connect is reported too.
+      // While the server is unreachable on purpose, failed connections are reported too.
       if (
         message.type() === 'error' &&
         !/ERR_INTERNET_DISCONNECTED|ERR_CONNECTION_REFUSED|WebSocket connection to/.test(message.text())
@@ -131,9 +130,9 @@ export class Tab {
     });
   }
 
-  // ---- what a person sees ------------------------------------------------------------------------------------------
+  // ---- visible state ------------------------------------------------------------------------------------------
 
-  /** Waits until this is shown. */
+  /** Waits until this text is visible. */
   sees(selector, text) {
     return this.page
       .locator(selector, text === undefined ? {} : { hasText: text })
@@ -141,7 +140,7 @@ export class Tab {
       .waitFor();
   }
 
-  /** Waits until this is not shown any more. */
+  /** Waits until this text is no longer visible. */
   missing(selector) {
     return this.page.locator(selector).first().waitFor({ state: 'hidden' });
   }
@@ -165,14 +164,14 @@ export class Tab {
     await eventually(async () => (await this.text('#trouble')) === '', 'nothing in the way of the call', PATIENCE_MS);
   }
 
-  /** Waits for the card that says how the call ended. */
+  /** Waits for the card of the ended call. */
   async ended(words) {
     await this.state('ended');
     await this.sees('#ended-title');
     assert.equal(await this.text('#ended-title'), words);
   }
 
-  // ---- what a person does ------------------------------------------------------------------------------------------
+  // ---- actions ------------------------------------------------------------------------------------------
 
   click(selector) {
     return this.page.locator(selector).click();
@@ -188,7 +187,7 @@ export class Tab {
     await this.click('#accept');
   }
 
-  // ---- what a person hears and sees of the other -------------------------------------------------------------------
+  // ---- media of the other side -------------------------------------------------------------------
 
   /** Bytes received so far, by kind; of the RTCPeerConnection in use now. */
   received() {
@@ -207,7 +206,7 @@ export class Tab {
     });
   }
 
-  /** Waits until sound, and a picture if `video`, have arrived and go on arriving. */
+  /** Waits until sound, and a picture if `video`, keep arriving. */
   async receives({ video }) {
     const first = await eventually(
       async () => {
@@ -246,7 +245,7 @@ export class Tab {
     );
   }
 
-  /** Keeps a picture of the page, if the pictures are wanted. */
+  /** Takes a screenshot, if screenshots are requested. */
   async picture(name) {
     if (!process.env.SCREENSHOTS) return;
     await mkdir(process.env.SCREENSHOTS, { recursive: true });
@@ -254,12 +253,12 @@ export class Tab {
   }
 }
 
-/** Both get sound, and a picture if `video`, from each other. */
+/** Waits until both get sound, and a picture if `video`, from each other. */
 export async function talking(one, other, { video = true } = {}) {
   await Promise.all([one.receives({ video }), other.receives({ video })]);
 }
 
-/** Runs in the page: holds its initiates back until `release()` is called there. */
+/** Runs in the page: delays its initiates until `release()` is called there. */
 export function holdInitiates() {
   const { signaling } = globalThis.switchboard;
   const initiate = signaling.initiate.bind(signaling);
@@ -283,7 +282,7 @@ function modestMedia() {
   };
 }
 
-/** Microphone and camera were opened, and are let go. */
+/** Checks that microphone and camera were opened and released. */
 export async function assertDevicesClosed(tab) {
   const states = await tab.page.evaluate(() => globalThis.openedTracks.map(({ readyState }) => readyState));
   assert.ok(states.length > 0 && states.every((state) => state === 'ended'), `the devices are let go: ${states}`);

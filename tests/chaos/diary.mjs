@@ -1,8 +1,8 @@
-// What happened to clients and to their calls, moment by moment, for whoever has to find out why something went wrong.
+// A log of all clients and their calls, moment by moment, to debug failures.
 
 /** Most messages of a call that are written down; of all else there is little. */
 const MOST_MESSAGES = 300;
-/** What a client did so long before a call and after its end may belong to it. */
+/** Events of a client within this time before and after a call may belong to it. */
 const AROUND_MS = 15_000;
 /** Most lines of a node's log that are told with a call. */
 const MOST_LOG_LINES = 40;
@@ -38,7 +38,7 @@ export function storyOf(call, nodes) {
   return [...told, ...logged].join('\n');
 }
 
-/** What is in these diaries, line by line. */
+/** The lines of these diaries. */
 export function toldBy(diaries, from, to) {
   const notes = diaries.flatMap((diary) => diary.between(from, to)).sort((one, other) => one.at - other.at);
   return notes.map(({ at, text }) => `    ${clock(at)} ${text}`);

@@ -1,5 +1,5 @@
-// What fails, and how it is put right. A fault strikes and answers, if it has something left to repair once clients
-// have recovered, the function that does so. What did not bite is an error: a fault must have been one. With `loses` a
+// The faults and their repair. A fault strikes, and returns a function if something is left to repair once clients have
+// recovered. A fault without effect is an error. With `loses` a
 // node or a connection dies, and what was on its way there with it.
 
 import { readdirSync } from 'node:fs';

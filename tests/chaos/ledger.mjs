@@ -1,4 +1,4 @@
-// What each client sent and was told, call by call, and what of it was wrong.
+// Sent and received events of each client, call by call, and the violations among them.
 
 import { Diary, storyOf } from './diary.mjs';
 
@@ -8,7 +8,7 @@ const RING_MS = 30_000;
 /** Clients and nodes do not notice a loss in the same moment: this close to the grace, either may be right. */
 const NEARLY_MS = 500;
 
-/** What may be wrong; a row of the table has a number for each. */
+/** Kinds of violations; a row of the table has a number for each. */
 export const KINDS = {
   ended: 'calls ended wrongly, or in two ways, or without a word to one side',
   history: 'history rows missing or wrong',
@@ -73,14 +73,14 @@ export class Ledger {
     if (call.isJudged) this.#judgeEnder(call);
   }
 
-  /** Whoever ends a call hears of it by the answer alone; by an event too only if a try was left without a clear answer. */
+  /** A client that ends a call gets the ack only; an event too only if a try had no clear reply. */
   #judgeEnder(call) {
     const { ender } = call;
     if (!ender || !call.events.has(ender) || call.isEndInDoubt || call.told.get(ender.userId) !== call.wants) return;
     this.note('ended', `${call.id}: ${ender.userId} ended it, and was told its end beside the answer`, { call });
   }
 
-  /** What a client hears. */
+  /** Records an event that a client received. */
   heard(device, event, payload) {
     if (!payload?.callId) return;
     const call = this.calls.get(payload.callId);
@@ -107,7 +107,7 @@ export class Ledger {
     const number = Number(text);
     if (!speech) return;
     if (speech.heard.has(number)) {
-      // What was not acknowledged is sent again, and whoever comes back while it rings is told all anew.
+      // Unacknowledged messages are repeated, and a device that returns while it rings gets everything again.
       const isAllowed = speech.again.has(number) || speech.callIsNew;
       if (!isAllowed) this.note('disorder', `${callId}: ${number} from ${from} came twice`, { call });
     } else if (number < speech.latest) {
@@ -198,7 +198,7 @@ class Call {
   }
 }
 
-/** What one side of a call says: numbered messages. */
+/** The numbered messages of one side of a call. */
 class Speech {
   constructor() {
     this.next = 1;

@@ -30,7 +30,7 @@ class Pair {
     return [this.caller, this.callee];
   }
 
-  /** Whoever was away asks what has become of the call, as docs/reference/protocol.md says. */
+  /** After a reconnect the client sends call:sync, as docs/reference/protocol.md requires. */
   #returned(device) {
     const { call } = this;
     if (call && !call.told.has(device.userId)) device.sync(call).catch(() => {});
@@ -45,7 +45,7 @@ class Pair {
     const onRefused = ({ type, callId }) => {
       if (type !== 'RECIPIENT_OFFLINE') return;
       if (callId) this.#refused(callId, 'offline');
-      // What was refused stays refused under its name.
+      // A refused attempt stays refused under its clientCallId.
       asked.clientCallId = someone('call');
     };
     for (;;) {
@@ -176,7 +176,7 @@ export class Talkers extends Pair {
   }
 }
 
-/** Who calls, says some things, and ends it, again and again, in all the ways there are. */
+/** Calls, sends messages, and ends the call, again and again, in all ways. */
 export class Dialers extends Pair {
   made = 0;
   inVainMs = 0;
@@ -383,7 +383,7 @@ export class People {
     this.ledger.note('failed', text, { call: [...stuck, ...mute][0]?.story });
   }
 
-  /** What the slowest of these pairs did until a new call worked. */
+  /** The diary of the slowest of these pairs until a new call worked. */
   storyOfSlowest() {
     const [slowest] = [...this.dialers].sort((one, other) => other.worksAfterMs - one.worksAfterMs);
     const { caller, callee, struckAt, worksAt = Date.now(), worksAfterMs } = slowest;

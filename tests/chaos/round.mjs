@@ -30,7 +30,7 @@ export class Rounds {
     figures.before ??= await world.memoryBytes();
     this.begun.push({ fault: fault.name, at: Date.now() });
     ledger.fault = fault.name;
-    // What was acknowledged just before may die with this fault.
+    // Messages acknowledged just before may die with this fault.
     await pause(NOTED_BEFORE_MS);
     const at = Date.now();
     people.struck(at);

@@ -20,7 +20,7 @@ const DISK_MIB = 256;
 const SMALL_WAL = { max_wal_size: '64MB', min_wal_size: '32MB' };
 
 /**
- * What is not the default, and why: all clients come from one address, a rolling stop should not take 20 s, and the
+ * Settings other than the defaults: all clients come from one address, a rolling stop should not take 20 s, and the
  * log is to tell of each call.
  */
 export const SETTINGS = {
@@ -29,7 +29,7 @@ export const SETTINGS = {
   RUST_LOG: 'info,switchboard::calls=debug,switchboard::gateway::session=debug',
 };
 
-// What is mounted and what was started goes with this process; a signal alone would end it too soon for that.
+// Unmounts disks and ends processes with this process; a signal alone would end it too soon.
 for (const [signal, number] of Object.entries({ SIGINT: 2, SIGTERM: 15 })) process.once(signal, () => process.exit(128 + number));
 
 /** Starts all of it. `kind` is that of Redis: single, sentinel or cluster. */
@@ -90,7 +90,7 @@ class World {
     return this.balancer.url;
   }
 
-  /** What the nodes that run have resident together. */
+  /** Resident memory of the running nodes together. */
   async memoryBytes() {
     const sizes = await Promise.all(this.nodes.filter((node) => node.isRunning).map(residentBytes));
     return sizes.reduce((sum, bytes) => sum + bytes, 0);

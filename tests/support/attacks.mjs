@@ -1,4 +1,4 @@
-// What somebody with nothing but the network, or with a socket, can try to drown a server. Each attack keeps
+// Attacks by clients with nothing but the network, or with a socket, that try to drown a server. Each attack keeps
 // up its pressure until it is told to stop, and counts what the server made of it.
 
 import { once } from 'node:events';

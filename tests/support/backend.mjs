@@ -55,7 +55,7 @@ class Backend {
     this.url = `${this.scheme}://127.0.0.1:${this.port}/may-call`;
   }
 
-  /** What questions about calls of this user are answered from now on, unless with yes. */
+  /** Sets the reply about calls of this user; the default is to allow. */
   answers(from, how) {
     this.#answers.set(from, how);
   }

@@ -138,7 +138,7 @@ class Redis {
     return [...answer.matchAll(/\r\n(sb:[^\r]*)\r\n/g)].map(([, key]) => key);
   }
 
-  /** What Redis has counted since it started: how often each command was run, bytes, and its own CPU time. */
+  /** Counters of Redis since its start: calls of each command, bytes, and CPU time. */
   async counted() {
     const info = await ask(this.port, 'INFO commandstats stats cpu', isWholeText);
     const number = (name) => Number(new RegExp(`${name}:([\\d.]+)`).exec(info)[1]);

@@ -26,7 +26,7 @@ class Collector {
   spans = [];
   /** Method, path and headers of the requests. */
   requests = [];
-  /** What requests are answered; null for nothing at all. */
+  /** The response to requests; null for none. */
   status = 200;
   /** Of each export so many steps are said to have been rejected. */
   rejects = 0;

@@ -1,4 +1,4 @@
-// What deploy/ and k8s/ say, read as their tools read it.
+// deploy/ and k8s/, parsed as their tools parse them.
 
 import assert from 'node:assert/strict';
 import { execFile, execFileSync } from 'node:child_process';
@@ -38,7 +38,7 @@ export async function succeed(program, args, options = {}) {
 /** A program of the Python packages that test-setup installs. */
 export const fromVenv = (name) => path('tests/.venv/bin', name);
 
-/** What `kubectl apply -k` would send, as text. */
+/** The output of `kubectl kustomize`, as text. */
 export function render(layer) {
   return execFileSync(fromVenv('kubectl'), ['kustomize', path('k8s', layer)], { encoding: 'utf8' });
 }

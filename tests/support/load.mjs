@@ -10,7 +10,7 @@ import { eventually, someone } from './check.mjs';
 const ACK_WITHIN_MS = 4_000;
 const GIVE_UP_MS = 30_000;
 const HEARD_WITHIN_MS = 8_000;
-/** What clients are told to try again. */
+/** Retryable errors. */
 const RETRYABLE = ['TEMPORARILY_UNAVAILABLE', 'RECIPIENT_OFFLINE', 'RATE_LIMITED'];
 const RENEGOTIATE_EVERY = 20;
 
@@ -202,7 +202,7 @@ export class Load {
   /** A call from the first ring to the answer, whatever happens to the connections meanwhile. */
   async #connectCall(caller, callee) {
     const call = { toUserId: callee.userId, callType: 'video', clientCallId: someone('call') };
-    // What was refused is another call when it is tried again: under its old name it stays refused.
+    // A retry after a refusal needs a new clientCallId: the old one stays refused.
     const onRefused = () => (call.clientCallId = someone('call'));
     const { callId, status } = await caller.request('call:initiate', call, { onRefused });
     assert.equal(status, 'pending', `${caller.userId} finds ${callee.userId} ${status}`);

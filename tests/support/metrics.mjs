@@ -1,4 +1,4 @@
-// What nodes count, read as Prometheus reads it.
+// Metrics of nodes, parsed as Prometheus parses them.
 
 import assert from 'node:assert/strict';
 import { DEADLINE_MS, eventually } from './check.mjs';
@@ -77,7 +77,7 @@ export async function counted(server, before, expected) {
   }
 }
 
-/** What happened on this node that must never happen. One that cannot be asked is not blamed here. */
+/** Violated invariants of this node. Empty if the node cannot be asked. */
 export async function violationsOf(adminUrl) {
   const asked = fetch(`${adminUrl}/metrics`, { signal: AbortSignal.timeout(2_000) });
   const text = await asked.then((response) => response.text()).catch(() => '');

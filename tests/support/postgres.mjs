@@ -74,7 +74,7 @@ class Postgres {
     return ['-qtAX', '-v', 'ON_ERROR_STOP=1', '-h', this.dir, '-p', `${this.port}`, '-U', 'postgres'];
   }
 
-  /** What a statement answers, a line a row, with `|` between columns. */
+  /** The result of a statement, a line per row, with `|` between columns. */
   async ask(sql) {
     const { stdout } = await run('psql', [...this.#psql, '-c', sql], { maxBuffer: LONGEST_ANSWER });
     return stdout.trim();

@@ -25,7 +25,7 @@ class Proxy {
   #join(inside, port, rewrite) {
     if (this.#state === 'cut') return inside.resetAndDestroy();
     this.#keep(inside);
-    // Whoever connects to a black hole connects, and hears nothing.
+    // A black hole accepts connections and sends nothing.
     if (this.#state === 'frozen') return undefined;
     const outside = connect(port, '127.0.0.1');
     this.#keep(outside);

@@ -1,4 +1,4 @@
-// What TypeScript says of a piece of source that nobody keeps.
+// TypeScript diagnostics of a piece of source.
 
 import typescript from 'typescript';
 import { path } from './deployment.mjs';

@@ -1,4 +1,4 @@
-// A client as one would write it. It is compiled, not run.
+// A typical client. It is compiled, not run.
 
 import { io, type Socket } from 'socket.io-client';
 import type { Auth, CallPage, ClientToServerEvents, HttpApi, IceCandidate, Problem, ServerToClientEvents } from '../../web/protocol.js';

@@ -1,4 +1,4 @@
-// What must not compile. TypeScript complains of each line that does after all.
+// Code that must not compile. TypeScript reports each expected error that does not occur.
 
 import type { Socket } from 'socket.io-client';
 import type { Auth, CallRecord, ClientToServerEvents, HttpApi, ServerToClientEvents } from '../../web/protocol.js';
@@ -37,9 +37,9 @@ socket.on('call:error', ({ type }) => type === 'OOPS');
 
 // @ts-expect-error A device has a name.
 export const auth: Auth = { deviceId: 1 };
-// @ts-expect-error Who asks is missing.
+// @ts-expect-error The asking user is missing.
 export const query: HttpApi['GET /v1/calls']['query'] = { limit: 5 };
 // @ts-expect-error There is no such status.
 export const status: CallRecord['status'] = 'lost';
-// @ts-expect-error A call that goes on has no end.
+// @ts-expect-error A live call has no end.
 export const end = (record: CallRecord): number => record.endedAt;

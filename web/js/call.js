@@ -1,16 +1,16 @@
-// One call as this page sees it: its devices, its Peer, and where it stands.
+// One call in this page: its media devices, its Peer, and its phase.
 //
-// phase      preparing   the devices are being opened, nobody was asked yet
+// phase      preparing   the devices are being opened, the server was not asked yet
 //            outgoing    it rings at the other side
 //            incoming    it rings here
-//            joining     accepted here; the answer is on its way
+//            joining     accepted here; the answer is being sent
 //            active      both are in it
-//            ended       over; `ended` says why
+//            ended       `ended` has the reason
 //
 // Events:
-//   change     anything above or below changed
-//   problem    detail: an Error or the name of a problem (words.js); the call goes on
-//   refused    detail: SignalingError; the server did not pass something on
+//   change     the phase or another property changed
+//   problem    detail: an Error or the name of a problem (words.js); the call continues
+//   refused    detail: SignalingError; the server refused a message
 
 import { openCamera, openDevices, openScreen } from './media.js';
 import { Peer } from './peer.js';
@@ -18,10 +18,10 @@ import { StatsReporter } from './stats.js';
 import { read, write } from './storage.js';
 
 const STATS_EVERY_MS = 10_000;
-const ICE_SERVERS_PART = 0.8; // of the time for which they are good
+const ICE_SERVERS_PART = 0.8; // of their lifetime
 const ICE_SERVERS_RETRY_S = 30;
 const REMEMBERED = 'switchboard.call';
-/** With `?relay` in the address no call takes the direct way: to see whether the TURN servers work. */
+/** With `?relay` in the address calls use relayed paths only: a test of the TURN servers. */
 const RELAY_ONLY = new URLSearchParams(location.search).has('relay');
 
 export class Call extends EventTarget {
@@ -86,7 +86,7 @@ export class Call extends EventTarget {
     return this.#peer?.remoteTrack('video') ?? null;
   }
 
-  /** The state of the way that sound and pictures take; see Peer. */
+  /** The state of the media path; see Peer. */
   get mediaState() {
     return this.#peer?.state ?? 'new';
   }
@@ -95,7 +95,7 @@ export class Call extends EventTarget {
     return this.#peer.getStats();
   }
 
-  // ---- how it goes on ----------------------------------------------------------------------------------------------
+  // ---- phases ----------------------------------------------------------------------------------------------
 
   enter(phase) {
     this.phase = phase;
@@ -130,7 +130,7 @@ export class Call extends EventTarget {
 
   async setMuted(muted) {
     if (!muted && !this.#microphone) {
-      // It could not be opened before: this is another try.
+      // It could not be opened before: try again.
       await this.#once(async () => this.#keep({ microphone: (await openDevices({ video: false })).audio }));
       await this.#peer?.setTrack('audio', this.#microphone);
     }
@@ -140,7 +140,7 @@ export class Call extends EventTarget {
     this.#changed();
   }
 
-  /** Off means that the camera is let go and its light goes out; an audio call can turn it on as well. */
+  /** Turning it off releases the camera, so that its light goes out. An audio call can turn it on. */
   async setCamera(on) {
     if (on) {
       await this.#once(async () => this.#keep({ camera: await openCamera() }));
@@ -161,7 +161,7 @@ export class Call extends EventTarget {
     await this.#videoChanged();
   }
 
-  /** Devices open slowly, behind a question to the person: one at a time. */
+  /** Devices open slowly, after a prompt: one at a time. */
   async #once(open) {
     if (this.#opening) return;
     this.#opening = true;
@@ -191,7 +191,7 @@ export class Call extends EventTarget {
     }
     if (screen) {
       this.#screen = screen;
-      screen.onended = () => this.setScreen(false); // the browser has its own button for that
+      screen.onended = () => this.setScreen(false); // by the browser's own button
     }
     this.#changed();
   }
@@ -207,9 +207,9 @@ export class Call extends EventTarget {
     write('sessionStorage', REMEMBERED, JSON.stringify({ id: this.id, muted: this.muted, camera: this.cameraOn }));
   }
 
-  // ---- the way to the other side -----------------------------------------------------------------------------------
+  // ---- the connection to the other side -----------------------------------------------------------------------------------
 
-  /** Makes the Peer. One side offers; the other side waits for the offer, or has held it since it rang. */
+  /** Creates the Peer. One side offers; the other waits for the offer, or has buffered it since it rang. */
   async connect({ offering }) {
     await this.#fetchIceServers();
     if (this.over) return;
@@ -226,7 +226,7 @@ export class Call extends EventTarget {
     this.#inTurn(async () => {
       if (!this.#peer) return this.#hold(description);
       if (await this.#peer.receive(description)) return;
-      // The other page was reloaded and has a new connection: so this one needs a new one too.
+      // The other page was reloaded and has a new connection, so this one needs a new one too.
       this.#build({ offering: description.type === 'answer' });
       if (description.type === 'offer') await this.#peer.receive(description);
     });
@@ -239,7 +239,7 @@ export class Call extends EventTarget {
     });
   }
 
-  /** This side was away and is back. It is the one that looks for a new way, so that not both do. */
+  /** After this side has returned. Only the returning side restarts ICE, so that not both do. */
   recover() {
     this.#peer?.resend();
     this.#peer?.restartUnlessConnected();
@@ -256,13 +256,13 @@ export class Call extends EventTarget {
     this.#changed();
   }
 
-  /** Asks for the ICE servers, and again before their time is over: a later restart needs credentials that are valid. */
+  /** Requests the ICE servers, and again before they expire: a later restart needs valid credentials. */
   async #fetchIceServers() {
     let ttl = ICE_SERVERS_RETRY_S;
     try {
       ({ iceServers: this.#iceServers, ttl } = await this.#signaling.iceServers());
     } catch {
-      // Within one network a call works without. Those from before are still good for a while.
+      // Within one network a call works without them, and earlier ones stay valid for a while.
     }
     if (this.over) return;
     this.#peer?.use(this.#iceServers);
@@ -296,7 +296,7 @@ export class Call extends EventTarget {
         await this.#signaling.offer(this.address, description);
       } else {
         await this.#signaling.answer(this.address, description);
-        if (this.phase === 'joining') this.begin(); // the server gave the call to this device
+        if (this.phase === 'joining') this.begin(); // this device won the call
       }
     } catch (error) {
       this.#emit('refused', error);
@@ -309,21 +309,21 @@ export class Call extends EventTarget {
     this.#held.offer = offer;
   }
 
-  /** What the other side sends is worked off in the order in which it came. */
+  /** Handles messages of the other side in order. */
   #inTurn(task) {
     this.#turn = this.#turn
       .then(() => (this.over ? undefined : task()))
       .catch((error) => this.over || console.warn('negotiation failed', error));
   }
 
-  // ---- small things ------------------------------------------------------------------------------------------------
+  // ---- helpers ------------------------------------------------------------------------------------------------
 
   async #reportStats() {
     if (!this.#peer || !this.#signaling.connected) return;
     try {
       await this.#signaling.stats({ callId: this.id, ...(await this.#stats.report(this.#peer)) });
     } catch {
-      // a report more or less
+      // one report may fail
     }
   }
 

@@ -1,4 +1,4 @@
-// The API's reference: /openapi.json and /asyncapi.json as a page. Everything is set as text, never as markup.
+// The API reference: /openapi.json and /asyncapi.json as a page. Everything is inserted as text, never as markup.
 
 import { byId, element } from './ui/dom.js';
 
@@ -15,12 +15,12 @@ function paragraphs(text = '') {
   return text.split('\n\n').filter(Boolean).map((part) => element('p', {}, ...prose(part)));
 }
 
-/** These, with `separator` between. */
+/** These nodes, joined by `separator`. */
 function joined(lists, separator) {
   return lists.flatMap((list, index) => (index === 0 ? list : [separator, ...list]));
 }
 
-/** What a value is, in a few words. Named schemas are links. */
+/** The type of a value, in a few words. Named schemas are links. */
 function typeOf(schema) {
   if (schema.$ref) {
     const name = lastOf(schema.$ref);
@@ -63,7 +63,7 @@ function row(name, required, schema, description = schema.description) {
 
 const table = (rows) => element('table', {}, element('tbody', {}, ...rows));
 
-/** The fields of an object; of each, where it may be one of several. */
+/** The fields of an object, or of each alternative. */
 function bodyOf(schema) {
   if (schema.oneOf) return schema.oneOf.flatMap((one, index) => (index === 0 ? bodyOf(one) : [element('h4', { text: 'or' }), ...bodyOf(one)]));
   if (schema.properties) {
@@ -113,7 +113,7 @@ function socketEvent(key, asyncapi) {
   );
 }
 
-/** A part of the page, and of its contents. */
+/** A section of the page, with its entry in the contents. */
 function section(title, intro, articles) {
   const links = articles.map((one) => element('li', {}, element('a', { href: `#${one.id}`, text: one.querySelector('h3').textContent })));
   byId('contents').append(element('h2', { text: title }), element('ul', {}, ...links));
@@ -142,7 +142,7 @@ async function show() {
 
 try {
   await show();
-  // The place that the address names was not there when the page came.
+  // The anchor of the address did not exist when the page loaded.
   document.getElementById(decodeURIComponent(location.hash.slice(1)))?.scrollIntoView();
 } catch (error) {
   byId('problem').textContent = error.message;

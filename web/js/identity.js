@@ -1,4 +1,4 @@
-// Who this tab is: the name of its user, and the id of the tab as a device.
+// The identity of this tab: its user, and its device id.
 //
 // Both live in sessionStorage, so that two tabs can be two people and a reload changes nothing. localStorage only
 // remembers the last name as a suggestion for a new tab.
@@ -30,7 +30,7 @@ export function ownToken() {
   return given;
 }
 
-/** The name this tab goes by, if it has one: its token's, from `?me=…` or from before a reload. */
+/** The user of this tab, if any: from its token, from `?me=…` or from before a reload. */
 export function ownName() {
   return claimsOf(ownToken()).sub || parameter('me') || read('sessionStorage', NAME);
 }
@@ -51,7 +51,7 @@ export function suggestedName() {
   return read('localStorage', NAME) ?? '';
 }
 
-/** The person to call that the address names, as in `?me=alice&peer=bob`. */
+/** The callee in the address, as in `?me=alice&peer=bob`. */
 export function suggestedPeer() {
   return parameter('peer') ?? '';
 }
@@ -61,7 +61,7 @@ export function rememberName(name) {
   write('localStorage', NAME, name);
 }
 
-/** Makes this tab nobody again; without the address' name, or a reload would bring the old one back. */
+/** Signs this tab out. Also removes the name from the address, or a reload would restore it. */
 export function forgetName() {
   write('sessionStorage', NAME, null);
   write('sessionStorage', TOKEN, null);
@@ -70,7 +70,7 @@ export function forgetName() {
   history.replaceState(null, '', url);
 }
 
-/** Why this cannot be a user id, in words; null if it can. */
+/** The reason why this is not a valid user id, in words; null if it is valid. */
 export function nameProblem(name) {
   if (name === '') return 'Please enter a name.';
   if (new TextEncoder().encode(name).length > 128) return 'That name is too long.';
@@ -82,8 +82,8 @@ export function nameProblem(name) {
  * The id of this tab as a device, the same after a reload.
  *
  * Browsers copy sessionStorage when a tab is duplicated, and two devices with one id would take calls from each other.
- * So a tab holds a lock on its id as long as it lives. A tab that cannot get the lock is a copy and takes a new id.
- * It waits a moment first: during a reload the old page may not have let go yet.
+ * So a tab holds a lock on its id as long as it lives. A tab that cannot get the lock is a copy and generates a new id.
+ * It waits a moment first: during a reload the old page may still hold the lock.
  */
 export async function claimDeviceId() {
   const known = read('sessionStorage', DEVICE);
@@ -94,7 +94,7 @@ export async function claimDeviceId() {
   return fresh;
 }
 
-/** For things that need a name nobody else will choose. Works on insecure pages too, unlike crypto.randomUUID. */
+/** A unique id. Works on insecure pages too, unlike crypto.randomUUID. */
 export function randomId() {
   return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, '0')).join('');
 }

@@ -1,7 +1,7 @@
-// Puts the page together: who is this, the connection, the telephone, and the views that show them.
+// Wires the page: identity, connection, telephone, and the views.
 //
-//   identity → Signaling (the wire) → Phone (the rules) → Call (one call) → Peer (WebRTC)
-//                   └→ Presence, CallHistory             views in ui/ show them and know none of the above
+//   identity → Signaling (the connection) → Phone (the rules) → Call (one call) → Peer (WebRTC)
+//                   └→ Presence, CallHistory             the views in ui/ depend on none of the above
 
 import { CallHistory } from './history.js';
 import {
@@ -69,7 +69,7 @@ const known = ownName();
 if (known && nameProblem(known) === null) join(known);
 else home.showJoin(suggestedName());
 
-// ---- one person's session ------------------------------------------------------------------------------------------
+// ---- session ------------------------------------------------------------------------------------------
 
 function join(me) {
   rememberName(me);
@@ -78,7 +78,7 @@ function join(me) {
   const phone = new Phone(signaling);
   const presence = new Presence(signaling);
   session = { me, signaling, phone, presence, history: new CallHistory(me, token) };
-  // For the curious, in the browser's console: await switchboard.phone.call.getStats()
+  // For debugging in the console: await switchboard.phone.call.getStats()
   globalThis.switchboard = session;
 
   signaling.addEventListener('status', ({ detail }) => connectionChanged(detail));
@@ -111,7 +111,7 @@ function dial(other, type) {
   else session.phone.dial(other, type);
 }
 
-// ---- what is shown -------------------------------------------------------------------------------------------------
+// ---- views -------------------------------------------------------------------------------------------------
 
 function connectionChanged({ status, message }) {
   if (status === 'refused') {
@@ -144,7 +144,7 @@ function showProblem(problem) {
 }
 
 function refusal(message) {
-  // The server's connect_error begins with the name of the problem, as in "INVALID_PAYLOAD: …".
+  // The message of connect_error begins with the error type, as in "INVALID_PAYLOAD: …".
   const [, type, reason] = /^([A-Z_]+): (.*)$/s.exec(message) ?? [null, 'REFUSED', message];
   return problemWords({ type, message: reason });
 }
@@ -181,7 +181,7 @@ async function loadHistory(load) {
   try {
     await load(history);
   } catch {
-    // Without a connection the line at the top says enough.
+    // Without a connection the status line is sufficient.
     if (session?.history === history && session.signaling.connected) showProblem('history_unavailable');
     return;
   }
@@ -190,7 +190,7 @@ async function loadHistory(load) {
   watchPeople();
 }
 
-/** The server writes its history after it has told us, so the row may come a moment later. */
+/** The server writes the history after its notification, so the row may appear a moment later. */
 async function historyAfter(call) {
   const { history } = session;
   for (const delay of HISTORY_TRIES_MS) {

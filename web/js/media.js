@@ -3,21 +3,21 @@
 const MICROPHONE = { echoCancellation: true, noiseSuppression: true, autoGainControl: true };
 const CAMERA = { width: { ideal: 1280 }, height: { ideal: 720 }, facingMode: 'user' };
 
-/** The browser gives devices to secure pages only: https, or http on localhost. */
+/** Browsers grant devices to secure pages only: https, or http on localhost. */
 export class InsecurePage extends Error {
   name = 'InsecurePage';
 }
 
 /**
  * Opens the microphone and, for a video call, the camera: { audio, video, problem }.
- * A call without a camera is still a call: then `video` is null and `problem` says why.
+ * Without a camera the call continues: then `video` is null and `problem` has the reason.
  */
 export async function openDevices({ video }) {
   if (!video) return { ...tracksOf(await open({ audio: MICROPHONE })), problem: null };
   try {
     return { ...tracksOf(await open({ audio: MICROPHONE, video: CAMERA })), problem: null };
   } catch (error) {
-    // Refused is refused: asking again for less would only be a second question.
+    // The user refused: asking for less would be a second prompt.
     if (error instanceof InsecurePage || error.name === 'NotAllowedError') throw error;
     const withoutCamera = tracksOf(await open({ audio: MICROPHONE }));
     return { ...withoutCamera, problem: error };

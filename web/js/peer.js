@@ -1,12 +1,12 @@
 // WebRTC: one RTCPeerConnection with perfect negotiation. It knows neither the server nor the page.
 //
-// Either side may change what it sends at any time; both make offers by themselves. When two offers cross, the polite
-// side drops its own. See https://w3c.github.io/webrtc-pc/#perfect-negotiation-example.
+// Either side may change its tracks at any time, and both may offer. When two offers collide, the polite side rolls its own
+// back. See https://w3c.github.io/webrtc-pc/#perfect-negotiation-example.
 //
 // Events:
 //   description   detail: {type, sdp}            to be sent to the other side
 //   candidate     detail: {candidate, …} | null  to be sent to the other side; null ends the candidates
-//   media         what the other side sends changed: read remoteTrack()
+//   media         the remote tracks changed: read remoteTrack()
 //   state         the connection's state changed: read state
 
 const DISCONNECTED_FOR_MS = 3_000;
@@ -44,7 +44,7 @@ export class Peer extends EventTarget {
     return this.#connection.connectionState;
   }
 
-  /** Makes the first offer, for the media in `kinds`; a kind without a local track is received only. */
+  /** Creates the first offer, for the media in `kinds`; a kind without a local track is receive-only. */
   start(kinds) {
     for (const kind of kinds) {
       if (this.#tracks[kind]) this.#connection.addTrack(this.#tracks[kind]);
@@ -53,8 +53,8 @@ export class Peer extends EventTarget {
   }
 
   /**
-   * Sends this track from now on, or nothing of this kind if it is null. Swapping one track for another happens
-   * without a word to the other side; starting and stopping is negotiated, so that the other side knows.
+   * Sends this track from now on, or nothing of this kind if it is null. Replacing a track needs no negotiation;
+   * starting and stopping does, so that the other side knows.
    */
   async setTrack(kind, track) {
     this.#tracks[kind] = track;
@@ -62,10 +62,10 @@ export class Peer extends EventTarget {
   }
 
   /**
-   * Takes the other side's description and answers an offer.
+   * Applies the other side's description, and answers an offer.
    *
-   * False if it comes from another RTCPeerConnection than so far, because the other page was reloaded: this connection
-   * cannot go on with it, its keys are different. Make a new Peer; it can take the same description if it is an offer.
+   * False if it comes from another RTCPeerConnection than before, because the other page was reloaded: its keys differ, so
+   * this connection is unusable. Create a new Peer; it accepts the same description if it is an offer.
    */
   async receive(description) {
     const connection = this.#connection;
@@ -73,15 +73,15 @@ export class Peer extends EventTarget {
       const collision = this.#makingOffer || connection.signalingState !== 'stable';
       this.#ignoringOffer = collision && !this.#polite;
       if (this.#ignoringOffer) return true;
-      // Chromium never finds a candidate if an offer is dropped while it is still asking for the networks.
+      // Chromium gathers no candidates if an offer is rolled back while it still enumerates networks.
       if (collision) await Promise.race([this.#lookedAround, wait(FIRST_CANDIDATE_MS)]);
     }
     const session = sessionOf(description);
     if (this.#remoteSession !== null && this.#remoteSession !== session) return false;
-    // An answer that nothing waits for belongs to an offer that was dropped, or arrived twice.
+    // An unexpected answer belongs to an offer that was rolled back, or arrived twice.
     if (description.type === 'answer' && connection.signalingState !== 'have-local-offer') return true;
 
-    await connection.setRemoteDescription(description); // drops an own offer that collided
+    await connection.setRemoteDescription(description); // rolls back an own offer that collided
     this.#remoteSession = session;
     for (const candidate of this.#earlyCandidates.splice(0)) await this.#add(candidate);
     if (description.type === 'offer') {
@@ -94,30 +94,30 @@ export class Peer extends EventTarget {
     return true;
   }
 
-  /** Takes one of the other side's candidates; those that come before its description wait. */
+  /** Applies a candidate of the other side. Candidates before its description are buffered. */
   async addCandidate(candidate) {
     if (this.#connection.remoteDescription) await this.#add(candidate);
     else this.#earlyCandidates.push(candidate);
   }
 
-  /** Looks for new ways with these servers from now on. The way that media takes now stays. */
+  /** Uses these servers for later ICE restarts. The present path stays. */
   use(iceServers) {
     this.#connection.setConfiguration({ ...this.#connection.getConfiguration(), iceServers });
   }
 
-  /** After the way to the other side was interrupted: says again what may have been lost on it. */
+  /** After an interruption of the signaling: repeats messages that may have been lost. */
   resend() {
     if (this.#connection.signalingState === 'have-local-offer') {
       this.#emit('description', this.#connection.localDescription.toJSON());
     }
   }
 
-  /** Looks for a new way through the network, if media does not flow. */
+  /** Restarts ICE if media does not flow. */
   restartUnlessConnected() {
     if (this.state !== 'connected' && this.#connection.remoteDescription) this.#connection.restartIce();
   }
 
-  /** The track of this kind that the other side is sending now, or null. */
+  /** The remote track of this kind, or null. */
   remoteTrack(kind) {
     const receiving = this.#transceivers(kind).findLast(({ currentDirection }) => currentDirection?.includes('recv'));
     return receiving?.receiver.track ?? null;
@@ -162,9 +162,9 @@ export class Peer extends EventTarget {
 
   async #add(candidate) {
     try {
-      await this.#connection.addIceCandidate(candidate || undefined); // null and '': no more will come
+      await this.#connection.addIceCandidate(candidate || undefined); // null and '' end the candidates
     } catch (error) {
-      // Those of an ignored offer fit nothing here, nor do those of a connection that was replaced meanwhile.
+      // Candidates of an ignored offer, or of a replaced connection, do not apply.
       if (!this.#ignoringOffer) console.debug('a candidate was of no use', error);
     }
   }
@@ -193,7 +193,7 @@ function wait(ms) {
   return new Promise((resolve) => setTimeout(resolve, ms));
 }
 
-/** Names the RTCPeerConnection that made a description: the session id in the origin line, the same for its lifetime. */
+/** Identifies the RTCPeerConnection of a description: the session id of the origin line, constant for its lifetime. */
 function sessionOf({ sdp }) {
   return /^o=\S+ (\S+)/m.exec(sdp)?.[1] ?? '';
 }

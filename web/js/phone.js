@@ -1,7 +1,7 @@
-// The telephone: at most one call at a time, and the rules of the protocol for it.
+// The telephone: at most one call at a time, by the rules of the protocol.
 //
 // Events:
-//   change     `call` or something about it changed
+//   change     `call` or one of its properties changed
 //   problem    detail: an Error or the name of a problem, for words.js
 //   over       detail: the Call that just ended
 
@@ -15,7 +15,7 @@ export class Phone extends EventTarget {
   #signaling;
   #early = []; // events of a call whose id this page does not know yet
   #crossing = null; // a call that came in while this page was dialling
-  #left = new Set(); // calls that this page ended, perhaps before the server heard of it
+  #left = new Set(); // calls that this page ended, perhaps unknown to the server yet
 
   constructor(signaling) {
     super();
@@ -34,12 +34,12 @@ export class Phone extends EventTarget {
     return this.call?.over ? null : this.call;
   }
 
-  // ---- what the person does ----------------------------------------------------------------------------------------
+  // ---- actions of the user ----------------------------------------------------------------------------------------
 
   async dial(other, type) {
     if (this.#live) return;
     const call = this.#take({ other, type, direction: 'outgoing', phase: 'preparing' });
-    // The devices first: nobody should be rung by somebody who then cannot speak.
+    // The devices first: nobody should be rung by a caller without media.
     try {
       await call.open({ video: type === 'video' });
     } catch (error) {
@@ -71,7 +71,7 @@ export class Phone extends EventTarget {
       await call.open({ video });
     } catch (error) {
       if (call.over) return;
-      call.enter('incoming'); // it still rings: another try, or decline
+      call.enter('incoming'); // it still rings: try again, or decline
       this.#problem(error);
       return;
     }
@@ -85,12 +85,12 @@ export class Phone extends EventTarget {
     this.#finish(call, { reason: 'declined', byMe: true });
   }
 
-  /** Ends the call whatever its phase: cancels, declines or hangs up. */
+  /** Ends the call in any phase: cancels, declines or hangs up. */
   hangUp() {
     const call = this.#live;
     if (!call) return;
     const before = call.direction === 'outgoing' ? 'cancelled' : 'declined';
-    // Without an id the server has not answered the initiate yet: #dialled ends it then.
+    // Without an id the initiate has no reply yet: #dialled ends the call then.
     if (call.id) this.#signaling.end(call.address).catch(() => {});
     this.#finish(call, { reason: call.startedAt === null ? before : 'completed', byMe: true });
   }
@@ -146,7 +146,7 @@ export class Phone extends EventTarget {
       call.id = error.callId;
       this.#finish(call, { reason: 'offline' });
     } else if (error.type === 'GLARE') {
-      // Both dialled each other. The other call survived and rings here; this person wants to talk, so it is accepted.
+      // Both dialled each other. The other call survived and rings here: accept it.
       call.id = error.callId;
       call.direction = 'incoming';
       call.type = this.#crossing?.callType ?? call.type;
@@ -163,7 +163,7 @@ export class Phone extends EventTarget {
     for (const [event, detail] of this.#early.splice(0)) this.#handle(event, detail);
   }
 
-  // ---- what the server says ----------------------------------------------------------------------------------------
+  // ---- events of the server ----------------------------------------------------------------------------------------
 
   #handlers = {
     'call:ringing': (call, { devices }) => {
@@ -195,10 +195,10 @@ export class Phone extends EventTarget {
     if (live?.phase === 'preparing') {
       this.#finish(live, { reason: 'cancelled', byMe: true }); // nobody was rung yet
     } else if (live?.id === null) {
-      this.#crossing = { callId, fromUserId, callType, callerInfo }; // the answer to the initiate decides
+      this.#crossing = { callId, fromUserId, callType, callerInfo }; // the reply to the initiate decides
       return;
     } else if (live) {
-      return; // told again after a reconnect
+      return; // repeated after a reconnect
     }
     this.#take({
       id: callId,
@@ -211,7 +211,7 @@ export class Phone extends EventTarget {
     this.#replayEarly();
   }
 
-  /** This device is back in its live call: after a lost connection, or after a reload, which took the Peer away. */
+  /** This device is back in its live call: after a lost connection, or after a reload, which lost the Peer. */
   async #resumed(info) {
     const live = this.#live;
     if (live?.id === info.callId) {
@@ -244,7 +244,7 @@ export class Phone extends EventTarget {
     if (!call.over) await this.#connect(call, { offering: true });
   }
 
-  /** The call may have ended while the server was out of reach. */
+  /** The call may have ended while the server was unreachable. */
   async #checkAfterReconnect() {
     const call = this.#live;
     if (!call?.id) return;
@@ -257,7 +257,7 @@ export class Phone extends EventTarget {
         this.#finish(call, { reason: 'answered_elsewhere' });
       }
     } catch {
-      // lost again: the next connection asks again
+      // lost again: repeated at the next connection
     }
   }
 
@@ -299,7 +299,7 @@ export class Phone extends EventTarget {
     this.dispatchEvent(new CustomEvent('over', { detail: call }));
   }
 
-  /** The call came to nothing, and not by anything that the history would know. */
+  /** The call failed before it existed: the history has no row. */
   #drop(call, error) {
     call.end({ reason: 'failed', byMe: true });
     this.call = null;

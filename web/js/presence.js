@@ -1,4 +1,4 @@
-// Who of the watched people is online, offline or busy; kept up to date over reconnects.
+// The presence of the watched users, kept up to date across reconnects.
 //
 // Event: `change` whenever a status changed.
 
@@ -13,9 +13,9 @@ export class Presence extends EventTarget {
     super();
     this.#signaling = signaling;
     signaling.addEventListener('status', ({ detail }) => {
-      this.#status.clear(); // what was known before a gap may be wrong now
+      this.#status.clear(); // may have changed during the gap
       this.#changed();
-      // The server forgets subscriptions together with the connection.
+      // Subscriptions end with the connection.
       if (detail.status === 'connected') this.#subscribe([...this.#watched]);
     });
     signaling.addEventListener('presence:update', ({ detail }) => {
@@ -25,12 +25,12 @@ export class Presence extends EventTarget {
     });
   }
 
-  /** 'online', 'offline', 'busy', or undefined while it is not known. */
+  /** 'online', 'offline', 'busy', or undefined if unknown. */
   of(userId) {
     return this.#status.get(userId);
   }
 
-  /** Watches exactly these people from now on. */
+  /** Watches exactly these users from now on. */
   watch(userIds) {
     const wanted = new Set([...new Set(userIds)].slice(0, MOST_WATCHED));
     const added = [...wanted].filter((id) => !this.#watched.has(id));
@@ -48,7 +48,7 @@ export class Presence extends EventTarget {
       for (const [id, status] of Object.entries(presence)) if (this.#watched.has(id)) this.#status.set(id, status);
       this.#changed();
     } catch {
-      // Not connected: the next connection asks again. Anything else leaves the status unknown.
+      // Not connected: repeated at the next connection. Otherwise the status stays unknown.
     }
   }
 

@@ -1,4 +1,4 @@
-// Two soft notes now and then while it rings. A browser that forbids sound before a click stays silent.
+// Two soft notes, repeated while it rings. Silent if the browser blocks sound before a click.
 
 const INCOMING = { notes: [523.25, 659.25], gain: 0.12, everyMs: 2_400 };
 const OUTGOING = { notes: [392], gain: 0.05, everyMs: 3_200 };
@@ -6,7 +6,7 @@ const NOTE_S = 0.7;
 
 let playing = null;
 
-/** Rings for 'incoming' or 'outgoing'; null stops. Asking again for what already rings changes nothing. */
+/** Rings for 'incoming' or 'outgoing'; null stops. Idempotent. */
 export function ring(direction) {
   if (playing?.direction === direction) return;
   stop();
@@ -15,7 +15,7 @@ export function ring(direction) {
   try {
     const context = new AudioContext();
     const chime = () => {
-      // A context that waits for a click would play all missed chimes at once when it comes.
+      // A context that waits for a click would play all missed chimes at once.
       if (context.state === 'running') notes.forEach((pitch, index) => strike(context, pitch, gain, index * 0.22));
     };
     context.resume().then(chime, () => {});

@@ -1,4 +1,4 @@
-// The wire: one Socket.IO connection to the server, and nothing about pictures, sound or the page.
+// One Socket.IO connection to the server. Knows nothing of media or the page.
 //
 // Use it like this:
 //
@@ -10,8 +10,7 @@
 //   status            { status, message? }   connecting, connected, reconnecting, offline, refused
 //   the server's own events under their own names (SERVER_EVENTS), the payload in `detail`
 //
-// Every request uses the acknowledgement of Socket.IO, so a refusal arrives where the question was asked,
-// as a rejected promise with a SignalingError.
+// Every request uses an acknowledgement of Socket.IO, so a refusal is a rejected promise with a SignalingError.
 
 const SERVER_EVENTS = [
   'call:incoming', // fromUserId, callId, callType, callerInfo, timestamp, expiresAt
@@ -34,9 +33,9 @@ const SERVER_EVENTS = [
 const RELAYS = new Set(['call:offer', 'call:answer', 'call:ice-candidate']);
 
 const ANSWER_WITHIN_MS = 8_000;
-const RETURN_AFTER_DISMISSAL_MS = 2_000;
+const RECONNECT_AFTER_DISCONNECT_MS = 2_000;
 
-/** What the server refused (its `call:error` types), or NOT_CONNECTED when it could not be asked. */
+/** A refusal of the server (its `call:error` types), or NOT_CONNECTED if there was no connection. */
 export class SignalingError extends Error {
   constructor({ type, message, ...details }) {
     super(message);
@@ -55,11 +54,11 @@ export class Signaling extends EventTarget {
     super();
     this.userId = userId;
     this.#socket = globalThis.io(url, {
-      // The same deviceId after a lost connection or a reload is what brings a call back.
+      // The same deviceId after a lost connection or a reload resumes the call.
       auth: { userId, deviceId, token },
       transports: ['websocket', 'polling'],
       tryAllTransports: true,
-      // The server waits about ten seconds for a lost device: try often enough to be back by then.
+      // The grace period of a lost device is 10 s: reconnect fast enough.
       reconnectionDelay: 400,
       reconnectionDelayMax: 2_000,
     });
@@ -71,14 +70,14 @@ export class Signaling extends EventTarget {
       for (const letter of this.#outbox) this.#post(letter);
     });
     this.#socket.on('connect_error', (error) => {
-      // Still active: the server was out of reach and the library tries again. Not active: the server said no.
+      // Active: the server was unreachable and the library retries. Inactive: the server refused.
       this.#setStatus(this.#socket.active ? 'offline' : 'refused', error.message);
     });
     this.#socket.on('disconnect', (reason) => {
       if (reason === 'io client disconnect') return;
       this.#setStatus(navigator.onLine ? 'reconnecting' : 'offline');
-      // After a dismissal by the server the library does not come back by itself.
-      if (reason === 'io server disconnect') setTimeout(() => this.#socket.connect(), RETURN_AFTER_DISMISSAL_MS);
+      // After a disconnect by the server the library does not reconnect by itself.
+      if (reason === 'io server disconnect') setTimeout(() => this.#socket.connect(), RECONNECT_AFTER_DISCONNECT_MS);
     });
   }
 
@@ -93,9 +92,8 @@ export class Signaling extends EventTarget {
   }
 
   // ---- the call ----------------------------------------------------------------------------------------------------
-  // These are delivered even if the connection is lost on the way: what the server has not acknowledged is sent again
-  // when it is back. That is safe, because each of them may arrive twice: `clientCallId` names an initiate, an end is
-  // idempotent, and a peer connection ignores an answer it does not wait for.
+  // Unacknowledged requests are repeated after a reconnect. All of them may arrive twice: `clientCallId` makes an initiate
+  // idempotent, ends are idempotent, and a peer connection ignores an answer that it does not expect.
 
   /** Rings somebody. Resolves to { callId, status, expiresAt?, reason? }. */
   initiate({ toUserId, callType, callerInfo, clientCallId }) {
@@ -123,14 +121,14 @@ export class Signaling extends EventTarget {
     return this.#deliver('call:end', { callId, toUserId });
   }
 
-  /** Drops what still waits to be passed on in a call that is over. That it is over will be said all the same. */
+  /** Drops the queued offers, answers and candidates of an ended call. The end itself is still sent. */
   forget(callId) {
     for (const letter of this.#outbox) {
       if (letter.payload.callId === callId && RELAYS.has(letter.event)) this.#outbox.delete(letter);
     }
   }
 
-  // ---- questions: asked now or not at all --------------------------------------------------------------------------
+  // ---- requests that are not repeated --------------------------------------------------------------------------
 
   /** The state of a call, or of this user's live call: { call: {…} | null }. */
   sync(callId) {
@@ -141,7 +139,7 @@ export class Signaling extends EventTarget {
     return this.request('call:stats', report);
   }
 
-  /** What RTCPeerConnection wants to know: { iceServers, ttl }. */
+  /** The configuration of RTCPeerConnection: { iceServers, ttl }. */
   iceServers() {
     return this.request('ice:servers');
   }
@@ -155,7 +153,7 @@ export class Signaling extends EventTarget {
     return this.request('presence:unsubscribe', { userIds });
   }
 
-  /** Shows a new token of the same user, for example after `auth:expiring`. Resolves to { expiresAt }. */
+  /** Presents a new token of the same user, for example after `auth:expiring`. Resolves to { expiresAt }. */
   refresh(token) {
     this.#socket.auth.token = token;
     return this.request('auth:refresh', { token });
@@ -167,8 +165,8 @@ export class Signaling extends EventTarget {
     try {
       answer = await this.#socket.timeout(ANSWER_WITHIN_MS).emitWithAck(event, ...payload);
     } catch (error) {
-      // Silence on an open connection: the network is gone and nobody has noticed. Closing only the transport
-      // makes the library connect anew, and the server takes it for the same device coming back.
+      // No reply on an open connection: the network is gone, unnoticed. Closing the transport alone makes the library
+      // reconnect, and the server sees the same device return.
       if (this.connected) this.#socket.io.engine.close();
       throw new SignalingError({ type: 'NOT_CONNECTED', message: error.message });
     }

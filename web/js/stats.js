@@ -1,6 +1,6 @@
-// What getStats says about a running call, in the few numbers of `call:stats`.
+// Reduces getStats of a running call to the figures of `call:stats`.
 
-/** Reports on one Peer. Loss is that since the report before. */
+/** Reports on one Peer. Loss is measured since the previous report. */
 export class StatsReporter {
   #received = 0;
   #lost = 0;

@@ -1,4 +1,4 @@
-// sessionStorage and localStorage by name. A browser may forbid both; then the page works, and only forgets.
+// sessionStorage and localStorage by name. If the browser blocks both, the page works without memory.
 
 export function read(storage, key) {
   try {
@@ -14,6 +14,6 @@ export function write(storage, key, value) {
     if (value === null) globalThis[storage].removeItem(key);
     else globalThis[storage].setItem(key, value);
   } catch {
-    // forbidden: see above
+    // blocked: see above
   }
 }

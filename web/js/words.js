@@ -1,4 +1,4 @@
-// Every sentence that depends on what happened, so that none is missing and all sound alike.
+// Every sentence that depends on an event, in one place.
 
 const KIND = { audio: 'Audio call', video: 'Video call' };
 
@@ -50,15 +50,15 @@ export function ringingWords(call) {
   return call.ringsOn > 1 ? `Ringing on ${call.ringsOn} devices…` : 'Ringing…';
 }
 
-/** What stands in the way of the running call now, or '' if nothing does. */
+/** The present problem of the running call, or '' if there is none. */
 export function troubleWords(call, connection) {
-  if (connection !== 'connected') return 'No connection to the server. The call goes on while we reconnect…';
+  if (connection !== 'connected') return 'No connection to the server. The call continues while we reconnect…';
   if (call.otherIsAway) return `${call.otherName} lost the connection. Waiting for them to come back…`;
   switch (call.mediaState) {
     case 'disconnected':
       return 'The connection is interrupted. Trying to restore it…';
     case 'failed':
-      return 'The connection was lost. Looking for another way…';
+      return 'The connection was lost. Trying another path…';
     case 'connected':
       return '';
     default:
@@ -68,7 +68,7 @@ export function troubleWords(call, connection) {
 
 const MISSED_FOR = ['cancelled', 'no_answer', 'busy', 'connection_lost', 'superseded'];
 
-/** What ended the call: { title, detail, missed }. */
+/** The end of a call: { title, detail, missed }. */
 export function endWords(call) {
   const { reason, byMe, answered, duration } = call.ended;
   const missed = call.direction === 'incoming' && !answered && !byMe && MISSED_FOR.includes(reason);
@@ -94,7 +94,7 @@ function endTitle({ otherName: other, direction }, reason, byMe) {
     case 'connection_lost':
       return 'The call ended because the connection was lost.';
     case 'superseded':
-      return 'The call ended because a new one took its place.';
+      return 'The call ended because a new one replaced it.';
     case 'max_duration':
       return 'The call ended because it reached the longest time allowed.';
     case 'answered_elsewhere':
@@ -102,15 +102,15 @@ function endTitle({ otherName: other, direction }, reason, byMe) {
     case 'declined_elsewhere':
       return 'You declined on another device.';
     case 'busy_elsewhere':
-      return 'You said on another device that you are busy.';
+      return 'You reported on another device that you are busy.';
     case 'resumed_elsewhere':
-      return 'The call goes on in another window.';
+      return 'The call continues in another window.';
     default:
       return 'The call ended.';
   }
 }
 
-// ---- what went wrong -----------------------------------------------------------------------------------------------
+// ---- problems -----------------------------------------------------------------------------------------------
 
 /** One sentence for an error of the server, of the browser's devices, or for a problem by name. */
 export function problemWords(problem) {
@@ -120,7 +120,7 @@ export function problemWords(problem) {
     case 'RECIPIENT_OFFLINE':
       return 'That person is offline right now.';
     case 'UNAUTHENTICATED':
-      return `The server does not know who you are: ${problem.message ?? 'please enter your name again'}.`;
+      return `The server could not identify you: ${problem.message ?? 'please enter your name again'}.`;
     case 'FORBIDDEN':
       return `The server does not allow that: ${problem.message}`;
     case 'INVALID_PAYLOAD':
@@ -164,11 +164,11 @@ export function problemWords(problem) {
 
     // the page's
     case 'sound_blocked':
-      return 'The browser holds the sound back. Click or press a key anywhere to hear the other side.';
+      return 'The browser blocks the sound. Click or press a key anywhere to hear the other side.';
     case 'history_unavailable':
       return 'The call history could not be loaded.';
     case 'draining':
-      return 'The server is about to restart. You will be reconnected by yourself.';
+      return 'The server is about to restart. You will be reconnected automatically.';
     default:
       return `Something went wrong: ${problem.message ?? name}`;
   }

@@ -1,5 +1,5 @@
-//! A bare socketioxide relay: rooms and handlers as the library's own examples write them. No rules,
-//! no order between events, no history. With REDIS_URL several processes share its Redis adapter.
+//! A bare socketioxide relay in the style of the library's examples: no rules, no ordering, no history. With REDIS_URL several
+//! processes share its Redis adapter.
 
 use std::{env, error::Error};
 
@@ -20,7 +20,7 @@ use tokio::net::TcpListener;
 #[derive(Clone)]
 struct User(String);
 
-/// What comes in, and as what it goes to the other party.
+/// An event, and its name for the other party.
 const RELAYED: [(&str, &str); 5] = [
     ("call:initiate", "call:incoming"),
     ("call:offer", "call:offer"),
@@ -57,7 +57,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             let mut config = Config::from_url(&url)?;
             config.version = RespVersion::RESP3;
             let mut builder = Builder::from_config(config);
-            // With the default of 32 it loses messages as soon as they come in bursts.
+            // The default of 32 loses messages in bursts.
             builder.with_performance_config(|performance| {
                 performance.broadcast_channel_capacity = 65_536;
             });
@@ -76,7 +76,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     };
     let listener = TcpListener::bind(format!("127.0.0.1:{port}")).await?;
     println!("ready: http://{}/", listener.local_addr()?);
-    // Without it, two packets in a row wait 40 ms for each other, and nothing is ever busy.
+    // Otherwise Nagle's algorithm delays the second of two packets by 40 ms.
     let listener = listener.tap_io(|stream| stream.set_nodelay(true).unwrap_or_default());
     axum::serve(listener, router).await?;
     Ok(())

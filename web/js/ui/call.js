@@ -1,4 +1,4 @@
-// Everything about a call: the two ringing dialogs and the stage.
+// The views of a call: the two ringing dialogs and the stage.
 
 import { canShareScreen } from '../media.js';
 import { clock, kindOfCall, ringingWords, troubleWords } from '../words.js';
@@ -20,7 +20,7 @@ export class CallView {
     byId('camera').addEventListener('click', () => on.camera(!this.#call.cameraOn));
     byId('screen').addEventListener('click', () => on.screen(!this.#call.sharingScreen));
     byId('screen').hidden = !canShareScreen();
-    // Escape closes a dialog. `close` comes also after render() closed it, when the call is no longer ringing.
+    // Escape closes a dialog. `close` also fires after render() has closed it, when the call no longer rings.
     byId('incoming').addEventListener('close', ({ target }) => {
       if (!target.open && this.#call?.phase === 'incoming') on.decline();
     });
@@ -35,7 +35,7 @@ export class CallView {
     if (this.#call) this.render(this.#call);
   }
 
-  /** Shows a call as it is now; null if there is none. */
+  /** Shows a call; null if there is none. */
   render(call) {
     const live = call && !call.over ? call : null;
     this.#call = live;
@@ -53,7 +53,7 @@ export class CallView {
     if (appears) byId('stage-name').focus();
   }
 
-  /** A problem while it rings belongs into the dialog, which covers the rest of the page. False if none is open. */
+  /** Shows a problem in the open dialog, which covers the page. False if none is open. */
   problem(text) {
     const open = ['incoming', 'outgoing'].find((id) => byId(id).open);
     if (open) setText(byId(`${open}-problem`), text);
@@ -107,7 +107,7 @@ export class CallView {
   }
 
   #remote(call) {
-    // Sound and picture play in elements of their own: a video element without frames would hold the sound back.
+    // Separate elements for sound and picture: a video element without frames would delay the sound.
     play(byId('remote-audio'), call?.remoteAudio ?? null);
     const seen = play(byId('remote-video'), call?.remoteVideo ?? null);
     byId('remote-video').hidden = !seen;
@@ -118,7 +118,7 @@ export class CallView {
     const track = call?.localVideo ?? null;
     byId('self-video').hidden = !play(byId('self-video'), onStage ? track : null);
     byId('preview-video').hidden = !play(byId('preview-video'), isRingingOut(call) ? track : null);
-    // People know themselves from the mirror; a shared screen must stay readable.
+    // Mirror the own camera, but not a shared screen, which must stay readable.
     byId('self-video').classList.toggle('mirrored', call?.sharingScreen === false);
   }
 

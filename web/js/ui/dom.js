@@ -1,8 +1,8 @@
-// Small helpers that every view uses.
+// Helpers of all views.
 
 export const byId = (id) => document.getElementById(id);
 
-/** Writes only what differs: live regions are read out once, and nothing is rendered again for nothing. */
+/** Writes only differences: live regions are read out once, and nothing is rendered again needlessly. */
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
@@ -30,7 +30,7 @@ export function setIcon(parent, name) {
   if (use.getAttribute('href') !== `#icon-${name}`) use.setAttribute('href', `#icon-${name}`);
 }
 
-/** A person's initial on a colour of their own. */
+/** A user's initial on a colour derived from the name. */
 export function paintAvatar(avatar, name) {
   setText(avatar, [...name][0]?.toUpperCase() ?? '');
   let hash = 0;
@@ -47,7 +47,7 @@ export function play(media, track) {
   return track !== null;
 }
 
-/** Whether the focus is on nothing that can be seen, because what had it went away. */
+/** Whether the focus is on no visible element, because the focused one was removed. */
 export function focusIsLost() {
   const { activeElement } = document;
   return activeElement === null || activeElement === document.body || activeElement.getClientRects().length === 0;

@@ -34,7 +34,7 @@ export class HistoryView {
         ?.focus();
   }
 
-  /** Marks who is online; `of` gives a person's status. */
+  /** Marks online users; `of` returns a user's status. */
   presence(of) {
     for (const avatar of byId('history').querySelectorAll('.avatar')) {
       avatar.dataset.status = of(avatar.dataset.user) ?? 'unknown';

@@ -1,4 +1,4 @@
-// Everything outside a call: who you are, whom to call, how the last call ended, and messages.
+// The views outside a call: signing in, dialling, the last call, and messages.
 
 import { nameProblem } from '../identity.js';
 import { connectionWords, endWords, presenceWords } from '../words.js';
@@ -50,7 +50,7 @@ export class HomeView {
     document.body.dataset.view = 'home';
     setText(byId('me-name'), me);
     this.#show({ join: false });
-    // Somebody to try it with, for whoever is alone.
+    // A second user, to try it alone.
     const second = me === 'bob' ? 'alice' : 'bob';
     setText(byId('try-name'), second);
     byId('try-link').href = `/?${new URLSearchParams({ me: second, peer: me })}`;
@@ -68,7 +68,7 @@ export class HomeView {
     setText(byId('peer-presence'), presenceWords(this.peer, status));
   }
 
-  /** The card that says how a call ended; null takes it away. */
+  /** The card of an ended call; null removes it. */
   ended(call) {
     const card = byId('ended');
     const appears = card.hidden && call !== null;
@@ -84,7 +84,7 @@ export class HomeView {
     if (appears && focusIsLost()) byId('ended-title').focus();
   }
 
-  /** A message across the top; null takes it away. */
+  /** A message across the top; null removes it. */
   notice(text) {
     byId('notice').hidden = text === null;
     setText(byId('notice-text'), text ?? '');
