@@ -86,7 +86,7 @@ labels! {
         UserSockets = "user_sockets", AddressSockets = "address_sockets", Sockets = "sockets",
         Handshakes = "handshakes", FailedTokens = "failed_tokens", Identify = "identify",
         Remembered = "remembered", Connections = "connections", Posts = "posts",
-        Presence = "presence", Buffers = "buffers", Acks = "acks",
+        Presence = "presence", Buffers = "buffers", Acks = "acks", Departures = "departures",
     }
     /// Why somebody is turned away at the door.
     Refused {
@@ -104,7 +104,7 @@ labels! {
     Invariant { EndChanged = "end_changed", NotAParty = "not_a_party" }
     Command {
         Look = "look", Mark = "mark", Commit = "commit", Load = "load", Live = "live", Due = "due",
-        Settle = "settle", Bury = "bury", Unseen = "unseen", Beat = "beat", Publish = "publish",
+        Unstored = "unstored", Settle = "settle", Bury = "bury", Unseen = "unseen", Beat = "beat", Publish = "publish",
         Other = "other",
     }
     Connection { Commands = "commands", Messages = "messages" }
@@ -334,6 +334,10 @@ metrics! {
     Counter ROWS_WRITTEN[] "switchboard_history_rows_written_total" "Written history rows.";
     Counter ROWS_REFUSED[] "switchboard_history_rows_refused_total"
         "Rows that the database refused for good.";
+    Gauge UNSTORED_CALLS[] "switchboard_history_unstored_calls"
+        "Ended calls of all nodes that wait in the cluster for history.";
+    Counter UNSTORED_LOST[] "switchboard_history_unstored_lost_total"
+        "Ended calls that are lost to history: too many waited, or for too long.";
     Gauge BACKLOG_ROWS[] "switchboard_history_backlog_rows" "Rows waiting to be written.";
     Gauge BACKLOG_AGE[] "switchboard_history_backlog_age_seconds"
         "Age of the oldest waiting row; 0 without one.";

@@ -1,17 +1,23 @@
 //! The devices on this node: they come, are told of their users' calls, and go.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashSet},
     sync::{MutexGuard, PoisonError},
 };
 
 use tracing::warn;
 
-use super::{Calls, Failure, unsure::UNSURE};
+use super::{
+    Calls, Failure,
+    departures::Often,
+    sweeper::{AT_ONCE, some_at_a_time},
+    unsure::UNSURE,
+};
 use crate::{
     call::{Call, Device, Event},
-    cluster::Unavailable,
+    cluster::{Detached, Unavailable},
     ids::{CallId, SocketId, UserId},
+    metrics::{self, Limit},
     time::Timestamp,
 };
 
@@ -40,10 +46,7 @@ impl Calls {
                 self.devices().remove(&device.socket);
                 // It may have been carried out all the same. Once a user is enough, however often
                 // their clients try.
-                let mut departures = self.departures();
-                if !departures.iter().any(|(other, _)| other.user == device.user) {
-                    departures.push((device.clone(), false));
-                }
+                self.depart(device, false, Often::OnceAUser);
                 Err(error)
             }
         }
@@ -56,7 +59,7 @@ impl Calls {
         Ok(())
     }
 
-    pub(super) fn devices(&self) -> MutexGuard<'_, HashMap<SocketId, Present>> {
+    pub(super) fn devices(&self) -> MutexGuard<'_, BTreeMap<SocketId, Present>> {
         self.devices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -120,12 +123,12 @@ impl Calls {
     pub async fn welcome(&self, device: &Device) -> Result<(), Unavailable> {
         let welcomed = self.tell_of_call(device, Event::Joined(device.clone())).await;
         if welcomed.is_err() {
-            self.unwelcomed().push((device.clone(), None));
+            self.unwelcomed().insert(device.socket, (device.clone(), None));
         }
         welcomed.map(drop)
     }
 
-    fn unwelcomed(&self) -> MutexGuard<'_, Vec<(Device, Option<Timestamp>)>> {
+    fn unwelcomed(&self) -> MutexGuard<'_, BTreeMap<SocketId, (Device, Option<Timestamp>)>> {
         self.unwelcomed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -137,20 +140,26 @@ impl Calls {
         let due: Vec<_> = {
             let mut unwelcomed = self.unwelcomed();
             // So they are no more than there are devices here.
-            unwelcomed.retain(|(device, _)| self.is_connected(device));
-            unwelcomed.iter().filter(is_due).cloned().collect()
+            unwelcomed.retain(|_, (device, _)| self.is_connected(device));
+            unwelcomed.values().filter(is_due).cloned().collect()
         };
-        for (device, found_none_at) in due {
-            let is_known = !self.is_connected(&device)
-                || self.tell_of_call(&device, Event::Joined(device.clone())).await?
-                || found_none_at.is_some();
-            // It may have left and been signed off before it was put into its call.
-            self.sign_off_if_gone(&device).await?;
-            let mut unwelcomed = self.unwelcomed();
-            unwelcomed.retain(|(other, _)| other.socket != device.socket);
-            if !is_known {
-                unwelcomed.push((device, Some(now)));
-            }
+        some_at_a_time(&due, |(device, at)| self.welcome_one_late(device, *at)).await
+    }
+
+    async fn welcome_one_late(
+        &self,
+        device: &Device,
+        found_none_at: Option<Timestamp>,
+    ) -> Result<(), Unavailable> {
+        let is_known = !self.is_connected(device)
+            || self.tell_of_call(device, Event::Joined(device.clone())).await?
+            || found_none_at.is_some();
+        // It may have left and been signed off before it was put into its call.
+        self.sign_off_if_gone(device).await?;
+        if is_known {
+            self.unwelcomed().remove(&device.socket);
+        } else {
+            self.unwelcomed().insert(device.socket, (device.clone(), Some(self.clock.now())));
         }
         Ok(())
     }
@@ -162,6 +171,16 @@ impl Calls {
         back: Event,
     ) -> Result<bool, Unavailable> {
         let found = self.cluster.latest(&device.user).await?;
+        self.tell_of_latest(device, found, back).await
+    }
+
+    /// The same where `found` is the latest call of its user.
+    pub(super) async fn tell_of_latest(
+        &self,
+        device: &Device,
+        found: Option<Call>,
+        back: Event,
+    ) -> Result<bool, Unavailable> {
         // The shared state may have forgotten the call that the device comes back to.
         let seen = self.live.of_user(&device.user).map(|live| live.snapshot());
         let seen = seen.filter(|seen| {
@@ -189,15 +208,14 @@ impl Calls {
         self.unsubscribe_all(device.socket).await;
         if let Err(error) = self.sign_off(device, may_return).await {
             warn!(%error, user = %device.user.logged(), "a closed socket is signed off later");
-            self.departures().push((device.clone(), may_return));
+            self.depart(device, may_return, Often::Always);
         }
         self.leaving().remove(&device.socket);
     }
 
     /// Whether the device on this socket has left, and its call may not know it yet.
     pub(super) fn is_leaving(&self, socket: SocketId) -> bool {
-        self.leaving().contains(&socket)
-            || self.departures().iter().any(|(device, _)| device.socket == socket)
+        self.leaving().contains(&socket) || self.departures.holds(socket)
     }
 
     fn leaving(&self) -> MutexGuard<'_, HashSet<SocketId>> {
@@ -211,6 +229,16 @@ impl Calls {
     ) -> Result<(), Unavailable> {
         let detached = self.cluster.detach(&device.user, device.socket).await;
         let detached = detached.inspect_err(|_| self.unannounced.note([&device.user]))?;
+        self.signed_off(device, may_return, detached).await
+    }
+
+    /// Does the rest after a device is off this node, as far as the shared state knows.
+    async fn signed_off(
+        &self,
+        device: &Device,
+        may_return: bool,
+        detached: Detached,
+    ) -> Result<(), Unavailable> {
         self.announce(detached.edge);
         if self.is_connected(device) {
             return self.attach(device).await;
@@ -230,21 +258,40 @@ impl Calls {
         }
     }
 
-    pub(super) fn departures(&self) -> MutexGuard<'_, Vec<(Device, bool)>> {
-        self.departures.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Notes that a device is to be signed off as soon as that can be done. Where there is no room left for
+    /// it, it is found when this node tells again who is here.
+    fn depart(&self, device: &Device, may_return: bool, often: Often) {
+        if self.departures.note(device, may_return, often).is_err() {
+            metrics::LIMITS.of(Limit::Departures).increment(1);
+            self.note_reset();
+        }
     }
 
-    /// Signs off who could not be signed off when they left.
+    /// Signs off who could not be signed off when they left, many at a time.
     pub(super) async fn sign_off_late(&self) -> Result<(), Unavailable> {
         loop {
-            let Some((device, may_return)) = self.departures().last().cloned() else {
+            let some = self.departures.some(AT_ONCE);
+            if some.is_empty() {
                 return Ok(());
-            };
-            // One that could not join may have tried again.
-            if !self.is_connected(&device) {
-                self.sign_off(&device, may_return).await?;
             }
-            self.departures().retain(|(other, _)| other.socket != device.socket);
+            // One that could not join may have tried again.
+            let (back, gone): (Vec<_>, Vec<_>) =
+                some.into_iter().partition(|(device, _)| self.is_connected(device));
+            for (device, _) in back {
+                self.departures.forget(device.socket);
+            }
+            let sockets: Vec<_> =
+                gone.iter().map(|(device, _)| (device.user.clone(), device.socket)).collect();
+            let detached = self.cluster.detach_all(&sockets).await;
+            let users = || sockets.iter().map(|(user, _)| user);
+            let detached = detached.inspect_err(|_| self.unannounced.note(users()))?;
+            let detached: Vec<_> = std::iter::zip(gone, detached).collect();
+            some_at_a_time(&detached, |((device, may_return), detached)| async move {
+                self.signed_off(device, *may_return, detached.clone()).await?;
+                self.departures.forget(device.socket);
+                Ok(())
+            })
+            .await?;
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use tracing::warn;
 
-use super::{Calls, Failure};
+use super::{Calls, Failure, sweeper::some_at_a_time};
 use crate::{
     call::{Call, Device, Event},
     cluster::Unavailable,
@@ -79,20 +79,27 @@ impl Calls {
     /// again meanwhile: then these calls ring.
     pub(super) async fn undo_doubtful(&self) -> Result<(), Unavailable> {
         let now = self.clock.now();
-        for Doubt { id, caller, asked_at } in self.doubtful.due(now) {
-            let call = self.cluster.load(id).await?;
-            if let Some(call) = &call {
-                self.recorder.record(call);
+        let due = self.doubtful.due(now);
+        some_at_a_time(&due, |doubt| self.undo_one_doubtful(doubt, now)).await
+    }
+
+    async fn undo_one_doubtful(
+        &self,
+        Doubt { id, caller, asked_at }: &Doubt,
+        now: Timestamp,
+    ) -> Result<(), Unavailable> {
+        let call = self.cluster.load(*id).await?;
+        if let Some(call) = &call {
+            self.recorder.record(call);
+        }
+        match call {
+            // Its end is on the record, or its caller has tried again.
+            Some(call) if !call.is_live() || self.live.get(*id).is_some() => {
+                self.doubtful.settle(*id);
             }
-            match call {
-                // Its end is on the record, or its caller has tried again.
-                Some(call) if !call.is_live() || self.live.get(id).is_some() => {
-                    self.doubtful.settle(id);
-                }
-                _ if asked_at.is_none() => self.doubtful.asked(id, now),
-                Some(call) => self.give_up(call, caller).await?,
-                None => self.doubtful.settle(id),
-            }
+            _ if asked_at.is_none() => self.doubtful.asked(*id, now),
+            Some(call) => self.give_up(call, caller.clone()).await?,
+            None => self.doubtful.settle(*id),
         }
         Ok(())
     }

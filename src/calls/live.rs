@@ -2,7 +2,8 @@
 //! seen, who rings, and messages that wait.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
+    ops::Bound,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -38,7 +39,7 @@ pub struct LiveCalls {
 
 #[derive(Default)]
 struct Index {
-    calls: HashMap<CallId, Arc<LiveCall>>,
+    calls: BTreeMap<CallId, Arc<LiveCall>>,
     /// The live call of each user.
     users: HashMap<UserId, CallId>,
     /// The calls that do not concern this node any more, and when each may be forgotten.
@@ -140,9 +141,15 @@ impl LiveCalls {
 
     /// All calls in view, by their ids.
     pub fn all(&self) -> Vec<Arc<LiveCall>> {
-        let mut all: Vec<_> = self.index().calls.values().cloned().collect();
-        all.sort_unstable_by_key(|live| live.id);
-        all
+        self.index().calls.values().cloned().collect()
+    }
+
+    /// Those that come after this one, at most so many.
+    pub fn after(&self, id: Option<CallId>, limit: usize) -> Vec<Arc<LiveCall>> {
+        let from = id.map_or(Bound::Unbounded, Bound::Excluded);
+        let index = self.index();
+        let after = index.calls.range((from, Bound::Unbounded));
+        after.take(limit).map(|(_, live)| live.clone()).collect()
     }
 }
 

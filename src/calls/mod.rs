@@ -1,6 +1,7 @@
 //! Carries calls out: takes a snapshot, asks the rules, commits what they decide, and tells those
 //! concerned. There is no rule about calls here.
 
+mod departures;
 mod devices;
 mod doubtful;
 mod ending;
@@ -11,6 +12,7 @@ mod live;
 mod nodes;
 mod operator;
 mod place;
+mod recovery;
 mod resume;
 mod sweeper;
 mod tally;
@@ -22,13 +24,14 @@ mod view;
 mod watchers;
 
 use std::{
-    collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, atomic::AtomicU64},
+    collections::{BTreeMap, HashSet},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use tracing::debug;
 
+use departures::Departures;
 use devices::Present;
 use doubtful::Doubtful;
 use flush::Overdue;
@@ -37,6 +40,7 @@ use held::Full;
 pub use held::{MAX_REPLAY_BYTES, MAX_REPLAY_MESSAGES, MAX_WAITING_BYTES, MAX_WAITING_MESSAGES};
 use live::{LiveCall, LiveCalls};
 pub use place::Initiate;
+use recovery::Recovery;
 pub use sweeper::SWEEP_INTERVAL;
 pub use tally::{as_gauge, reported};
 use unannounced::Unannounced;
@@ -94,27 +98,17 @@ pub struct Calls {
     live: LiveCalls,
     watchers: Watchers,
     /// The devices on this node.
-    devices: Mutex<HashMap<SocketId, Present>>,
+    devices: Mutex<BTreeMap<SocketId, Present>>,
     /// The sockets that are being signed off right now.
     leaving: Mutex<HashSet<SocketId>>,
-    /// Those that left while the shared state could not be reached, and whether they may return.
-    departures: Mutex<Vec<(Device, bool)>>,
+    departures: Departures,
     /// Those that joined, and could not be told of their users' calls yet, and when none was found.
-    unwelcomed: Mutex<Vec<(Device, Option<Timestamp>)>>,
+    unwelcomed: Mutex<BTreeMap<SocketId, (Device, Option<Timestamp>)>>,
     overdue: Overdue,
-    resets: Resets,
+    recovery: Recovery,
     doubtful: Doubtful,
     unanswered: Unanswered,
     unannounced: Unannounced,
-}
-
-/// How often the cluster forgot this node, and how often it was told again who is here.
-#[derive(Default)]
-struct Resets {
-    heard: AtomicU64,
-    done: AtomicU64,
-    /// When the latest one was heard of, Unix milliseconds.
-    at_ms: AtomicU64,
 }
 
 /// Why something a client asked for did not happen.
@@ -169,10 +163,10 @@ impl Calls {
             watchers,
             devices: Mutex::default(),
             leaving: Mutex::default(),
-            departures: Mutex::default(),
+            departures: Departures::default(),
             unwelcomed: Mutex::default(),
             overdue: Overdue::default(),
-            resets: Resets::default(),
+            recovery: Recovery::default(),
             doubtful: Doubtful::default(),
             unanswered: Unanswered::default(),
             unannounced: Unannounced::default(),

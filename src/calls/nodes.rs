@@ -1,14 +1,14 @@
 //! What nodes tell each other about calls.
 
-use std::{collections::BTreeSet, sync::atomic::Ordering, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
-use futures_util::future::try_join_all;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use super::{
     Calls, Failure,
-    live::Received,
+    live::{LiveCall, Received},
+    sweeper::some_at_a_time,
     view::{Origin, Reach},
 };
 use crate::{
@@ -21,8 +21,6 @@ use crate::{
 /// How long a node that stops stays at the most for devices that are not back elsewhere yet.
 const MAX_HAND_OVER: Duration = Duration::from_secs(5);
 const HAND_OVER_POLL: Duration = Duration::from_millis(20);
-/// How many devices are signed on, or calls looked up, at a time.
-const AT_ONCE: usize = 64;
 /// How often a record is asked for on which a message waits.
 const LOAD_ATTEMPTS: usize = 20;
 const LOAD_PAUSE: Duration = Duration::from_millis(100);
@@ -34,7 +32,10 @@ impl Calls {
             let taken = match inbound {
                 Inbound::Message(from, message) => self.receive(from, message).await,
                 Inbound::Departed(node, users) => self.see_off(node, users).await,
-                Inbound::Reset => self.start_over().await,
+                Inbound::Reset => {
+                    self.note_reset();
+                    Ok(())
+                }
             };
             if let Err(error) = taken {
                 warn!(%error, "news of the cluster could not be carried out");
@@ -77,7 +78,7 @@ impl Calls {
     }
 
     /// If the device of `user` in this call was on that node, it is lost.
-    async fn lose_device_on(
+    pub(super) async fn lose_device_on(
         &self,
         node: NodeId,
         user: &UserId,
@@ -106,58 +107,6 @@ impl Calls {
         }
     }
 
-    /// The cluster has forgotten this node, or news of it were lost: says again who is here, and
-    /// looks every call up. What fails is done again with the next sweep.
-    async fn start_over(&self) -> Result<(), Unavailable> {
-        self.resets.heard.fetch_add(1, Ordering::Relaxed);
-        self.resets.at_ms.store(self.clock.now().as_millis(), Ordering::Relaxed);
-        self.start_over_late().await
-    }
-
-    /// Starts over unless that is done.
-    pub(super) async fn start_over_late(&self) -> Result<(), Unavailable> {
-        let heard = self.resets.heard.load(Ordering::Relaxed);
-        if self.resets.done.load(Ordering::Relaxed) == heard {
-            return Ok(());
-        }
-        metrics::RESETS.increment(1);
-        let mut devices: Vec<Device> =
-            self.devices().values().map(|present| present.device.clone()).collect();
-        devices.sort_unstable_by_key(|device| device.socket);
-        info!(devices = devices.len(), "this node tells the cluster again who is here");
-        for some in devices.chunks(AT_ONCE) {
-            try_join_all(some.iter().map(|device| self.attach_again(device))).await?;
-        }
-        let (watched, newest) = self.watchers.all();
-        let edges = self.cluster.watch(&watched, newest).await?;
-        for edge in &edges {
-            self.watchers.announce(edge, &*self.outlet, self.clock.now());
-        }
-        self.look_up_all(|_| true).await?;
-        for some in devices.chunks(AT_ONCE) {
-            try_join_all(some.iter().map(|device| self.welcome_again(device))).await?;
-        }
-        for (user, detached) in self.cluster.tidy().await? {
-            // They may have been taken off before, and that not be answered.
-            self.unannounced.note([&user]);
-            self.lose_device_on(self.node(), &user, detached.call).await?;
-        }
-        self.resets.done.fetch_max(heard, Ordering::Relaxed);
-        Ok(())
-    }
-
-    async fn attach_again(&self, device: &Device) -> Result<(), Unavailable> {
-        self.attach(device).await?;
-        self.sign_off_if_gone(device).await
-    }
-
-    async fn welcome_again(&self, device: &Device) -> Result<(), Unavailable> {
-        if self.has_joined(device) {
-            self.tell_of_call(device, Event::Stayed(device.clone())).await?;
-        }
-        self.sign_off_if_gone(device).await
-    }
-
     /// A device that left meanwhile was signed off, and has just been signed on again.
     pub(super) async fn sign_off_if_gone(&self, device: &Device) -> Result<(), Unavailable> {
         if self.is_connected(device) {
@@ -166,23 +115,16 @@ impl Calls {
         self.sign_off(device, true).await
     }
 
-    /// Compares each call in view with its record: a message may have been lost, never the record,
+    /// Compares each live call in view with its record: a message may have been lost, never the record,
     /// unless the shared state has gone back. Then what was seen here is put back.
     pub(super) async fn look_up(&self) -> Result<(), Unavailable> {
-        self.look_up_all(Call::is_live).await
+        let mut live = self.live.all();
+        live.retain(|live| live.is(Call::is_live));
+        some_at_a_time(&live, |live| self.look_up_one(live)).await
     }
 
-    /// The same for those of which this is so.
-    async fn look_up_all(&self, which: impl Fn(&Call) -> bool) -> Result<(), Unavailable> {
-        let all = self.live.all();
-        let seen = all.iter().map(|live| live.snapshot()).filter(which);
-        for some in seen.collect::<Vec<_>>().chunks(AT_ONCE) {
-            try_join_all(some.iter().map(|seen| self.look_up_one(seen))).await?;
-        }
-        Ok(())
-    }
-
-    async fn look_up_one(&self, seen: &Call) -> Result<(), Unavailable> {
+    pub(super) async fn look_up_one(&self, live: &LiveCall) -> Result<(), Unavailable> {
+        let seen = &live.snapshot();
         match self.cluster.load(seen.id).await? {
             Some(call) if call.succeeds(seen) => {
                 // Whoever wrote it may not know that it did, and have announced nothing.

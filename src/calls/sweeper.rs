@@ -2,27 +2,44 @@
 
 use std::time::Duration;
 
-use tracing::warn;
+use futures_util::future::join_all;
+use tracing::{debug, error, warn};
 
-use super::{Calls, Failure};
+use super::{Calls, Failure, as_gauge};
 use crate::{
     call::{Call, Event},
-    cluster::Unavailable,
+    cluster::{Due, Unavailable},
     metrics::{self, Found, Limit},
 };
 
+/// How many calls or devices are attended to at a time.
+pub(super) const AT_ONCE: usize = 64;
 /// Most calls that one sweep takes at a time.
 const SWEEP_BATCH: usize = 256;
 /// Most of these in one sweep.
 const MAX_SWEEP_BATCHES: usize = 16;
 /// How often the deadlines are looked through.
 pub const SWEEP_INTERVAL: Duration = Duration::from_millis(200);
+/// How often ended calls that wait for history are looked through.
+const STORE_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a node looks up the records of the calls that concern it.
 const LOOK_UP_INTERVAL: Duration = Duration::from_secs(15);
 
 impl Calls {
-    /// Attends to the calls whose deadline has passed.
+    /// One turn of all that is done by the clock, the calls that are due first.
     pub async fn sweep(&self) -> Result<(), Unavailable> {
+        let attended = self.attend().await;
+        let late = [
+            self.sign_off_late().await,
+            self.recover().await,
+            self.catch_up().await,
+            self.store_unstored().await,
+        ];
+        late.into_iter().fold(attended, Result::and)
+    }
+
+    /// Attends to the calls whose deadline has passed.
+    async fn attend(&self) -> Result<(), Unavailable> {
         metrics::SWEEPS.increment(1);
         self.live.forget_retired(self.clock.now());
         while let Some(id) = self.overdue.next(self.clock.now()) {
@@ -30,27 +47,27 @@ impl Calls {
                 live.give_up_flush(&self.reach());
             }
         }
-        // What is late must not keep other calls from their end.
+        self.attend_to_due().await
+    }
+
+    /// Does what could not be done when it came up.
+    async fn catch_up(&self) -> Result<(), Unavailable> {
         let late = [
-            self.sign_off_late().await,
-            self.start_over_late().await,
             self.tell_unanswered().await,
             self.announce_unannounced().await,
             self.undo_doubtful().await,
             self.welcome_late().await,
         ];
-        self.attend_to_due().await?;
         late.into_iter().collect()
     }
 
     async fn attend_to_due(&self) -> Result<(), Unavailable> {
         for _ in 0..MAX_SWEEP_BATCHES {
-            let due = self.cluster.due(self.clock.now(), SWEEP_BATCH).await?;
-            let is_last = due.len() < SWEEP_BATCH;
-            for call in due {
-                self.attend(call).await;
+            let Due { calls, has_more } = self.cluster.due(self.clock.now(), SWEEP_BATCH).await?;
+            for some in calls.chunks(AT_ONCE) {
+                join_all(some.iter().map(|call| self.attend_to(call))).await;
             }
-            if is_last {
+            if !has_more {
                 return Ok(());
             }
         }
@@ -59,41 +76,104 @@ impl Calls {
         Ok(())
     }
 
-    async fn attend(&self, call: Call) {
-        if !call.is_live() {
-            metrics::SWEPT.of(Found::Unstored).increment(1);
-            // Its row was not stored yet when it was last looked at.
-            return self.recorder.record(&call);
-        }
+    async fn attend_to(&self, call: &Call) {
         metrics::LATENESS.record(self.clock.now() - call.deadline());
         let id = call.id;
-        match self.transition(call, &Event::Due).await {
+        match self.transition(call.clone(), &Event::Due).await {
             Ok(_) => metrics::SWEPT.of(Found::Overdue).increment(1),
             Err(Failure::Refused(_)) => metrics::SWEPT.of(Found::Nothing).increment(1),
             Err(failure) => warn!(%failure, call = %id, "an overdue call could not be ended"),
         }
     }
 
-    /// Sweeps, and now and then looks all calls in view up, until `shutdown` completes.
-    pub async fn run_sweeper(&self, shutdown: impl Future<Output = ()>) {
-        let mut shutdown = std::pin::pin!(shutdown);
-        let mut sweeps = tokio::time::interval(SWEEP_INTERVAL);
-        let mut look_ups = tokio::time::interval(LOOK_UP_INTERVAL);
-        for ticks in [&mut sweeps, &mut look_ups] {
-            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        }
-        loop {
-            let attended = tokio::select! {
-                // The rarest first: while Redis is away, a sweep is due whenever the last one is over.
-                biased;
-                () = &mut shutdown => return,
-                _ = look_ups.tick() => self.look_up().await,
-                _ = sweeps.tick() => self.sweep().await,
-            };
-            if let Err(error) = attended {
-                metrics::SWEEPS_FAILED.increment(1);
-                warn!(%error, "deadlines could not be looked through");
+    /// Has those ended calls stored here whose node has not done it: it may be dead, or not reach the database.
+    async fn store_unstored(&self) -> Result<(), Unavailable> {
+        for _ in 0..MAX_SWEEP_BATCHES {
+            let limit = self.recorder.room().min(SWEEP_BATCH);
+            let unstored = self.cluster.unstored(self.clock.now(), limit).await?;
+            metrics::UNSTORED_CALLS.set(as_gauge(unstored.waiting));
+            if unstored.lost > 0 {
+                metrics::UNSTORED_LOST.increment(unstored.lost as u64);
+                error!(
+                    calls = unstored.lost,
+                    "ended calls are lost to history: it was away for too long"
+                );
+            }
+            for call in &unstored.calls {
+                metrics::SWEPT.of(Found::Unstored).increment(1);
+                self.recorder.record(call);
+            }
+            if !unstored.has_more {
+                break;
             }
         }
+        Ok(())
     }
+
+    /// Does all that is done by the clock, until `shutdown` completes. Each thing has a turn of its own: what is
+    /// late must not keep calls from their end.
+    pub async fn run_sweeper(&self, shutdown: impl Future<Output = ()>) {
+        let all = async {
+            tokio::join!(
+                every(SWEEP_INTERVAL, "deadlines could not be looked through", || {
+                    counted(self.attend())
+                }),
+                every(SWEEP_INTERVAL, "who left could not be signed off", || self.sign_off_late()),
+                every(SWEEP_INTERVAL, "what is late could not be done", || self.catch_up()),
+                every(STORE_INTERVAL, "ended calls could not be looked through", || {
+                    self.store_unstored()
+                }),
+                every(LOOK_UP_INTERVAL, "live calls could not be looked up", || {
+                    counted(self.look_up())
+                }),
+                self.run_recovery(),
+            )
+        };
+        tokio::select! {
+            biased;
+            () = shutdown => {}
+            _ = all => {}
+        }
+    }
+}
+
+/// Counts a failure among those of sweeps.
+async fn counted(
+    attended: impl Future<Output = Result<(), Unavailable>>,
+) -> Result<(), Unavailable> {
+    attended.await.inspect_err(|_| metrics::SWEEPS_FAILED.increment(1))
+}
+
+/// Does something at an interval, for ever. Of failures in a row one is logged.
+async fn every<T: Future<Output = Result<(), Unavailable>>>(
+    interval: Duration,
+    failed: &str,
+    attend: impl Fn() -> T,
+) {
+    let mut ticks = tokio::time::interval(interval);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut is_failing = false;
+    loop {
+        ticks.tick().await;
+        let attended = attend().await;
+        let failed_before = std::mem::replace(&mut is_failing, attended.is_err());
+        let Err(error) = attended else { continue };
+        if failed_before {
+            debug!(%error, "{failed}, again");
+        } else {
+            warn!(%error, "{failed}");
+        }
+    }
+}
+
+/// Does something with all of these, some at a time, until one of them fails. None is cut short.
+pub(super) async fn some_at_a_time<'a, T, F: Future<Output = Result<(), Unavailable>>>(
+    all: &'a [T],
+    attend: impl Fn(&'a T) -> F,
+) -> Result<(), Unavailable> {
+    for some in all.chunks(AT_ONCE) {
+        let attended = join_all(some.iter().map(&attend)).await;
+        attended.into_iter().collect::<Result<(), _>>()?;
+    }
+    Ok(())
 }

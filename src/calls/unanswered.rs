@@ -8,7 +8,7 @@ use std::{
 
 use tracing::warn;
 
-use super::Calls;
+use super::{Calls, sweeper::some_at_a_time};
 use crate::{
     call::{Call, Event},
     cluster::Unavailable,
@@ -60,18 +60,25 @@ impl Calls {
     /// Tells what came of the changes whose commit was not answered.
     pub(super) async fn tell_unanswered(&self) -> Result<(), Unavailable> {
         let now = self.clock.now();
-        for Change { before, asked_at } in self.unanswered.due(now) {
-            let found = self.cluster.load(before.id).await?;
-            if found.is_none() && self.is_unsure() {
-                continue;
-            }
-            let is_written = self.tell_if_written(&before, found).await?;
-            let mut calls = self.unanswered.calls();
-            if is_written || asked_at.is_some() {
-                calls.remove(&before.id);
-            } else if let Some(change) = calls.get_mut(&before.id) {
-                change.asked_at = Some(now);
-            }
+        let due = self.unanswered.due(now);
+        some_at_a_time(&due, |change| self.tell_one_unanswered(change, now)).await
+    }
+
+    async fn tell_one_unanswered(
+        &self,
+        Change { before, asked_at }: &Change,
+        now: Timestamp,
+    ) -> Result<(), Unavailable> {
+        let found = self.cluster.load(before.id).await?;
+        if found.is_none() && self.is_unsure() {
+            return Ok(());
+        }
+        let is_written = self.tell_if_written(before, found).await?;
+        let mut calls = self.unanswered.calls();
+        if is_written || asked_at.is_some() {
+            calls.remove(&before.id);
+        } else if let Some(change) = calls.get_mut(&before.id) {
+            change.asked_at = Some(now);
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! What a node does while it cannot know yet which calls there are: the shared state has come back empty, and
 //! each node puts back what it has seen.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::time::Duration;
 
 use super::{Calls, Failure, live::LiveCall};
 use crate::{
@@ -16,10 +16,9 @@ pub(super) const UNSURE: Duration = Duration::from_secs(4);
 const ENDED_LATELY: Duration = Duration::from_secs(10);
 
 impl Calls {
-    /// Whether a call that is not found may still be put back by another node.
+    /// Whether a call that is not found may still be put back by this node or another.
     pub(super) fn is_unsure(&self) -> bool {
-        let reset = self.resets.at_ms.load(Ordering::Relaxed);
-        reset > 0 && self.clock.now() - Timestamp::from_millis(reset) < UNSURE
+        self.recovery.is_under_way_at(self.clock.now())
     }
 
     /// Whether other nodes may not have heard yet that the call has ended.

@@ -1,7 +1,8 @@
 //! Which sockets of this node want to know about whose presence.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    ops::Bound,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -23,7 +24,7 @@ pub struct Watchers {
 
 #[derive(Default)]
 struct Index {
-    users: HashMap<UserId, Watched>,
+    users: BTreeMap<UserId, Watched>,
     sockets: HashMap<SocketId, BTreeSet<UserId>>,
 }
 
@@ -78,19 +79,30 @@ impl Watchers {
         own.into_iter().filter(|user| index.unwatch(socket, user)).collect()
     }
 
-    /// All users that are watched, sorted, and the highest order of an edge that is known of any of them.
-    pub fn all(&self) -> (Vec<UserId>, u64) {
+    /// The watched users that come after this one, in order, at most so many; and the highest order of an edge that is
+    /// known of any of them.
+    pub fn after(&self, user: Option<&UserId>, limit: usize) -> (Vec<UserId>, u64) {
+        let from = user.map_or(Bound::Unbounded, Bound::Excluded);
         let index = self.index();
-        let mut users: Vec<_> = index.users.keys().cloned().collect();
-        users.sort_unstable();
-        let orders = index.users.values().filter_map(|watched| watched.newest);
-        (users, orders.map(|(order, _)| order).max().unwrap_or_default())
+        let (mut users, mut newest) = (Vec::new(), 0);
+        for (user, watched) in index.users.range::<UserId, _>((from, Bound::Unbounded)).take(limit)
+        {
+            users.push(user.clone());
+            newest = watched.newest.map_or(newest, |(order, _)| newest.max(order));
+        }
+        (users, newest)
     }
 
     /// Those of `users` that somebody here watches.
     pub fn watched(&self, users: Vec<UserId>) -> Vec<UserId> {
         let index = self.index();
         users.into_iter().filter(|user| index.users.contains_key(user)).collect()
+    }
+
+    /// Those of `users` whom nobody here watches.
+    pub fn unwatched(&self, users: &[UserId]) -> Vec<UserId> {
+        let index = self.index();
+        users.iter().filter(|user| !index.users.contains_key(*user)).cloned().collect()
     }
 
     /// Takes presences in that were read after `socket` began to watch the users, and answers the
@@ -189,7 +201,7 @@ impl Calls {
     }
 
     /// Tells the cluster that nobody here watches `users`, unless somebody does again.
-    async fn unwatch(&self, users: Vec<UserId>) {
+    pub(super) async fn unwatch(&self, users: Vec<UserId>) {
         if users.is_empty() {
             return;
         }

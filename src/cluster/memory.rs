@@ -11,7 +11,8 @@ use tokio::sync::mpsc;
 use tracing::warn;
 
 use super::{
-    Change, Cluster, Committed, Detached, Edge, Inbound, Message, Relay, Stored, Unavailable,
+    Change, Cluster, Committed, Detached, Due, Edge, Inbound, LONGEST_UNSTORED_LEASE, MAX_UNSTORED,
+    Message, Relay, Stored, TAKE_OVER_AFTER, Unavailable, Unstored,
 };
 use crate::{
     call::{Call, Lobby, Role},
@@ -22,9 +23,6 @@ use crate::{
 
 /// How long a live call that is due is left to whoever took it before it is given out again.
 const LIVE_LEASE: Duration = Duration::from_secs(2);
-/// The same for an ended one, which waits for history and must not crowd the live ones out.
-const ENDED_LEASE: Duration = Duration::from_secs(30);
-
 /// Most messages that wait for a node to take them.
 const INBOX_MESSAGES: usize = 10_000;
 
@@ -49,7 +47,11 @@ pub struct Memory {
 struct Store {
     calls: HashMap<CallId, Record>,
     users: HashMap<UserId, User>,
+    /// Live calls.
     deadlines: BTreeSet<(Timestamp, CallId)>,
+    /// Ended calls that history has not got, and those that it has.
+    unstored: BTreeSet<(Timestamp, CallId)>,
+    stored: BTreeSet<(Timestamp, CallId)>,
     /// Counts every change of a user, so that edges can be put in order. It never goes back: it ends with
     /// the process, and so do all who know an order.
     order: u64,
@@ -58,7 +60,7 @@ struct Store {
 #[derive(Debug)]
 struct Record {
     call: Call,
-    /// When it is due: the call's own deadline, or the end of a lease.
+    /// When it is looked at: the call's own deadline, or the end of a lease.
     due_at: Timestamp,
     settled: bool,
 }
@@ -111,9 +113,31 @@ impl Cluster for Memory {
         Ok(Detached { call, edge })
     }
 
-    async fn tidy(&self) -> Result<Vec<(UserId, Detached)>, Unavailable> {
+    async fn attach_again(&self, sockets: &[(UserId, SocketId)]) -> Result<Vec<Edge>, Unavailable> {
+        let mut edges = Vec::new();
+        for (user, socket) in sockets {
+            edges.extend(self.attach(user, *socket).await?);
+        }
+        Ok(edges)
+    }
+
+    async fn detach_all(
+        &self,
+        sockets: &[(UserId, SocketId)],
+    ) -> Result<Vec<Detached>, Unavailable> {
+        let mut detached = Vec::with_capacity(sockets.len());
+        for (user, socket) in sockets {
+            detached.push(self.detach(user, *socket).await?);
+        }
+        Ok(detached)
+    }
+
+    async fn tidy(
+        &self,
+        _: Option<&str>,
+    ) -> Result<(Vec<(UserId, Detached)>, Option<String>), Unavailable> {
         // It lives and dies with the process: it never goes back.
-        Ok(Vec::new())
+        Ok((Vec::new(), None))
     }
 
     async fn watch(&self, users: &[UserId], after: u64) -> Result<Vec<Edge>, Unavailable> {
@@ -182,6 +206,11 @@ impl Cluster for Memory {
         Ok(self.store().latest(user))
     }
 
+    async fn latest_of(&self, users: &[UserId]) -> Result<Vec<Option<Call>>, Unavailable> {
+        let store = self.store();
+        Ok(users.iter().map(|user| store.latest(user)).collect())
+    }
+
     async fn commit(&self, change: Change) -> Result<Committed, Unavailable> {
         let over = change.call.version - 1;
         Ok(self.store().write(change, over))
@@ -195,17 +224,18 @@ impl Cluster for Memory {
         Ok(self.store().write(change, over.unwrap_or(0)).stored())
     }
 
-    async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Call>, Unavailable> {
+    async fn due(&self, now: Timestamp, limit: usize) -> Result<Due, Unavailable> {
         Ok(self.store().due(now, limit))
+    }
+
+    async fn unstored(&self, now: Timestamp, limit: usize) -> Result<Unstored, Unavailable> {
+        Ok(self.store().unstored(now, limit))
     }
 
     async fn settle(&self, stored: &[(CallId, u64)]) -> Result<(), Unavailable> {
         let mut store = self.store();
         for (id, version) in stored {
-            let record = store.calls.get_mut(id);
-            if let Some(record) = record.filter(|record| record.call.version <= *version) {
-                record.settled = true;
-            }
+            store.settle(*id, *version);
         }
         Ok(())
     }
@@ -297,40 +327,82 @@ impl Store {
     }
 
     fn put(&mut self, call: Call) {
-        let (id, due_at) = (call.id, call.deadline());
-        let record = Record { call, due_at, settled: false };
-        if let Some(old) = self.calls.insert(id, record) {
-            self.deadlines.remove(&(old.due_at, id));
-        }
-        self.deadlines.insert((due_at, id));
+        let id = call.id;
+        self.unqueue(id);
+        let due_at = call.ended_at().map_or(call.deadline(), |at| at + TAKE_OVER_AFTER);
+        let queue = if call.is_live() { &mut self.deadlines } else { &mut self.unstored };
+        queue.insert((due_at, id));
+        self.calls.insert(id, Record { call, due_at, settled: false });
     }
 
-    fn due(&mut self, now: Timestamp, limit: usize) -> Vec<Call> {
-        let mut due = Vec::new();
-        while let Some(&(at, id)) = self.deadlines.first()
-            && at <= now
-            && due.len() < limit
-        {
-            self.deadlines.remove(&(at, id));
-            let Some(record) = self.calls.get_mut(&id) else { continue };
-            if record.settled {
-                self.remove(id);
-            } else {
-                let lease = if record.call.is_live() { LIVE_LEASE } else { ENDED_LEASE };
-                record.due_at = now + lease;
-                self.deadlines.insert((record.due_at, id));
-                let call = record.call.clone();
-                if !call.is_live() {
-                    self.unclaim(&call);
-                }
-                due.push(call);
+    /// Takes a call out of where it waits.
+    fn unqueue(&mut self, id: CallId) {
+        if let Some(record) = self.calls.get(&id) {
+            for queue in [&mut self.deadlines, &mut self.unstored, &mut self.stored] {
+                queue.remove(&(record.due_at, id));
             }
         }
-        due
+    }
+
+    fn due(&mut self, now: Timestamp, limit: usize) -> Due {
+        let mut calls = Vec::new();
+        while calls.len() < limit
+            && let Some(id) = pop_passed(&mut self.deadlines, now)
+        {
+            let Some(record) = self.calls.get_mut(&id) else { continue };
+            record.due_at = now + LIVE_LEASE;
+            self.deadlines.insert((record.due_at, id));
+            calls.push(record.call.clone());
+        }
+        Due { has_more: calls.len() == limit, calls }
+    }
+
+    fn unstored(&mut self, now: Timestamp, limit: usize) -> Unstored {
+        let (mut lost, mut calls) = (0, Vec::new());
+        while self.unstored.len() > MAX_UNSTORED
+            && let Some((_, id)) = self.unstored.pop_first()
+        {
+            self.remove(id);
+            lost += 1;
+        }
+        while calls.len() < limit
+            && let Some(id) = pop_passed(&mut self.unstored, now)
+        {
+            let Some(record) = self.calls.get_mut(&id) else { continue };
+            let waited = record.call.ended_at().map_or(Duration::ZERO, |at| now - at);
+            record.due_at = now + waited.clamp(TAKE_OVER_AFTER, LONGEST_UNSTORED_LEASE);
+            self.unstored.insert((record.due_at, id));
+            let call = record.call.clone();
+            if call.deadline() <= now {
+                self.unclaim(&call);
+            }
+            calls.push(call);
+        }
+        while let Some(id) = pop_passed(&mut self.stored, now) {
+            self.remove(id);
+        }
+        let has_more = limit > 0 && calls.len() == limit;
+        Unstored { has_more, calls, waiting: self.unstored.len(), lost }
+    }
+
+    fn settle(&mut self, id: CallId, version: u64) {
+        self.unqueue(id);
+        let Some(record) = self.calls.get_mut(&id) else { return };
+        if !record.call.is_live() && record.call.version <= version {
+            record.settled = true;
+            record.due_at = record.call.deadline();
+        }
+        let queue = match (record.call.is_live(), record.settled) {
+            (true, _) => &mut self.deadlines,
+            (false, false) => &mut self.unstored,
+            (false, true) => &mut self.stored,
+        };
+        queue.insert((record.due_at, id));
     }
 
     /// Removes a record and the claims that lead to it.
     fn remove(&mut self, id: CallId) {
+        self.unqueue(id);
         if let Some(record) = self.calls.remove(&id) {
             self.unclaim(&record.call);
         }
@@ -388,4 +460,10 @@ impl Store {
         self.order += 1;
         Some(self.edge(user)).filter(|edge| edge.presence != before)
     }
+}
+
+/// Takes out a call whose time has come.
+fn pop_passed(queue: &mut BTreeSet<(Timestamp, CallId)>, now: Timestamp) -> Option<CallId> {
+    let (at, _) = queue.first()?;
+    (*at <= now).then(|| queue.pop_first().map(|(_, id)| id)).flatten()
 }

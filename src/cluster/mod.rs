@@ -8,6 +8,8 @@ pub mod outgoing;
 pub(crate) mod redis;
 pub mod timekeeper;
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +26,12 @@ use crate::{
     trace::{self, TraceContext},
 };
 
+/// Whoever has ended a call has so long to store it; then any node does.
+pub const TAKE_OVER_AFTER: Duration = Duration::from_secs(3);
+/// The longest time after which somebody tries again to store an ended call.
+pub const LONGEST_UNSTORED_LEASE: Duration = Duration::from_mins(5);
+/// Most ended calls that wait for history, about 1.5 KB each. What is beyond is lost to history.
+pub const MAX_UNSTORED: usize = 4_000_000;
 /// Of how many users an operation changes all or nothing. Of more, some may be changed when it fails.
 pub const USERS_AT_ONCE: usize = 200;
 
@@ -43,9 +51,22 @@ pub trait Cluster: Send + Sync + 'static {
     /// Forgets a socket.
     async fn detach(&self, user: &UserId, socket: SocketId) -> Result<Detached, Unavailable>;
 
-    /// Takes the users off this node who have nothing to do with it any more: the shared state has gone
-    /// back to when they had. Answers them.
-    async fn tidy(&self) -> Result<Vec<(UserId, Detached)>, Unavailable>;
+    /// Registers sockets again that are on this node already: the shared state may have forgotten them.
+    /// Answers the edges that this made.
+    async fn attach_again(&self, sockets: &[(UserId, SocketId)]) -> Result<Vec<Edge>, Unavailable>;
+
+    /// [`Cluster::detach`] for several sockets; answers them in their order.
+    async fn detach_all(
+        &self,
+        sockets: &[(UserId, SocketId)],
+    ) -> Result<Vec<Detached>, Unavailable>;
+
+    /// Takes a part of the users off this node who have nothing to do with it any more: the shared state
+    /// has gone back to when they had. Answers them, and where to go on; None at the end.
+    async fn tidy(
+        &self,
+        from: Option<&str>,
+    ) -> Result<(Vec<(UserId, Detached)>, Option<String>), Unavailable>;
 
     /// Sends this node the presence edges of `users` from now on, and answers their presence, in
     /// their order. Each edge answered has an order above `after`, and so have those that follow.
@@ -80,6 +101,9 @@ pub trait Cluster: Send + Sync + 'static {
     /// The latest call of `user`, live or ended less than a minute ago.
     async fn latest(&self, user: &UserId) -> Result<Option<Call>, Unavailable>;
 
+    /// The same for several users, in their order.
+    async fn latest_of(&self, users: &[UserId]) -> Result<Vec<Option<Call>>, Unavailable>;
+
     /// Writes `change.call` if the record's version is one lower (a call of version 1 must not
     /// exist yet) and every claim is what it was.
     async fn commit(&self, change: Change) -> Result<Committed, Unavailable>;
@@ -92,10 +116,14 @@ pub trait Cluster: Send + Sync + 'static {
         over: Option<u64>,
     ) -> Result<Option<Stored>, Unavailable>;
 
-    /// Up to `limit` calls whose deadline has passed at `now`. Each is left to whoever asked for some
-    /// seconds before it is given out again. An ended call is nobody's latest from then on; a stored one is
-    /// removed.
-    async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Call>, Unavailable>;
+    /// Up to `limit` live calls whose deadline has passed at `now`. Each is left to whoever asked for some
+    /// seconds before it is given out again.
+    async fn due(&self, now: Timestamp, limit: usize) -> Result<Due, Unavailable>;
+
+    /// Up to `limit` ended calls that history has not got at `now`, [`TAKE_OVER_AFTER`] after their end. Each is left
+    /// to whoever asked, longer each time, before it is given out again. One whose deadline has passed is nobody's latest
+    /// from then on. Some of those that are stored, and whose deadline has passed, are removed.
+    async fn unstored(&self, now: Timestamp, limit: usize) -> Result<Unstored, Unavailable>;
 
     /// Says that history holds these ended records, each in this version: they may go when their
     /// deadline passes. One that has a later version by now stays until history has that.
@@ -130,6 +158,26 @@ pub trait Cluster: Send + Sync + 'static {
     fn queued(&self) -> usize {
         0
     }
+}
+
+/// What `due` answers.
+#[derive(Debug, Clone, Default)]
+pub struct Due {
+    pub calls: Vec<Call>,
+    /// There may be more that are due now.
+    pub has_more: bool,
+}
+
+/// What `unstored` answers.
+#[derive(Debug, Clone, Default)]
+pub struct Unstored {
+    pub calls: Vec<Call>,
+    /// There may be more to take, or to remove, now.
+    pub has_more: bool,
+    /// How many wait for history in all.
+    pub waiting: usize,
+    /// How many were dropped, because there were too many or because they had waited for too long.
+    pub lost: usize,
 }
 
 /// What `detach` answers.

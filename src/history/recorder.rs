@@ -107,6 +107,12 @@ impl Recorder {
         self.backlog.drop_before(call.id, call.version);
     }
 
+    /// How many more rows keep the writer busy. None while the database is away: what waits in the cluster is
+    /// left there.
+    pub fn room(&self) -> usize {
+        (2 * BATCH_ROWS).saturating_sub(self.backlog.len())
+    }
+
     /// The backlog.
     pub fn backlog(&self) -> &Backlog {
         &self.backlog

@@ -12,8 +12,8 @@ use async_trait::async_trait;
 use switchboard::{
     call::{Call, Lobby, Role},
     cluster::{
-        Change, Cluster, Committed, Departed, Detached, Edge, Inbound, Message, Relay, Stored,
-        USERS_AT_ONCE, Unavailable,
+        Change, Cluster, Committed, Departed, Detached, Due, Edge, Inbound, Message, Relay, Stored,
+        USERS_AT_ONCE, Unavailable, Unstored,
     },
     ids::{CallId, NodeId, SocketId, UserId},
     shutdown::{self, Shutdown, Trigger},
@@ -132,8 +132,23 @@ impl Backend {
         Ok(marked.into_iter().next().expect("each is answered"))
     }
 
-    /// Heartbeats, and burying the dead, for ever.
+    /// Heartbeats, for ever; what comes of them is done beside them.
     pub async fn live(self: Arc<Self>, inbox: mpsc::Sender<Inbound>, reconnected: Arc<Notify>) {
+        let (start_over, start_overs) = mpsc::channel(1);
+        let (bury, burials) = mpsc::channel(1);
+        tokio::join!(
+            self.beats(&reconnected, start_over, bury),
+            self.start_over(start_overs, &inbox),
+            self.bury_dead_again(burials, &inbox),
+        );
+    }
+
+    async fn beats(
+        &self,
+        reconnected: &Notify,
+        start_over: mpsc::Sender<()>,
+        bury: mpsc::Sender<()>,
+    ) {
         let mut ticks = tokio::time::interval(HEARTBEAT);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut leaving = pin!(self.leaves.clone().wait());
@@ -143,7 +158,9 @@ impl Backend {
             tokio::select! {
                 biased;
                 () = &mut leaving => return,
-                () = reconnected.notified() => self.start_over(&inbox).await,
+                () = reconnected.notified() => {
+                    let _ = start_over.try_send(());
+                }
                 _ = ticks.tick() => {}
             }
             let asked = tokio::time::Instant::now();
@@ -155,18 +172,26 @@ impl Backend {
             if let Ok(was_known) = beat.await {
                 heard = asked;
                 if !was_known {
-                    self.start_over(&inbox).await;
+                    let _ = start_over.try_send(());
                 } else if asked - since >= DEAD_AFTER {
-                    let _ = self.bury_dead(&inbox).await;
+                    let _ = bury.try_send(());
                 }
             }
         }
     }
 
-    async fn start_over(&self, inbox: &mpsc::Sender<Inbound>) {
-        let ms = self.world.dice.roll(|dice| dice.below(300));
-        tokio::time::sleep(Duration::from_millis(ms)).await;
-        let _ = inbox.send(Inbound::Reset).await;
+    async fn start_over(&self, mut asked: mpsc::Receiver<()>, inbox: &mpsc::Sender<Inbound>) {
+        while asked.recv().await.is_some() {
+            let ms = self.world.dice.roll(|dice| dice.below(300));
+            tokio::time::sleep(Duration::from_millis(ms)).await;
+            let _ = inbox.send(Inbound::Reset).await;
+        }
+    }
+
+    async fn bury_dead_again(&self, mut asked: mpsc::Receiver<()>, inbox: &mpsc::Sender<Inbound>) {
+        while asked.recv().await.is_some() {
+            let _ = self.bury_dead(inbox).await;
+        }
     }
 
     async fn bury_dead(&self, inbox: &mpsc::Sender<Inbound>) -> Result<(), Unavailable> {
@@ -239,12 +264,49 @@ impl Cluster for Backend {
         self.mark_sockets(user).await.map(Detached::from)
     }
 
-    async fn tidy(&self) -> Result<Vec<(UserId, Detached)>, Unavailable> {
-        let node = self.node;
+    async fn attach_again(&self, sockets: &[(UserId, SocketId)]) -> Result<Vec<Edge>, Unavailable> {
+        let (mut users, mut new) = (Vec::new(), Vec::new());
+        for (user, socket) in sockets {
+            let mut local = self.local.lock().unwrap();
+            if local.sockets.entry(user.clone()).or_default().insert(*socket) {
+                new.push((user, *socket));
+            }
+            users.push(user.clone());
+        }
+        let marked = self.mark(&users, Aspect::Sockets, 0).await.inspect_err(|_| {
+            for (user, socket) in new {
+                self.remove(user, socket);
+            }
+        })?;
+        Ok(marked.into_iter().filter_map(|marked| marked.changed).collect())
+    }
+
+    async fn detach_all(
+        &self,
+        sockets: &[(UserId, SocketId)],
+    ) -> Result<Vec<Detached>, Unavailable> {
+        let mut users = Vec::new();
+        for (user, socket) in sockets {
+            self.remove(user, *socket);
+            users.push(user.clone());
+        }
+        let marked = self.mark(&users, Aspect::Sockets, 0).await?;
+        Ok(marked.into_iter().map(Detached::from).collect())
+    }
+
+    async fn tidy(
+        &self,
+        from: Option<&str>,
+    ) -> Result<(Vec<(UserId, Detached)>, Option<String>), Unavailable> {
+        let (node, from) = (self.node, from.unwrap_or_default().to_owned());
+        // Two at a time, so that it is often several parts.
         let there = self.ask(move |_, state| state.users_on(node)).await?;
+        let part: Vec<UserId> =
+            there.into_iter().filter(|user| *user.as_str() > *from).take(2).collect();
+        let next = part.last().map(|user| user.as_str().to_owned());
         let absent: Vec<UserId> = {
             let mut local = self.local.lock().unwrap();
-            let mut users: BTreeSet<UserId> = there.into_iter().collect();
+            let mut users: BTreeSet<UserId> = part.into_iter().collect();
             users.append(&mut local.untidied);
             users.retain(|user| !local.sockets.contains_key(user) && !local.watched.contains(user));
             local.untidied.clone_from(&users);
@@ -252,7 +314,7 @@ impl Cluster for Backend {
         };
         let marked = self.mark(&absent, Aspect::Both, 0).await?;
         self.local.lock().unwrap().untidied.clear();
-        Ok(std::iter::zip(absent, marked.into_iter().map(Detached::from)).collect())
+        Ok((std::iter::zip(absent, marked.into_iter().map(Detached::from)).collect(), next))
     }
 
     async fn watch(&self, users: &[UserId], after: u64) -> Result<Vec<Edge>, Unavailable> {
@@ -315,6 +377,11 @@ impl Cluster for Backend {
         self.ask(move |_, state| state.latest(&user)).await
     }
 
+    async fn latest_of(&self, users: &[UserId]) -> Result<Vec<Option<Call>>, Unavailable> {
+        let users = users.to_vec();
+        self.ask(move |_, state| users.iter().map(|user| state.latest(user)).collect()).await
+    }
+
     async fn commit(&self, change: Change) -> Result<Committed, Unavailable> {
         self.ask(move |world, state| {
             let written = state.write(&change, change.call.version - 1, world.now(), world.mistake);
@@ -340,8 +407,12 @@ impl Cluster for Backend {
         .await
     }
 
-    async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Call>, Unavailable> {
+    async fn due(&self, now: Timestamp, limit: usize) -> Result<Due, Unavailable> {
         self.ask(move |world, state| state.due(now, limit, world.mistake)).await
+    }
+
+    async fn unstored(&self, now: Timestamp, limit: usize) -> Result<Unstored, Unavailable> {
+        self.ask(move |world, state| state.unstored(now, limit, world.mistake)).await
     }
 
     async fn settle(&self, stored: &[(CallId, u64)]) -> Result<(), Unavailable> {

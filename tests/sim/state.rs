@@ -6,15 +6,18 @@ use std::{
 };
 
 use switchboard::{
-    call::{Call, Lobby, Role},
-    cluster::{Change, Committed, Edge, Stored},
+    call::{Call, Lobby},
+    cluster::{
+        Change, Committed, Due, Edge, LONGEST_UNSTORED_LEASE, Stored, TAKE_OVER_AFTER, Unstored,
+    },
     ids::{CallId, NodeId, UserId},
     protocol::Presence,
     time::Timestamp,
 };
 
 const LIVE_LEASE: Duration = Duration::from_secs(5);
-const ENDED_LEASE: Duration = Duration::from_secs(30);
+/// Few, so that it is often several turns.
+const FORGOTTEN_AT_ONCE: usize = 2;
 const SEE_OFF_LEASE: Duration = Duration::from_secs(5);
 
 /// A mistake that is made on purpose, to see whether it is found.
@@ -42,7 +45,11 @@ pub enum Mistake {
 pub struct State {
     pub calls: BTreeMap<CallId, Record>,
     pub users: BTreeMap<UserId, User>,
+    /// Live calls.
     pub deadlines: BTreeSet<(Timestamp, CallId)>,
+    /// Ended calls that history has not got, and those that it has.
+    pub unstored: BTreeSet<(Timestamp, CallId)>,
+    pub stored: BTreeSet<(Timestamp, CallId)>,
     /// When each node was last known to live.
     pub nodes: BTreeMap<NodeId, Sign>,
     pub departed: BTreeMap<(NodeId, UserId), Timestamp>,
@@ -196,7 +203,7 @@ impl State {
                 }
             }
         }
-        self.put(call, mistake);
+        self.put(call, now, mistake);
         let edges = std::iter::zip(parties, before)
             .map(|(user, before)| (self.edge(user), before))
             .filter(|(edge, before)| edge.presence != *before)
@@ -205,48 +212,83 @@ impl State {
         Committed::Stored(Stored { edges, callee_nodes: self.nodes_of(parties[1]) })
     }
 
-    fn put(&mut self, call: &Call, mistake: Option<Mistake>) {
-        let (id, due_at) = (call.id, call.deadline());
-        let record = Record { call: call.clone(), due_at, settled: false };
-        if let Some(old) = self.calls.insert(id, record) {
-            self.deadlines.remove(&(old.due_at, id));
-        }
+    fn put(&mut self, call: &Call, now: Timestamp, mistake: Option<Mistake>) {
+        let id = call.id;
+        self.unqueue(id);
+        let due_at = if call.is_live() { call.deadline() } else { now + TAKE_OVER_AFTER };
+        self.calls.insert(id, Record { call: call.clone(), due_at, settled: false });
         if mistake != Some(Mistake::NoDeadline) {
-            self.deadlines.insert((due_at, id));
-        }
-        for role in [Role::Caller, Role::Callee] {
-            if let Some(user) = self.users.get_mut(&call.party(role).user) {
-                user.order += 1;
-            }
+            self.queue(id);
         }
     }
 
-    pub fn due(&mut self, now: Timestamp, limit: usize, mistake: Option<Mistake>) -> Vec<Call> {
-        let passed = self.deadlines.iter().take_while(|(at, _)| *at <= now).take(limit);
-        let mut due = Vec::new();
-        for (at, id) in passed.copied().collect::<Vec<_>>() {
-            self.deadlines.remove(&(at, id));
-            let Some(record) = self.calls.get_mut(&id) else {
-                self.unclaim_gone(mistake);
-                continue;
-            };
-            if record.settled {
-                self.remove(id, mistake);
-            } else {
-                let lease = if record.call.is_live() { LIVE_LEASE } else { ENDED_LEASE };
-                record.due_at = now + lease;
-                self.deadlines.insert((record.due_at, id));
-                let call = record.call.clone();
-                if !call.is_live() {
-                    self.unclaim(&call, mistake);
-                }
-                due.push(call);
+    /// Puts a call where it waits.
+    fn queue(&mut self, id: CallId) {
+        let Some(record) = self.calls.get(&id) else { return };
+        let queue = match (record.call.is_live(), record.settled) {
+            (true, _) => &mut self.deadlines,
+            (false, false) => &mut self.unstored,
+            (false, true) => &mut self.stored,
+        };
+        queue.insert((record.due_at, id));
+    }
+
+    /// Takes a call out of where it waits, also if its record is gone.
+    fn unqueue(&mut self, id: CallId) {
+        for queue in [&mut self.deadlines, &mut self.unstored, &mut self.stored] {
+            queue.retain(|(_, other)| *other != id);
+        }
+    }
+
+    pub fn due(&mut self, now: Timestamp, limit: usize, mistake: Option<Mistake>) -> Due {
+        let ids = passed(&self.deadlines, now, limit);
+        let (has_more, mut calls) = (ids.len() == limit, Vec::new());
+        for id in ids {
+            match self.lease(id, now + LIVE_LEASE) {
+                Some(call) => calls.push(call),
+                None => self.unclaim_gone(mistake),
             }
         }
-        due
+        Due { calls, has_more }
+    }
+
+    pub fn unstored(&mut self, now: Timestamp, limit: usize, mistake: Option<Mistake>) -> Unstored {
+        let ids = passed(&self.unstored, now, limit);
+        let (has_more, mut lost) = (limit > 0 && ids.len() == limit, 0);
+        let mut calls = Vec::new();
+        for id in ids {
+            let ended_at = self.load(id).and_then(|call| call.ended_at());
+            let waited = ended_at.map_or(Duration::ZERO, |at| now - at);
+            let pause = waited.clamp(TAKE_OVER_AFTER, LONGEST_UNSTORED_LEASE);
+            let Some(call) = self.lease(id, now + pause) else {
+                self.unclaim_gone(mistake);
+                lost += 1;
+                continue;
+            };
+            if call.deadline() <= now {
+                self.unclaim(&call, mistake);
+            }
+            calls.push(call);
+        }
+        for id in passed(&self.stored, now, FORGOTTEN_AT_ONCE) {
+            if !self.calls.contains_key(&id) {
+                self.unclaim_gone(mistake);
+            }
+            self.remove(id, mistake);
+        }
+        Unstored { calls, has_more, waiting: self.unstored.len(), lost }
+    }
+
+    /// Leaves a call alone until then.
+    fn lease(&mut self, id: CallId, until: Timestamp) -> Option<Call> {
+        self.unqueue(id);
+        self.calls.get_mut(&id)?.due_at = until;
+        self.queue(id);
+        self.load(id)
     }
 
     fn remove(&mut self, id: CallId, mistake: Option<Mistake>) {
+        self.unqueue(id);
         if let Some(record) = self.calls.remove(&id) {
             self.unclaim(&record.call, mistake);
         }
@@ -289,11 +331,16 @@ impl State {
 
     pub fn settle(&mut self, stored: &[(CallId, u64)]) {
         for (id, version) in stored {
-            let is_it =
-                |record: &&mut Record| !record.call.is_live() && record.call.version <= *version;
-            if let Some(record) = self.calls.get_mut(id).filter(is_it) {
-                record.settled = true;
+            let is_it = |record: &Record| !record.call.is_live() && record.call.version <= *version;
+            if !self.calls.get(id).is_some_and(is_it) {
+                continue;
             }
+            self.unqueue(*id);
+            if let Some(record) = self.calls.get_mut(id) {
+                record.settled = true;
+                record.due_at = record.call.deadline();
+            }
+            self.queue(*id);
         }
     }
 
@@ -350,4 +397,9 @@ impl State {
         })
         .collect()
     }
+}
+
+/// Those whose time has come, at most so many.
+fn passed(queue: &BTreeSet<(Timestamp, CallId)>, now: Timestamp, limit: usize) -> Vec<CallId> {
+    queue.iter().take_while(|(at, _)| *at <= now).take(limit).map(|(_, id)| *id).collect()
 }

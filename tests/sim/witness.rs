@@ -464,10 +464,12 @@ impl Witness {
 
     /// Everybody has left, and time enough has passed for all to be cleared away.
     pub fn over(&mut self, state: &State, rows: &[Row]) {
-        let State { calls, users, deadlines, departed, .. } = state;
-        if !(calls.is_empty() && users.is_empty() && deadlines.is_empty() && departed.is_empty()) {
+        let State { calls, users, deadlines, unstored, stored, departed, .. } = state;
+        let is_over = calls.is_empty() && users.is_empty() && departed.is_empty();
+        let queues = [deadlines, unstored, stored];
+        if !(is_over && queues.iter().all(|queue| queue.is_empty())) {
             let calls: Vec<String> = calls.values().map(|record| brief(&record.call)).collect();
-            let what = format!("{calls:?} {users:?} {deadlines:?} {departed:?}");
+            let what = format!("{calls:?} {users:?} {queues:?} {departed:?}");
             self.violated(LEFT_OVER, || what);
         }
         let rows: BTreeMap<CallId, &Row> = rows.iter().map(|row| (row.id, row)).collect();

@@ -540,11 +540,13 @@ async fn a_reset_that_fails_is_done_with_a_later_sweep() {
     for name in ["a1", "b1"] {
         elsewhere.detach(&world.device(name).user, socket(name)).await.unwrap();
     }
-    node.fail_next(1);
+    // What is due, and the first part of starting over.
+    node.fail_next(2);
     let (resets, inbox) = tokio::sync::mpsc::channel(1);
     resets.send(Inbound::Reset).await.unwrap();
     drop(resets);
     node.calls.run_inbox(inbox).await;
+    node.calls.sweep().await.unwrap_err();
     let users = ["a", "b"].map(|user| user.parse().unwrap());
     let online = |all: Vec<Edge>| all.iter().all(|one| one.presence != Presence::Offline);
     world.end("a1", "b").await.unwrap();
@@ -566,7 +568,11 @@ async fn devices_that_leave_during_a_reset_stay_gone() {
             world.leave(name, true).await;
         }
     };
-    tokio::join!(node.calls.run_inbox(inbox), leaving);
+    let starting_over = async {
+        node.calls.run_inbox(inbox).await;
+        node.calls.sweep().await.unwrap();
+    };
+    tokio::join!(starting_over, leaving);
     world.settle().await;
     let users = names.map(|name| name[..1].parse().unwrap());
     let (elsewhere, _inbox) = world.hub.node(NodeId::generate(Clock::System.now()));

@@ -345,11 +345,11 @@ async fn who_left_before_redis_went_back_is_taken_off_the_node() {
     let users = [user("anna"), user("ben")];
     let presence = async || presence_of(&*cluster, &users).await;
     assert_eq!(presence().await, [Presence::Online, Presence::Online]);
-    let taken_off = cluster.tidy().await.unwrap();
-    assert_eq!(taken_off.len(), 1);
+    let (taken_off, next) = cluster.tidy(None).await.unwrap();
+    assert_eq!((taken_off.len(), next), (1, None));
     assert_eq!(taken_off[0].1.edge.as_ref().map(|edge| &edge.user), Some(&users[1]));
     assert_eq!(presence().await, [Presence::Online, Presence::Offline]);
-    assert!(cluster.tidy().await.unwrap().is_empty());
+    assert!(cluster.tidy(None).await.unwrap().0.is_empty());
 }
 
 /// A number that the server's `INFO` gives.
@@ -630,7 +630,7 @@ async fn a_record_that_cannot_be_read_holds_up_no_other() {
     }
     server.run(&["HSET", &format!("sb:{{test}}:call:{}", bad.id), "r", "9{}"]);
     let due = redis.due(good.deadline(), 10).await.unwrap();
-    assert_eq!(due, std::slice::from_ref(&good));
+    assert_eq!(due.calls, std::slice::from_ref(&good));
     let (live, _) = redis.live(None, 10).await.unwrap();
     assert_eq!(live, [good]);
 }
@@ -654,13 +654,68 @@ async fn what_is_due_is_given_out_once_and_again_if_nobody_attends_to_it() {
     for Backend { cluster, _server } in backends().await {
         let call = ringing("anna", "ben");
         stored(&*cluster, new_call(&call)).await;
-        let due = async |now| cluster.due(now, 10).await.unwrap().len();
+        let due = async |now| cluster.due(now, 10).await.unwrap().calls.len();
         let deadline = call.deadline();
         assert_eq!(due(Timestamp::from_millis(deadline.as_millis() - 1)).await, 0);
         assert_eq!(due(deadline).await, 1);
         assert_eq!(due(deadline).await, 0, "it is attended to by who asked first");
         assert_eq!(due(deadline + Duration::from_secs(5)).await, 1);
     }
+}
+
+#[tokio::test]
+async fn a_live_call_is_due_first_however_many_ended_ones_wait() {
+    for Backend { cluster, _server } in backends().await {
+        let mut last = None;
+        for number in 0..300 {
+            let call = ringing(&format!("anna{number}"), &format!("ben{number}"));
+            stored(&*cluster, new_call(&call)).await;
+            stored(&*cluster, update(&ended(&call, call.deadline()))).await;
+            last = Some(call);
+        }
+        let live = ringing("carl", "dora");
+        stored(&*cluster, new_call(&live)).await;
+        let later = last.unwrap().deadline() + ENDED_RETENTION;
+        let due = cluster.due(later, 256).await.unwrap();
+        assert_eq!((due.calls, due.has_more), (vec![live], false));
+        let unstored = cluster.unstored(later, 256).await.unwrap();
+        assert_eq!((unstored.calls.len(), unstored.waiting), (256, 300));
+        assert!(unstored.has_more);
+        let again = cluster.unstored(later, 256).await.unwrap();
+        assert_eq!(again.calls.len(), 44, "each is left to who has asked");
+        let soon = later + ENDED_RETENTION / 2;
+        let again = cluster.unstored(soon, 256).await.unwrap();
+        assert_eq!(again.calls.len(), 0, "the longer it waits, the more seldom");
+    }
+}
+
+#[tokio::test]
+async fn ended_calls_that_an_earlier_build_left_among_the_deadlines_move_on() {
+    let server = RedisServer::standalone();
+    let (redis, _inbox) = join(&server).await;
+    for (caller, callee, is_stored) in [("anna", "ben", false), ("carl", "dora", true)] {
+        let call = ringing(caller, callee);
+        stored(&*redis, new_call(&call)).await;
+        let ended = ended(&call, call.deadline());
+        stored(&*redis, update(&ended)).await;
+        // As it was before they had places of their own.
+        let (id, due) = (call.id.to_string(), ended.deadline().as_millis().to_string());
+        server.run(&["ZREM", "sb:{test}:unstored", &id]);
+        server.run(&["HDEL", &format!("sb:{{test}}:call:{id}"), "d"]);
+        server.run(&["ZADD", "sb:{test}:deadlines", &due, &id]);
+        if is_stored {
+            redis.settle(&[(call.id, ended.version)]).await.unwrap();
+        }
+    }
+    let over = ringing("anna", "ben").deadline() + ENDED_RETENTION;
+    assert_eq!(redis.due(over, 10).await.unwrap().calls, []);
+    let unstored = redis.unstored(over, 10).await.unwrap();
+    let callers: Vec<_> = unstored.calls.iter().map(|call| call.caller.user.as_str()).collect();
+    assert_eq!(callers, ["anna"], "history has the other one");
+    redis.settle(&[(unstored.calls[0].id, unstored.calls[0].version)]).await.unwrap();
+    redis.unstored(over, 10).await.unwrap();
+    let left = server.run(&["KEYS", "sb:{test}:[cuds]*"]);
+    assert_eq!(left, "", "nothing is left of either");
 }
 
 #[tokio::test]
@@ -675,12 +730,14 @@ async fn an_ended_call_stays_until_history_has_it_and_then_nothing_is_left() {
 
         cluster.settle(&[(call.id, version - 1)]).await.unwrap();
         assert_eq!(cluster.latest(&user("anna")).await.unwrap(), Some(ended.clone()));
-        let unsaved = cluster.due(over, 10).await.unwrap();
-        assert_eq!(unsaved, [ended], "it waits to be saved: an earlier version of it was");
+        let unsaved = cluster.unstored(over, 10).await.unwrap();
+        assert_eq!(unsaved.calls, [ended], "it waits to be saved: an earlier version of it was");
+        assert_eq!(unsaved.waiting, 1);
 
         cluster.settle(&[(call.id, version)]).await.unwrap();
         let later = over + Duration::from_mins(1);
-        assert_eq!(cluster.due(later, 10).await.unwrap(), []);
+        let stored = cluster.unstored(later, 10).await.unwrap();
+        assert_eq!((stored.calls.len(), stored.waiting, stored.lost), (0, 0, 0));
         assert_eq!(cluster.load(call.id).await.unwrap(), None);
         assert_eq!(cluster.latest(&user("anna")).await.unwrap(), None);
         assert_eq!(cluster.latest(&user("ben")).await.unwrap(), None);

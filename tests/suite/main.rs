@@ -17,6 +17,7 @@ mod moves;
 mod postgres;
 mod postgres_server;
 mod protocol;
+mod recovery;
 mod redis_server;
 mod settings;
 mod tokens;

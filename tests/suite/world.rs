@@ -16,8 +16,8 @@ use switchboard::{
     call::{Call, CallType, Device, Lobby, Refusal, Role, Rules, Signal},
     calls::{Calls, Failure, Initiate, Outlet},
     cluster::{
-        Change, Cluster, Committed, Detached, Edge, Hub, Memory, Message, Relay, Stored,
-        Unavailable,
+        Change, Cluster, Committed, Detached, Due, Edge, Hub, Memory, Message, Relay, Stored,
+        Unavailable, Unstored,
     },
     health::Health,
     history::{self, Period, Query, Row, Stats, Store, StoreError},
@@ -78,11 +78,28 @@ pub struct Interleaved {
     failing: AtomicUsize,
     /// The next operation of this name is carried out, and its answer is lost.
     losing: Mutex<Option<&'static str>>,
+    /// Operations of this name fail, but for so many before.
+    stuck: Mutex<Option<(&'static str, usize)>>,
+    /// Operations of this name are never answered.
+    hanging: Mutex<Option<&'static str>>,
+    /// The names of all operations.
+    asked: Mutex<Vec<&'static str>>,
     /// What has not left this node yet.
     unheard: Mutex<Vec<Relay>>,
 }
 
 impl Interleaved {
+    fn is_stuck(&self, operation: &'static str) -> bool {
+        self.asked.lock().unwrap().push(operation);
+        match &mut *self.stuck.lock().unwrap() {
+            Some((name, left)) if *name == operation => {
+                left.checked_sub(1).map(|less| *left = less)
+            }
+            _ => Some(()),
+        }
+        .is_none()
+    }
+
     async fn step_back(&self) {
         let turns = self.operations.fetch_add(1, Ordering::Relaxed) * 7 % 11;
         for _ in 0..turns {
@@ -116,6 +133,12 @@ macro_rules! interleaved {
 
             $(async fn $name(&self, $($argument: $kind),*) -> Result<$answer, Unavailable> {
                 self.step_back().await;
+                if *self.hanging.lock().unwrap() == Some(stringify!($name)) {
+                    std::future::pending::<()>().await;
+                }
+                if self.is_stuck(stringify!($name)) {
+                    return Err(Unavailable);
+                }
                 let fail = |left: usize| left.checked_sub(1);
                 if self.failing.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fail).is_ok() {
                     return Err(Unavailable);
@@ -134,7 +157,9 @@ macro_rules! interleaved {
 interleaved! {
     attach(user: &UserId, socket: SocketId) -> Option<Edge>;
     detach(user: &UserId, socket: SocketId) -> Detached;
-    tidy() -> Vec<(UserId, Detached)>;
+    attach_again(sockets: &[(UserId, SocketId)]) -> Vec<Edge>;
+    detach_all(sockets: &[(UserId, SocketId)]) -> Vec<Detached>;
+    tidy(from: Option<&str>) -> (Vec<(UserId, Detached)>, Option<String>);
     watch(users: &[UserId], after: u64) -> Vec<Edge>;
     unwatch(users: &[UserId]) -> ();
     presence(users: &[UserId]) -> Vec<Edge>;
@@ -144,9 +169,11 @@ interleaved! {
     nodes_of(user: &UserId) -> Vec<NodeId>;
     sockets_of(user: &UserId) -> Vec<(NodeId, usize)>;
     latest(user: &UserId) -> Option<Call>;
+    latest_of(users: &[UserId]) -> Vec<Option<Call>>;
     commit(change: Change) -> Committed;
     restore(change: Change, over: Option<u64>) -> Option<Stored>;
-    due(now: Timestamp, limit: usize) -> Vec<Call>;
+    due(now: Timestamp, limit: usize) -> Due;
+    unstored(now: Timestamp, limit: usize) -> Unstored;
     settle(stored: &[(CallId, u64)]) -> ();
     seen_off(node: NodeId, users: &[UserId]) -> ();
 }
@@ -238,6 +265,21 @@ impl Node {
         self.cluster.failing.store(operations, Ordering::Relaxed);
     }
 
+    /// Has operations of this name fail after so many more, until it is told otherwise.
+    pub fn fail_after(&self, failing: Option<(&'static str, usize)>) {
+        *self.cluster.stuck.lock().unwrap() = failing;
+    }
+
+    /// Has operations of this name never be answered.
+    pub fn never_answer(&self, operation: &'static str) {
+        *self.cluster.hanging.lock().unwrap() = Some(operation);
+    }
+
+    /// The operations on the shared state since this was last asked, by name.
+    pub fn operations(&self) -> Vec<&'static str> {
+        std::mem::take(&mut *self.cluster.asked.lock().unwrap())
+    }
+
     /// Says of a message that was sent to another node that nobody there has heard it yet.
     pub fn has_not_sent(&self, relay: Relay) {
         self.cluster.unheard.lock().unwrap().push(relay);
@@ -273,9 +315,16 @@ impl World {
             let id = NodeId::generate(clock.now());
             let (cluster, inbox) = hub.node(id);
             let (operations, failing) = (AtomicUsize::default(), AtomicUsize::default());
-            let (losing, unheard) = (Mutex::default(), Mutex::default());
-            let cluster = Interleaved { cluster, operations, failing, losing, unheard };
-            let cluster = Arc::new(cluster);
+            let cluster = Arc::new(Interleaved {
+                cluster,
+                operations,
+                failing,
+                losing: Mutex::default(),
+                stuck: Mutex::default(),
+                hanging: Mutex::default(),
+                asked: Mutex::default(),
+                unheard: Mutex::default(),
+            });
             let (recorder, writer) =
                 history::recorder(ledger.clone(), cluster.clone(), Health::default());
             tokio::spawn(writer.run(std::future::pending()));

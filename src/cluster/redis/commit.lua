@@ -1,20 +1,23 @@
 -- Writes a record if its version, and the claims on its users, are what they were.
 -- KEYS[1]  call hash: v version, r record, l whether it is live, s whether it is stored, a and b
---          the users' ids
+--          the users' ids, d its deadline
 -- KEYS[2]  deadlines
 -- KEYS[3]  the caller's hash
 -- KEYS[4]  the callee's hash
+-- KEYS[5]  ended calls that history has not got
+-- KEYS[6]  ended calls that history has
 -- ARGV[1]  call id
 -- ARGV[2]  the version that it has; '0' if there is none yet
 -- ARGV[3]  the version to write
 -- ARGV[4]  the record
 -- ARGV[5]  '1' if it is live, else '0'
--- ARGV[6]  deadline in ms
+-- ARGV[6]  deadline in ms; of an ended call, when it is forgotten
 -- ARGV[7]  how long to keep the record at the most, in ms, from the first that is written on
 -- ARGV[8]  the caller's id
 -- ARGV[9]  the callee's id
 -- ARGV[10] the caller's claim as it was, '' for none or one whose record is gone, '-' to leave it alone
 -- ARGV[11] the callee's claim likewise
+-- ARGV[12] when any node sees to it that an ended call is stored, in ms
 -- Answers 'conflict' and the record as it is, or 'ok', whether it was live, and both users' hashes as
 -- lines. The caller's is '' if nobody's presence can have changed.
 -- If this very record is there already, its writer has lost the answer: 'ok' again, and '?'.
@@ -59,15 +62,30 @@ if is_new or was_live ~= ARGV[5] then
 end
 
 if current[1] then
-    redis.call('HSET', KEYS[1], 'v', ARGV[3], 'r', ARGV[4], 'l', ARGV[5])
+    redis.call('HSET', KEYS[1], 'v', ARGV[3], 'r', ARGV[4], 'l', ARGV[5], 'd', ARGV[6])
     if current[4] then
         redis.call('HDEL', KEYS[1], 's')
     end
 else
-    redis.call('HSET', KEYS[1], 'v', ARGV[3], 'r', ARGV[4], 'l', ARGV[5], 'a', ARGV[8], 'b', ARGV[9])
+    redis.call(
+        'HSET', KEYS[1], 'v', ARGV[3], 'r', ARGV[4], 'l', ARGV[5], 'd', ARGV[6], 'a', ARGV[8], 'b', ARGV[9]
+    )
     redis.call('PEXPIRE', KEYS[1], ARGV[7])
 end
-redis.call('ZADD', KEYS[2], ARGV[6], ARGV[1])
+if ARGV[5] == '1' then
+    redis.call('ZADD', KEYS[2], ARGV[6], ARGV[1])
+    if was_live ~= '1' and current[1] then
+        redis.call('ZREM', KEYS[5], ARGV[1])
+        redis.call('ZREM', KEYS[6], ARGV[1])
+    end
+else
+    redis.call('ZADD', KEYS[5], ARGV[12], ARGV[1])
+    if was_live == '1' then
+        redis.call('ZREM', KEYS[2], ARGV[1])
+    elseif current[4] then
+        redis.call('ZREM', KEYS[6], ARGV[1])
+    end
+end
 if not users[0] then
     return { 'ok', was_live, '', lines(KEYS[4]) }
 end

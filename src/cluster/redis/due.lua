@@ -1,36 +1,28 @@
--- Takes calls whose deadline has passed. Those that are stored go; the others are answered, and fall due
--- again after a lease. The claims that lead to ended calls go with the first deadline.
+-- Takes live calls whose deadline has passed: they are answered, and fall due again after a lease. Ended
+-- ones, which nodes of earlier builds put here, move to where ended calls wait.
 -- KEYS[1]  deadlines
+-- KEYS[2]  ended calls that history has not got
+-- KEYS[3]  ended calls that history has, until they are forgotten
 -- ARGV[1]  prefix of call keys
--- ARGV[2]  prefix of user keys
--- ARGV[3]  now in ms
--- ARGV[4]  when the lease of a live call ends, in ms
--- ARGV[5]  the same for one that has ended
--- ARGV[6]  how many at the most
--- Answers the records, and '1' if one was gone: it cannot be said whose claims led to it.
-local due, is_gone = {}, '0'
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[3], 'LIMIT', 0, ARGV[6])) do
-    local key = ARGV[1] .. id
-    local call = redis.call('HMGET', key, 'r', 's', 'a', 'b', 'l')
-    local is_live = call[1] and not call[2] and call[5] == '1'
-    if call[1] and not call[2] then
-        redis.call('ZADD', KEYS[1], is_live and ARGV[4] or ARGV[5], id)
-        due[#due + 1] = call[1]
+-- ARGV[2]  now in ms
+-- ARGV[3]  when the lease ends, in ms
+-- ARGV[4]  how many at the most
+-- Answers 1 if there may be more, else 0; the records; 1 if one was gone: it cannot be said whose claims
+-- led to it.
+local ids = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[2], 'LIMIT', 0, ARGV[4])
+local due, gone = {}, 0
+for _, id in ipairs(ids) do
+    local call = redis.call('HMGET', ARGV[1] .. id, 'l', 'r', 's')
+    if call[1] == '1' then
+        redis.call('ZADD', KEYS[1], ARGV[3], id)
+        due[#due + 1] = call[2]
     else
-        redis.call('DEL', key)
         redis.call('ZREM', KEYS[1], id)
-    end
-    if not call[1] then
-        is_gone = '1'
-    end
-    for i = 3, 4 do
-        local user = not is_live and call[i] and ARGV[2] .. call[i]
-        if user and redis.call('HGET', user, 'call') == id then
-            redis.call('HDEL', user, 'call')
-            if redis.call('HLEN', user) == 1 then
-                redis.call('DEL', user)
-            end
+        if call[2] then
+            redis.call('ZADD', call[3] and KEYS[3] or KEYS[2], ARGV[2], id)
+        else
+            gone = 1
         end
     end
 end
-return { due, is_gone }
+return { #ids == tonumber(ARGV[4]) and 1 or 0, due, gone }

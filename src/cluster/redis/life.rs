@@ -126,8 +126,14 @@ impl Redis {
         jump_ms.is_some()
     }
 
-    /// Heartbeats, and burying the dead, for ever.
+    /// Heartbeats, for ever. Whatever else has to be done is done elsewhere: a node that waits for something
+    /// would be taken for dead.
     pub(super) async fn live(self: Arc<Self>, inbox: mpsc::Sender<Inbound>, leaving: Shutdown) {
+        // A request that finds another one waiting is the same.
+        let (start_over, start_overs) = mpsc::channel(1);
+        tokio::spawn(self.clone().start_over(start_overs, inbox.clone()));
+        let (bury, burials) = mpsc::channel(1);
+        tokio::spawn(self.clone().bury_dead_again(burials, inbox));
         let mut ticks = tokio::time::interval(HEARTBEAT);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut reconnections = self.client.reconnect_rx();
@@ -137,14 +143,15 @@ impl Redis {
         let (mut heard, mut since) = (Instant::now(), Instant::now());
         loop {
             // A Redis that is back may be empty: better found out now than at the next beat.
-            tokio::select! {
-                _ = ticks.tick() => {}
-                _ = reconnections.recv() => {
-                    metrics::REDIS_RECONNECTS.of(Connection::Commands).increment(1);
-                    // What failed meanwhile is done again, from what is the case now.
-                    self.start_over(&inbox).await;
-                }
+            let has_reconnected = tokio::select! {
+                _ = ticks.tick() => false,
+                _ = reconnections.recv() => true,
                 () = &mut leaving => return,
+            };
+            if has_reconnected {
+                metrics::REDIS_RECONNECTS.of(Connection::Commands).increment(1);
+                // What failed meanwhile is done again, from what is the case now.
+                let _ = start_over.try_send(());
             }
             let asked = Instant::now();
             if asked - heard > 2 * HEARTBEAT {
@@ -167,26 +174,43 @@ impl Redis {
             match beat {
                 Ok(Heard { was_unknown: true, .. }) => {
                     info!("this node was not known to the cluster any more: it joins again");
-                    self.start_over(&inbox).await;
+                    let _ = start_over.try_send(());
                 }
                 // Others may have been away as this node was, and take longer to be back.
                 Ok(_) if asked - since < DEAD_AFTER => {}
                 Ok(heard) => {
-                    if let Err(error) = self.bury_dead(&heard, &inbox).await {
-                        warn!(%error, "dead nodes could not be looked for");
-                    }
+                    let _ = bury.try_send(heard);
                 }
                 Err(error) => warn!(%error, "Redis does not answer the heartbeat"),
             }
         }
     }
 
-    /// Lets this node say again who is here, once it can be heard by who finds them.
-    async fn start_over(&self, inbox: &mpsc::Sender<Inbound>) {
-        if tokio::time::timeout(HEARTBEAT, self.bus.heard()).await.is_ok() {
-            self.bus.looks_all_up();
+    /// Whenever that is asked for, lets this node say again who is here, once it can be heard by who finds
+    /// them.
+    async fn start_over(
+        self: Arc<Self>,
+        mut asked: mpsc::Receiver<()>,
+        inbox: mpsc::Sender<Inbound>,
+    ) {
+        while asked.recv().await.is_some() {
+            if tokio::time::timeout(HEARTBEAT, self.bus.heard()).await.is_ok() {
+                self.bus.looks_all_up();
+            }
+            let _ = inbox.send(Inbound::Reset).await;
         }
-        let _ = inbox.send(Inbound::Reset).await;
+    }
+
+    async fn bury_dead_again(
+        self: Arc<Self>,
+        mut heard: mpsc::Receiver<Heard>,
+        inbox: mpsc::Sender<Inbound>,
+    ) {
+        while let Some(heard) = heard.recv().await {
+            if let Err(error) = self.bury_dead(&heard, &inbox).await {
+                warn!(%error, "dead nodes could not be looked for");
+            }
+        }
     }
 
     async fn bury_dead(

@@ -13,15 +13,21 @@ pub use connect::ConnectError;
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use async_trait::async_trait;
-use fred::prelude::*;
+use fred::{
+    prelude::*,
+    types::{ClusterHash, CustomCommand},
+};
 use futures_util::future::try_join_all;
 use tokio::sync::mpsc;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use self::{
     asked::{Named, Scripts, timed},
@@ -30,11 +36,12 @@ use self::{
     marked::{Aspect, Calls, Marked, Own},
 };
 use super::{
-    Change, Cluster, Committed, Detached, Edge, Inbound, Message, Relay, Stored, USERS_AT_ONCE,
-    Unavailable, timekeeper::Timekeeper,
+    Change, Cluster, Committed, Detached, Due, Edge, Inbound, LONGEST_UNSTORED_LEASE, MAX_UNSTORED,
+    Message, Relay, Stored, TAKE_OVER_AFTER, USERS_AT_ONCE, Unavailable, Unstored,
+    timekeeper::Timekeeper,
 };
 use crate::{
-    call::{Call, Lobby, Role},
+    call::{Call, ENDED_RETENTION, Lobby, Role},
     health::Health,
     ids::{CallId, NodeId, SocketId, UserId},
     limits::buffers::Buffers,
@@ -49,10 +56,10 @@ const MARKS_AT_ONCE: usize = 4;
 const INBOX_MESSAGES: usize = 65_536;
 /// How long a due call is left to whoever took it.
 const LIVE_LEASE: Duration = Duration::from_secs(5);
-/// The same for one that ended and waits to be stored: history may be away for long.
-const ENDED_LEASE: Duration = Duration::from_secs(30);
 /// About how many keys are looked through at a time for claims whose records are gone.
 const UNCLAIM_KEYS: usize = 1_000;
+/// Most ended calls that are forgotten by one script.
+const FORGOTTEN_AT_ONCE: usize = 256;
 /// How long a node that leaves tries to send what it still has for others.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 const LAST_WORDS_POLL: Duration = Duration::from_millis(5);
@@ -72,6 +79,8 @@ pub struct Redis {
     /// Set when the node has signed off: no more heartbeats.
     leaving: Trigger,
     health: Health,
+    /// Whether the last script that was answered was not carried out.
+    is_failing: AtomicBool,
 }
 
 /// What this node has to do with each user.
@@ -135,6 +144,14 @@ impl Keys {
         format!("{}deadlines", self.prefix)
     }
 
+    fn unstored(&self) -> String {
+        format!("{}unstored", self.prefix)
+    }
+
+    fn stored(&self) -> String {
+        format!("{}stored", self.prefix)
+    }
+
     fn departed(&self) -> String {
         format!("{}departed", self.prefix)
     }
@@ -192,6 +209,7 @@ impl Redis {
             local: Mutex::default(),
             leaving,
             health,
+            is_failing: AtomicBool::default(),
         });
         redis.take_time().await.map_err(ConnectError::Refused)?;
         tokio::spawn(redis.clone().live(sender, leaves));
@@ -208,8 +226,15 @@ impl Redis {
         keys: Vec<String>,
         arguments: Vec<String>,
     ) -> Result<Value, Unavailable> {
-        let answer = script.run(&self.client, keys, arguments).await.map_err(|error| {
-            warn!(%error, "Redis did not carry a script out");
+        let ran = script.run(&self.client, keys, arguments).await;
+        let failed_before = self.is_failing.swap(ran.is_err(), Ordering::Relaxed);
+        let answer = ran.map_err(|error| {
+            // Of thousands that fail in a row, one line is enough.
+            if failed_before {
+                debug!(%error, "Redis did not carry another script out");
+            } else {
+                warn!(%error, "Redis did not carry a script out");
+            }
             Unavailable
         })?;
         self.bus.answered();
@@ -309,6 +334,16 @@ impl Redis {
         marked.into_iter().next().ok_or(Unavailable)
     }
 
+    /// A script has said whether it came upon calls whose records are gone.
+    fn note_gone(&self, answer: &str) {
+        if answer == "1" {
+            warn!(
+                "records of calls are gone before their time: claims on their users are looked for"
+            );
+            self.local().unclaim_from = Some("0".to_owned());
+        }
+    }
+
     /// Looks a part of all users through for claims whose records are gone, if there are any.
     async fn unclaim(&self) {
         let Some(from) = self.local().unclaim_from.take() else { return };
@@ -336,6 +371,8 @@ impl Redis {
             self.keys.deadlines(),
             self.keys.user(caller),
             self.keys.user(callee),
+            self.keys.unstored(),
+            self.keys.stored(),
         ];
         let life = call.expires_at - call.created_at + RECORD_MARGIN;
         let arguments = vec![
@@ -350,6 +387,7 @@ impl Redis {
             callee.as_str().to_owned(),
             claim_of(caller),
             claim_of(callee),
+            (Clock::Shared(self.clock.clone()).now() + TAKE_OVER_AFTER).as_millis().to_string(),
         ];
         let mut answer = list(self.run(&self.scripts.commit, keys, arguments).await?).into_iter();
         let mut next = || answer.next().unwrap_or(Value::Null);
@@ -397,22 +435,77 @@ impl Cluster for Redis {
         self.mark_sockets(user, Calls::Wanted).await.map(Detached::from)
     }
 
-    async fn tidy(&self) -> Result<Vec<(UserId, Detached)>, Unavailable> {
-        let members = self.client.smembers(self.keys.node(self.node));
-        let members: Vec<String> = timed(Command::Other, members).await.map_err(|_| Unavailable)?;
-        let is_absent = |user: &UserId| {
+    async fn attach_again(&self, sockets: &[(UserId, SocketId)]) -> Result<Vec<Edge>, Unavailable> {
+        let (mut users, mut new) = (Vec::with_capacity(sockets.len()), Vec::new());
+        {
+            let mut local = self.local();
+            for (user, socket) in sockets {
+                if local.sockets.entry(user.clone()).or_default().insert(*socket) {
+                    new.push((user, *socket));
+                }
+                users.push(user.clone());
+            }
+        }
+        let marked =
+            self.mark(&users, Aspect::Sockets, Calls::Unwanted, 0).await.inspect_err(|_| {
+                let mut local = self.local();
+                for (user, socket) in new {
+                    local.remove(user, socket);
+                }
+            })?;
+        Ok(marked.into_iter().filter_map(Marked::changed).collect())
+    }
+
+    async fn detach_all(
+        &self,
+        sockets: &[(UserId, SocketId)],
+    ) -> Result<Vec<Detached>, Unavailable> {
+        let mut users = Vec::with_capacity(sockets.len());
+        {
+            let mut local = self.local();
+            for (user, socket) in sockets {
+                local.remove(user, *socket);
+                users.push(user.clone());
+            }
+        }
+        let marked = self.mark(&users, Aspect::Sockets, Calls::Wanted, 0).await?;
+        Ok(marked.into_iter().map(Detached::from).collect())
+    }
+
+    async fn tidy(
+        &self,
+        from: Option<&str>,
+    ) -> Result<(Vec<(UserId, Detached)>, Option<String>), Unavailable> {
+        let from = from.unwrap_or("0");
+        let key = self.keys.node(self.node);
+        let arguments = [&key, from, "COUNT", &USERS_AT_ONCE.to_string()].map(str::to_owned);
+        let scan = CustomCommand::new_static("SSCAN", ClusterHash::FirstKey, false);
+        let scanned = self.client.custom(scan, arguments.to_vec());
+        let (next, members): (String, Vec<String>) =
+            timed(Command::Other, scanned).await.map_err(|_| Unavailable)?;
+        let mut absent: Vec<UserId> = {
             let local = self.local();
-            !local.sockets.contains_key(user) && !local.watched.contains(user)
+            let is_here =
+                |user: &UserId| local.sockets.contains_key(user) || local.watched.contains(user);
+            let users = members.into_iter().filter_map(|user| user.parse::<UserId>().ok());
+            users.filter(|user| !is_here(user)).collect()
         };
-        let users = members.into_iter().filter_map(|user| user.parse::<UserId>().ok());
-        let mut users: BTreeSet<UserId> = users.collect();
-        users.extend(self.local().untidied.iter().cloned());
-        users.retain(is_absent);
-        self.local().untidied = users.clone();
-        let absent: Vec<UserId> = users.into_iter().collect();
-        let marked = self.mark(&absent, Aspect::Both, Calls::Wanted, 0).await?;
+        // Those whose removal was not answered come first. The rest is found there again.
+        let (taken, next) = {
+            let mut local = self.local();
+            let mut taken: Vec<UserId> = local.untidied.iter().cloned().collect();
+            taken.retain(|user| !local.sockets.contains_key(user) && !local.watched.contains(user));
+            absent.retain(|user| !taken.contains(user));
+            taken.extend(absent);
+            let has_more = taken.len() > USERS_AT_ONCE;
+            taken.truncate(USERS_AT_ONCE);
+            local.untidied = taken.iter().cloned().collect();
+            (taken, if has_more { from.to_owned() } else { next })
+        };
+        let marked = self.mark(&taken, Aspect::Both, Calls::Wanted, 0).await?;
         self.local().untidied.clear();
-        Ok(std::iter::zip(absent, marked.into_iter().map(Detached::from)).collect())
+        let taken = std::iter::zip(taken, marked.into_iter().map(Detached::from)).collect();
+        Ok((taken, Some(next).filter(|next| next != "0")))
     }
 
     async fn watch(&self, users: &[UserId], after: u64) -> Result<Vec<Edge>, Unavailable> {
@@ -494,6 +587,10 @@ impl Cluster for Redis {
         Ok(looked.into_iter().next().and_then(|(_, call)| call))
     }
 
+    async fn latest_of(&self, users: &[UserId]) -> Result<Vec<Option<Call>>, Unavailable> {
+        Ok(self.look(users).await?.into_iter().map(|(_, call)| call).collect())
+    }
+
     async fn commit(&self, change: Change) -> Result<Committed, Unavailable> {
         let over = change.call.version - 1;
         self.write(change, over).await
@@ -507,33 +604,51 @@ impl Cluster for Redis {
         Ok(self.write(change, over.unwrap_or(0)).await?.stored())
     }
 
-    async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Call>, Unavailable> {
+    async fn due(&self, now: Timestamp, limit: usize) -> Result<Due, Unavailable> {
+        let keys = vec![self.keys.deadlines(), self.keys.unstored(), self.keys.stored()];
+        let arguments = vec![
+            self.keys.call_prefix(),
+            now.as_millis().to_string(),
+            (now + LIVE_LEASE).as_millis().to_string(),
+            limit.to_string(),
+        ];
+        let mut answer = list(self.run(&self.scripts.due, keys, arguments).await?).into_iter();
+        let mut next = || answer.next().unwrap_or(Value::Null);
+        let has_more = text(next()) == "1";
+        let calls = readable(next());
+        self.note_gone(&text(next()));
+        self.unclaim().await;
+        Ok(Due { calls, has_more })
+    }
+
+    async fn unstored(&self, now: Timestamp, limit: usize) -> Result<Unstored, Unavailable> {
+        let keys = vec![self.keys.unstored(), self.keys.stored()];
         let arguments = vec![
             self.keys.call_prefix(),
             self.keys.user_prefix(),
             now.as_millis().to_string(),
-            (now + LIVE_LEASE).as_millis().to_string(),
-            (now + ENDED_LEASE).as_millis().to_string(),
+            TAKE_OVER_AFTER.as_millis().to_string(),
+            LONGEST_UNSTORED_LEASE.as_millis().to_string(),
+            ENDED_RETENTION.as_millis().to_string(),
             limit.to_string(),
+            FORGOTTEN_AT_ONCE.to_string(),
+            MAX_UNSTORED.to_string(),
         ];
-        let answer = self.run(&self.scripts.due, vec![self.keys.deadlines()], arguments).await?;
-        let mut answer = list(answer).into_iter();
+        let mut answer = list(self.run(&self.scripts.unstored, keys, arguments).await?).into_iter();
         let mut next = || answer.next().unwrap_or(Value::Null);
-        let due = readable(next());
-        if text(next()) == "1" {
-            warn!(
-                "records of calls are gone before their time: claims on their users are looked for"
-            );
-            self.local().unclaim_from = Some("0".to_owned());
-        }
-        self.unclaim().await;
-        Ok(due)
+        let has_more = text(next()) == "1";
+        let [waiting, lost] = [(); 2].map(|()| text(next()).parse().unwrap_or_default());
+        let calls = readable(next());
+        self.note_gone(&text(next()));
+        Ok(Unstored { calls, has_more, waiting, lost })
     }
 
     async fn settle(&self, stored: &[(CallId, u64)]) -> Result<(), Unavailable> {
-        let keys = stored.iter().map(|(id, _)| self.keys.call(*id)).collect();
-        let versions = stored.iter().map(|(_, version)| version.to_string()).collect();
-        self.run(&self.scripts.settle, keys, versions).await.map(|_| ())
+        let mut keys = vec![self.keys.unstored(), self.keys.stored()];
+        keys.extend(stored.iter().map(|(id, _)| self.keys.call(*id)));
+        let versions =
+            stored.iter().flat_map(|(id, version)| [id.to_string(), version.to_string()]);
+        self.run(&self.scripts.settle, keys, versions.collect()).await.map(drop)
     }
 
     async fn seen_off(&self, node: NodeId, users: &[UserId]) -> Result<(), Unavailable> {

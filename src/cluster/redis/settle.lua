@@ -1,10 +1,17 @@
 -- Notes that ended records are stored, unless they have changed since.
--- KEYS[i]  call hash
--- ARGV[i]  the version that is stored
-for i = 1, #KEYS do
-    local current = redis.call('HMGET', KEYS[i], 'l', 'v')
-    if current[1] == '0' and tonumber(current[2]) <= tonumber(ARGV[i]) then
+-- KEYS[1]  ended calls that history has not got
+-- KEYS[2]  ended calls that history has, by when they are forgotten
+-- then the call hashes
+-- ARGV     for each call its id, and the version that is stored
+for i = 3, #KEYS do
+    local id, version = ARGV[2 * i - 5], ARGV[2 * i - 4]
+    local current = redis.call('HMGET', KEYS[i], 'l', 'v', 'd')
+    if current[1] == '0' and tonumber(current[2]) <= tonumber(version) then
         redis.call('HSET', KEYS[i], 's', '1')
+        -- One of an earlier build waits among the deadlines.
+        if redis.call('ZREM', KEYS[1], id) == 1 then
+            redis.call('ZADD', KEYS[2], current[3] or 0, id)
+        end
     end
 end
-return #KEYS
+return #KEYS - 2
