@@ -78,7 +78,7 @@ pub struct Witness {
 pub struct Said {
     call: Option<CallId>,
     socket: SocketId,
-    to: UserId,
+    to: Option<UserId>,
     text: String,
     at: Timestamp,
     /// Whether the client was in the call already: what a ringing device says of it goes no further if another
@@ -263,7 +263,7 @@ impl Witness {
     fn missing(&self) -> Option<String> {
         let takes = if self.may_stand_still { 10 * NOTICE } else { NEWS_TAKE };
         let is_missing = |acked: &&Acked| {
-            let Said { call: Some(id), socket, to, text, is_in, .. } = &acked.said else {
+            let Said { call: Some(id), socket, to: Some(to), text, is_in, .. } = &acked.said else {
                 return false;
             };
             let was_heard = self.got.contains(&(*id, to.clone(), text.clone()));
@@ -277,8 +277,8 @@ impl Witness {
             *is_in && !was_heard && !is_over && !peer_lost && !link_lost
         };
         let missing = self.acked.iter().find(is_missing)?;
-        let Said { call, socket, text, .. } = &missing.said;
-        Some(format!("{text} of {socket} in {call:?} never came to {}", missing.said.to.as_str()))
+        let Said { call, socket, text, to, .. } = &missing.said;
+        Some(format!("{text} of {socket} in {call:?} never came to {to:?}"))
     }
 
     /// The client heard this.
