@@ -278,6 +278,10 @@ impl Calls {
         let restored = self.cluster.restore(change, over).await;
         let restored = restored.inspect_err(|_| self.unannounced.note_parties(call))?;
         let Some(stored) = restored else { return Ok(false) };
+        // While the record was gone its users seemed free, and nobody was told.
+        if over.is_none() {
+            self.unannounced.note_parties(call);
+        }
         self.announce(stored.edges);
         Ok(true)
     }

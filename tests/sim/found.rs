@@ -1,9 +1,13 @@
 //! What earlier runs found, as the shortest scripts that showed it.
 
 use super::script::{
-    Act::{self, Answer, Busy, Call, CallAgain, Candidates, End, Leave, Offer, Reject, Vanish},
+    Act::{
+        self, Answer, Busy, Call, CallAgain, Candidates, End, Leave, Offer, Reject, Vanish, Watch,
+    },
     Step,
-    What::{self, CutOff, Drain, Flaky, Kill, Pause, RedisBehind, RedisEmpty, RedisFrozen},
+    What::{
+        self, CutOff, Drain, Flaky, Kill, Pause, RecordGone, RedisBehind, RedisEmpty, RedisFrozen,
+    },
 };
 
 /// A mistake that was made once.
@@ -33,6 +37,7 @@ pub fn all() -> Vec<Found> {
         put_back(),
         after_the_end(),
         forgotten_too_soon(),
+        gone(),
         unclaimed(),
     ]
     .into_iter()
@@ -101,6 +106,26 @@ fn forgotten() -> Vec<Found> {
                 at(27_409, Pause { node: 2, for_ms: 13_182 }),
                 device(34_091, 5, Call { to: 1, named: false }),
                 at(38_195, RedisEmpty { for_ms: 101 }),
+            ],
+        },
+    ]
+}
+
+/// What came of records that expire or are evicted.
+fn gone() -> Vec<Found> {
+    vec![
+        Found {
+            what: "a claim whose record was gone kept its users from calling for ever",
+            seed: 31,
+            script: vec![device(347, 3, call(2)), at(15_019, RecordGone { which: 0 })],
+        },
+        Found {
+            what: "an end that was put back where nothing was announced nobody's presence",
+            seed: 333,
+            script: vec![
+                device(6_935, 3, Watch),
+                device(42_426, 7, Call { to: 1, named: false }),
+                at(50_916, RecordGone { which: 7 }),
             ],
         },
     ]

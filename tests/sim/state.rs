@@ -195,8 +195,8 @@ impl State {
         for claim in claims {
             self.users.entry(claim.user.clone()).or_default().claim = Some(call.id);
         }
-        let was_live = current.is_some_and(|current| current.is_live());
-        if !claims.is_empty() || was_live != call.is_live() {
+        let was_live = current.as_ref().is_some_and(Call::is_live);
+        if !claims.is_empty() || current.is_none() || was_live != call.is_live() {
             for user in parties {
                 if let Some(entry) = self.users.get_mut(user) {
                     entry.advance(0, now);

@@ -37,7 +37,8 @@ local is_new = ARGV[10] ~= '-' or ARGV[11] ~= '-'
 
 -- Whose presence can change: their hashes, latest calls and numbers as they were.
 local users = {}
-if is_new or was_live ~= ARGV[5] then
+-- A record that is gone has made its users free, and nobody was told.
+if is_new or not current[1] or was_live ~= ARGV[5] then
     local time = redis.call('TIME')
     local now_us = time[1] * 1000000 + time[2]
     for i = 0, 1 do
