@@ -33,6 +33,7 @@ struct Costs {
     redis_bytes: f64,
 }
 
+#[expect(clippy::too_many_lines, reason = "one measurement after the other, top to bottom")]
 pub async fn run(results: &mut Results) -> Result<()> {
     let redis = Redis::start().await?;
     let mut nodes = Vec::new();

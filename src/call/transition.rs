@@ -61,6 +61,7 @@ impl Rules {
     }
 
     /// One arm for every pair of state and event. `call` is discarded on a refusal.
+    #[expect(clippy::too_many_lines, reason = "the whole table of states and events in one place")]
     fn step(&self, call: &mut Call, event: &Event, now: Timestamp) -> Result<(), Refusal> {
         match (&call.state, event) {
             (State::Ringing { .. }, Event::Answer(device)) => {

@@ -51,6 +51,7 @@ pub const ACKED: &str =
 pub const PANIC: &str = "nothing panics";
 
 #[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is one thing that a run allows, by itself")]
 pub struct Witness {
     /// Whether the shared state forgets, in this run, what it had confirmed.
     pub may_forget: bool,
@@ -95,7 +96,8 @@ impl Said {
     pub fn new(world: &World, socket: SocketId, to: &CallRef, payload: &Payload) -> Self {
         let (text, at) = (payload.as_json().trim_matches('"').to_owned(), world.now());
         let is_in = world.witness().is_in_some_call(socket);
-        Self { call: None, socket, to: to.to.clone(), text, at, is_in }
+        let to = to.to.clone().expect("the simulation's clients name whom they write to");
+        Self { call: None, socket, to, text, at, is_in }
     }
 
     /// The same in this call.
