@@ -136,7 +136,7 @@ describe('memory', () => {
   async function sumOf(environment) {
     const { code, stdout, stderr } = await runToExit(['config'], { env: environment });
     assert.equal(code, 0, stderr);
-    const limit = (name) => Number((new RegExp(`\\b${name}=(\\d+)`).exec(stdout) ?? assert.fail(`no ${name} in ${stdout}`))[1]);
+    const limit = (name) => Number((new RegExp(`(?<![\\w-])${name}=(\\d+)`).exec(stdout) ?? assert.fail(`no ${name} in ${stdout}`))[1]);
     return base * MIB + limit('sockets') * socket + limit('buffers') * factor;
   }
 
