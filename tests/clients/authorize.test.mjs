@@ -264,6 +264,8 @@ describe('a backend that gives no answer', { concurrency: true }, () => {
       t.after(() => back.stop());
       assert.ok((await call(caller, callee)).ok);
       assert.equal(back.asked(caller.userId).length, 1);
+      // A line reaches stderr a moment after its event.
+      await eventually(() => asking.logs().includes('the authorization backend answers again'), 'its return is logged');
       const logs = asking.logs();
       assert.equal(logs.match(/the authorization backend does not answer/g)?.length, 1, logs);
       assert.equal(logs.match(/the authorization backend answers again/g)?.length, 1, logs);
