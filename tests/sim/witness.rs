@@ -96,8 +96,7 @@ impl Said {
     pub fn new(world: &World, socket: SocketId, to: &CallRef, payload: &Payload) -> Self {
         let (text, at) = (payload.as_json().trim_matches('"').to_owned(), world.now());
         let is_in = world.witness().is_in_some_call(socket);
-        let to = to.to.clone().expect("the simulation's clients name whom they write to");
-        Self { call: None, socket, to, text, at, is_in }
+        Self { call: None, socket, to: to.to.clone(), text, at, is_in }
     }
 
     /// The same in this call.
