@@ -246,6 +246,12 @@ impl Witness {
         self.sockets.get(&socket).is_some_and(|ears| ears.calls.values().any(|heard| heard.is_in))
     }
 
+    /// What a ringing device says waits for its answer, and goes no further without one.
+    fn is_in_call(&self, socket: SocketId, id: CallId) -> bool {
+        let ears = self.sockets.get(&socket);
+        ears.and_then(|ears| ears.calls.get(&id)).is_some_and(|heard| heard.is_in)
+    }
+
     /// The client was told that its message is where it should be.
     pub fn acked(&mut self, now: Timestamp, said: Said) {
         self.note(now, || format!("    {} knows that {} is there", said.socket, said.text));
@@ -275,7 +281,8 @@ impl Witness {
             let peer_lost = self.was_lost(acked, |_, user| user == to);
             let link_lost =
                 self.may_lose_messages && self.was_lost(acked, |other, _| other == *socket);
-            *is_in && !was_heard && !is_over && !peer_lost && !link_lost
+            let is_in = *is_in && self.is_in_call(*socket, *id);
+            is_in && !was_heard && !is_over && !peer_lost && !link_lost
         };
         let missing = self.acked.iter().find(is_missing)?;
         let Said { call, socket, text, to, .. } = &missing.said;
