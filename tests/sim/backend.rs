@@ -51,7 +51,6 @@ struct Local {
 /// What is written of what a node has to do with a user.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Aspect {
-    Sockets,
     Watched,
     Both,
 }
@@ -106,14 +105,12 @@ impl Backend {
                     let local = local.lock().unwrap();
                     let count = local.sockets.get(&user).map_or(0, BTreeSet::len);
                     let edge = state.mark(&user, after, world.now(), |entry| {
-                        if aspect != Aspect::Watched {
+                        if aspect == Aspect::Both {
                             entry.nodes.retain(|other, _| *other != node);
                             entry.nodes.extend((count > 0).then_some((node, count)));
                         }
-                        if aspect != Aspect::Sockets {
-                            entry.watchers.remove(&node);
-                            entry.watchers.extend(local.watched.contains(&user).then_some(node));
-                        }
+                        entry.watchers.remove(&node);
+                        entry.watchers.extend(local.watched.contains(&user).then_some(node));
                     });
                     if state.users_on(node).contains(&user) {
                         state.has_users(node, world.now());
@@ -128,7 +125,7 @@ impl Backend {
     }
 
     async fn mark_sockets(&self, user: &UserId) -> Result<Marked, Unavailable> {
-        let marked = self.mark(std::slice::from_ref(user), Aspect::Sockets, 0).await?;
+        let marked = self.mark(std::slice::from_ref(user), Aspect::Both, 0).await?;
         Ok(marked.into_iter().next().expect("each is answered"))
     }
 
@@ -273,7 +270,7 @@ impl Cluster for Backend {
             }
             users.push(user.clone());
         }
-        let marked = self.mark(&users, Aspect::Sockets, 0).await.inspect_err(|_| {
+        let marked = self.mark(&users, Aspect::Both, 0).await.inspect_err(|_| {
             for (user, socket) in new {
                 self.remove(user, socket);
             }
@@ -290,7 +287,7 @@ impl Cluster for Backend {
             self.remove(user, *socket);
             users.push(user.clone());
         }
-        let marked = self.mark(&users, Aspect::Sockets, 0).await?;
+        let marked = self.mark(&users, Aspect::Both, 0).await?;
         Ok(marked.into_iter().map(Detached::from).collect())
     }
 

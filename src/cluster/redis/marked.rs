@@ -21,13 +21,13 @@ pub enum Calls {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Own {
     pub sockets: Option<usize>,
-    pub is_watched: Option<bool>,
+    pub is_watched: bool,
 }
 
-/// What is written of it.
+/// What is written of it. Whether the user is watched is always written: a rollback may have brought an old
+/// value back.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Aspect {
-    Sockets,
     Watched,
     Both,
 }
@@ -40,8 +40,8 @@ impl Own {
     pub fn values(self) -> [String; 2] {
         let sockets =
             self.sockets.map(|count| if count > 0 { count.to_string() } else { String::new() });
-        let watched = self.is_watched.map(|is_watched| "1"[..usize::from(is_watched)].to_owned());
-        [sockets, watched].map(|value| value.unwrap_or_else(|| AS_IT_IS.to_owned()))
+        let watched = "1"[..usize::from(self.is_watched)].to_owned();
+        [sockets.unwrap_or_else(|| AS_IT_IS.to_owned()), watched]
     }
 }
 

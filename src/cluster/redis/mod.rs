@@ -97,10 +97,9 @@ struct Local {
 impl Local {
     fn own(&self, user: &UserId, aspect: Aspect) -> Own {
         let sockets = || self.sockets.get(user).map_or(0, BTreeSet::len);
-        let is_watched = || self.watched.contains(user);
         Own {
-            sockets: (aspect != Aspect::Watched).then(sockets),
-            is_watched: (aspect != Aspect::Sockets).then(is_watched),
+            sockets: (aspect == Aspect::Both).then(sockets),
+            is_watched: self.watched.contains(user),
         }
     }
 
@@ -330,7 +329,7 @@ impl Redis {
 
     async fn mark_sockets(&self, user: &UserId, calls: Calls) -> Result<Marked, Unavailable> {
         let user = std::slice::from_ref(user);
-        let marked = self.mark_some(user, Aspect::Sockets, calls, 0).await?;
+        let marked = self.mark_some(user, Aspect::Both, calls, 0).await?;
         marked.into_iter().next().ok_or(Unavailable)
     }
 
@@ -447,7 +446,7 @@ impl Cluster for Redis {
             }
         }
         let marked =
-            self.mark(&users, Aspect::Sockets, Calls::Unwanted, 0).await.inspect_err(|_| {
+            self.mark(&users, Aspect::Both, Calls::Unwanted, 0).await.inspect_err(|_| {
                 let mut local = self.local();
                 for (user, socket) in new {
                     local.remove(user, socket);
@@ -468,7 +467,7 @@ impl Cluster for Redis {
                 users.push(user.clone());
             }
         }
-        let marked = self.mark(&users, Aspect::Sockets, Calls::Wanted, 0).await?;
+        let marked = self.mark(&users, Aspect::Both, Calls::Wanted, 0).await?;
         Ok(marked.into_iter().map(Detached::from).collect())
     }
 
