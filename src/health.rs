@@ -35,7 +35,9 @@ pub enum Phase {
 pub enum Part {
     /// The shared state.
     Redis,
-    /// Messages of other nodes to this one.
+    /// This node's place among the nodes: its heartbeat is not renewed, though Redis answers its other commands.
+    Lease,
+    /// What other nodes send this one.
     Channel,
     /// Writing the call history.
     History,
@@ -46,12 +48,13 @@ pub enum Part {
 }
 
 impl Part {
-    pub const ALL: [Self; 5] =
-        [Self::Redis, Self::Channel, Self::History, Self::Upkeep, Self::Buffers];
+    pub const ALL: [Self; 6] =
+        [Self::Redis, Self::Lease, Self::Channel, Self::History, Self::Upkeep, Self::Buffers];
 
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Redis => "redis",
+            Self::Lease => "lease",
             Self::Channel => "channel",
             Self::History => "history",
             Self::Upkeep => "upkeep",
@@ -63,7 +66,7 @@ impl Part {
     /// while the others keep them: what all nodes lose together would empty the load balancer.
     fn is_needed_for_new_clients(self) -> bool {
         match self {
-            Self::Buffers => true,
+            Self::Lease | Self::Buffers => true,
             Self::Redis | Self::Channel | Self::History | Self::Upkeep => false,
         }
     }
@@ -168,6 +171,10 @@ mod tests {
         assert!(!health.is_ready());
         assert_eq!(health.report().status, "unready");
         health.well(Part::Buffers);
+        health.trouble(Part::Lease, "others take this node for dead");
+        assert!(!health.is_ready());
+        assert_eq!(health.report().status, "unready");
+        health.well(Part::Lease);
         assert!(health.is_ready());
         health.enter(Phase::Draining);
         assert!(!health.is_ready());

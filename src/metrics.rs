@@ -87,6 +87,10 @@ labels! {
         Handshakes = "handshakes", FailedTokens = "failed_tokens", Identify = "identify",
         Remembered = "remembered", Connections = "connections", Posts = "posts",
         Presence = "presence", Buffers = "buffers", Acks = "acks", Departures = "departures",
+        Frames = "frames", Unjoined = "unjoined", Requests = "requests",
+        AddressRequests = "address_requests", HistoryReads = "history_reads",
+        PresenceIds = "presence_ids", AddressPresenceIds = "address_presence_ids",
+        PresenceTurns = "presence_turns",
     }
     /// Why somebody is turned away at the door.
     Refused {
@@ -107,8 +111,8 @@ labels! {
         Unstored = "unstored", Settle = "settle", Bury = "bury", Unseen = "unseen", Beat = "beat", Publish = "publish",
         Other = "other",
     }
-    Connection { Commands = "commands", Messages = "messages" }
-    /// The content of a publish on a node's channel.
+    Connection { Commands = "commands", Messages = "messages", Lease = "lease" }
+    /// What is published on a node's channel.
     Publish { Messages = "messages", Progress = "progress", Ask = "ask", Canary = "canary" }
     /// Messages between nodes.
     Said {

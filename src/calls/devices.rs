@@ -205,12 +205,14 @@ impl Calls {
     pub async fn leave(&self, device: &Device, may_return: bool) {
         self.leaving().insert(device.socket);
         self.devices().remove(&device.socket);
-        self.unsubscribe_all(device.socket).await;
+        let unwatched = self.watchers.forget(device.socket);
         if let Err(error) = self.sign_off(device, may_return).await {
             warn!(%error, user = %device.user.logged(), "a closed socket is signed off later");
             self.depart(device, may_return, Often::Always);
         }
         self.leaving().remove(&device.socket);
+        // Last: nothing of the call waits for it.
+        self.unwatch(unwatched).await;
     }
 
     /// Whether the device on this socket has left, and its call may not know it yet.

@@ -46,7 +46,8 @@ pub use tally::{as_gauge, reported};
 use unannounced::Unannounced;
 use unanswered::Unanswered;
 use view::{Origin, Reach};
-use watchers::Watchers;
+pub use watchers::PRESENCE_INTERVAL;
+use watchers::{PresenceTurns, Watchers};
 
 use crate::{
     call::{Call, Device, Event, Refusal, Route, Rules, Signal},
@@ -97,6 +98,7 @@ pub struct Calls {
     name: Box<dyn Fn(Timestamp) -> CallId + Send + Sync>,
     live: LiveCalls,
     watchers: Watchers,
+    presence_turns: PresenceTurns,
     /// The devices on this node.
     devices: Mutex<BTreeMap<SocketId, Present>>,
     /// The sockets that are being signed off right now.
@@ -129,6 +131,9 @@ pub enum Failure {
     /// The socket watches as many users as it may.
     #[error("too many users are watched")]
     TooManyWatched,
+    /// Too many ask for presence at this moment.
+    #[error("too many ask for presence")]
+    PresenceBusy,
     /// The shared state cannot be reached, or changes faster than a decision can be made.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
@@ -161,6 +166,7 @@ impl Calls {
             name: Box::new(CallId::generate),
             live,
             watchers,
+            presence_turns: PresenceTurns::default(),
             devices: Mutex::default(),
             leaving: Mutex::default(),
             departures: Departures::default(),
@@ -295,25 +301,30 @@ impl Calls {
         live.is(concerns).then(|| live.id())
     }
 
-    /// The call that `target` means: the one with its id, else the latest one of the device's user,
-    /// if it is with the user named. It may have ended.
-    async fn find(&self, device: &Device, target: &CallRef) -> Result<Arc<LiveCall>, Failure> {
-        let between = |call: &Call| match &target.to {
-            Some(to) => call.is_between(&device.user, to),
-            None => call.role_of(&device.user).is_some(),
-        };
+    /// Whether the live call that `target` means is known here, so that nothing has to be looked up.
+    pub fn has_in_view(&self, device: &Device, target: &CallRef) -> bool {
+        self.in_view(device, target).is_some()
+    }
+
+    fn in_view(&self, device: &Device, target: &CallRef) -> Option<Arc<LiveCall>> {
         let known = match target.call_id {
             Some(id) => self.live.get(id),
             None => self.live.of_user(&device.user),
         };
-        if let Some(live) = known.filter(|live| live.is(|call| call.is_live() && between(call))) {
+        known.filter(|live| live.is(|call| call.is_live() && is_meant(call, device, target)))
+    }
+
+    /// The call that `target` means: the one with its id, else the latest one of the device's user,
+    /// if it is with the user named. It may have ended.
+    async fn find(&self, device: &Device, target: &CallRef) -> Result<Arc<LiveCall>, Failure> {
+        if let Some(live) = self.in_view(device, target) {
             return Ok(live);
         }
         let call = match target.call_id {
             Some(id) => self.cluster.load(id).await?,
             None => self.cluster.latest(&device.user).await?,
         };
-        match call.filter(between) {
+        match call.filter(|call| is_meant(call, device, target)) {
             Some(call) => Ok(self.live.open(&call)),
             None if self.is_unsure() => Err(Unavailable.into()),
             None => Err(Refusal::NotInCall.into()),
@@ -397,6 +408,14 @@ impl Calls {
         let (outlet, cluster) = (&*self.outlet, &*self.cluster);
         let (clock, overdue) = (&self.clock, &self.overdue);
         Reach { outlet, cluster, now, clock, overdue, origin: None, trace: None }
+    }
+}
+
+/// Whether the device's user is in the call, with the user that `target` names, if it names one.
+fn is_meant(call: &Call, device: &Device, target: &CallRef) -> bool {
+    match &target.to {
+        Some(to) => call.is_between(&device.user, to),
+        None => call.role_of(&device.user).is_some(),
     }
 }
 

@@ -25,6 +25,9 @@ const STORE_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a node looks up the records of the calls that concern it.
 const LOOK_UP_INTERVAL: Duration = Duration::from_secs(15);
 
+/// How often presence that was put off is looked through.
+const PRESENCE_TICK: Duration = Duration::from_millis(100);
+
 impl Calls {
     /// One turn of all that is done by the clock, the calls that are due first.
     pub async fn sweep(&self) -> Result<(), Unavailable> {
@@ -125,6 +128,10 @@ impl Calls {
                 }),
                 every(LOOK_UP_INTERVAL, "live calls could not be looked up", || {
                     counted(self.look_up())
+                }),
+                every(PRESENCE_TICK, "presence could not be told", async || {
+                    self.tell_presence();
+                    Ok(())
                 }),
                 self.run_recovery(),
             )

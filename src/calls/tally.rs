@@ -40,7 +40,8 @@ pub fn not_placed(call_type: CallType, failure: &Failure) {
         Failure::Refused(_)
         | Failure::Forbidden(_)
         | Failure::Full { .. }
-        | Failure::TooManyWatched => Outcome::Refused,
+        | Failure::TooManyWatched
+        | Failure::PresenceBusy => Outcome::Refused,
     };
     attempted(call_type, outcome);
 }

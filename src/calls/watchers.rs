@@ -1,11 +1,13 @@
 //! Which sockets of this node want to know about whose presence.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     ops::Bound,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tracing::warn;
 
 use super::{Calls, Failure, Outlet};
@@ -17,6 +19,35 @@ use crate::{
     time::Timestamp,
 };
 
+/// How often at most watchers hear of one user: the first change at once, all later ones within this time as
+/// the last of them.
+pub const PRESENCE_INTERVAL: Duration = Duration::from_secs(1);
+/// Most requests for presence that one node makes of the shared state at a time. A socket makes one.
+const PRESENCE_AT_ONCE: usize = 16;
+/// How long a request waits for its turn among them.
+const TURN_WAIT: Duration = Duration::from_secs(1);
+
+/// Whose turn it is to ask the shared state for presence: what is asked for calls must not wait behind it.
+pub struct PresenceTurns(Semaphore);
+
+impl Default for PresenceTurns {
+    fn default() -> Self {
+        Self(Semaphore::new(PRESENCE_AT_ONCE))
+    }
+}
+
+impl PresenceTurns {
+    /// However long it takes.
+    async fn wait(&self) -> SemaphorePermit<'_> {
+        self.0.acquire().await.expect("it is never closed")
+    }
+
+    async fn take(&self) -> Result<SemaphorePermit<'_>, Failure> {
+        let turn = tokio::time::timeout(TURN_WAIT, self.wait()).await;
+        turn.map_err(|_| Failure::PresenceBusy)
+    }
+}
+
 #[derive(Default)]
 pub struct Watchers {
     index: Mutex<Index>,
@@ -26,6 +57,8 @@ pub struct Watchers {
 struct Index {
     users: BTreeMap<UserId, Watched>,
     sockets: HashMap<SocketId, BTreeSet<UserId>>,
+    /// The users whose watchers are to be told later, in the order in which that is due.
+    put_off: VecDeque<(Timestamp, UserId)>,
 }
 
 #[derive(Default)]
@@ -33,6 +66,19 @@ struct Watched {
     sockets: Vec<SocketId>,
     /// The newest presence seen, and its order among all edges of the user.
     newest: Option<(u64, Presence)>,
+    /// What all of the sockets know, if they know the same, and when they were last told.
+    told: Option<Presence>,
+    told_at: Option<Timestamp>,
+    is_put_off: bool,
+}
+
+/// What is known of users when a socket begins to watch them.
+#[derive(Debug, Default)]
+pub struct Added {
+    /// This node hears of their changes already.
+    pub known: Vec<(UserId, Presence)>,
+    /// The shared state has to be asked.
+    pub unknown: Vec<UserId>,
 }
 
 /// The socket would watch more users than it may.
@@ -43,9 +89,9 @@ impl Watchers {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn add(&self, socket: SocketId, users: &[UserId]) -> Result<(), TooMany> {
+    pub fn add(&self, socket: SocketId, users: &[UserId]) -> Result<Added, TooMany> {
         let mut index = self.index();
-        let Index { users: watched, sockets } = &mut *index;
+        let Index { users: watched, sockets, .. } = &mut *index;
         let own = sockets.entry(socket).or_default();
         let added: BTreeSet<&UserId> = users.iter().filter(|user| !own.contains(*user)).collect();
         if own.len() + added.len() > MAX_WATCHED_USERS {
@@ -55,7 +101,15 @@ impl Watchers {
             own.insert(user.clone());
             watched.entry(user.clone()).or_default().sockets.push(socket);
         }
-        Ok(())
+        let mut added = Added::default();
+        for user in users.iter().collect::<BTreeSet<_>>() {
+            let one = watched.get_mut(user);
+            match one.and_then(|watched| Some(watched.answer(watched.newest?.1))) {
+                Some(presence) => added.known.push((user.clone(), presence)),
+                None => added.unknown.push(user.clone()),
+            }
+        }
+        Ok(added)
     }
 
     /// Answers those of `users` that nobody here watches any more.
@@ -116,15 +170,16 @@ impl Watchers {
         now: Timestamp,
     ) -> Vec<(UserId, Presence)> {
         let mut index = self.index();
+        let Index { users, put_off, .. } = &mut *index;
         let newest = |edge: Edge| {
-            let Some(watched) = index.users.get_mut(&edge.user) else {
+            let Some(watched) = users.get_mut(&edge.user) else {
                 return (edge.user, edge.presence);
             };
             if watched.advance(&edge) {
-                watched.tell(&edge, Some(socket), outlet, now);
+                watched.tell_or_put_off(&edge.user, Some(socket), put_off, outlet, now);
             }
             let presence = watched.newest.map_or(edge.presence, |(_, presence)| presence);
-            (edge.user, presence)
+            (edge.user, watched.answer(presence))
         };
         read.into_iter().map(newest).collect()
     }
@@ -132,10 +187,30 @@ impl Watchers {
     /// Tells those who watch the user, unless they know something newer.
     pub fn announce(&self, edge: &Edge, outlet: &dyn Outlet, now: Timestamp) {
         let mut index = self.index();
-        if let Some(watched) = index.users.get_mut(&edge.user)
+        let Index { users, put_off, .. } = &mut *index;
+        if let Some(watched) = users.get_mut(&edge.user)
             && watched.advance(edge)
         {
-            watched.tell(edge, None, outlet, now);
+            watched.tell_or_put_off(&edge.user, None, put_off, outlet, now);
+        }
+    }
+
+    /// Tells what was put off and is due.
+    pub fn tell_due(&self, outlet: &dyn Outlet, now: Timestamp) {
+        let mut index = self.index();
+        let Index { users, put_off, .. } = &mut *index;
+        // A clock that was set back must put off nothing for longer than it says.
+        let is_due = |at: Timestamp| at <= now || at - now > PRESENCE_INTERVAL;
+        while let Some((_, user)) = put_off.pop_front_if(|(at, _)| is_due(*at)) {
+            if let Some(watched) = users.get_mut(&user)
+                && std::mem::take(&mut watched.is_put_off)
+            {
+                watched.tell(&user, None, outlet, now);
+            }
+        }
+        if put_off.is_empty() {
+            // A crowd that is over gives its memory back.
+            *put_off = VecDeque::new();
         }
     }
 }
@@ -154,12 +229,47 @@ impl Index {
 }
 
 impl Watched {
-    fn tell(&self, edge: &Edge, but: Option<SocketId>, outlet: &dyn Outlet, now: Timestamp) {
-        let user_id = edge.user.clone();
-        let event = ServerEvent::Presence { user_id, status: edge.presence, timestamp: now };
+    /// Tells the sockets of the newest presence now, or later if they were told just before.
+    fn tell_or_put_off(
+        &mut self,
+        user: &UserId,
+        but: Option<SocketId>,
+        put_off: &mut VecDeque<(Timestamp, UserId)>,
+        outlet: &dyn Outlet,
+        now: Timestamp,
+    ) {
+        if self.is_put_off {
+            return;
+        }
+        match self.told_at.map(|at| at + PRESENCE_INTERVAL) {
+            Some(due_at) if now < due_at && due_at - now <= PRESENCE_INTERVAL => {
+                self.is_put_off = true;
+                put_off.push_back((due_at, user.clone()));
+            }
+            _ => self.tell(user, but, outlet, now),
+        }
+    }
+
+    /// Tells the sockets, unless all of them know it.
+    fn tell(&mut self, user: &UserId, but: Option<SocketId>, outlet: &dyn Outlet, now: Timestamp) {
+        let Some((_, status)) = self.newest.filter(|(_, newest)| self.told != Some(*newest)) else {
+            return;
+        };
+        self.told = Some(status);
+        let event = ServerEvent::Presence { user_id: user.clone(), status, timestamp: now };
         for socket in self.sockets.iter().filter(|socket| Some(**socket) != but) {
+            self.told_at = Some(now);
             outlet.emit(*socket, &event, None);
         }
+    }
+
+    /// A socket that watches the user is answered this.
+    fn answer(&mut self, presence: Presence) -> Presence {
+        if self.told != Some(presence) {
+            // Others were told something else: the next time all are told.
+            self.told = None;
+        }
+        presence
     }
 
     /// Whether `edge` is newer than what was known and says something else.
@@ -183,12 +293,28 @@ impl Calls {
         socket: SocketId,
         users: &[UserId],
     ) -> Result<Vec<(UserId, Presence)>, Failure> {
-        self.watchers.add(socket, users).map_err(|_| {
+        let added = self.watchers.add(socket, users).map_err(|_| {
             metrics::LIMITS.of(Limit::Watched).increment(1);
             Failure::TooManyWatched
         })?;
-        let edges = self.cluster.watch(users, 0).await?;
-        Ok(self.watchers.settle(socket, edges, &*self.outlet, self.clock.now()))
+        let Added { mut known, unknown } = added;
+        if !unknown.is_empty() {
+            let _turn = self.presence_turns.take().await?;
+            let edges = self.cluster.watch(&unknown, 0).await?;
+            known.extend(self.watchers.settle(socket, edges, &*self.outlet, self.clock.now()));
+        }
+        Ok(known)
+    }
+
+    /// The presence of `users` now, in their order. Watches nobody.
+    pub async fn presence(&self, users: &[UserId]) -> Result<Vec<Edge>, Failure> {
+        let _turn = self.presence_turns.take().await?;
+        Ok(self.cluster.presence(users).await?)
+    }
+
+    /// Tells watchers of what was put off, if that is due.
+    pub fn tell_presence(&self) {
+        self.watchers.tell_due(&*self.outlet, self.clock.now());
     }
 
     pub async fn unsubscribe(&self, socket: SocketId, users: &[UserId]) {
@@ -205,10 +331,16 @@ impl Calls {
         if users.is_empty() {
             return;
         }
+        let _turn = self.presence_turns.wait().await;
         let mut result = self.cluster.unwatch(&users).await;
         let again = self.watchers.watched(users);
         if !again.is_empty() {
-            result = self.cluster.watch(&again, 0).await.map(|_| ());
+            // Changes in between were sent to nobody here.
+            result = self.cluster.watch(&again, 0).await.map(|edges| {
+                for edge in edges {
+                    self.watchers.announce(&edge, &*self.outlet, self.clock.now());
+                }
+            });
         }
         if let Err(error) = result {
             warn!(%error, "presence of users is still sent here for nobody");

@@ -1,4 +1,4 @@
-//! The body of a request that has to come in time.
+//! The body of a request that has to come in time, and that is looked at as it comes.
 
 use std::{
     io,
@@ -17,21 +17,22 @@ use crate::{
     metrics::{self, Limit, Slow},
 };
 
-/// A body that fails when it is not there within its time, for which the library would wait for ever, and when the
-/// node's byte budget has no room for what has come of it.
-pub struct Timed {
+/// A body that fails when it is not there within its time, for which the library would wait for ever, when the node's
+/// byte budget has no room for what has come of it, or when `check` does not let its data through.
+pub struct Timed<F> {
     body: Body,
     time_out: Pin<Box<Sleep>>,
     come: Charge,
+    check: F,
 }
 
-impl Timed {
-    pub fn new(body: Body, time: Duration, come: Charge) -> Self {
-        Self { body, time_out: Box::pin(tokio::time::sleep(time)), come }
+impl<F: FnMut(&[u8]) -> bool> Timed<F> {
+    pub fn new(body: Body, time: Duration, come: Charge, check: F) -> Self {
+        Self { body, time_out: Box::pin(tokio::time::sleep(time)), come, check }
     }
 }
 
-impl HttpBody for Timed {
+impl<F: FnMut(&[u8]) -> bool + Unpin> HttpBody for Timed<F> {
     type Data = Bytes;
     type Error = BoxError;
 
@@ -45,9 +46,11 @@ impl HttpBody for Timed {
             return Poll::Ready(Some(Err(io::Error::from(io::ErrorKind::TimedOut).into())));
         }
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        let bytes =
-            frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref().map(Bytes::len));
-        if !self.come.try_add(bytes.unwrap_or_default()) {
+        let data = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref());
+        if data.is_some_and(|data| !(self.check)(data)) {
+            return Poll::Ready(Some(Err(io::Error::from(io::ErrorKind::QuotaExceeded).into())));
+        }
+        if !self.come.try_add(data.map_or(0, Bytes::len)) {
             metrics::LIMITS.of(Limit::Buffers).increment(1);
             return Poll::Ready(Some(Err(io::Error::from(io::ErrorKind::OutOfMemory).into())));
         }

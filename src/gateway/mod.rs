@@ -4,6 +4,7 @@ mod abandoned;
 mod body;
 pub(crate) mod decode;
 mod expiry;
+mod frames;
 mod inbox;
 mod leases;
 mod outlet;
@@ -161,13 +162,13 @@ impl Gateway {
             }
         };
         self.io.ns("/", greet.with(gate));
-        let Self { engine, io, upgraded, limits } = self;
+        let Self { engine, io, upgraded, limits: _ } = self;
         let routes = transport::routes(
             engine,
             io.clone(),
             upgraded.clone(),
             doors.clone(),
-            limits,
+            context.clone(),
             takes_tokens,
         );
         (Serving { io, upgraded, context, doors }, routes)
@@ -351,6 +352,10 @@ async fn admit(
             let limits = context.limits.clone();
             tokio::spawn(expect_identity(io, socket.id, Arc::downgrade(&session), limits));
         }
+    }
+    // Its session began before: an upgrade that comes meanwhile finds it.
+    if let Some(kill) = upgraded.switch_of(&socket) {
+        kill.note_joined();
     }
     Ok(())
 }

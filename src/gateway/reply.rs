@@ -18,6 +18,9 @@ use crate::{
 /// When to try again what failed because the shared state could not be reached.
 const RETRY_UNAVAILABLE_MS: u64 = 1_000;
 
+/// The same where too many asked for presence together.
+const RETRY_PRESENCE_MS: u64 = 2_000;
+
 /// An ack.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
@@ -113,6 +116,7 @@ impl Rejected {
                 Some(u64::try_from(retry_after.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX))
             }
             Self::TooMany(too_many) => Some(too_many.retry_after_ms()),
+            Self::Failed(Failure::PresenceBusy) => Some(RETRY_PRESENCE_MS),
             Self::Failed(Failure::Unavailable(_)) | Self::Token(CheckError::NoKeys) => {
                 Some(RETRY_UNAVAILABLE_MS)
             }
@@ -175,6 +179,10 @@ impl Rejected {
                         format!("userIds: at most {MAX_WATCHED_USERS} users can be watched");
                     return (ErrorType::PayloadTooLarge, message);
                 }
+                Failure::PresenceBusy => (
+                    ErrorType::RateLimited,
+                    "Too many ask for presence right now: try again shortly",
+                ),
                 Failure::Unavailable(_) => (
                     ErrorType::TemporarilyUnavailable,
                     "The service cannot do this right now: try again shortly",

@@ -33,7 +33,7 @@ use super::{
 use crate::{
     auth::Access,
     call::Device,
-    calls::{Calls, Initiate, Outlet, reported},
+    calls::{Calls, Failure, Initiate, Outlet, reported},
     cluster::Unavailable,
     ice::{Ice, Servers},
     ids::{CallId, DeviceId, SocketId, UserId},
@@ -108,6 +108,11 @@ impl Context {
 
     pub(super) fn sessions(&self) -> MutexGuard<'_, HashSet<SocketId>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the namespace has been joined on this connection.
+    pub fn has_joined(&self, socket: SocketId) -> bool {
+        self.sessions().contains(&socket)
     }
 
     /// How many sessions there are. One ends when all that its socket sent has been handled and it
@@ -497,7 +502,8 @@ impl Session {
         let received = label(&name, Received::Unknown);
         metrics::RECEIVED.of(received).increment(1);
         metrics::RECEIVED_BYTES.of(received).increment(size_of(value) as u64);
-        if let Err(rejected) = self.spend(socket, &name, received_us) {
+        let ends_own_call = event.as_ref().is_ok_and(|event| self.ends_own_call(event));
+        if let Err(rejected) = self.spend(socket, &name, ends_own_call, received_us) {
             let about = event.as_ref().map(about).unwrap_or_default();
             return (name, Err((rejected, about)));
         }
@@ -520,12 +526,31 @@ impl Session {
         (name, result)
     }
 
+    /// Whether the event ends, or declines, a live call of the socket's user that this node knows: that costs
+    /// no look-up.
+    fn ends_own_call(&self, event: &ClientEvent) -> bool {
+        let (ClientEvent::End { call, .. }
+        | ClientEvent::Reject { call, .. }
+        | ClientEvent::Busy { call }) = event
+        else {
+            return false;
+        };
+        let device = self.device.get();
+        device.is_some_and(|device| self.context.calls.has_in_view(device, call))
+    }
+
     /// Counts the event called `name` as one more that its socket sent.
-    fn spend(&self, socket: &Arc<Socket>, name: &str, received_us: u64) -> Result<(), Rejected> {
+    fn spend(
+        &self,
+        socket: &Arc<Socket>,
+        name: &str,
+        ends_own_call: bool,
+        received_us: u64,
+    ) -> Result<(), Rejected> {
         let limits = &self.context.limits;
         let spent = {
             let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
-            budget.spend(limits.settings(), name, received_us)
+            budget.spend(limits.settings(), name, ends_own_call, received_us)
         };
         let (kind, retry_after) = match spent {
             Spent::Fine => return Ok(()),
@@ -592,7 +617,14 @@ impl Session {
                 Answer::Relayed { call_id }
             }
             ClientEvent::Subscribe { users } => {
-                let presence = Box::pin(calls.subscribe(device()?.socket, &users)).await?;
+                let device = device()?;
+                self.context.limits.presence_of(users.len(), &device.user)?;
+                let answered = Box::pin(calls.subscribe(device.socket, &users)).await;
+                let presence = answered.inspect_err(|failure| {
+                    if *failure == Failure::PresenceBusy {
+                        self.context.limits.closed(Limit::PresenceTurns, self.socket);
+                    }
+                })?;
                 Answer::Presence { presence: presence.into_iter().collect() }
             }
             ClientEvent::Unsubscribe { users } => {

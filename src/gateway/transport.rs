@@ -29,19 +29,24 @@ use tungstenite::handshake::derive_accept_key;
 
 use super::{
     body::Timed,
+    frames::{MAX_UNJOINED_BYTES, Meter},
+    outlet::socket_id,
+    session::Context,
     session_of,
     turns::Turns,
     wire::{Kill, Upgraded, Wire},
 };
 use crate::{
     auth::bearer,
-    limits::{Limits, Seat, TooMany, What},
+    limits::{Limits, Seat, TooMany, What, address::Source, table::Buckets},
     metrics::{self, Buffer, Limit, Refused},
     secret::Secret,
 };
 
 /// Engine.IO's packet that closes a session.
 const CLOSE_PACKET: &str = "1";
+/// What stands between packets in a polling request.
+const PACKET_SEPARATOR: u8 = 0x1e;
 /// How long the body of a polling request may take.
 const BODY_TIME: Duration = Duration::from_secs(10);
 
@@ -54,7 +59,10 @@ struct Transport {
     upgraded: Upgraded,
     /// The sessions that are sending right now. A client sends one request after the other.
     posting: Turns<Sid>,
+    /// What sessions on polling send: requests, and the packets in them.
+    packets: Arc<Buckets<Sid>>,
     doors: Arc<Doors>,
+    context: Arc<Context>,
     limits: Arc<Limits>,
     /// Whether tokens are of use here.
     takes_tokens: bool,
@@ -106,11 +114,13 @@ pub fn routes(
     io: SocketIo,
     upgraded: Upgraded,
     doors: Arc<Doors>,
-    limits: Arc<Limits>,
+    context: Arc<Context>,
     takes_tokens: bool,
 ) -> Router {
-    let posting = Turns::default();
-    let transport = Transport { engine, io, upgraded, posting, doors, limits, takes_tokens };
+    let (posting, limits) = (Turns::default(), context.limits.clone());
+    let packets = Arc::new(Buckets::new(limits.settings().frames));
+    let transport =
+        Transport { engine, io, upgraded, posting, packets, doors, context, limits, takes_tokens };
     let routes = PATHS.into_iter();
     routes.fold(Router::new(), |router, path| router.route(path, any(serve))).with_state(transport)
 }
@@ -174,7 +184,13 @@ async fn answer(transport: Transport, request: Request) -> Response {
         let request = transport.detached(&request, seat);
         return transport.pass_on(request).await;
     }
-    match sid_of(request.uri()) {
+    let sid = sid_of(request.uri());
+    if let Some(sid) = sid
+        && !transport.takes_packets(1, sid, transport.source(&request))
+    {
+        return StatusCode::TOO_MANY_REQUESTS.into_response();
+    }
+    match sid {
         Some(sid) if request.method() == Method::GET => transport.fetch(sid, request).await,
         Some(sid) if request.method() == Method::POST => transport.post(sid, request).await,
         _ => transport.pass_on(request).await,
@@ -240,17 +256,62 @@ impl Transport {
     /// A polling client sends. What is too large is refused before it is read, and what comes too
     /// slowly ends the session.
     async fn post(self, sid: Sid, request: Request) -> Response {
-        let bound = self.limits.settings().message_bytes as u64;
-        if request.body().size_hint().lower() > bound {
+        let mut bound = self.limits.settings().message_bytes;
+        let has_joined = self.context.has_joined(socket_id(sid));
+        if !has_joined {
+            bound = bound.min(MAX_UNJOINED_BYTES);
+        }
+        if request.body().size_hint().lower() > bound as u64 {
+            if !has_joined {
+                self.limits.closed(Limit::Unjoined, self.source(&request));
+            }
             return StatusCode::PAYLOAD_TOO_LARGE.into_response();
         }
         let Some(_post) = self.posting.take(sid) else {
             metrics::LIMITS.of(Limit::Posts).increment(1);
             return StatusCode::BAD_REQUEST.into_response();
         };
+        let check = self.clone().checks(sid, self.source(&request), bound, has_joined);
         let come = self.limits.buffers().holder(Buffer::Frames);
-        let request = request.map(|body| Body::new(Timed::new(body, BODY_TIME, come)));
+        let request = request.map(|body| Body::new(Timed::new(body, BODY_TIME, come, check)));
         pass_on(self.engine, request).await
+    }
+
+    fn source(&self, request: &Request) -> Source {
+        self.limits.source_of(request.extensions(), request.headers())
+    }
+
+    /// Counts packets of a session on polling, of which a request is one too. One that sends too many is over.
+    fn takes_packets(&self, count: u32, sid: Sid, source: Source) -> bool {
+        let is_fine = self.limits.packets(&self.packets, count, sid);
+        if !is_fine {
+            self.limits.closed(Limit::Frames, source);
+            end_polling(self.engine.clone(), sid);
+        }
+        is_fine
+    }
+
+    /// Looks at the body of a request as it comes: it must not be longer than `bound`, whatever its head says,
+    /// nor have too many packets in it.
+    fn checks(
+        self,
+        sid: Sid,
+        source: Source,
+        bound: usize,
+        has_joined: bool,
+    ) -> impl FnMut(&[u8]) -> bool + Send {
+        let mut bytes = 0_usize;
+        move |data| {
+            bytes = bytes.saturating_add(data.len());
+            if bytes > bound {
+                if !has_joined {
+                    self.limits.closed(Limit::Unjoined, source);
+                }
+                return false;
+            }
+            let more_packets = data.split(|byte| *byte == PACKET_SEPARATOR).skip(1).count();
+            self.takes_packets(u32::try_from(more_packets).unwrap_or(u32::MAX), sid, source)
+        }
     }
 
     /// The place of the connection that a request opens; none is needed by one that has it.
@@ -260,10 +321,9 @@ impl Transport {
         is_new: bool,
         is_websocket: bool,
     ) -> Result<Option<Seat>, TooMany> {
-        let source = || self.limits.source_of(request.extensions(), request.headers());
         match (is_new, is_websocket) {
-            (true, _) => self.limits.open(source()).map(Some),
-            (false, true) => self.limits.handshake(source()).map(|()| None),
+            (true, _) => self.limits.open(self.source(request)).map(Some),
+            (false, true) => self.limits.handshake(self.source(request)).map(|()| None),
             (false, false) => Ok(None),
         }
     }
@@ -278,6 +338,10 @@ impl Transport {
         if let Some(None) = registration {
             return StatusCode::BAD_REQUEST.into_response();
         }
+        if sid.is_some_and(|sid| self.context.has_joined(socket_id(sid))) {
+            kill.note_joined();
+        }
+        let meter = Meter::new(self.source(&request), self.limits.clone());
         let mut head = self.detached(&request, seat).map(|_| ());
         head.extensions_mut().insert(kill.clone());
         let upgrade = hyper::upgrade::on(&mut request);
@@ -287,7 +351,7 @@ impl Transport {
                 Err(error) => return debug!(%error, "websocket handshake broken off"),
             };
             // In a box: the library moves it through several futures, and each has room for it.
-            let wire = Box::new(Wire::new(stream, kill, registration.flatten()));
+            let wire = Box::new(Wire::new(stream, kill, meter, registration.flatten()));
             let mut engine = self.engine;
             let served =
                 Service::<(Box<Wire<_>>, http::Request<()>)>::call(&mut engine, (wire, head));

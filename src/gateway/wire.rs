@@ -23,7 +23,7 @@ use tokio::{
 };
 use tracing::info;
 
-use super::session_of;
+use super::{frames::Meter, session_of};
 use crate::{
     limits::buffers::{Buffers, Charge},
     metrics::{self, Buffer, Slow},
@@ -53,6 +53,8 @@ pub struct Kill(Arc<KillState>);
 #[derive(Debug)]
 struct KillState {
     killed: AtomicBool,
+    /// Whether the socket has joined the namespace: until then its messages must be short.
+    joined: AtomicBool,
     reader: AtomicWaker,
     writer: AtomicWaker,
     /// Bytes that the client was sent and that its connection has not taken yet, roughly.
@@ -67,6 +69,7 @@ impl Kill {
     pub fn new(buffers: &Buffers) -> Self {
         Self(Arc::new(KillState {
             killed: AtomicBool::new(false),
+            joined: AtomicBool::new(false),
             reader: AtomicWaker::new(),
             writer: AtomicWaker::new(),
             waiting: buffers.holder(Buffer::Clients),
@@ -84,6 +87,15 @@ impl Kill {
         self.0.killed.store(true, Ordering::Release);
         self.0.reader.wake();
         self.0.writer.wake();
+    }
+
+    /// The socket has joined the namespace.
+    pub fn note_joined(&self) {
+        self.0.joined.store(true, Ordering::Relaxed);
+    }
+
+    fn has_joined(&self) -> bool {
+        self.0.joined.load(Ordering::Relaxed)
     }
 
     /// Notes that the client is sent this much. False if it lags too far behind.
@@ -197,11 +209,12 @@ impl Drop for Registration {
     }
 }
 
-/// A byte stream that ends when it is killed, and that fails when the other side takes nothing for
-/// [`WRITE_STALL`]: the library would wait for such a reader for ever.
+/// A byte stream that ends when it is killed or when its client sends more than it may, and that fails when the
+/// other side takes nothing for [`WRITE_STALL`]: the library would wait for such a reader for ever.
 pub struct Wire<S> {
     stream: S,
     kill: Kill,
+    meter: Meter,
     /// What has been read and not been asked for yet, from `taken` on.
     ahead: Vec<u8>,
     taken: usize,
@@ -211,9 +224,9 @@ pub struct Wire<S> {
 }
 
 impl<S> Wire<S> {
-    pub fn new(stream: S, kill: Kill, registration: Option<Registration>) -> Self {
+    pub fn new(stream: S, kill: Kill, meter: Meter, registration: Option<Registration>) -> Self {
         let (ahead, taken) = (Vec::new(), 0);
-        Self { stream, kill, ahead, taken, stall: None, _registration: registration }
+        Self { stream, kill, meter, ahead, taken, stall: None, _registration: registration }
     }
 
     /// Hands out what was read ahead.
@@ -269,6 +282,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
         READ_AHEAD.with_borrow_mut(|bytes| {
             let mut read = ReadBuf::new(bytes);
             ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read))?;
+            let Self { kill, meter, .. } = &mut *self;
+            if !meter.take(read.filled(), || kill.has_joined()) {
+                kill.kill();
+                return Poll::Ready(Ok(()));
+            }
             let (now, later) = read.filled().split_at(read.filled().len().min(buffer.remaining()));
             buffer.put_slice(now);
             self.ahead.extend_from_slice(later);
@@ -311,9 +329,23 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::{
+        limits::{Limits, Refusals, Settings, address::Proxies},
+        time::Clock,
+    };
+
+    /// Of a client that has joined long ago and sends nothing that is a frame: bytes alone are not limited.
+    fn meter() -> Meter {
+        let settings = Settings::with(&["off".to_owned()]).unwrap();
+        let refusals = Arc::new(Refusals::new(Clock::System));
+        let limits = Limits::new(settings, Proxies::default(), Clock::System, refusals);
+        Meter::new(IpAddr::from(Ipv4Addr::LOCALHOST).into(), Arc::new(limits))
+    }
 
     fn kill() -> Kill {
         Kill::new(&Buffers::default())
@@ -323,7 +355,7 @@ mod tests {
     async fn a_killed_wire_ends_for_its_reader() {
         let (near, _far) = tokio::io::duplex(64);
         let kill = kill();
-        let mut wire = Wire::new(near, kill.clone(), None);
+        let mut wire = Wire::new(near, kill.clone(), meter(), None);
         let reading = tokio::spawn(async move { wire.read(&mut [0; 8]).await });
         tokio::task::yield_now().await;
         kill.kill();
@@ -334,7 +366,7 @@ mod tests {
     async fn a_killed_wire_takes_nothing_more() {
         let (near, _far) = tokio::io::duplex(64);
         let kill = kill();
-        let mut wire = Wire::new(near, kill.clone(), None);
+        let mut wire = Wire::new(near, kill.clone(), meter(), None);
         let writing = tokio::spawn(async move { wire.write_all(&[0; 256]).await });
         tokio::task::yield_now().await;
         kill.kill();
@@ -345,7 +377,7 @@ mod tests {
     async fn what_is_written_to_a_killed_wire_does_not_arrive() {
         let (near, mut far) = tokio::io::duplex(64);
         let kill = kill();
-        let mut wire = Wire::new(near, kill.clone(), None);
+        let mut wire = Wire::new(near, kill.clone(), meter(), None);
         kill.kill();
         let written = wire.write(b"too late").await;
         assert_eq!(written.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
@@ -359,7 +391,7 @@ mod tests {
     async fn what_waits_for_a_client_is_bounded_in_bytes() {
         let (near, mut far) = tokio::io::duplex(MAX_WAITING_BYTES);
         let kill = kill();
-        let mut wire = Wire::new(near, kill.clone(), None);
+        let mut wire = Wire::new(near, kill.clone(), meter(), None);
         assert!(kill.note_sent(MAX_WAITING_BYTES));
         wire.write_all(&[0; 100]).await.unwrap();
         far.read_exact(&mut [0; 100]).await.unwrap();
@@ -370,7 +402,9 @@ mod tests {
     #[tokio::test]
     async fn what_is_read_ahead_comes_in_order_and_is_not_kept() {
         let (mut near, far) = tokio::io::duplex(MAX_WAITING_BYTES);
-        let mut wire = Wire::new(far, kill(), None);
+        let kill = kill();
+        kill.note_joined();
+        let mut wire = Wire::new(far, kill, meter(), None);
         let sent: Vec<u8> = (0..=u8::MAX).cycle().take(3 * READ_AHEAD_BYTES + 7).collect();
         near.write_all(&sent).await.unwrap();
         let (mut read, mut chunk) = (Vec::new(), [0; 1000]);
@@ -386,7 +420,7 @@ mod tests {
     async fn what_was_sent_is_counted_roughly_and_errors_do_not_add_up() {
         let (near, mut far) = tokio::io::duplex(64);
         let kill = kill();
-        let mut wire = Wire::new(near, kill.clone(), None);
+        let mut wire = Wire::new(near, kill.clone(), meter(), None);
         for _ in 0..10 {
             // It is said to be much, and is little.
             assert!(kill.note_sent(MAX_WAITING_BYTES / 4));
@@ -400,7 +434,7 @@ mod tests {
     async fn a_client_that_has_read_all_holds_nothing() {
         let (near, mut far) = tokio::io::duplex(64 * 1024);
         let kill = kill();
-        let mut wire = Wire::new(near, kill.clone(), None);
+        let mut wire = Wire::new(near, kill.clone(), meter(), None);
         for bytes in [60_000, 100] {
             assert!(kill.note_sent(bytes + 256));
             wire.write_all(&vec![0; bytes + 40]).await.unwrap();
@@ -417,7 +451,7 @@ mod tests {
     async fn a_reader_that_stalls_is_cut_off_and_a_slow_one_is_not() {
         let (near, mut far) = tokio::io::duplex(64);
         let kill = kill();
-        let mut wire = Wire::new(near, kill.clone(), None);
+        let mut wire = Wire::new(near, kill.clone(), meter(), None);
         let writing = tokio::spawn(async move { wire.write_all(&[0; 256]).await });
         for _ in 0..2 {
             tokio::time::sleep(WRITE_STALL * 9 / 10).await;

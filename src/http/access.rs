@@ -13,7 +13,8 @@ use super::problem::Problem;
 use crate::{
     auth::{Access, CheckError, Identity, Scopes, bearer},
     ids::UserId,
-    limits::{Denied, Limits},
+    limits::{Denied, Limits, Reader, address::Source},
+    metrics,
 };
 
 /// The requester: an extension of every request that has passed [`know_who_asks`].
@@ -45,6 +46,22 @@ impl Asker {
     /// Whether a token with the scope `admin` was shown. Where nobody has to show one, none was.
     pub fn is_known_admin(&self) -> bool {
         matches!(self, Self::Known(identity) if identity.scopes.is_admin())
+    }
+
+    /// The user whose own requests these are. An admin asks for others.
+    fn own(&self) -> Option<&UserId> {
+        match self {
+            Self::Known(identity) if !identity.scopes.is_admin() => Some(&identity.user),
+            Self::Anybody | Self::Known(_) => None,
+        }
+    }
+
+    /// Whose readings of history are counted together.
+    fn reader(&self, source: Source) -> Reader {
+        match self {
+            Self::Anybody => Reader::Address(source),
+            Self::Known(identity) => Reader::User(identity.user.clone()),
+        }
     }
 
     fn may(&self, allows: impl FnOnce(Scopes) -> bool) -> bool {
@@ -103,7 +120,58 @@ pub async fn not_kept(mut response: Response) -> Response {
     response
 }
 
-/// The layer of endpoints for operators.
+/// Whom a request counts for, where it costs more the more it asks for. Part of every request that has come
+/// through [`not_too_often`].
+#[derive(Clone)]
+pub struct Costs {
+    limits: Arc<Limits>,
+    user: Option<UserId>,
+    source: Source,
+}
+
+impl Costs {
+    /// Counts users whose presence is asked for.
+    pub fn presence_of(&self, ids: usize) -> Result<(), Problem> {
+        let refuse = |too_many| Problem::too_many(&too_many);
+        self.limits.presence_from(ids, self.source).map_err(refuse)?;
+        let Some(user) = &self.user else { return Ok(()) };
+        self.limits.presence_of(ids, user).map_err(refuse)
+    }
+
+    /// The node asks for as much presence at a time as it does.
+    pub fn note_presence_busy(&self) {
+        self.limits.closed(metrics::Limit::PresenceTurns, self.source);
+    }
+}
+
+/// In front of those that make others work: so many requests of a user and of an address.
+pub async fn not_too_often(
+    State(Door { limits, .. }): State<Door>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    let asker = Asker::of(request.extensions())?;
+    let source = limits.source_of(request.extensions(), request.headers());
+    limits.request(asker.own(), source).map_err(|too_many| Problem::too_many(&too_many))?;
+    let user = asker.own().cloned();
+    request.extensions_mut().insert(Costs { limits, user, source });
+    Ok(next.run(request).await)
+}
+
+/// In front of those that read history: so many at a time.
+pub async fn few_at_a_time(
+    State(Door { limits, .. }): State<Door>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    let asker = Asker::of(request.extensions())?;
+    let source = limits.source_of(request.extensions(), request.headers());
+    let place = limits.read_history(&asker.reader(source));
+    let _place = place.map_err(|too_many| Problem::too_many(&too_many))?;
+    Ok(next.run(request).await)
+}
+
+/// In front of those for operators.
 pub async fn admins_only(request: Request, next: Next) -> Result<Response, Problem> {
     if !Asker::of(request.extensions())?.may(Scopes::is_admin) {
         return Err(Problem::forbidden("The token must have the scope admin"));

@@ -9,7 +9,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     parameters::{Asked, Cursor, FromQuery, Given, InPath, Limit, Moment},
-    problem::{BadRequest, Forbidden, NotFound, Problem, Unavailable, Unknown},
+    problem::{BadRequest, Forbidden, NotFound, Problem, TooOften, Unavailable, Unknown},
 };
 use crate::{
     call::{CallType, Role, Status, Step},
@@ -74,7 +74,7 @@ impl FromQuery for Wanted {
     operation_id = "listCalls",
     tag = "history",
     params(Wanted),
-    responses((status = 200, description = "A page of calls", body = CallPage), BadRequest, Unknown, Forbidden, Unavailable),
+    responses((status = 200, description = "A page of calls", body = CallPage), BadRequest, Unknown, TooOften, Forbidden, Unavailable),
 )]
 pub async fn list(
     State(history): State<Arc<dyn Store>>,
@@ -121,7 +121,7 @@ impl FromQuery for Asker {
     operation_id = "getCall",
     tag = "history",
     params(("id" = CallId, Path, description = "The call's id"), Asker),
-    responses((status = 200, description = "The call", body = Row), BadRequest, Unknown, Forbidden, NotFound, Unavailable),
+    responses((status = 200, description = "The call", body = Row), BadRequest, Unknown, TooOften, Forbidden, NotFound, Unavailable),
 )]
 pub async fn show(
     State(history): State<Arc<dyn Store>>,
@@ -152,6 +152,7 @@ pub struct Timeline {
         (status = 200, description = "Every transition of the call", body = Timeline),
         BadRequest,
         Unknown,
+        TooOften,
         Forbidden,
         NotFound,
         Unavailable,

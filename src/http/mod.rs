@@ -51,11 +51,14 @@ struct Parts {
 
 /// The endpoints, each with its description.
 fn endpoints(door: Door) -> OpenApiRouter<Parts> {
-    let users = OpenApiRouter::new()
+    let history = OpenApiRouter::new()
         .routes(routes!(calls::list))
         .routes(routes!(calls::show))
         .routes(routes!(calls::timeline))
+        .route_layer(from_fn_with_state(door.clone(), access::few_at_a_time));
+    let users = history
         .routes(routes!(presence::show))
+        .route_layer(from_fn_with_state(door.clone(), access::not_too_often))
         .routes(routes!(ice::show));
     let statistics =
         OpenApiRouter::new().routes(routes!(stats::show)).route_layer(from_fn(access::stats_only));

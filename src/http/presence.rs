@@ -2,15 +2,20 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use axum::{Json, extract::State};
+use axum::{Extension, Json, extract::State};
 use serde::Serialize;
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
+    access::Costs,
     parameters::{Asked, FromQuery, Given, UserIds},
-    problem::{BadRequest, Problem, Unavailable, Unknown},
+    problem::{BadRequest, Problem, TooOften, Unavailable, Unknown},
 };
-use crate::{cluster::Cluster, ids::UserId, protocol::Presence};
+use crate::{
+    calls::{Calls, Failure},
+    ids::UserId,
+    protocol::Presence,
+};
 
 /// The presence of each user that was asked for.
 #[derive(Debug, Serialize, ToSchema)]
@@ -47,17 +52,24 @@ impl FromQuery for Whose {
         (status = 200, description = "The presence of each user", body = PresenceOfUsers),
         BadRequest,
         Unknown,
+        TooOften,
         (status = 431, description = "The ids together are longer than the head of a request may be"),
         Unavailable,
     ),
 )]
 pub async fn show(
-    State(cluster): State<Arc<dyn Cluster>>,
+    State(calls): State<Arc<Calls>>,
+    Extension(costs): Extension<Costs>,
     Asked(Whose { user_ids: UserIds(users) }): Asked<Whose>,
 ) -> Result<Json<PresenceOfUsers>, Problem> {
-    let unavailable =
-        |_| Problem::unavailable("Presence cannot be told right now: try again shortly");
-    let presence = cluster.presence(&users).await.map_err(unavailable)?;
+    costs.presence_of(users.len())?;
+    let unavailable = |failure| {
+        if failure == Failure::PresenceBusy {
+            costs.note_presence_busy();
+        }
+        Problem::unavailable("Presence cannot be told right now: try again shortly")
+    };
+    let presence = calls.presence(&users).await.map_err(unavailable)?;
     let presence = presence.into_iter().map(|edge| (edge.user, edge.presence)).collect();
     Ok(Json(PresenceOfUsers { presence }))
 }

@@ -147,7 +147,18 @@ impl IntoResponses for Unknown {
     }
 }
 
-/// Annotation of endpoints that require a permission.
+/// In an endpoint's annotation: it is limited. It stands after [`Unknown`], whose 429 it says too.
+pub struct TooOften;
+
+impl IntoResponses for TooOften {
+    fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
+        let description = "This user or this address asks too often or, in `jwt` mode, too many tokens \
+                           from this address were not good";
+        answered(StatusCode::TOO_MANY_REQUESTS, description, retry_after)
+    }
+}
+
+/// In an endpoint's annotation: not everybody may.
 pub struct Forbidden;
 
 impl IntoResponses for Forbidden {

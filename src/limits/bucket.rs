@@ -26,8 +26,25 @@ impl Quota {
         (period / u64::from(self.count)).max(1)
     }
 
+    fn cost_ns(self, count: u32) -> u64 {
+        self.interval_ns().saturating_mul(u64::from(count))
+    }
+
     fn window_ns(self) -> u64 {
-        self.interval_ns().saturating_mul(u64::from(self.count))
+        self.cost_ns(self.count)
+    }
+
+    pub fn count(self) -> u32 {
+        self.count
+    }
+
+    /// As many over `period` as fit into all of `parts` at once, and as many as fit over that time.
+    pub fn sum(parts: &[Self], period: Duration) -> Self {
+        let at_once: u64 = parts.iter().map(|part| u64::from(part.count)).sum();
+        let over_time = |part: &Self| period.as_nanos().div_ceil(u128::from(part.interval_ns()));
+        let over_time = parts.iter().map(over_time).sum::<u128>();
+        let count = u128::from(at_once).max(over_time).max(1);
+        Self { count: u32::try_from(count).unwrap_or(u32::MAX), period }
     }
 }
 
@@ -61,18 +78,28 @@ pub struct Bucket {
 impl Bucket {
     /// Takes a token; if there is none, returns the time until there is.
     pub fn take(&mut self, quota: Quota, now_us: u64) -> Result<(), Duration> {
-        self.check(quota, now_us)?;
-        self.full_at_ns = self.full_at_ns.saturating_add(quota.interval_ns());
+        self.take_many(1, quota, now_us)
+    }
+
+    /// Takes so many of what is left; if there are fewer, takes none and says how long that will be so. More
+    /// than the quota are never there.
+    pub fn take_many(&mut self, count: u32, quota: Quota, now_us: u64) -> Result<(), Duration> {
+        self.check_many(count, quota, now_us)?;
+        self.full_at_ns = self.full_at_ns.saturating_add(quota.cost_ns(count));
         Ok(())
     }
 
     /// Whether there is a token.
     pub fn check(&mut self, quota: Quota, now_us: u64) -> Result<(), Duration> {
+        self.check_many(1, quota, now_us)
+    }
+
+    fn check_many(&mut self, count: u32, quota: Quota, now_us: u64) -> Result<(), Duration> {
         let now = now_us.saturating_mul(1_000);
         let latest = now.saturating_add(quota.window_ns());
         // After the clock was set back, nobody is locked out for longer than the refill time.
         self.full_at_ns = self.full_at_ns.clamp(now, latest);
-        match self.full_at_ns.saturating_add(quota.interval_ns()).checked_sub(latest) {
+        match self.full_at_ns.saturating_add(quota.cost_ns(count)).checked_sub(latest) {
             None | Some(0) => Ok(()),
             Some(wait_ns) => Err(Duration::from_nanos(wait_ns)),
         }
@@ -107,6 +134,31 @@ mod tests {
         assert_eq!(bucket.take(FOUR_A_SECOND, now + 250_000), Ok(()));
         assert!(!bucket.is_full(FOUR_A_SECOND, now + 1_249_999));
         assert!(bucket.is_full(FOUR_A_SECOND, now + 1_250_000));
+    }
+
+    #[test]
+    fn many_are_taken_together_or_not_at_all() {
+        let (mut bucket, now) = (Bucket::default(), 1_000_000_000);
+        assert_eq!(bucket.take_many(3, FOUR_A_SECOND, now), Ok(()));
+        assert_eq!(bucket.take_many(3, FOUR_A_SECOND, now), Err(Duration::from_millis(500)));
+        assert_eq!(bucket.take_many(0, FOUR_A_SECOND, now), Ok(()));
+        assert_eq!(bucket.take(FOUR_A_SECOND, now), Ok(()));
+        assert_eq!(
+            bucket.take_many(4, FOUR_A_SECOND, now + 999_999),
+            Err(Duration::from_micros(1))
+        );
+        assert_eq!(bucket.take_many(4, FOUR_A_SECOND, now + 1_000_000), Ok(()));
+        assert!(
+            Bucket::default().take_many(5, FOUR_A_SECOND, now).is_err(),
+            "there never are as many"
+        );
+    }
+
+    #[test]
+    fn a_sum_of_quotas_lets_through_what_each_does() {
+        let parts = [FOUR_A_SECOND, Quota::new(100, Duration::from_secs(50))];
+        let text = |period| Quota::sum(&parts, Duration::from_secs(period)).to_string();
+        assert_eq!((text(1), text(30)), ("104/1s".to_owned(), "180/30s".to_owned()));
     }
 
     #[test]

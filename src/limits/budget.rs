@@ -7,8 +7,9 @@ use super::{
     settings::Settings,
 };
 
-/// Bound on refusals. A socket that goes on without waiting is closed, because refusals cost time too.
-const REFUSALS: Quota = Quota::new(1_000, Duration::from_secs(10));
+/// How often a socket may be told to wait. One that goes on without waiting is closed: refusing costs time
+/// too.
+pub(super) const REFUSALS: Quota = Quota::new(1_000, Duration::from_secs(10));
 
 /// The buckets of a socket. They belong to the socket, so there is no contention.
 #[derive(Debug, Default)]
@@ -35,11 +36,17 @@ pub enum Kind {
 }
 
 impl Budget {
-    /// Counts the event `name`.
-    pub fn spend(&mut self, settings: &Settings, name: &str, now_us: u64) -> Spent {
+    /// Counts the event called `name`. One that ends the sender's own live call is free: nobody must be kept
+    /// in a call, or made to ring, because they sent too much.
+    pub fn spend(
+        &mut self,
+        settings: &Settings,
+        name: &str,
+        ends_own_call: bool,
+        now_us: u64,
+    ) -> Spent {
         let (kind, bucket, quota) = match name {
-            // Ending a call must always be possible.
-            "call:end" | "call:reject" | "call:busy" => return Spent::Fine,
+            "call:end" | "call:reject" | "call:busy" if ends_own_call => return Spent::Fine,
             "call:ice-candidate" => (Kind::Candidate, &mut self.candidates, settings.candidates),
             _ => (Kind::Event, &mut self.events, settings.events),
         };
@@ -59,31 +66,34 @@ mod tests {
 
     const NOW_US: u64 = 1_000_000_000;
 
-    fn fine(budget: &mut Budget, name: &str, most: usize) -> usize {
+    fn fine(budget: &mut Budget, name: &str, ends_own_call: bool, most: usize) -> usize {
         let settings = Settings::default();
-        let spend = |_| budget.spend(&settings, name, NOW_US);
+        let spend = |_| budget.spend(&settings, name, ends_own_call, NOW_US);
         (0..most).map(spend).take_while(|spent| *spent == Spent::Fine).count()
     }
 
     #[test]
-    fn candidates_have_their_own_and_what_ends_a_call_is_never_limited() {
+    fn candidates_have_their_own_and_what_ends_the_own_call_is_never_limited() {
         let mut budget = Budget::default();
-        assert_eq!(fine(&mut budget, "call:offer", 1_000), 200);
-        assert_eq!(fine(&mut budget, "call:initiate", 1_000), 0, "they share one");
-        assert_eq!(fine(&mut budget, "call:ice-candidate", 1_000), 500);
+        assert_eq!(fine(&mut budget, "call:offer", false, 1_000), 200);
+        assert_eq!(fine(&mut budget, "call:initiate", false, 1_000), 0, "they share one");
+        assert_eq!(fine(&mut budget, "call:ice-candidate", false, 1_000), 500);
         for name in ["call:end", "call:reject", "call:busy"] {
-            assert_eq!(fine(&mut budget, name, 100_000), 100_000);
+            assert_eq!(fine(&mut budget, name, true, 100_000), 100_000);
+            assert_eq!(fine(&mut budget, name, false, 10), 0, "a look-up for each");
+            assert_eq!(fine(&mut Budget::default(), name, false, 1_000), 200);
         }
     }
 
     #[test]
     fn whoever_does_not_wait_is_closed() {
         let (mut budget, settings) = (Budget::default(), Settings::default());
-        let spent: Vec<_> = (0..1_201).map(|_| budget.spend(&settings, "x", NOW_US)).collect();
+        let spent: Vec<_> =
+            (0..1_201).map(|_| budget.spend(&settings, "x", false, NOW_US)).collect();
         assert_eq!(spent[200], Spent::Wait(Kind::Event, Duration::from_millis(20)));
         assert_eq!(spent.iter().filter(|spent| matches!(spent, Spent::Wait(..))).count(), 1_000);
         assert_eq!(spent[1_200], Spent::Enough(Kind::Event));
-        // A socket that waits is served.
-        assert_eq!(budget.spend(&settings, "x", NOW_US + 20_000), Spent::Fine);
+        // Whoever does wait is served.
+        assert_eq!(budget.spend(&settings, "x", false, NOW_US + 20_000), Spent::Fine);
     }
 }

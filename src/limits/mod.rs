@@ -13,6 +13,7 @@ pub mod table;
 
 use std::{
     fmt,
+    hash::Hash,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -24,6 +25,7 @@ use http::{Extensions, HeaderMap};
 
 use self::{
     address::{Proxies, Source},
+    bucket::Bucket,
     budget::Kind,
     buffers::Buffers,
     notice::Notices,
@@ -42,7 +44,10 @@ use crate::{
 /// `Retry-After` where it depends on others.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// The limits and their counters.
+/// The same where it is a matter of one question's time.
+const RETRY_READING: Duration = Duration::from_secs(1);
+
+/// The limits, and how much of them is used.
 pub struct Limits {
     settings: Settings,
     proxies: Proxies,
@@ -53,6 +58,11 @@ pub struct Limits {
     handshakes: Buckets<Source>,
     failed_tokens: Buckets<Source>,
     call_attempts: Buckets<UserId>,
+    requests: Buckets<UserId>,
+    address_requests: Buckets<Source>,
+    history_reads: Arc<Counts<Reader>>,
+    presence_ids: Buckets<UserId>,
+    address_presence_ids: Buckets<Source>,
     sockets: Arc<Counts<()>>,
     address_sockets: Arc<Counts<Source>>,
     user_sockets: Arc<Counts<UserId>>,
@@ -74,6 +84,19 @@ pub enum What {
     Handshakes,
     FailedTokens,
     CallAttempts,
+    Requests,
+    AddressRequests,
+    HistoryReads,
+    PresenceIds,
+    AddressPresenceIds,
+}
+
+/// Whose readings of history are counted together.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Reader {
+    User(UserId),
+    /// Where nobody shows who they are.
+    Address(Source),
 }
 
 /// A refused token.
@@ -100,6 +123,9 @@ struct Taken {
 /// A socket's slot in the count of its user, released on drop.
 pub type UserPlace = Place<UserId>;
 
+/// A reading of history, until it is dropped.
+pub type HistoryPlace = Place<Reader>;
+
 impl Limits {
     pub fn new(
         settings: Settings,
@@ -117,6 +143,11 @@ impl Limits {
             handshakes: Buckets::new(settings.handshakes),
             failed_tokens: Buckets::new(settings.failed_tokens),
             call_attempts: Buckets::new(settings.call_attempts),
+            requests: Buckets::new(settings.requests),
+            address_requests: Buckets::new(settings.address_requests),
+            history_reads: Arc::default(),
+            presence_ids: Buckets::new(settings.presence_ids),
+            address_presence_ids: Buckets::new(settings.address_presence_ids),
             sockets: Arc::default(),
             address_sockets: Arc::default(),
             user_sockets: Arc::default(),
@@ -194,7 +225,38 @@ impl Limits {
         self.answer(taken, What::CallAttempts, user.logged())
     }
 
-    /// The identity of the token's user; None in `open` mode.
+    /// Counts a request over HTTP of an address, and of a user if it is one's own.
+    pub fn request(&self, user: Option<&UserId>, source: Source) -> Result<(), TooMany> {
+        let now_us = self.clock.now_us();
+        let taken = self.address_requests.take(&source, now_us);
+        self.answer(taken, What::AddressRequests, source)?;
+        let Some(user) = user else { return Ok(()) };
+        self.answer(self.requests.take(user, now_us), What::Requests, user.logged())
+    }
+
+    /// Counts user ids whose presence a user asks for, on a socket or over HTTP.
+    pub fn presence_of(&self, ids: usize, user: &UserId) -> Result<(), TooMany> {
+        let taken = self.presence_ids.take_many(as_count(ids), user, self.clock.now_us());
+        self.answer(taken, What::PresenceIds, user.logged())
+    }
+
+    /// Counts user ids whose presence an address asks for over HTTP.
+    pub fn presence_from(&self, ids: usize, source: Source) -> Result<(), TooMany> {
+        let now_us = self.clock.now_us();
+        let taken = self.address_presence_ids.take_many(as_count(ids), &source, now_us);
+        self.answer(taken, What::AddressPresenceIds, source)
+    }
+
+    /// A place among the readings of history of `reader`: the database has few readers for all.
+    pub fn read_history(&self, reader: &Reader) -> Result<HistoryPlace, TooMany> {
+        let place = self.history_reads.enter(reader, self.settings.history_reads);
+        place.ok_or_else(|| {
+            self.reached(What::HistoryReads, reader);
+            TooMany { what: What::HistoryReads, retry_after: RETRY_READING }
+        })
+    }
+
+    /// Whose token this is; None where nobody needs one.
     pub async fn admit(
         &self,
         access: &Access,
@@ -263,11 +325,31 @@ impl Limits {
             What::Handshakes => Limit::Handshakes,
             What::FailedTokens => Limit::FailedTokens,
             What::CallAttempts => Limit::CallAttempts,
+            What::Requests => Limit::Requests,
+            What::AddressRequests => Limit::AddressRequests,
+            What::HistoryReads => Limit::HistoryReads,
+            What::PresenceIds => Limit::PresenceIds,
+            What::AddressPresenceIds => Limit::AddressPresenceIds,
         };
         self.notices.reached(limit, who, self.clock.now_us());
     }
 
-    /// Records a socket that exceeds its rate.
+    /// Counts packets of a connection, whose bucket this is. False if it has sent too many.
+    pub fn frames(&self, bucket: &mut Bucket, count: u32) -> bool {
+        let Some(quota) = self.settings.frames else { return true };
+        count == 0 || bucket.take_many(count, quota, self.clock.now_us()).is_ok()
+    }
+
+    /// The same for what a session on polling sends.
+    pub fn packets<K>(&self, buckets: &Buckets<K>, count: u32, session: K) -> bool
+    where
+        K: Eq + Hash + Clone,
+    {
+        let taken = buckets.take_many(count, &session, self.clock.now_us());
+        !matches!(taken, Err(No::Wait(_)))
+    }
+
+    /// A socket sends too much.
     pub fn sends_too_much(&self, kind: Kind, who: impl fmt::Display) {
         let limit = match kind {
             Kind::Event => Limit::Events,
@@ -282,9 +364,22 @@ impl Limits {
     }
 }
 
+fn as_count(ids: usize) -> u32 {
+    ids.try_into().unwrap_or(u32::MAX)
+}
+
 impl Seat {
     pub fn source(&self) -> Source {
         self.0.source
+    }
+}
+
+impl fmt::Display for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::User(user) => user.logged().fmt(f),
+            Self::Address(source) => source.fmt(f),
+        }
     }
 }
 
@@ -321,6 +416,11 @@ impl fmt::Display for TooMany {
             What::Handshakes => "your address opens connections too fast",
             What::FailedTokens => "too many tokens from your address were not good",
             What::CallAttempts => "you call too often",
+            What::Requests => "this user asks too often",
+            What::AddressRequests => "your address asks too often",
+            What::PresenceIds => "this user asks for the presence of too many users",
+            What::AddressPresenceIds => "your address asks for the presence of too many users",
+            What::HistoryReads => "this user reads as much history at a time as a user may",
         })?;
         write!(f, ": try again in {} s", self.retry_after_s())
     }

@@ -2,8 +2,8 @@
 
 use std::{fmt, str::FromStr, time::Duration};
 
-use super::bucket::Quota;
-use crate::protocol::{MAX_MESSAGE_BYTES, Sizes};
+use super::{bucket::Quota, budget::REFUSALS};
+use crate::protocol::{MAX_MESSAGE_BYTES, MAX_WATCHED_USERS, Sizes};
 
 /// The limits. None: unlimited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,8 +12,21 @@ pub struct Settings {
     pub events: Option<Quota>,
     /// `call:ice-candidate` of one socket.
     pub candidates: Option<Quota>,
+    /// Packets of one connection, whatever they are: websocket frames, packets and requests on polling. Unless it
+    /// is said, as many as a socket with all its events, candidates and refusals may send.
+    pub frames: Option<Quota>,
     /// `call:initiate` of one user.
     pub call_attempts: Option<Quota>,
+    /// Requests for history and presence over HTTP of one user.
+    pub requests: Option<Quota>,
+    /// The same of one address.
+    pub address_requests: Option<Quota>,
+    /// Readings of history over HTTP of one user at a time; where nobody shows who they are, of one address.
+    pub history_reads: Option<u32>,
+    /// User ids in `presence:subscribe` and in requests for presence of one user.
+    pub presence_ids: Option<Quota>,
+    /// User ids in requests for presence over HTTP of one address.
+    pub address_presence_ids: Option<Quota>,
     /// Sockets of one user at a time.
     pub user_sockets: Option<u32>,
     /// Sockets of one address at a time.
@@ -38,7 +51,13 @@ impl Default for Settings {
         Self {
             events: Some(Quota::new(200, Duration::from_secs(4))),
             candidates: Some(Quota::new(500, Duration::from_secs(2))),
+            frames: Some(Quota::new(2_000, FRAMES_PERIOD)),
             call_attempts: Some(Quota::new(30, Duration::from_mins(1))),
+            requests: Some(Quota::new(600, Duration::from_mins(1))),
+            address_requests: Some(Quota::new(6_000, Duration::from_mins(1))),
+            history_reads: Some(2),
+            presence_ids: Some(Quota::new(5_000, Duration::from_mins(1))),
+            address_presence_ids: Some(Quota::new(50_000, Duration::from_mins(1))),
             user_sockets: Some(50),
             address_sockets: Some(2_000),
             handshakes: Some(Quota::new(1_000, Duration::from_secs(10))),
@@ -52,7 +71,9 @@ impl Default for Settings {
     }
 }
 
-/// Permitted values of `identify`.
+/// The time over which frames are counted.
+const FRAMES_PERIOD: Duration = Duration::from_secs(5);
+/// What `identify` may be.
 const IDENTIFY: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_mins(10);
 /// Largest configurable message: the bounds of queues assume it.
@@ -79,6 +100,14 @@ impl Settings {
         for change in changes {
             settings.change(change.trim())?;
         }
+        if settings.frames.is_some() && !changes.iter().any(|one| one.trim().starts_with("frames="))
+        {
+            // Whoever may send more events may send their frames.
+            let parts = settings.events.zip(settings.candidates);
+            settings.frames = parts.map(|(events, candidates)| {
+                Quota::sum(&[events, candidates, REFUSALS], FRAMES_PERIOD)
+            });
+        }
         let least = settings.sizes.description_bytes() + FRAME_BYTES;
         if settings.message_bytes < least {
             return Err(format!("message: with this sdp, expected {least} or more"));
@@ -91,7 +120,13 @@ impl Settings {
             *self = Self {
                 events: None,
                 candidates: None,
+                frames: None,
                 call_attempts: None,
+                requests: None,
+                address_requests: None,
+                history_reads: None,
+                presence_ids: None,
+                address_presence_ids: None,
                 user_sockets: None,
                 address_sockets: None,
                 handshakes: None,
@@ -104,13 +139,26 @@ impl Settings {
         let (name, value) =
             change.split_once('=').ok_or_else(|| format!("expected NAME=VALUE, not {change:?}"))?;
         let refuse = |expected: String| format!("{name}: expected {expected}, not {value:?}");
-        let quota = || unless_off(value, "200/4s").map_err(refuse);
-        let count = || unless_off(value, "5000").map_err(refuse);
+        let quota = || unless_off::<Quota>(value, "200/4s").map_err(refuse);
+        // One question has to fit.
+        let ids = || match quota()? {
+            Some(ids) if (ids.count() as usize) < MAX_WATCHED_USERS => {
+                Err(refuse(format!("{MAX_WATCHED_USERS} user ids or more")))
+            }
+            ids => Ok(ids),
+        };
+        let count = || unless_off::<u32>(value, "5000").map_err(refuse);
         let bytes = |most| bytes(value, most).map_err(refuse);
         match name {
             "events" => self.events = quota()?,
             "candidates" => self.candidates = quota()?,
+            "frames" => self.frames = quota()?,
             "call-attempts" => self.call_attempts = quota()?,
+            "requests" => self.requests = quota()?,
+            "address-requests" => self.address_requests = quota()?,
+            "history-reads" => self.history_reads = count()?,
+            "presence-ids" => self.presence_ids = ids()?,
+            "address-presence-ids" => self.address_presence_ids = ids()?,
             "user-sockets" => self.user_sockets = count()?,
             "address-sockets" => self.address_sockets = count()?,
             "handshakes" => self.handshakes = quota()?,
@@ -146,7 +194,13 @@ impl Settings {
         let Self {
             events,
             candidates,
+            frames,
             call_attempts,
+            requests,
+            address_requests,
+            history_reads,
+            presence_ids,
+            address_presence_ids,
             user_sockets,
             address_sockets,
             handshakes,
@@ -160,7 +214,13 @@ impl Settings {
         [
             ("events", or_off(events.as_ref())),
             ("candidates", or_off(candidates.as_ref())),
+            ("frames", or_off(frames.as_ref())),
             ("call-attempts", or_off(call_attempts.as_ref())),
+            ("requests", or_off(requests.as_ref())),
+            ("address-requests", or_off(address_requests.as_ref())),
+            ("history-reads", or_off(history_reads.as_ref())),
+            ("presence-ids", or_off(presence_ids.as_ref())),
+            ("address-presence-ids", or_off(address_presence_ids.as_ref())),
             ("user-sockets", or_off(user_sockets.as_ref())),
             ("address-sockets", or_off(address_sockets.as_ref())),
             ("handshakes", or_off(handshakes.as_ref())),
@@ -209,7 +269,9 @@ mod tests {
 
     #[test]
     fn each_limit_can_be_set_and_what_is_listed_can_be_read_again() {
-        let changed = "events=1/1s,candidates=2/2s,call-attempts=3/3s,user-sockets=4,address-sockets=5,\
+        let changed = "events=1/1s,candidates=2/2s,frames=9/9s,call-attempts=3/3s,requests=8/8s,\
+                       address-requests=7/7s,history-reads=1,presence-ids=500/1s,address-presence-ids=600/1s,\
+                       user-sockets=4,address-sockets=5,\
                        handshakes=6/1m,failed-tokens=off,sockets=0,identify=1m30s,message=300KiB,\
                        buffers=64MiB,sdp=70KiB,candidate=1000,caller-info=8KiB";
         let settings = with(changed).unwrap();
@@ -226,9 +288,21 @@ mod tests {
     #[test]
     fn off_takes_away_what_can_be_taken_away() {
         let off = with("off").unwrap();
-        assert_eq!(off.list().iter().filter(|line| line.ends_with("=off")).count(), 8);
+        assert_eq!(off.list().iter().filter(|line| line.ends_with("=off")).count(), 14);
         assert_eq!(off.sizes, Sizes::default());
         assert_eq!(with("off,sockets=5").unwrap().sockets, Some(5));
+    }
+
+    #[test]
+    fn frames_follow_from_events_unless_they_are_said() {
+        let frames = |text| with(text).unwrap().frames.map(|frames| frames.to_string());
+        assert_eq!(frames("sockets=5"), Some("2000/5s".to_owned()));
+        assert_eq!(frames("events=800/1s"), Some("5750/5s".to_owned()));
+        assert_eq!(
+            (frames("events=off"), frames("off,events=5/1s"), frames("frames=off")),
+            (None, None, None)
+        );
+        assert_eq!(frames("events=off,frames=7/1s"), Some("7/1s".to_owned()));
     }
 
     #[test]
@@ -237,6 +311,7 @@ mod tests {
             ("event=1/1s", "event"),
             ("events", "NAME=VALUE"),
             ("events=5", "200/4s"),
+            ("presence-ids=499/1s", "500"),
             ("sockets=-5", "sockets"),
             ("sockets=5/1s", "sockets"),
             ("identify=off", "1s"),

@@ -54,16 +54,21 @@ impl<K: Eq + Hash + Clone> Buckets<K> {
 
     /// Takes a token of `key`.
     pub fn take(&self, key: &K, now_us: u64) -> Result<(), No> {
+        self.take_many(1, key, now_us)
+    }
+
+    /// Takes so many of what `key` has left, or none.
+    pub fn take_many(&self, count: u32, key: &K, now_us: u64) -> Result<(), No> {
         let Some(quota) = self.quota else { return Ok(()) };
         let mut table = self.table();
         if let Some(bucket) = table.buckets.get_mut(key) {
-            return bucket.take(quota, now_us).map_err(No::Wait);
+            return bucket.take_many(count, quota, now_us).map_err(No::Wait);
         }
         if !table.has_room(quota, now_us) {
             return Err(No::NotCounted);
         }
         let mut bucket = Bucket::default();
-        let taken = bucket.take(quota, now_us).map_err(No::Wait);
+        let taken = bucket.take_many(count, quota, now_us).map_err(No::Wait);
         table.buckets.insert(key.clone(), bucket);
         taken
     }

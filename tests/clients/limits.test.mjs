@@ -103,7 +103,7 @@ describe('events of a socket', { concurrency: true }, () => {
     assert.equal((await small.callee.nextFew('call:ice-candidate', 100)).length, 100);
   });
 
-  test('never are call:end, call:reject and call:busy', async (t) => {
+  test('never are call:end, call:reject and call:busy for a live call; for no call they count', async (t) => {
     // The caller: fence, initiate, offer. The callee: fence.
     const server = await limited(t, ['events=3/1h']);
     for (const [event, who] of [['call:end', 'caller'], ['call:reject', 'callee'], ['call:busy', 'callee']]) {
@@ -112,7 +112,8 @@ describe('events of a socket', { concurrency: true }, () => {
       for (const spent of [1, 2, 3]) await one.ack('call:sync', { spent });
       assertRefused(await one.ack('call:sync', {}), 'RATE_LIMITED');
       const answers = await Promise.all(Array.from({ length: 500 }, () => one.ack(event, { toUserId: other.userId })));
-      assert.deepEqual(answers.filter(({ ok }) => !ok), [], event);
+      assert.equal(answers[0].ok, true, event);
+      assertRefused(answers.at(-1), 'RATE_LIMITED', { event, toUserId: other.userId });
       await other.next({ 'call:end': 'call:ended', 'call:reject': 'call:rejected', 'call:busy': 'call:busy' }[event]);
     }
   });
@@ -135,6 +136,132 @@ describe('events of a socket', { concurrency: true }, () => {
     await dial(caller, callee);
     const lines = server.logs().split('\n').filter((line) => line.includes('a limit was reached'));
     assert.ok(lines.length >= 1 && lines.length <= 3, `${lines.length} lines:\n${lines.slice(0, 5).join('\n')}`);
+  });
+});
+
+describe('packets of a connection', { concurrency: true }, () => {
+  test('count whatever they are: too many of them close it', async (t) => {
+    const server = await limited(t, ['frames=50/1h']);
+    const floods = {
+      pong: (raw) => raw.send('3'),
+      'websocket ping': (raw) => raw.ws.ping(),
+      'a namespace that is not there': (raw) => raw.send('40/x,'),
+      'an event for it': (raw) => raw.send('42/zz,["a"]'),
+      'an ack that nobody waits for': (raw) => raw.send('431[]'),
+    };
+    for (const [name, send] of Object.entries(floods)) {
+      const raw = await rawSocket(t, server, { userId: someone('flood') });
+      const before = await scrape(server);
+      for (let count = 0; count < 40; count += 1) send(raw);
+      await raw.ack('ice:servers', {});
+      for (let count = 0; count < 20; count += 1) send(raw);
+      await within(5_000, raw.closed, `the connection is closed for ${name}`);
+      await reached(server, before, { frames: 1 });
+    }
+    const lines = server.logs().split('\n').filter((line) => line.includes('a limit was reached'));
+    assert.ok(lines.length >= 1 && lines.length <= 3 && lines[0].includes('frames'), lines.join('\n'));
+  });
+
+  test('on polling are requests, and what is in them', async (t) => {
+    const server = await limited(t, ['frames=50/1h']);
+    const open = async () => {
+      const text = await (await fetch(`${server.url}/socket.io/?EIO=4&transport=polling`)).text();
+      return `${server.url}/socket.io/?EIO=4&transport=polling&sid=${JSON.parse(text.slice(1)).sid}`;
+    };
+    const before = await scrape(server);
+    const url = await open();
+    const post = (packets) => fetch(url, { method: 'POST', body: Array(packets).fill('3').join('\x1e') });
+    assert.equal((await post(30)).status, 200);
+    assert.notEqual((await post(30)).status, 200);
+    await reached(server, before, { frames: 1 });
+    await eventually(async () => (await fetch(url)).status === 400, 'the session is gone');
+  });
+
+  test('are never too many of a client that sends all that it may', async (t) => {
+    const server = await startServer({ env: USUAL_LIMITS });
+    t.after(() => server.stop());
+    const { caller, callee } = await activeCall(t, server);
+    const before = await scrape(server);
+    for (let count = 0; count < 500; count += 1) caller.emit('call:ice-candidate', { toUserId: callee.userId, candidate: candidate(count) });
+    const answers = await Promise.all(Array.from({ length: 900 }, () => caller.ack('call:sync', {})));
+    assert.ok(answers.filter(({ ok }) => ok).length >= 190);
+    await callee.nextFew('call:ice-candidate', 500);
+    await caller.none('call:error');
+    const hits = (await scrape(server)).byLabels('switchboard_limits_hit_total', before);
+    assert.deepEqual(Object.keys(hits), ['events'], JSON.stringify(hits));
+  });
+});
+
+describe('a message before joining', { concurrency: true }, () => {
+  const BEYOND = 17 * 1024;
+
+  test('is 16 KiB at most, in one frame or in several', async (t) => {
+    const server = await limited(t, []);
+    const sends = {
+      'one frame': (ws) => ws.send(`40{"token":"${'x'.repeat(BEYOND)}"}`),
+      'several frames': (ws) => {
+        for (let count = 0; count < 9; count += 1) ws.send('x'.repeat(2 * 1024), { fin: false });
+      },
+    };
+    for (const [name, send] of Object.entries(sends)) {
+      const raw = await rawSocket(t, server, { joins: false });
+      const before = await scrape(server);
+      send(raw.ws);
+      await within(5_000, raw.closed, `the connection is closed: ${name}`);
+      await reached(server, before, { unjoined: 1 });
+    }
+    const joined = await rawSocket(t, server, { userId: someone('anna') });
+    joined.emit('call:sync', { filler: 'x'.repeat(BEYOND) });
+    await joined.ack('ice:servers', {});
+  });
+
+  test('on polling too; once joined it may be longer there, and on the websocket that it moves to', async (t) => {
+    const server = await limited(t, []);
+    const text = await (await fetch(`${server.url}/socket.io/?EIO=4&transport=polling`)).text();
+    const url = `${server.url}/socket.io/?EIO=4&transport=polling&sid=${JSON.parse(text.slice(1)).sid}`;
+    const before = await scrape(server);
+    const long = { method: 'POST', body: `42["call:sync",{"filler":"${'x'.repeat(BEYOND)}"}]` };
+    assert.equal((await fetch(url, long)).status, 413);
+    await reached(server, before, { unjoined: 1 });
+    assert.equal((await fetch(url, { method: 'POST', body: `40{"userId":"${someone('anna')}"}` })).status, 200);
+    await eventually(async () => (await (await fetch(url)).text()).includes('40{'), 'it has joined');
+    assert.equal((await fetch(url, long)).status, 200);
+
+    const { caller, callee } = await ringing(t, server, { caller: { transports: ['polling', 'websocket'] } });
+    await eventually(() => caller.socket.io.engine.transport.name === 'websocket', 'it has moved');
+    await caller.ok('call:offer', { toUserId: callee.userId, offer: { type: 'offer', sdp: 'x'.repeat(60 * 1024) } });
+    await callee.next('call:offer');
+  });
+});
+
+describe('requests over HTTP', { concurrency: true }, () => {
+  const ask = (server, user, path, claims) => fetch(`${server.url}${path}`, { headers: { authorization: `Bearer ${tokenOf(user, claims)}` } });
+
+  test('for history and presence are so many of a user; an admin asks for others', async (t) => {
+    const server = await limited(t, ['requests=4/1h', 'presence-ids=500/1h'], { env: JWT });
+    const before = await scrape(server);
+    for (const path of ['/v1/calls', '/v1/presence?userIds=ben', '/v1/calls', '/v1/presence?userIds=ben']) {
+      assert.equal((await ask(server, 'anna', path)).status, 200, path);
+    }
+    const refused = await ask(server, 'anna', '/v1/calls');
+    assert.ok(Number(refused.headers.get('retry-after')) > 60);
+    await assertProblem(refused, 429);
+    await assertProblem(await ask(server, 'anna', '/v1/presence?userIds=ben'), 429);
+    assert.equal((await ask(server, 'anna', '/v1/ice-servers')).status, 200);
+    assert.equal((await ask(server, 'ben', '/v1/calls')).status, 200);
+    const many = Array(499).fill('x').join();
+    assert.equal((await ask(server, 'ben', `/v1/presence?userIds=${many}`)).status, 200);
+    await assertProblem(await ask(server, 'ben', `/v1/presence?userIds=${many}`), 429);
+    for (let count = 0; count < 6; count += 1) assert.equal((await ask(server, 'root', '/v1/calls?userId=anna', { scope: 'admin' })).status, 200);
+    await reached(server, before, { requests: 2, presence_ids: 1 });
+  });
+
+  test('for history are few of a token at a time', async (t) => {
+    const server = await limited(t, ['history-reads=1'], { env: JWT });
+    const answers = await Promise.all(Array.from({ length: 100 }, () => ask(server, 'anna', '/v1/calls')));
+    assert.deepEqual([...new Set(answers.map(({ status }) => status))].sort(), [200, 429]);
+    await assertProblem(answers.find(({ status }) => status === 429), 429);
+    assert.equal((await ask(server, 'anna', '/v1/calls')).status, 200);
   });
 });
 

@@ -76,6 +76,18 @@ describe('the health page', { concurrency: true }, () => {
     await says(node.adminUrl, 'ok', 20_000);
   });
 
+  test('of a node whose lease is not renewed though Redis answers others: not ready, and well again', async (t) => {
+    const { node, redis } = await clusterFor(t);
+    // The heartbeat fails, and nothing else that an idle node asks.
+    assert.equal(await redis.ask('SET sb:{default}:nodes x'), '+OK\r\n');
+    const unready = await says(node.adminUrl, 'unready', 20_000);
+    assert.equal(unready.code, 503);
+    assert.match(trouble(unready, 'lease').what, /WRONGTYPE/);
+    assert.equal((await scrape(node)).value('switchboard_ready'), 0);
+    assert.equal(await redis.ask('DEL sb:{default}:nodes'), ':1\r\n');
+    assert.equal((await says(node.adminUrl, 'ok', 20_000)).code, 200);
+  });
+
   test('of a node whose Postgres is away: degraded until all rows are written', async (t) => {
     const postgres = await startPostgres();
     t.after(() => postgres.stop());

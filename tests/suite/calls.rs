@@ -5,8 +5,10 @@ use std::time::Duration;
 use serde_json::Value;
 use switchboard::{
     call::{Refusal, Signal},
-    calls::{Failure, MAX_REPLAY_MESSAGES, MAX_WAITING_MESSAGES, SWEEP_INTERVAL},
-    cluster::{Cluster, Edge, Inbound, Message},
+    calls::{
+        Failure, MAX_REPLAY_MESSAGES, MAX_WAITING_MESSAGES, PRESENCE_INTERVAL, SWEEP_INTERVAL,
+    },
+    cluster::{Cluster, Edge, Inbound, Message, Unavailable},
     ids::{NodeId, UserId},
     protocol::{CallRef, Presence},
     time::Clock,
@@ -456,15 +458,74 @@ async fn presence_is_told_on_every_edge_to_those_who_watch() {
         world.join("b2").await;
         world.leave("b2", true).await;
         assert_eq!(world.heard("c1"), ["presence:update online"]);
+        world.pass(PRESENCE_INTERVAL).await;
         world.initiate("a1", "b").await.unwrap();
         assert_eq!(world.heard("c1"), ["presence:update busy", "presence:update busy"]);
+        world.pass(PRESENCE_INTERVAL).await;
         world.end("a1", "b").await.unwrap();
         assert_eq!(world.heard("c1"), ["presence:update online", "presence:update online"]);
+        world.pass(PRESENCE_INTERVAL).await;
         world.calls("c1").unsubscribe(watcher, &watched[..1]).await;
         world.leave("a1", true).await;
         world.leave("b1", true).await;
         assert_eq!(world.heard("c1"), ["presence:update offline"]);
     }
+}
+
+/// However often a user's presence changes, each watcher hears of it once an interval, and the last word is
+/// the truth; also one that has begun to watch meanwhile.
+#[tokio::test(start_paused = true)]
+async fn presence_that_changes_often_is_told_as_its_latest() {
+    for count in NODE_COUNTS {
+        let world = World::with(count, &["a1", "b1", "c1", "d1"]).await;
+        let watched = ["a".parse().unwrap()];
+        world.calls("c1").subscribe(socket("c1"), &watched).await.unwrap();
+        for _ in 0..20 {
+            world.initiate("a1", "b").await.unwrap();
+            world.end("a1", "b").await.unwrap();
+        }
+        assert_eq!(world.heard("c1"), ["presence:update busy"], "the first at once");
+        world.initiate("a1", "b").await.unwrap();
+        let now = world.calls("d1").subscribe(socket("d1"), &watched).await.unwrap();
+        assert_eq!(now, [(watched[0].clone(), Presence::Busy)]);
+        world.end("a1", "b").await.unwrap();
+        world.settle().await;
+        world.pass(Duration::from_millis(999)).await;
+        let quiet: [&str; 0] = [];
+        assert_eq!(world.heard("c1"), quiet);
+        world.pass(Duration::from_millis(1)).await;
+        world.pass(PRESENCE_INTERVAL).await;
+        for watcher in ["c1", "d1"] {
+            assert_eq!(world.heard(watcher), ["presence:update online"], "{watcher} on {count}");
+        }
+        // It came back to what it was told as: nobody who knows hears it again.
+        world.initiate("a1", "b").await.unwrap();
+        world.end("a1", "b").await.unwrap();
+        world.initiate("a1", "b").await.unwrap();
+        world.settle().await;
+        world.pass(PRESENCE_INTERVAL).await;
+        world.pass(PRESENCE_INTERVAL).await;
+        assert_eq!(world.heard("c1"), ["presence:update busy"]);
+    }
+}
+
+/// Who watches a user already, or watches one that another socket here watches, costs the shared state nothing.
+#[tokio::test(start_paused = true)]
+async fn presence_of_the_watched_is_known_here() {
+    let world = World::with(1, &["a1", "c1", "d1"]).await;
+    let calls = world.calls("c1");
+    let ids: Vec<UserId> = ["a", "x", "a"].map(|id| id.parse().unwrap()).to_vec();
+    let expected = [("a", Presence::Online), ("x", Presence::Offline)]
+        .map(|(id, presence)| (id.parse::<UserId>().unwrap(), presence));
+    assert_eq!(calls.subscribe(socket("c1"), &ids).await.unwrap(), expected);
+    // From now on the shared state is away.
+    world.nodes[0].fail_next(usize::MAX);
+    assert_eq!(calls.subscribe(socket("c1"), &ids).await.unwrap(), expected);
+    assert_eq!(calls.subscribe(socket("d1"), &ids).await.unwrap(), expected);
+    let new = ["y".parse().unwrap()];
+    assert_eq!(calls.subscribe(socket("d1"), &new).await, Err(Failure::Unavailable(Unavailable)));
+    // One that could not be asked for is not taken for known.
+    assert_eq!(calls.subscribe(socket("c1"), &new).await, Err(Failure::Unavailable(Unavailable)));
 }
 
 #[tokio::test(start_paused = true)]

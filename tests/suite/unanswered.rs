@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use switchboard::{
     call::{Event, Refusal, Signal},
-    calls::{Failure, SWEEP_INTERVAL as A_SWEEP},
+    calls::{Failure, PRESENCE_INTERVAL, SWEEP_INTERVAL as A_SWEEP},
     cluster::{Change, Cluster, Unavailable},
     ids::NodeId,
     time::Clock,
@@ -237,6 +237,7 @@ async fn presence_after_a_connect_or_a_disconnect_is_told_to_those_who_watch() {
         world.join("b1").await;
         world.pass(A_SWEEP).await;
         assert_eq!(world.heard("c1"), ["presence:update online"]);
+        world.pass(PRESENCE_INTERVAL).await;
         node.lose_answer_of("detach");
         world.leave("b1", false).await;
         world.pass(A_SWEEP).await;

@@ -460,6 +460,7 @@ impl World {
         tokio::time::advance(time).await;
         for node in &self.nodes {
             node.calls.sweep().await.unwrap();
+            node.calls.tell_presence();
         }
         self.settle().await;
     }

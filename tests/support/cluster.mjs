@@ -133,6 +133,11 @@ class Redis {
     return /^:[1-9]/.test(answer);
   }
 
+  /** The answer to a command that answers with one line. */
+  async ask(command) {
+    return ask(this.port, command);
+  }
+
   async keys() {
     const answer = await ask(this.port, 'KEYS *', (answer) => /^\*(\d+)\r\n/.test(answer));
     return [...answer.matchAll(/\r\n(sb:[^\r]*)\r\n/g)].map(([, key]) => key);
@@ -166,7 +171,7 @@ const isWholeText = (answer) => {
 };
 
 /** The answer to one command; false if there is none. */
-function ask(port, command, isWhole = (answer) => /^[+-]/.test(answer)) {
+function ask(port, command, isWhole = (answer) => /^[+:-]/.test(answer)) {
   return new Promise((resolve) => {
     let answer = '';
     const socket = connect(port, '127.0.0.1', () => socket.write(`${command}\r\n`));

@@ -28,7 +28,10 @@ const NODES = Number(process.env.TEST_NODES ?? 1);
 export const ONE_NODE = { skip: NODES > 1 && 'it takes one process' };
 
 /** Tests do in a second what people do in an hour. Those about limits, and browsers, have them as they are. */
-const HASTE = 'events=off,candidates=off,call-attempts=off,failed-tokens=off';
+const HASTE = [
+  'events', 'candidates', 'call-attempts', 'failed-tokens', 'requests', 'address-requests', 'history-reads', 'presence-ids',
+  'address-presence-ids',
+].map((name) => `${name}=off`).join();
 
 /** Settings of a server that has all limits as they are by default. */
 export const USUAL_LIMITS = { SWITCHBOARD_LIMITS: undefined };

@@ -20,11 +20,20 @@ const COMMAND_TIMEOUT: Duration = Duration::from_millis(1_500);
 const MIN_MAJOR: u32 = 7;
 const RETRY_CONNECT: Duration = Duration::from_millis(500);
 
-/// Connects a client for commands and one for messages.
-pub async fn connect(
-    url: &str,
-    health: &Health,
-) -> Result<(Client, SubscriberClient), ConnectError> {
+/// The connections of one node. Redis answers a connection's commands in order, so commands that must not
+/// wait for others have their own.
+pub struct Connections {
+    /// Records, claims, sockets, deadlines, and what nodes send each other.
+    pub commands: Client,
+    /// The heartbeat alone.
+    pub lease: Client,
+    /// Whose presence this node watches, and what it asks of presence: clients ask for much of it at a time.
+    pub presence: Client,
+    /// What other nodes send this one.
+    pub messages: SubscriberClient,
+}
+
+pub async fn connect(url: &str, health: &Health) -> Result<Connections, ConnectError> {
     if !has_known_scheme(url) {
         return Err(ConnectError::Scheme);
     }
@@ -43,16 +52,18 @@ pub async fn connect(
             performance.default_command_timeout = COMMAND_TIMEOUT;
         })
         .set_policy(ReconnectPolicy::new_exponential(0, 50, 500, 2));
-    let client = connected(|| builder.build(), health).await?;
+    let commands = connected(|| builder.build(), health).await?;
+    let lease = connected(|| builder.build(), health).await?;
+    let presence = connected(|| builder.build(), health).await?;
     // Room is taken for all of it at once, for each kind of event: 45 MiB. Only messages come in such numbers.
     builder.with_performance_config(|performance| {
         performance.broadcast_channel_capacity = 65_536;
     });
-    let subscriber = connected(|| builder.build_subscriber_client(), health).await?;
-    check(&client).await?;
-    loaded(&client, health).await?;
+    let messages = connected(|| builder.build_subscriber_client(), health).await?;
+    check(&commands).await?;
+    loaded(&commands, health).await?;
     health.well(Part::Redis);
-    Ok((client, subscriber))
+    Ok(Connections { commands, lease, presence, messages })
 }
 
 /// The library takes any other for `redis`, without TLS.

@@ -13,6 +13,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Redis,
+    asked::timed,
     facts::{list, sockets_field, text, watch_field},
 };
 use crate::{
@@ -23,7 +24,7 @@ use crate::{
     },
     health::Part,
     ids::{NodeId, UserId},
-    metrics::{self, Connection},
+    metrics::{self, Command, Connection},
     shutdown::Shutdown,
     time::Timestamp,
 };
@@ -39,6 +40,9 @@ const MAX_AHEAD: Duration = Duration::from_secs(1);
 const DEAD_AFTER: Duration = Duration::from_secs(8);
 /// How long whoever took a dead node's users off it has to see to their calls.
 const SEE_OFF_LEASE: Duration = Duration::from_secs(5);
+/// After so many heartbeats in a row that failed while Redis answered another command, the node is not sent
+/// new clients: [`DEAD_AFTER`] is near, and then other nodes evict it.
+const LEASE_FAILURES: u32 = 2;
 /// Most users that are taken off a dead node at a time.
 const BURY_USERS: usize = 100;
 
@@ -67,7 +71,7 @@ impl Redis {
         let arguments = vec![self.node.to_string(), confirmed, found, silence];
         let asked = Instant::now();
         let (added, now_ms, offset, confirmed, silent): (u64, u64, String, String, Vec<String>) =
-            self.scripts.beat.run(&self.client, keys, arguments).await?;
+            self.scripts.beat.run(&self.lease, keys, arguments).await?;
         let took = asked.elapsed();
         let offset = offset.parse().unwrap_or_else(|error| {
             warn!(%error, "the offset of the cluster's clock cannot be read: it is left out");
@@ -137,15 +141,21 @@ impl Redis {
         let mut ticks = tokio::time::interval(HEARTBEAT);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut reconnections = self.client.reconnect_rx();
+        let mut lease_reconnections = self.lease.reconnect_rx();
         let mut leaving = pin!(leaving.wait());
         ticks.tick().await;
         // The last beat that was heard, and since when none was missed.
         let (mut heard, mut since) = (Instant::now(), Instant::now());
+        let mut lease_failures = 0;
         loop {
             // A Redis that is back may be empty: better found out now than at the next beat.
             let has_reconnected = tokio::select! {
                 _ = ticks.tick() => false,
                 _ = reconnections.recv() => true,
+                _ = lease_reconnections.recv() => {
+                    metrics::REDIS_RECONNECTS.of(Connection::Lease).increment(1);
+                    false
+                }
                 () = &mut leaving => return,
             };
             if has_reconnected {
@@ -161,9 +171,19 @@ impl Redis {
             match &beat {
                 Ok(_) => {
                     heard = asked;
+                    lease_failures = 0;
                     self.health.well(Part::Redis);
+                    self.health.well(Part::Lease);
                 }
-                Err(error) => self.health.trouble(Part::Redis, error),
+                Err(error) => {
+                    self.health.trouble(Part::Redis, error);
+                    lease_failures =
+                        if self.answers_others().await { lease_failures + 1 } else { 0 };
+                    if lease_failures >= LEASE_FAILURES {
+                        let what = "the heartbeat fails though Redis answers other commands";
+                        self.health.trouble(Part::Lease, format_args!("{what}: {error}"));
+                    }
+                }
             }
             if let Ok(Heard { reading, .. }) = &beat
                 && self.keep_time(reading).await
@@ -184,6 +204,11 @@ impl Redis {
                 Err(error) => warn!(%error, "Redis does not answer the heartbeat"),
             }
         }
+    }
+
+    /// Whether Redis answers commands other than the heartbeat.
+    async fn answers_others(&self) -> bool {
+        timed(Command::Other, self.client.ping::<()>(None)).await.is_ok()
     }
 
     /// Whenever that is asked for, lets this node say again who is here, once it can be heard by who finds

@@ -71,6 +71,10 @@ pub struct Redis {
     node: NodeId,
     keys: Keys,
     client: Client,
+    /// The heartbeat's own connection: it waits for no other command.
+    lease: Client,
+    /// For presence alone: no step of a call waits for it.
+    presence: Client,
     bus: Bus,
     scripts: Scripts,
     clock: Arc<SharedClock>,
@@ -176,7 +180,8 @@ impl Redis {
         health: Health,
         buffers: &Buffers,
     ) -> Result<(Arc<Self>, mpsc::Receiver<Inbound>), ConnectError> {
-        let (client, subscriber) = connect::connect(url, &health).await?;
+        let connect::Connections { commands: client, lease, presence, messages: subscriber } =
+            connect::connect(url, &health).await?;
         let bus = Bus::new(
             node,
             namespace,
@@ -201,6 +206,8 @@ impl Redis {
             node,
             keys: Keys { prefix: format!("sb:{{{namespace}}}:") },
             client,
+            lease,
+            presence,
             bus,
             scripts: Scripts::default(),
             timekeeper: Mutex::new(Timekeeper::new(clock.clone())),
@@ -225,7 +232,17 @@ impl Redis {
         keys: Vec<String>,
         arguments: Vec<String>,
     ) -> Result<Value, Unavailable> {
-        let ran = script.run(&self.client, keys, arguments).await;
+        self.run_on(&self.client, script, keys, arguments).await
+    }
+
+    async fn run_on(
+        &self,
+        client: &Client,
+        script: &Named,
+        keys: Vec<String>,
+        arguments: Vec<String>,
+    ) -> Result<Value, Unavailable> {
+        let ran = script.run(client, keys, arguments).await;
         let failed_before = self.is_failing.swap(ran.is_err(), Ordering::Relaxed);
         let answer = ran.map_err(|error| {
             // Of thousands that fail in a row, one line is enough.
@@ -242,11 +259,20 @@ impl Redis {
 
     /// Users and their latest calls.
     async fn look(&self, users: &[UserId]) -> Result<Vec<(Facts, Option<Call>)>, Unavailable> {
+        self.look_on(&self.client, users).await
+    }
+
+    async fn look_on(
+        &self,
+        client: &Client,
+        users: &[UserId],
+    ) -> Result<Vec<(Facts, Option<Call>)>, Unavailable> {
         if users.is_empty() {
             return Ok(Vec::new());
         }
         let keys = users.iter().map(|user| self.keys.user(user)).collect();
-        let answer = self.run(&self.scripts.look, keys, vec![self.keys.call_prefix()]).await?;
+        let arguments = vec![self.keys.call_prefix()];
+        let answer = self.run_on(client, &self.scripts.look, keys, arguments).await?;
         let mut answer = list(answer).into_iter();
         let mut all: Vec<(Facts, Option<Call>)> = Vec::with_capacity(users.len());
         while let (Some(facts), Some(record)) = (answer.next(), answer.next()) {
@@ -307,7 +333,9 @@ impl Redis {
                 arguments.push(users[*at].as_str().to_owned());
                 arguments.extend(own.values());
             }
-            let answer = list(self.run(&self.scripts.mark, keys, arguments).await?);
+            let client = if aspect == Aspect::Watched { &self.presence } else { &self.client };
+            let answer = self.run_on(client, &self.scripts.mark, keys, arguments).await?;
+            let answer = list(answer);
             if answer.len() != turn.len() {
                 return Err(Unavailable);
             }
@@ -524,11 +552,16 @@ impl Cluster for Redis {
     }
 
     async fn presence(&self, users: &[UserId]) -> Result<Vec<Edge>, Unavailable> {
-        let looked = self.look(users).await?;
         let edge = |(user, (facts, call)): (&UserId, (Facts, Option<Call>))| {
             facts.edge(user, call.as_ref().is_some_and(Call::is_live))
         };
-        Ok(std::iter::zip(users, looked).map(edge).collect())
+        let mut all = Vec::with_capacity(users.len());
+        // Redis does nothing else while it runs a script: one must not take long.
+        for some in users.chunks(USERS_AT_ONCE) {
+            let looked = self.look_on(&self.presence, some).await?;
+            all.extend(std::iter::zip(some, looked).map(edge));
+        }
+        Ok(all)
     }
 
     async fn lobby(&self, caller: &UserId, callee: &UserId) -> Result<Lobby, Unavailable> {

@@ -1,0 +1,204 @@
+//! Where a connection stands in its stream of websocket frames (RFC 6455, 5.2), and what it may send of them.
+//! Every frame costs time, also one that is no event: pings, pongs, empty continuations, packets for namespaces
+//! that are not there. Pure but for the limits that it asks.
+
+use std::sync::Arc;
+
+use crate::{
+    limits::{Limits, address::Source, bucket::Bucket},
+    metrics::Limit,
+};
+
+/// Longest message of a connection whose socket has not joined the namespace: room for a CONNECT packet with
+/// the longest token.
+pub const MAX_UNJOINED_BYTES: usize = 16 * 1024;
+
+/// Longest head of a frame: two bytes, a length of eight, a mask of four.
+const MAX_HEAD_BYTES: usize = 14;
+const FIN: u8 = 0x80;
+const MASKED: u8 = 0x80;
+const OPCODE: u8 = 0x0f;
+/// This opcode and those above are of control frames, which may stand between the frames of a message.
+const FIRST_CONTROL: u8 = 0x8;
+
+/// Follows the frames through the bytes of a connection. It looks at heads alone.
+#[derive(Debug, Default)]
+struct Walk {
+    head: [u8; MAX_HEAD_BYTES],
+    /// How much of the head has come.
+    have: u8,
+    /// How much of the frame's payload is still to come.
+    payload_left: u64,
+    /// The length of the message so far, as its frames' heads say.
+    message_bytes: u64,
+}
+
+/// What came with some bytes.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Seen {
+    frames: u32,
+    /// The longest that a message was, also one that is not whole yet.
+    longest_bytes: u64,
+}
+
+impl Walk {
+    fn see(&mut self, mut bytes: &[u8]) -> Seen {
+        let mut seen = Seen::default();
+        while !bytes.is_empty() {
+            let skipped = usize::try_from(self.payload_left).unwrap_or(usize::MAX).min(bytes.len());
+            bytes = &bytes[skipped..];
+            self.payload_left -= skipped as u64;
+            while self.payload_left == 0
+                && let Some((byte, rest)) = bytes.split_first()
+            {
+                bytes = rest;
+                self.head[usize::from(self.have)] = *byte;
+                self.have += 1;
+                if usize::from(self.have) == self.head_bytes() {
+                    self.begin(&mut seen);
+                }
+            }
+        }
+        seen
+    }
+
+    /// How long the head is, as far as it has come.
+    fn head_bytes(&self) -> usize {
+        if self.have < 2 {
+            return 2;
+        }
+        let length = match self.head[1] & !MASKED {
+            126 => 2,
+            127 => 8,
+            _ => 0,
+        };
+        let mask = if self.head[1] & MASKED == 0 { 0 } else { 4 };
+        2 + length + mask
+    }
+
+    /// The head is whole.
+    fn begin(&mut self, seen: &mut Seen) {
+        let length = match self.head[1] & !MASKED {
+            126 => u64::from(u16::from_be_bytes([self.head[2], self.head[3]])),
+            127 => {
+                let length = self.head[2..].first_chunk().expect("a head has room for it");
+                u64::from_be_bytes(*length)
+            }
+            length => u64::from(length),
+        };
+        self.have = 0;
+        self.payload_left = length;
+        seen.frames += 1;
+        if self.head[0] & OPCODE < FIRST_CONTROL {
+            self.message_bytes = self.message_bytes.saturating_add(length);
+            seen.longest_bytes = seen.longest_bytes.max(self.message_bytes);
+            if self.head[0] & FIN != 0 {
+                self.message_bytes = 0;
+            }
+        }
+    }
+}
+
+/// What one websocket connection sends, and may send.
+pub struct Meter {
+    walk: Walk,
+    bucket: Bucket,
+    source: Source,
+    limits: Arc<Limits>,
+}
+
+impl Meter {
+    pub fn new(source: Source, limits: Arc<Limits>) -> Self {
+        Self { walk: Walk::default(), bucket: Bucket::default(), source, limits }
+    }
+
+    /// Counts what came. False if the connection is to be closed for it, which has been said then.
+    pub fn take(&mut self, bytes: &[u8], has_joined: impl FnOnce() -> bool) -> bool {
+        let Seen { frames, longest_bytes } = self.walk.see(bytes);
+        let reached = if longest_bytes > MAX_UNJOINED_BYTES as u64 && !has_joined() {
+            Limit::Unjoined
+        } else if !self.limits.frames(&mut self.bucket, frames) {
+            Limit::Frames
+        } else {
+            return true;
+        };
+        self.limits.closed(reached, self.source);
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn frame(opcode: u8, is_last: bool, payload_bytes: usize) -> Vec<u8> {
+        let mut frame = vec![opcode | if is_last { FIN } else { 0x00 }];
+        match payload_bytes {
+            0..126 => frame.push(MASKED | u8::try_from(payload_bytes).unwrap()),
+            126..0x1_0000 => {
+                frame.push(MASKED | 0x7e);
+                frame.extend(u16::try_from(payload_bytes).unwrap().to_be_bytes());
+            }
+            _ => {
+                frame.push(MASKED | 0x7f);
+                frame.extend((payload_bytes as u64).to_be_bytes());
+            }
+        }
+        frame.extend([0xff; 4]);
+        frame.resize(frame.len() + payload_bytes, 0xff);
+        frame
+    }
+
+    #[test]
+    fn a_message_is_as_long_as_its_frames_and_control_frames_are_not_its() {
+        let mut walk = Walk::default();
+        let frames = [frame(1, false, 100), frame(9, true, 125), frame(0, true, 50)].concat();
+        assert_eq!(walk.see(&frames), Seen { frames: 3, longest_bytes: 150 });
+        assert_eq!(walk.see(&frame(1, true, 10)), Seen { frames: 1, longest_bytes: 10 });
+    }
+
+    #[test]
+    fn a_length_is_known_before_its_payload_and_the_longest_does_not_overflow() {
+        let mut walk = Walk::default();
+        let head = &frame(2, true, 70_000)[..14];
+        assert_eq!(walk.see(head), Seen { frames: 1, longest_bytes: 70_000 });
+        let mut endless = vec![1, MASKED | 0x7f];
+        endless.extend([0xff; 12]);
+        let mut walk = Walk::default();
+        assert_eq!(walk.see(&endless).longest_bytes, u64::MAX);
+        assert_eq!(walk.see(&[0xff; 1_000]), Seen::default());
+    }
+
+    proptest! {
+        #[test]
+        fn frames_are_the_same_however_the_bytes_are_cut(
+            sizes in prop::collection::vec((0..3_usize, any::<bool>(), 0..70_000_usize), 1..20),
+            cuts in prop::collection::vec(1..5_000_usize, 1..50),
+        ) {
+            let kinds = [1, 9, 0];
+            let stream: Vec<u8> = sizes.iter()
+                .flat_map(|(kind, is_last, bytes)| frame(kinds[*kind], *is_last, *bytes))
+                .collect();
+            let whole = Walk::default().see(&stream);
+            let (mut walk, mut rest, mut cuts) = (Walk::default(), stream.as_slice(), cuts.iter().cycle());
+            let mut sum = Seen::default();
+            while !rest.is_empty() {
+                let (now, later) = rest.split_at((*cuts.next().unwrap()).min(rest.len()));
+                let seen = walk.see(now);
+                sum.frames += seen.frames;
+                sum.longest_bytes = sum.longest_bytes.max(seen.longest_bytes);
+                rest = later;
+            }
+            prop_assert_eq!(whole.frames as usize, sizes.len());
+            prop_assert_eq!(sum, whole);
+        }
+
+        /// Whatever comes, it ends and nothing overflows.
+        #[test]
+        fn any_bytes_are_taken(bytes in prop::collection::vec(any::<u8>(), 0..2_000)) {
+            Walk::default().see(&bytes);
+        }
+    }
+}
