@@ -434,10 +434,11 @@ impl Session {
             };
             let delivered = tokio::time::timeout_at(until, delivered).await;
             let is_delivered = matches!(delivered, Ok(Ok(())));
-            let waiting = {
+            // An ack that comes after the last one is waited for by a task of its own.
+            let (waiting, is_last) = {
                 let mut acks = self.waiting_acks();
                 let Some(first) = acks.pop_front() else { return };
-                first
+                (first, acks.is_empty())
             };
             let WaitingAck { to, answer, event, about, .. } = waiting;
             let result = if is_delivered {
@@ -447,6 +448,9 @@ impl Session {
                 Err(Rejected::Failed(Unavailable.into()).into_body(&event, about))
             };
             self.answer(to, result);
+            if is_last {
+                return;
+            }
         }
     }
 

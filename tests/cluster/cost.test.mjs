@@ -215,7 +215,7 @@ test('what each step of a call costs Redis', async (t) => {
     published[name] = publishes;
   }
   assert.deepEqual(counted, {
-    join: [2, 7, 0],
+    join: [2, 8, 0],
     ring: [2, 11, 1],
     offer: [0, 0, 0],
     answer: [1, 4, 0],

@@ -124,6 +124,9 @@ describe('the health page', { concurrency: true }, () => {
     const before = await scrape(cluster);
     process.kill(cluster.redis.pid, 'SIGSTOP');
     await says(cluster.nodes[0].adminUrl, 'degraded');
+    // Long enough for the connections to be given up.
+    const beats = (all) => all.value('switchboard_redis_errors_total', { command: 'beat' });
+    await eventually(async () => beats(await scrape(cluster)) > beats(before) + 2 * cluster.nodes.length, 'heartbeats fail again and again', 20_000);
     process.kill(cluster.redis.pid, 'SIGCONT');
     await eventually(async () => {
       const now = await scrape(cluster);
@@ -139,10 +142,10 @@ describe('the health page', { concurrency: true }, () => {
     const buried = async () => (await scrape(living)).value('switchboard_dead_nodes_total');
     await eventually(async () => (await buried()) > 0, 'the dead node is buried', 30_000);
     // Each of the others looks every 2 s: both have, when both have beaten twice more.
-    const beats = async (node) => (await scrape(node)).value('switchboard_redis_command_seconds_count', { command: 'beat' });
+    const beaten = async (node) => (await scrape(node)).value('switchboard_redis_command_seconds_count', { command: 'beat' });
     for (const node of rest) {
-      const now = await beats(node);
-      await eventually(async () => (await beats(node)) > now + 1, 'its heart beats');
+      const now = await beaten(node);
+      await eventually(async () => (await beaten(node)) > now + 1, 'its heart beats');
     }
     assert.equal(await buried(), 1);
   });
