@@ -146,7 +146,7 @@ impl Redis {
         ticks.tick().await;
         // The last beat that was heard, and since when none was missed.
         let (mut heard, mut since) = (Instant::now(), Instant::now());
-        let mut lease_failures = 0;
+        let (mut lease_failures, mut was_away) = (0, false);
         loop {
             // A Redis that is back may be empty: better found out now than at the next beat.
             let has_reconnected = tokio::select! {
@@ -172,10 +172,15 @@ impl Redis {
                 Ok(_) => {
                     heard = asked;
                     lease_failures = 0;
+                    if std::mem::take(&mut was_away) {
+                        // Commands may have failed on connections that have lasted.
+                        let _ = start_over.try_send(());
+                    }
                     self.health.well(Part::Redis);
                     self.health.well(Part::Lease);
                 }
                 Err(error) => {
+                    was_away = true;
                     self.health.trouble(Part::Redis, error);
                     lease_failures =
                         if self.answers_others().await { lease_failures + 1 } else { 0 };
