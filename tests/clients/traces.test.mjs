@@ -95,9 +95,9 @@ describe('a trace', { ...ONE_NODE, concurrency: true }, () => {
     const about = await eventually(() => {
       const lines = server.logs().trimEnd().split('\n').map((line) => JSON.parse(line));
       const found = lines.filter(({ call }) => call === callId);
-      return found.length === 2 && found;
+      return found.length === 3 && found;
     }, 'lines about the call');
-    assert.deepEqual(about.map(({ trace_id }) => trace_id), [undefined, undefined]);
+    assert.deepEqual(about.map(({ trace_id }) => trace_id), [undefined, undefined, undefined]);
   });
 });
 
@@ -131,9 +131,9 @@ describe('a collector', { ...ONE_NODE, concurrency: true }, () => {
       await assertCallsWork(t, server);
       return collector.spans.length > 0;
     }, 'it is back');
-    await eventually(() => /takes traces again/.test(server.logs()), 'the log tells so');
-    assert.equal(server.logs().match(/traces cannot be delivered/g).length, 1, server.logs());
-    assert.match(server.logs(), /traces cannot be delivered.*cannot be reached/);
+    await eventually(() => /accepts traces again/.test(server.logs()), 'the log tells so');
+    assert.equal(server.logs().match(/traces cannot be exported/g).length, 1, server.logs());
+    assert.match(server.logs(), /traces cannot be exported.*cannot be reached/);
   });
 
   test('that is busy is tried again', async (t) => {
@@ -144,7 +144,7 @@ describe('a collector', { ...ONE_NODE, concurrency: true }, () => {
     collector.status = 200;
     await collector.until(callId, 'call attempt', 'end');
     assert.equal(await dropped(server, 'export'), 0);
-    assert.doesNotMatch(server.logs(), /traces cannot be delivered/);
+    assert.doesNotMatch(server.logs(), /traces cannot be exported/);
   });
 
   test('that refuses is not', async (t) => {
@@ -153,7 +153,7 @@ describe('a collector', { ...ONE_NODE, concurrency: true }, () => {
     await talk(t, server);
     await eventually(() => dropped(server, 'export'), 'steps are dropped');
     assert.equal(collector.requests.length, 1, 'they went in one export, once');
-    assert.match(server.logs(), /traces cannot be delivered.*400/);
+    assert.match(server.logs(), /traces cannot be exported.*400/);
     assert.equal(await exported(server), 0);
   });
 
