@@ -315,6 +315,6 @@ test('nothing is left in Redis of a node that died and of users who are gone', a
   left.close();
   await eventually(async () => {
     const keys = (await redis.keys()).map((key) => key.split(':').at(2));
-    return keys.every((kind) => ['nodes', 'deadlines'].includes(kind));
+    return keys.every((kind) => ['nodes', 'deadlines', 'clock'].includes(kind));
   }, 'only what lives is left', 30_000);
 });
