@@ -280,9 +280,23 @@ async fn a_node_that_does_not_keep_up_says_that_it_missed_something_and_goes_on(
             r#"{{"v":1,"from":"{peer}","content":{{"frame":{{"link":1,"first":{number},"oldest":0,"messages":[{{"rings":{{"call":"{call}","have":{number}}}}}]}}}}}}"#
         )
     };
-    server.flood(&format!("sb:n:test:{node}"), (0..MORE_THAN_ALL_BUFFERS).map(frame));
+    // As a sender says how far it is, twice a second, when it keeps none of it any more.
+    let progress = format!(
+        r#"{{"v":1,"from":"{peer}","content":{{"frame":{{"link":1,"first":{MORE_THAN_ALL_BUFFERS},"oldest":{MORE_THAN_ALL_BUFFERS},"messages":[]}}}}}}"#
+    );
+    let channel = format!("sb:n:test:{node}");
+    server.flood(&channel, (0..MORE_THAN_ALL_BUFFERS).map(frame));
 
-    let got = messages_until_reset(&mut inbox).await;
+    let say_progress = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            server.flood(&channel, std::iter::once(progress.clone()));
+        }
+    };
+    let got = tokio::select! {
+        got = messages_until_reset(&mut inbox) => got,
+        () = say_progress => unreachable!("it goes on for ever"),
+    };
     let in_order = (0..got.len()).map(|have| Message::Rings { call, have });
     assert!(got.iter().cloned().eq(in_order), "what was kept is in order");
     assert!(got.len() < MORE_THAN_ALL_BUFFERS, "what is kept has a bound");

@@ -100,11 +100,14 @@ struct Inbox {
     /// How many bytes each has that may still wait.
     sizes: VecDeque<usize>,
     held: Charge,
+    /// Whether the last frame had no room: one log line for all that follow.
+    is_full: bool,
 }
 
 impl Inbox {
     fn new(sender: mpsc::Sender<Inbound>, buffers: &Buffers) -> Self {
-        Self { sender, sizes: VecDeque::new(), held: buffers.holder(Buffer::Links) }
+        let held = buffers.holder(Buffer::Links);
+        Self { sender, sizes: VecDeque::new(), held, is_full: false }
     }
 
     /// Whether all that a frame may bring has room, with what came early and has waited for it.
@@ -473,8 +476,12 @@ impl Bus {
                 if !inbox.has_room_for(&frame) {
                     // It is asked for again when the next one comes, or the sender says how far it is.
                     metrics::LIMITS.of(Limit::NodeInbox).increment(1);
+                    if !std::mem::replace(&mut inbox.is_full, true) {
+                        warn!(peer = %from, "other nodes send more than this node takes: it asks for the rest again");
+                    }
                     return false;
                 }
+                inbox.is_full = false;
                 let link = links.entry(from).or_insert_with(|| Incoming::new(&self.0.buffers));
                 let delivery = link.receive(frame, &self.0.buffers);
                 metrics::NODE_LOST.increment(delivery.lost);
