@@ -6,11 +6,11 @@
 import { readFile, writeFile } from 'node:fs/promises';
 import { cpus } from 'node:os';
 import { fileURLToPath } from 'node:url';
+import { startPostgres } from '../tests/support/postgres.mjs';
 import { MEASUREMENTS, RATE } from './measurements.mjs';
-import { startPostgres } from './postgres.mjs';
 import { results } from './results.mjs';
 import {
-  address, bench, clearUp, floor, OTHERS, reference, run, says, SERVERS, settings, start, startRedis, stop, switchboard,
+  address, bench, clearUp, cpuSeconds, floor, OTHERS, reference, run, says, SERVERS, settings, start, startRedis, stop, switchboard,
 } from './servers.mjs';
 
 const ROUNDS = Number(process.env.ROUNDS ?? 5);
@@ -18,6 +18,9 @@ const SECONDS = Number(process.env.SECONDS ?? 4);
 const SOCKETS = Number(process.env.SOCKETS ?? 10_000);
 const only = process.env.ONLY?.split(',');
 const wanted = Object.entries(MEASUREMENTS).filter(([name]) => only?.includes(name) ?? true);
+
+/** The durability of production, on the core of the generator. The measured server creates the schema. */
+const POSTGRES = { schema: false, settings: { fsync: 'on' }, core: OTHERS };
 
 // A closed port: rows wait and are never written.
 const NOWHERE = 'postgres://postgres@127.0.0.1:1/none';
@@ -37,7 +40,7 @@ const KINDS = {
 /** Runs a measurement on so many nodes of a kind, with their dependencies. */
 async function withNodes(kind, { nodes, onRedis = nodes > 1 }, work) {
   const redis = onRedis ? await startRedis() : undefined;
-  const postgres = kind.includes('Postgres') ? await startPostgres() : undefined;
+  const postgres = kind.includes('Postgres') ? await startPostgres(POSTGRES) : undefined;
   const servers = Array.from({ length: nodes }, () => KINDS[kind]({ redis, postgres }));
   try {
     const urls = await Promise.all(servers.map(address));
@@ -54,14 +57,17 @@ const places = ({ urls }) => ['--url', urls.join(','), '--callee-url', [...urls.
 const timing = ['--duration', `${SECONDS}s`, '--warm-up', '2s'];
 const counters = ({ redis }) => (redis ? ['--redis', redis.address] : []);
 
+/** Rows written so far, and CPU time of all processes of this Postgres. */
+const usedBy = async (postgres) => ({ rows: Number(await postgres.ask('SELECT count(*) FROM calls')), cpu_s: cpuSeconds(postgres.pid) });
+
 /** Arguments of `switchboard bench`. */
 const MODES = {
   calls: async (cluster, { rate, pairs = 64 }) => {
     const pace = rate ? ['--rate', `${rate}`] : [];
-    const [before, began] = [await cluster.postgres?.used(), performance.now()];
+    const [before, began] = [cluster.postgres && (await usedBy(cluster.postgres)), performance.now()];
     const figures = await bench('calls', cluster.servers, ...places(cluster), ...counters(cluster), '--pairs', `${pairs}`, ...timing, ...pace);
     if (!cluster.postgres) return figures;
-    const after = await cluster.postgres.used();
+    const after = await usedBy(cluster.postgres);
     const [rows, seconds] = [after.rows - before.rows, (performance.now() - began) / 1_000];
     const postgres_cpu_per_row_us = ((after.cpu_s - before.cpu_s) * 1e6) / rows;
     return { ...figures, postgres_cpu_per_row_us, postgres_rows_per_second: rows / seconds };

@@ -2,6 +2,7 @@
 
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { cpus, tmpdir } from 'node:os';
@@ -9,6 +10,8 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { target } from './results.mjs';
+
+const TICKS_PER_SECOND = 100;
 
 export const run = promisify(execFile);
 
@@ -94,4 +97,19 @@ export async function bench(mode, servers, ...args) {
   const { lost = 0, disorder = 0, missed_starts: missed = 0 } = figures;
   if (lost + disorder + missed > 0) console.error(`${lost} candidates lost, ${disorder} out of order; ${missed} calls late`);
   return figures;
+}
+
+/** CPU time of a process and its children, ended ones included: fields 14 to 17 of stat (proc(5)). */
+export function cpuSeconds(parent) {
+  let ticks = 0;
+  for (const pid of readdirSync('/proc').filter((name) => /^\d+$/.test(name))) {
+    const path = `/proc/${pid}/stat`;
+    if (!existsSync(path)) continue;
+    const stat = readFileSync(path, 'utf8');
+    const [, ppid, ...fields] = stat.slice(stat.lastIndexOf(')') + 2).split(' ').map(Number);
+    const [user, system, childrensUser, childrensSystem] = fields.slice(9, 13);
+    if (Number(pid) === parent) ticks += user + system + childrensUser + childrensSystem;
+    else if (ppid === parent) ticks += user + system;
+  }
+  return ticks / TICKS_PER_SECOND;
 }

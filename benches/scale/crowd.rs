@@ -15,8 +15,8 @@ use tokio::{
 };
 
 use crate::{
+    processes::{Core, OTHER_FILES, Process, command, open_files},
     socket::{Socket, source},
-    world::{Core, OTHER_FILES, Process, command, open_files},
 };
 
 /// Most sockets of one process.

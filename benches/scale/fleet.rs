@@ -6,9 +6,9 @@ use std::{net::Ipv4Addr, time::Duration};
 use anyhow::{Context, Result};
 
 use crate::{
+    processes::{Node, Redis, Settings, parameter},
     socket::{Pair, Socket},
     table::{Results, Row},
-    world::{Node, Redis, Settings, parameter},
 };
 
 pub const NODES: &str = "nodes";

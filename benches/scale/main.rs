@@ -3,7 +3,7 @@
 //!
 //! | | |
 //! |---|---|
-//! | `world.rs`, `proxy.rs` | nodes, Redis, Postgres; a way to them that delays, stands still, or cuts |
+//! | `processes.rs`, `proxy.rs` | nodes, Redis, Postgres; a way to them that delays, stands still, or cuts |
 //! | `socket.rs`, `innocents.rs` | clients; calls at a steady rate, and calls that last |
 //! | `attack.rs`, `overload.rs` | who attacks, a process of its own; what that does to the calls |
 //! | `crowd.rs`, `recovery.rs` | tens of thousands of sockets, in processes of their own; faults, and how long they last |
@@ -23,6 +23,7 @@ mod overload;
 #[path = "../../tests/suite/postgres_server.rs"]
 mod postgres_server;
 mod presence;
+mod processes;
 mod proxy;
 mod recovery;
 #[expect(dead_code, reason = "what only tests need of it")]
@@ -30,7 +31,6 @@ mod recovery;
 mod redis_server;
 mod socket;
 mod table;
-mod world;
 
 use anyhow::Result;
 use table::Results;

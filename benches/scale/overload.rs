@@ -10,8 +10,8 @@ use anyhow::Result;
 use crate::{
     attack::ATTACKS,
     innocents::{Established, Innocents, Peak},
+    processes::{Core, Node, Process, Redis, Settings, command, mib, parameter, pod_memory_bytes},
     table::{Results, Row},
-    world::{Core, Node, Process, Redis, Settings, command, mib, parameter, pod_memory_bytes},
 };
 
 pub const TABLE: &str = "overload";

@@ -7,9 +7,9 @@ use anyhow::Result;
 use serde_json::json;
 
 use crate::{
+    processes::{Node, Redis, Settings},
     socket::{PATIENCE, Socket},
     table::{Results, Row},
-    world::{Node, Redis, Settings},
 };
 
 pub const TABLE: &str = "presence";

@@ -14,10 +14,10 @@ use crate::{
     crowd::{Crowd, Heard, watched},
     innocents::{Established, Innocents, Peak},
     postgres_server::Database,
+    processes::{Node, OTHER_FILES, Redis, Settings, mib, open_files, parameter},
     proxy::Proxy,
     socket::Socket,
     table::{Results, Row},
-    world::{Node, OTHER_FILES, Redis, Settings, mib, open_files, parameter},
 };
 
 pub const TABLE: &str = "recovery";

@@ -53,7 +53,7 @@ fn happening() -> impl Strategy<Value = Happening> {
 
 /// One node that has nothing but the rules.
 #[derive(Default)]
-struct World {
+struct Model {
     now_s: u64,
     calls: HashMap<CallId, Call>,
     claims: HashMap<UserId, CallId>,
@@ -65,7 +65,7 @@ struct World {
     fates: HashMap<(CallId, SocketId), Vec<&'static str>>,
 }
 
-impl World {
+impl Model {
     fn now(&self) -> Timestamp {
         at(self.now_s)
     }
@@ -80,7 +80,7 @@ impl World {
     }
 
     fn happen(&mut self, happening: Happening) {
-        let by = |world: &Self, name| world.online.get(name).cloned();
+        let by = |model: &Self, name| model.online.get(name).cloned();
         match happening {
             Happening::Initiate(from, to) => {
                 if let Some(device) = by(self, from) {
@@ -333,17 +333,17 @@ proptest! {
 
     #[test]
     fn the_invariants_hold_whatever_happens(happenings in prop::collection::vec(happening(), 1..80)) {
-        let mut world = World::default();
+        let mut model = Model::default();
         for name in DEVICES {
-            world.join(name);
+            model.join(name);
         }
         for happening in happenings {
-            world.happen(happening);
-            world.check();
+            model.happen(happening);
+            model.check();
         }
         // Liveness: left alone, every call ends.
-        world.pass(13 * 3_600);
-        world.check();
-        prop_assert!(world.calls.values().all(|call| !call.is_live()));
+        model.pass(13 * 3_600);
+        model.check();
+        prop_assert!(model.calls.values().all(|call| !call.is_live()));
     }
 }

@@ -78,7 +78,7 @@ test('a token in the address says who you are, where tokens are checked', async 
 });
 
 test('a link with a token makes nobody else of a tab that has a good one of its own', async (t) => {
-  const strict = await world({ args: ['--auth', 'jwt', '--jwt-secret', SECRET] });
+  const strict = await serverAndBrowser({ args: ['--auth', 'jwt', '--jwt-secret', SECRET] });
   t.after(() => strict.stop());
   const [carol, mallory] = [someone('carol'), someone('mallory')];
   const tab = await (await strict.profile(t)).open({ token: tokenOf(carol) });

@@ -39,14 +39,14 @@ export async function serverAndBrowser({ args = [], env = {}, flags = [] } = {})
       headless: true,
       args: [...CHROMIUM_FLAGS, ...flags],
     });
-    return new World(server, browser);
+    return new ServerAndBrowser(server, browser);
   } catch (error) {
     await server.stop();
     throw error;
   }
 }
 
-class World {
+class ServerAndBrowser {
   constructor(server, browser) {
     this.server = server;
     this.browser = browser;

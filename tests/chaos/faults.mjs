@@ -19,7 +19,7 @@ const STILL_MS = 15_000;
 const openFiles = ({ pid }) => readdirSync(`/proc/${pid}/fd`).length;
 /** The nodes, those with the most clients first: one that was just replaced has none. */
 const busiest = ({ nodes }) => [...nodes].sort((one, other) => openFiles(other) - openFiles(one));
-const others = (world, node) => world.nodes.filter((other) => other !== node);
+const others = (testbed, node) => testbed.nodes.filter((other) => other !== node);
 const times = (text, words) => text.split(words).length - 1;
 
 async function killed(node) {
@@ -37,23 +37,23 @@ async function standing(pid, ms, meanwhile = () => {}) {
 }
 
 /** The node stands still until the others take it for dead, and longer. */
-async function nodeStanding(world, node, meanwhile) {
-  const logs = () => others(world, node).map((other) => times(other.logs(), 'a node is dead')).reduce((sum, count) => sum + count, 0);
+async function nodeStanding(testbed, node, meanwhile) {
+  const logs = () => others(testbed, node).map((other) => times(other.logs(), 'a node is dead')).reduce((sum, count) => sum + count, 0);
   const before = logs();
   await standing(node.pid, STILL_MS, meanwhile);
   if (logs() === before) throw new Error('nobody took the node for dead');
 }
 
-async function cutOff(world, how, ms) {
-  world.redisLink[how]();
+async function cutOff(testbed, how, ms) {
+  testbed.redisLink[how]();
   await pause(ms);
-  world.redisLink.heal();
+  testbed.redisLink.heal();
 }
 
-async function postgresAway(world, end, ms) {
+async function postgresAway(testbed, end, ms) {
   await end();
   await pause(ms);
-  await world.postgres.start();
+  await testbed.postgres.start();
 }
 
 /** Cuts a part of the connections, so that clients have to come back while something is the matter. */
@@ -76,8 +76,8 @@ async function withoutFiles(node, meanwhile) {
   }
 }
 
-async function channelOf(world) {
-  const port = world.redis.ports[0];
+async function channelOf(testbed) {
+  const port = testbed.redis.ports[0];
   const [node] = (await redisCli(port, '-c', 'ZRANGE', 'sb:{default}:nodes', '0', '-1')).split('\n');
   return `sb:n:default:${node}`;
 }
@@ -90,54 +90,54 @@ const SINGLE = [
     name: 'a node killed (`kill -9`)',
     loses: true,
     watchMs: DEATH_AND_GRACE_MS,
-    strike: ({ world }) => killed(busiest(world)[0]),
+    strike: ({ testbed }) => killed(busiest(testbed)[0]),
   },
   {
     name: 'a node stands still for 15 s (SIGSTOP)',
     watchMs: DEATH_AND_GRACE_MS,
-    strike: ({ world }) => nodeStanding(world, busiest(world)[0]),
+    strike: ({ testbed }) => nodeStanding(testbed, busiest(testbed)[0]),
   },
-  { name: 'a node told to stop (SIGTERM), and started again', strike: ({ world }) => busiest(world)[0].restart() },
-  { name: 'Redis stands still for 5 s', strike: ({ world }) => standing(world.redis.pid, 5_000) },
-  { name: 'Redis restarted, empty', strike: ({ world }) => world.redis.restart() },
+  { name: 'a node told to stop (SIGTERM), and started again', strike: ({ testbed }) => busiest(testbed)[0].restart() },
+  { name: 'Redis stands still for 5 s', strike: ({ testbed }) => standing(testbed.redis.pid, 5_000) },
+  { name: 'Redis restarted, empty', strike: ({ testbed }) => testbed.redis.restart() },
   {
     name: 'one node cut off from Redis for 5 s, by resets and by silence in turn',
-    strike: ({ world, round }) => cutOff(world, round % 2 ? 'freeze' : 'cut', 5_000),
+    strike: ({ testbed, round }) => cutOff(testbed, round % 2 ? 'freeze' : 'cut', 5_000),
   },
-  { name: 'Postgres stopped for 8 s', strike: ({ world }) => postgresAway(world, () => world.postgres.halt(), 8_000) },
-  { name: 'Postgres killed with all its processes, back after 3 s', strike: ({ world }) => postgresAway(world, () => world.postgres.die(), 3_000) },
+  { name: 'Postgres stopped for 8 s', strike: ({ testbed }) => postgresAway(testbed, () => testbed.postgres.halt(), 8_000) },
+  { name: 'Postgres killed with all its processes, back after 3 s', strike: ({ testbed }) => postgresAway(testbed, () => testbed.postgres.die(), 3_000) },
   {
     name: "Postgres' disk full for 8 s",
     needs: ({ postgres }) => (postgres.hasDisk ? undefined : 'the right to mount a small disk (root)'),
-    async strike({ world }) {
-      const free = await world.postgres.fillDisk();
+    async strike({ testbed }) {
+      const free = await testbed.postgres.fillDisk();
       try {
         await pause(8_000);
       } finally {
         await free();
       }
       // It may have given up for good.
-      if (!world.postgres.isRunning) await world.postgres.start();
-      if (!/history cannot be written/.test(world.cluster.logs())) throw new Error('no node saw that the disk was full');
+      if (!testbed.postgres.isRunning) await testbed.postgres.start();
+      if (!/history cannot be written/.test(testbed.cluster.logs())) throw new Error('no node saw that the disk was full');
     },
   },
   {
     name: 'Postgres slow: 500 ms each way, for 10 s',
-    async strike({ world }) {
-      world.postgresLink.slow(500);
+    async strike({ testbed }) {
+      testbed.postgresLink.slow(500);
       await pause(10_000);
-      world.postgresLink.slow(0);
+      testbed.postgresLink.slow(0);
     },
   },
-  { name: 'HAProxy reloaded', strike: ({ world }) => world.balancer.reload() },
+  { name: 'HAProxy reloaded', strike: ({ testbed }) => testbed.balancer.reload() },
   {
     name: "a node's clock moved by an hour, on and back",
     needs: ({ clock }) => (clock ? undefined : 'libfaketime'),
-    async strike({ world }) {
+    async strike({ testbed }) {
       for (const seconds of [3_600, -3_600, 0]) {
-        await world.clock.move(seconds);
+        await testbed.clock.move(seconds);
         await pause(4_000);
-        const { headers } = await fetch(world.nodes.find(({ hasMovableClock }) => hasMovableClock).url);
+        const { headers } = await fetch(testbed.nodes.find(({ hasMovableClock }) => hasMovableClock).url);
         const aheadMs = Date.parse(headers.get('date')) - Date.now();
         // The library makes this header anew only when time has gone on: a clock that is put back does not show.
         if (seconds > 0 && Math.abs(aheadMs - seconds * 1_000) > 60_000) throw new Error(`the clock is ${aheadMs} ms ahead`);
@@ -147,8 +147,8 @@ const SINGLE = [
   {
     name: 'a node without file descriptors for 8 s, a third of all connections cut',
     loses: true,
-    async strike({ world, people }) {
-      const node = busiest(world)[0];
+    async strike({ testbed, people }) {
+      const node = busiest(testbed)[0];
       const before = times(node.logs(), 'could not be accepted');
       await withoutFiles(node, async () => {
         dropSome(people, 3);
@@ -161,9 +161,9 @@ const SINGLE = [
     name: 'HAProxy killed: 2,000 more clients, all reconnecting at once',
     loses: true,
     crowd: 2_000,
-    async strike({ world, crowd, figures }) {
+    async strike({ testbed, crowd, figures }) {
       const [at, back] = [Date.now(), crowd.back()];
-      await world.balancer.restart();
+      await testbed.balancer.restart();
       await back;
       figures.crowdBackMs = Math.max(figures.crowdBackMs ?? 0, Date.now() - at);
     },
@@ -172,9 +172,9 @@ const SINGLE = [
     name: 'mixed: a node killed while Redis stands still for 5 s',
     loses: true,
     watchMs: DEATH_AND_GRACE_MS,
-    async strike({ world }) {
-      const node = busiest(world)[0];
-      await standing(world.redis.pid, 5_000, async () => {
+    async strike({ testbed }) {
+      const node = busiest(testbed)[0];
+      await standing(testbed.redis.pid, 5_000, async () => {
         await pause(1_000);
         await node.kill('SIGKILL');
       });
@@ -184,19 +184,19 @@ const SINGLE = [
   {
     name: 'mixed: Redis restarted empty, Postgres stopped, HAProxy killed',
     loses: true,
-    async strike({ world }) {
-      await world.postgres.halt();
-      await Promise.all([world.redis.restart(), world.balancer.restart()]);
-      return () => world.postgres.start();
+    async strike({ testbed }) {
+      await testbed.postgres.halt();
+      await Promise.all([testbed.redis.restart(), testbed.balancer.restart()]);
+      return () => testbed.postgres.start();
     },
   },
   {
     name: 'mixed: a node stands still for 15 s, and another is killed meanwhile',
     loses: true,
     watchMs: STILL_MS + DEATH_AND_GRACE_MS,
-    async strike({ world }) {
-      const [still, dies] = busiest(world);
-      await nodeStanding(world, still, async () => {
+    async strike({ testbed }) {
+      const [still, dies] = busiest(testbed);
+      await nodeStanding(testbed, still, async () => {
         await pause(5_000);
         await dies.kill('SIGKILL');
       });
@@ -205,12 +205,12 @@ const SINGLE = [
   },
   {
     name: 'mixed: one node cut off from Redis for 5 s, another told to stop, Postgres killed',
-    async strike({ world, round }) {
-      const stops = world.nodes[round % 2];
+    async strike({ testbed, round }) {
+      const stops = testbed.nodes[round % 2];
       await Promise.all([
-        cutOff(world, round % 2 ? 'freeze' : 'cut', 5_000),
+        cutOff(testbed, round % 2 ? 'freeze' : 'cut', 5_000),
         stops.restart(),
-        postgresAway(world, () => world.postgres.die(), 3_000),
+        postgresAway(testbed, () => testbed.postgres.die(), 3_000),
       ]);
     },
   },
@@ -219,19 +219,19 @@ const SINGLE = [
 const SENTINEL = [
   {
     name: 'Redis fails over (three Sentinels)',
-    async strike({ world }) {
-      const dead = await world.redis.failOver();
-      return () => world.redis.repair(dead);
+    async strike({ testbed }) {
+      const dead = await testbed.redis.failOver();
+      return () => testbed.redis.repair(dead);
     },
   },
   {
     name: 'mixed: Redis fails over while a node is killed',
     loses: true,
     watchMs: DEATH_AND_GRACE_MS,
-    async strike({ world }) {
-      const node = busiest(world)[0];
-      const [dead] = await Promise.all([world.redis.failOver(), node.kill('SIGKILL')]);
-      return () => Promise.all([world.redis.repair(dead), node.start()]);
+    async strike({ testbed }) {
+      const node = busiest(testbed)[0];
+      const [dead] = await Promise.all([testbed.redis.failOver(), node.kill('SIGKILL')]);
+      return () => Promise.all([testbed.redis.repair(dead), node.start()]);
     },
   },
 ];
@@ -239,27 +239,27 @@ const SENTINEL = [
 const CLUSTER = [
   {
     name: 'the slot of all state moved in a Redis Cluster',
-    async strike({ world }) {
-      const moved = await world.redis.moveSlotOf(STATE);
+    async strike({ testbed }) {
+      const moved = await testbed.redis.moveSlotOf(STATE);
       if (moved < 10) throw new Error(`only ${moved} keys were moved`);
     },
   },
   {
     name: "the slot of a node's channel moved in a Redis Cluster",
-    async strike({ world }) {
-      await world.redis.moveSlotOf(await channelOf(world));
+    async strike({ testbed }) {
+      await testbed.redis.moveSlotOf(await channelOf(testbed));
     },
   },
   {
     name: 'mixed: the slot of all state moved, a node killed, Postgres stopped for 3 s',
     loses: true,
     watchMs: DEATH_AND_GRACE_MS,
-    async strike({ world }) {
-      const node = busiest(world)[0];
+    async strike({ testbed }) {
+      const node = busiest(testbed)[0];
       await Promise.all([
-        world.redis.moveSlotOf(STATE),
+        testbed.redis.moveSlotOf(STATE),
         node.kill('SIGKILL'),
-        postgresAway(world, () => world.postgres.halt(), 3_000),
+        postgresAway(testbed, () => testbed.postgres.halt(), 3_000),
       ]);
       return () => node.start();
     },

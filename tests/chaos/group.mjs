@@ -1,4 +1,4 @@
-// A world, people in it, and all the faults that it is for, one after the other. In the end the ledger is held against
+// A testbed, people in it, and all the faults that it is for, one after the other. In the end the ledger is held against
 // the history.
 
 import { FAULTS } from './faults.mjs';
@@ -6,7 +6,7 @@ import { checkHistory } from './history.mjs';
 import { Ledger } from './ledger.mjs';
 import { People } from './people.mjs';
 import { Rounds } from './round.mjs';
-import { startWorld } from './world.mjs';
+import { startTestbed } from './testbed.mjs';
 
 /** What must not happen under any fault. Messages may be lost with the connection or the node of their receiver. */
 const NEVER = ['ended', 'history', 'disorder', 'stranger', 'presence', 'failed', 'violated'];
@@ -22,26 +22,26 @@ const MOST_STORIES = 5;
 export async function playGroup(kind, { chosen = () => true, rounds, talking, dialling, everyMs, slowMs = Infinity, say = () => {} }) {
   const ledger = new Ledger();
   const results = [];
-  const world = await startWorld(kind);
-  const people = new People(world.url, ledger, { talking, dialling, everyMs });
+  const testbed = await startTestbed(kind);
+  const people = new People(testbed.url, ledger, { talking, dialling, everyMs });
   try {
     await people.start();
-    const played = new Rounds({ world, people, ledger, slowMs, say });
+    const played = new Rounds({ testbed, people, ledger, slowMs, say });
     for (const fault of FAULTS[kind].filter(({ name }) => chosen(name))) {
-      const missing = fault.needs?.(world);
+      const missing = fault.needs?.(testbed);
       if (!missing) await played.play(fault, rounds);
       say(missing ? `${fault.name}: not run, it needs ${missing}` : fault.name);
       results.push({ fault, missing, figures: played.figures.get(fault.name) });
     }
     await people.stop();
     say(`${ledger.calls.size} calls and ${ledger.messages} messages are held against the history`);
-    await checkHistory(world.postgres, ledger, (time) => played.faultAt(time));
+    await checkHistory(testbed.postgres, ledger, (time) => played.faultAt(time));
   } finally {
     people.close();
-    await world.stop();
+    await testbed.stop();
   }
-  for (const result of results) Object.assign(result, judged(result.fault, ledger, world));
-  return { results, ledger, ...judged({ name: 'none' }, ledger, world) };
+  for (const result of results) Object.assign(result, judged(result.fault, ledger, testbed));
+  return { results, ledger, ...judged({ name: 'none' }, ledger, testbed) };
 }
 
 function judged(fault, ledger, { nodes }) {

@@ -1,21 +1,21 @@
-// One fault strikes a world with people in it, and what came of it.
+// One fault strikes a testbed with people in it, and what came of it.
 
 import { setTimeout as pause } from 'node:timers/promises';
 import { startCrowd } from './crowd.mjs';
 
 const NOTED_BEFORE_MS = 1_000;
 
-/** Faults strike a world one after the other; each that is played leaves its figures. */
+/** Faults strike a testbed one after the other; each that is played leaves its figures. */
 export class Rounds {
-  constructor({ world, people, ledger, slowMs, say }) {
-    Object.assign(this, { world, people, ledger, slowMs, say });
+  constructor({ testbed, people, ledger, slowMs, say }) {
+    Object.assign(this, { testbed, people, ledger, slowMs, say });
     this.figures = new Map();
     this.begun = [{ fault: 'none', at: 0 }];
   }
 
   /** Plays a fault so often. */
   async play(fault, rounds) {
-    const crowd = fault.crowd && (await startCrowd(this.world.url, fault.crowd));
+    const crowd = fault.crowd && (await startCrowd(this.testbed.url, fault.crowd));
     try {
       for (let round = 0; round < rounds; round += 1) await this.#playOnce(fault, round, crowd);
     } finally {
@@ -25,9 +25,9 @@ export class Rounds {
   }
 
   async #playOnce(fault, round, crowd) {
-    const { world, people, ledger } = this;
+    const { testbed, people, ledger } = this;
     const figures = this.#figuresOf(fault);
-    figures.before ??= await world.memoryBytes();
+    figures.before ??= await testbed.memoryBytes();
     this.begun.push({ fault: fault.name, at: Date.now() });
     ledger.fault = fault.name;
     // Messages acknowledged just before may die with this fault.
@@ -36,7 +36,7 @@ export class Rounds {
     people.struck(at);
     people.strike();
     try {
-      const repair = await fault.strike({ world, people, round, crowd, figures });
+      const repair = await fault.strike({ testbed, people, round, crowd, figures });
       await people.recovered();
       figures.workAgainMs.push(...people.workAgainMs());
       if (people.workAgainMs().at(-1) > this.slowMs) this.say(people.storyOfSlowest());
@@ -48,8 +48,8 @@ export class Rounds {
     await pause(at + (fault.watchMs ?? 0) - Date.now());
     people.struck(Date.now());
     await people.recovered();
-    for (const line of await world.violations()) ledger.note('violated', line);
-    figures.after = await world.memoryBytes();
+    for (const line of await testbed.violations()) ledger.note('violated', line);
+    figures.after = await testbed.memoryBytes();
     figures.rounds += 1;
   }
 

@@ -23,8 +23,8 @@ use tokio::sync::{Notify, mpsc};
 
 use super::{
     bus::Bus,
+    simulation::{Failed, Simulation},
     state::{Mistake, State},
-    world::{Failed, World},
 };
 
 const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -34,7 +34,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 pub struct Backend {
     pub node: NodeId,
     pub bus: Bus,
-    world: Arc<World>,
+    sim: Arc<Simulation>,
     local: Arc<Mutex<Local>>,
     leaving: Trigger,
     leaves: Shutdown,
@@ -76,17 +76,17 @@ impl From<Failed> for Unavailable {
 }
 
 impl Backend {
-    pub fn new(node: NodeId, world: Arc<World>) -> Self {
-        let bus = Bus::new(node, world.clone());
+    pub fn new(node: NodeId, sim: Arc<Simulation>) -> Self {
+        let bus = Bus::new(node, sim.clone());
         let (leaving, leaves) = shutdown::shutdown();
-        Self { node, bus, world, local: Arc::default(), leaving, leaves }
+        Self { node, bus, sim, local: Arc::default(), leaving, leaves }
     }
 
     async fn ask<T: Send + 'static>(
         &self,
-        operation: impl FnOnce(&World, &mut State) -> T + Send + 'static,
+        operation: impl FnOnce(&Simulation, &mut State) -> T + Send + 'static,
     ) -> Result<T, Unavailable> {
-        self.world.carry_out(self.node, operation).await.map_err(|Failed| Unavailable)
+        self.sim.carry_out(self.node, operation).await.map_err(|Failed| Unavailable)
     }
 
     /// Writes what this node has to do with these users, as it is when Redis carries it out, some users at
@@ -100,11 +100,11 @@ impl Backend {
         let mut marked = Vec::with_capacity(users.len());
         for some in users.chunks(USERS_AT_ONCE) {
             let (some, node, local) = (some.to_vec(), self.node, self.local.clone());
-            let mark = move |world: &World, state: &mut State| {
+            let mark = move |sim: &Simulation, state: &mut State| {
                 let mark = |user: UserId| {
                     let local = local.lock().unwrap();
                     let count = local.sockets.get(&user).map_or(0, BTreeSet::len);
-                    let edge = state.mark(&user, after, world.now(), |entry| {
+                    let edge = state.mark(&user, after, sim.now(), |entry| {
                         if aspect == Aspect::Both {
                             entry.nodes.retain(|other, _| *other != node);
                             entry.nodes.extend((count > 0).then_some((node, count)));
@@ -113,7 +113,7 @@ impl Backend {
                         entry.watchers.extend(local.watched.contains(&user).then_some(node));
                     });
                     if state.users_on(node).contains(&user) {
-                        state.has_users(node, world.now());
+                        state.has_users(node, sim.now());
                     }
                     Marked { changed: edge, edge: state.edge(&user), call: state.latest(&user) }
                 };
@@ -165,7 +165,7 @@ impl Backend {
                 since = asked;
             }
             let node = self.node;
-            let beat = self.ask(move |world, state| state.beat(node, world.now()));
+            let beat = self.ask(move |sim, state| state.beat(node, sim.now()));
             if let Ok(was_known) = beat.await {
                 heard = asked;
                 if !was_known {
@@ -179,7 +179,7 @@ impl Backend {
 
     async fn start_over(&self, mut asked: mpsc::Receiver<()>, inbox: &mpsc::Sender<Inbound>) {
         while asked.recv().await.is_some() {
-            let ms = self.world.dice.roll(|dice| dice.below(300));
+            let ms = self.sim.dice.roll(|dice| dice.below(300));
             tokio::time::sleep(Duration::from_millis(ms)).await;
             let _ = inbox.send(Inbound::Reset).await;
         }
@@ -192,12 +192,12 @@ impl Backend {
     }
 
     async fn bury_dead(&self, inbox: &mpsc::Sender<Inbound>) -> Result<(), Unavailable> {
-        if self.world.mistake == Some(Mistake::DeadNotBuried) {
+        if self.sim.mistake == Some(Mistake::DeadNotBuried) {
             return Ok(());
         }
         let node = self.node;
-        let bury = move |world: &World, state: &mut State| {
-            let now = world.now();
+        let bury = move |sim: &Simulation, state: &mut State| {
+            let now = sim.now();
             state.bury(now - DEAD_AFTER, node, now)
         };
         let taken = self.ask(bury).await?;
@@ -205,7 +205,7 @@ impl Backend {
             self.bus.forget(*dead);
         }
         self.pass_on_departed(taken, inbox).await?;
-        let unseen = self.ask(|world, state| state.unseen(world.now())).await?;
+        let unseen = self.ask(|sim, state| state.unseen(sim.now())).await?;
         self.pass_on_departed(unseen, inbox).await
     }
 
@@ -219,7 +219,7 @@ impl Backend {
             by_node.entry(node).or_default().push(user);
         }
         for (node, users) in by_node {
-            let look = move |_: &World, state: &mut State| {
+            let look = move |_: &Simulation, state: &mut State| {
                 let is_back = |user: &UserId| state.nodes_of(user).contains(&node);
                 let (back, gone): (Vec<_>, Vec<_>) = users.into_iter().partition(is_back);
                 let departed =
@@ -341,8 +341,8 @@ impl Cluster for Backend {
 
     async fn lobby(&self, caller: &UserId, callee: &UserId) -> Result<Lobby, Unavailable> {
         let (caller, callee, node) = (caller.clone(), callee.clone(), self.node);
-        let lobby = move |world: &World, state: &mut State| {
-            state.lobby(&caller, &callee, |other| other == node || world.listens(other))
+        let lobby = move |sim: &Simulation, state: &mut State| {
+            state.lobby(&caller, &callee, |other| other == node || sim.listens(other))
         };
         self.ask(lobby).await
     }
@@ -380,10 +380,10 @@ impl Cluster for Backend {
     }
 
     async fn commit(&self, change: Change) -> Result<Committed, Unavailable> {
-        self.ask(move |world, state| {
-            let written = state.write(&change, change.call.version - 1, world.now(), world.mistake);
+        self.ask(move |sim, state| {
+            let written = state.write(&change, change.call.version - 1, sim.now(), sim.mistake);
             if let Committed::Stored(_) = written {
-                world.witness().wrote(world.now(), &change.call, state);
+                sim.checker().wrote(sim.now(), &change.call, state);
             }
             written
         })
@@ -395,21 +395,21 @@ impl Cluster for Backend {
         change: Change,
         over: Option<u64>,
     ) -> Result<Option<Stored>, Unavailable> {
-        self.ask(move |world, state| {
-            let written = state.write(&change, over.unwrap_or(0), world.now(), world.mistake);
+        self.ask(move |sim, state| {
+            let written = state.write(&change, over.unwrap_or(0), sim.now(), sim.mistake);
             let is_written = matches!(written, Committed::Stored(_));
-            world.witness().restored(world.now(), &change.call, is_written, state);
+            sim.checker().restored(sim.now(), &change.call, is_written, state);
             written.stored()
         })
         .await
     }
 
     async fn due(&self, now: Timestamp, limit: usize) -> Result<Due, Unavailable> {
-        self.ask(move |world, state| state.due(now, limit, world.mistake)).await
+        self.ask(move |sim, state| state.due(now, limit, sim.mistake)).await
     }
 
     async fn unstored(&self, now: Timestamp, limit: usize) -> Result<Unstored, Unavailable> {
-        self.ask(move |world, state| state.unstored(now, limit, world.mistake)).await
+        self.ask(move |sim, state| state.unstored(now, limit, sim.mistake)).await
     }
 
     async fn settle(&self, stored: &[(CallId, u64)]) -> Result<(), Unavailable> {
@@ -433,7 +433,7 @@ impl Cluster for Backend {
 
     fn stop_listening(&self) {
         self.leaving.fire();
-        self.world.listeners().remove(&self.node);
+        self.sim.listeners().remove(&self.node);
     }
 
     async fn leave(&self) {

@@ -21,7 +21,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{state::Mistake, weather::Way, world::World};
+use super::{faults::RedisAccess, simulation::Simulation, state::Mistake};
 
 const PROGRESS: Duration = Duration::from_millis(500);
 const RETRY: Duration = Duration::from_millis(100);
@@ -37,7 +37,7 @@ pub struct Bus(Arc<Shared>);
 
 struct Shared {
     node: NodeId,
-    world: Arc<World>,
+    sim: Arc<Simulation>,
     peers: Mutex<BTreeMap<NodeId, Arc<Peer>>>,
     tasks: Mutex<JoinSet<()>>,
 }
@@ -54,8 +54,8 @@ impl Peer {
 }
 
 impl Bus {
-    pub fn new(node: NodeId, world: Arc<World>) -> Self {
-        Self(Arc::new(Shared { node, world, peers: Mutex::default(), tasks: Mutex::default() }))
+    pub fn new(node: NodeId, sim: Arc<Simulation>) -> Self {
+        Self(Arc::new(Shared { node, sim, peers: Mutex::default(), tasks: Mutex::default() }))
     }
 
     /// The process ends.
@@ -76,7 +76,7 @@ impl Bus {
     fn outgoing(&self, to: NodeId, change: impl FnOnce(&mut Outgoing)) {
         let mut peers = self.peers();
         let peer = peers.entry(to).or_insert_with(|| {
-            let outgoing = Mutex::new(Outgoing::new(self.0.world.now()));
+            let outgoing = Mutex::new(Outgoing::new(self.0.sim.now()));
             let peer = Arc::new(Peer { outgoing, wake: Notify::new() });
             self.0.tasks.lock().unwrap().spawn(self.clone().run_peer(to, peer.clone()));
             peer
@@ -114,22 +114,22 @@ impl Bus {
             }
             pause = PROGRESS;
             loop {
-                let now = self.0.world.now();
+                let now = self.0.sim.now();
                 let contents = peer.outgoing().next(now);
                 let mut is_known = true;
                 for content in contents {
                     let up_to = end_of(&content);
-                    let (before, asked) = (self.0.world.last_answer(node), self.0.world.now());
+                    let (before, asked) = (self.0.sim.last_answer(node), self.0.sim.now());
                     let published = self.publish(to, content).await;
                     if published.is_some() {
-                        self.0.world.note_answer(node);
+                        self.0.sim.note_answer(node);
                     }
                     match published {
                         Some(false) => {
                             unheard_since.get_or_insert(now);
                             pause = RETRY;
                         }
-                        Some(true) if hearing.proves(before, asked, self.0.world.now()) => {
+                        Some(true) if hearing.proves(before, asked, self.0.sim.now()) => {
                             unheard_since = None;
                             peer.outgoing().heard(up_to);
                         }
@@ -164,36 +164,36 @@ impl Bus {
 
     /// Whether somebody heard it; None if Redis did not say.
     async fn publish(&self, to: NodeId, content: Content) -> Option<bool> {
-        let Shared { node, world, .. } = &*self.0;
-        world.stand_still(*node).await;
-        world.latency().await;
-        match world.way(*node) {
-            Way::Open => {}
-            Way::Broken => return None,
-            Way::Frozen(until) => {
-                let left = until - world.now();
+        let Shared { node, sim, .. } = &*self.0;
+        sim.stand_still(*node).await;
+        sim.latency().await;
+        match sim.redis_access(*node) {
+            RedisAccess::Open => {}
+            RedisAccess::Broken => return None,
+            RedisAccess::Frozen(until) => {
+                let left = until - sim.now();
                 tokio::time::sleep(left.min(TIMEOUT)).await;
                 if left > TIMEOUT {
                     return None;
                 }
                 // Who has waited for so long has a new connection by now: Redis counts the old one.
-                let since = world.weather().frozen_since;
+                let since = sim.faults().frozen_since;
                 if since.is_some_and(|since| until - since > GIVEN_UP)
-                    && world.dice.roll(|dice| dice.percent(50))
+                    && sim.dice.roll(|dice| dice.percent(50))
                 {
-                    world.latency().await;
+                    sim.latency().await;
                     return Some(true);
                 }
             }
         }
-        let listener = world.listener(to);
+        let listener = sim.listener(to);
         let Some(listener) = listener else { return Some(false) };
-        if world.weather().slow.is_some_and(|until| until > world.now()) {
-            let ms = world.dice.roll(|dice| dice.below(SLOW_MS));
+        if sim.faults().slow.is_some_and(|until| until > sim.now()) {
+            let ms = sim.dice.roll(|dice| dice.below(SLOW_MS));
             tokio::time::sleep(Duration::from_millis(ms)).await;
         }
-        let is_lossy = world.weather().lossy.is_some_and(|until| until > world.now());
-        let fate = if is_lossy { world.dice.roll(|dice| dice.below(10)) } else { 9 };
+        let is_lossy = sim.faults().lossy.is_some_and(|until| until > sim.now());
+        let fate = if is_lossy { sim.dice.roll(|dice| dice.below(10)) } else { 9 };
         match fate {
             0 => {}
             1 => {
@@ -201,7 +201,7 @@ impl Bus {
                 let _ = listener.wire.send((*node, content));
             }
             2 | 3 => {
-                let ms = world.dice.roll(|dice| dice.below(1_500));
+                let ms = sim.dice.roll(|dice| dice.below(1_500));
                 let node = *node;
                 tokio::spawn(async move {
                     tokio::time::sleep(Duration::from_millis(ms)).await;
@@ -212,8 +212,8 @@ impl Bus {
                 let _ = listener.wire.send((*node, content));
             }
         }
-        world.latency().await;
-        (world.way(*node) != Way::Broken).then_some(true)
+        sim.latency().await;
+        (sim.redis_access(*node) != RedisAccess::Broken).then_some(true)
     }
 
     /// Takes what comes on this node's channel.
@@ -222,15 +222,15 @@ impl Bus {
         mut wire: mpsc::UnboundedReceiver<(NodeId, Content)>,
         inbox: mpsc::Sender<Inbound>,
     ) {
-        let world = &self.0.world;
+        let sim = &self.0.sim;
         let mut links: BTreeMap<NodeId, Receiver> = BTreeMap::new();
         while let Some((from, content)) = wire.recv().await {
-            world.stand_still(self.0.node).await;
+            sim.stand_still(self.0.node).await;
             match content {
                 // It hears its channel again.
                 Content::Canary => {
-                    let away = world.weather().deaf.remove(&self.0.node);
-                    if away.is_some_and(|(since, _)| may_be_forgotten(world.now() - since)) {
+                    let away = sim.faults().deaf.remove(&self.0.node);
+                    if away.is_some_and(|(since, _)| may_be_forgotten(sim.now() - since)) {
                         let _ = inbox.send(Inbound::Reset).await;
                     }
                 }
@@ -238,7 +238,7 @@ impl Bus {
                     self.outgoing(from, |outgoing| outgoing.send_again(number));
                 }
                 Content::Frame(frame) => {
-                    let doubled = (world.mistake == Some(Mistake::DoublesTaken))
+                    let doubled = (sim.mistake == Some(Mistake::DoublesTaken))
                         .then(|| frame.messages.clone());
                     let delivery = links.entry(from).or_default().receive(frame);
                     if delivery.lost > 0 {

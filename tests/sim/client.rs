@@ -17,16 +17,16 @@ use switchboard::{
 use tokio::sync::{mpsc, oneshot::error::TryRecvError};
 
 use super::{
+    checker::{Said, seen, short},
     node::{Hear, Node},
     script::{Act, DEVICES, DEVICES_PER_USER, USERS},
+    simulation::Simulation,
     state::Mistake,
-    witness::{Said, seen, short},
-    world::World,
 };
 
 /// All clients, and the nodes that they can connect to.
 pub struct Clients {
-    pub world: Arc<World>,
+    pub sim: Arc<Simulation>,
     nodes: Mutex<Vec<Option<Arc<Node>>>>,
     devices: Mutex<Vec<Client>>,
     sockets: Mutex<BTreeMap<SocketId, usize>>,
@@ -72,10 +72,10 @@ fn name_of(user: usize) -> UserId {
 }
 
 impl Clients {
-    pub fn new(world: Arc<World>, nodes: usize) -> Arc<Self> {
+    pub fn new(sim: Arc<Simulation>, nodes: usize) -> Arc<Self> {
         let clients = std::iter::repeat_with(Client::default).take(DEVICES).collect();
         let all = Arc::new(Self {
-            world,
+            sim,
             nodes: Mutex::default(),
             devices: Mutex::new(clients),
             sockets: Mutex::default(),
@@ -87,7 +87,7 @@ impl Clients {
     fn start_node(self: &Arc<Self>) -> Arc<Node> {
         let own = self.clone();
         let hear: Hear = Arc::new(move |socket, event| own.hear(socket, event));
-        Node::start(&self.world, hear)
+        Node::start(&self.sim, hear)
     }
 
     /// Takes the node out of its place, where another may be started.
@@ -135,12 +135,12 @@ impl Clients {
     fn try_to_connect(self: &Arc<Self>, device: usize) -> bool {
         let nodes: Vec<_> = self.nodes.lock().unwrap().iter().flatten().cloned().collect();
         // A process that stands still completes no handshake: its clients end up elsewhere.
-        let takes = |node: &Arc<Node>| !node.is_leaving() && !self.world.is_paused(node.id);
+        let takes = |node: &Arc<Node>| !node.is_leaving() && !self.sim.is_paused(node.id);
         let nodes: Vec<_> = nodes.into_iter().filter(takes).collect();
         if nodes.is_empty() {
             return false;
         }
-        let node = nodes[self.world.dice.roll(|dice| dice.index(nodes.len()))].clone();
+        let node = nodes[self.sim.dice.roll(|dice| dice.index(nodes.len()))].clone();
         let mut clients = self.clients();
         let client = &mut clients[device];
         if client.has_left || client.connection.is_some() {
@@ -158,10 +158,10 @@ impl Clients {
         drop(clients);
         let user = user(device);
         self.sockets.lock().unwrap().insert(socket, device);
-        self.world.witness().opened(socket, &user);
-        self.world.note(|| format!("d{device} connects as {socket} to {}", node.id));
+        self.sim.checker().opened(socket, &user);
+        self.sim.note(|| format!("d{device} connects as {socket} to {}", node.id));
         let id = Some(format!("d{device}").parse().expect("a device id"));
-        let connected_at = self.world.now();
+        let connected_at = self.sim.now();
         let device = Device { user, node: node.id, socket, id, connected_at };
         let session = session(self.clone(), node.clone(), device, received);
         node.spawn(session);
@@ -172,12 +172,12 @@ impl Clients {
     pub fn disconnect(&self, device: usize, noticed_ms: u64, may_return: bool) {
         let Some(connection) = self.clients()[device].connection.take() else { return };
         let Connection { socket, node, inputs } = connection;
-        let now = self.world.now();
-        self.world.witness().closed(socket, now);
-        self.world.note(|| format!("d{device} loses {socket}"));
+        let now = self.sim.now();
+        self.sim.checker().closed(socket, now);
+        self.sim.note(|| format!("d{device} loses {socket}"));
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(noticed_ms)).await;
-            node.ears.close(socket);
+            node.sink.close(socket);
             let _ = inputs.send(Input::Gone { may_return });
         });
     }
@@ -213,7 +213,7 @@ impl Clients {
         }
         let mut clients = self.clients();
         let client = &mut clients[device];
-        let by_id = self.world.dice.roll(|dice| dice.percent(70));
+        let by_id = self.sim.dice.roll(|dice| dice.percent(70));
         let target = |call: &Option<CallRef>| {
             let call = call.clone()?;
             Some(CallRef { call_id: call.call_id.filter(|_| by_id), ..call })
@@ -276,7 +276,7 @@ impl Clients {
 
     /// When nothing is wrong any more, each user calls another, or is called.
     pub async fn call_each_other(&self) {
-        self.world.witness().all_is_well = true;
+        self.sim.checker().all_is_well = true;
         for user in (0..USERS).step_by(2) {
             let to = name_of(user + 1);
             let initiate = Initiate {
@@ -294,7 +294,7 @@ impl Clients {
 
     fn hear(&self, socket: SocketId, event: &ServerEvent) {
         let device = self.sockets.lock().unwrap()[&socket];
-        self.world.witness().heard(self.world.now(), socket, event);
+        self.sim.checker().heard(self.sim.now(), socket, event);
         let mut clients = self.clients();
         let client = &mut clients[device];
         if client.connection.as_ref().is_none_or(|connection| connection.socket != socket) {
@@ -323,7 +323,7 @@ impl Clients {
     fn is_in(&self, socket: SocketId, call: CallRef) {
         let id = call.call_id.expect("it is named");
         let device = self.sockets.lock().unwrap()[&socket];
-        self.world.witness().is_in(socket, id);
+        self.sim.checker().is_in(socket, id);
         let mut clients = self.clients();
         clients[device].call = Some(call);
     }
@@ -361,22 +361,22 @@ async fn session(
     device: Device,
     mut inputs: mpsc::UnboundedReceiver<Input>,
 ) {
-    let (world, calls, socket) = (clients.world.clone(), node.calls.clone(), device.socket);
+    let (sim, calls, socket) = (clients.sim.clone(), node.calls.clone(), device.socket);
     let mut is_joined = false;
-    node.ears.open(socket, &device.user);
+    node.sink.open(socket, &device.user);
     while !is_joined {
-        world.stand_still(node.id).await;
+        sim.stand_still(node.id).await;
         is_joined = calls.join(&device).await.is_ok();
         if !is_joined {
             // It is not in its user's room until it has joined.
-            node.ears.close(socket);
+            node.sink.close(socket);
             tokio::time::sleep(Duration::from_millis(300)).await;
             while let Ok(input) = inputs.try_recv() {
                 if let Input::Gone { .. } = input {
                     return;
                 }
             }
-            node.ears.open(socket, &device.user);
+            node.sink.open(socket, &device.user);
         }
     }
     let mut queued: VecDeque<Input> = std::iter::from_fn(|| inputs.try_recv().ok()).collect();
@@ -392,21 +392,21 @@ async fn session(
                 None => return,
             },
         };
-        world.stand_still(node.id).await;
+        sim.stand_still(node.id).await;
         match input {
             Input::Call(initiate) => {
                 let to = initiate.to.clone();
                 let placed = calls.initiate(&device, initiate).await;
-                world.note(|| {
+                sim.note(|| {
                     format!(
                         "{socket} called {}: {:?}",
                         to.as_str(),
                         placed.as_ref().map(|call| short(call.id))
                     )
                 });
-                world.witness().moved_on(&device);
+                sim.checker().moved_on(&device);
                 if let Err(Failure::Unavailable(_)) = &placed {
-                    world.witness().turned_away(socket);
+                    sim.checker().turned_away(socket);
                 }
                 if let Ok(call) = placed
                     && call.is_live()
@@ -415,13 +415,13 @@ async fn session(
                 }
             }
             Input::Signal(to, signal, payload) => {
-                let said = Said::new(&world, socket, &to, &payload);
+                let said = Said::new(&sim, socket, &to, &payload);
                 let (payload, delivered) = payload.tracked();
                 let sent = calls.signal(&device, &to, signal, payload, calls.now_us()).await;
                 if let Ok(id) = &sent {
-                    node.spawn(acked(world.clone(), delivered, said.about(*id)));
+                    node.spawn(acked(sim.clone(), delivered, said.about(*id)));
                 }
-                world.note(|| {
+                sim.note(|| {
                     format!("{socket} sent {signal:?}: {:?}", sent.as_ref().map(|id| short(*id)))
                 });
                 if let (Ok(id), Signal::Answer) = (sent, signal) {
@@ -431,7 +431,7 @@ async fn session(
             Input::Watch => {
                 let users: Vec<UserId> = (0..USERS).map(name_of).collect();
                 match calls.subscribe(socket, &users).await {
-                    Ok(presence) => world.witness().watches(socket, presence),
+                    Ok(presence) => sim.checker().watches(socket, presence),
                     Err(_) => clients.watch_again(socket),
                 }
             }
@@ -447,31 +447,31 @@ async fn session(
 }
 
 /// Waits, as the gateway does, until a message is where it should be.
-async fn acked(world: Arc<World>, mut delivered: Delivered, said: Said) {
+async fn acked(sim: Arc<Simulation>, mut delivered: Delivered, said: Said) {
     let is_settled = match delivered.try_recv() {
         Ok(()) => true,
         Err(TryRecvError::Closed) => false,
-        Err(TryRecvError::Empty) if world.mistake == Some(Mistake::AckedAtOnce) => true,
+        Err(TryRecvError::Empty) if sim.mistake == Some(Mistake::AckedAtOnce) => true,
         Err(TryRecvError::Empty) => {
             matches!(tokio::time::timeout(ACK_TIME, delivered).await, Ok(Ok(())))
         }
     };
     if is_settled {
-        let now = world.now();
-        world.witness().acked(now, said);
+        let now = sim.now();
+        sim.checker().acked(now, said);
     }
 }
 
 fn ended(clients: &Clients, socket: SocketId, result: Result<Call, Failure>) {
     clients
-        .world
+        .sim
         .note(|| format!("{socket} ended: {:?}", result.as_ref().map(|call| short(call.id))));
     match result {
         Ok(call) => {
-            clients.world.witness().ended(socket, &call);
+            clients.sim.checker().ended(socket, &call);
             clients.forget(socket, call.id);
         }
-        Err(Failure::Unavailable(_)) => clients.world.witness().unanswered(socket),
+        Err(Failure::Unavailable(_)) => clients.sim.checker().unanswered(socket),
         Err(_) => {}
     }
 }

@@ -14,7 +14,7 @@ use switchboard::{
     time::Timestamp,
 };
 
-use super::{state::Mistake, world::World};
+use super::{simulation::Simulation, state::Mistake};
 
 /// All rows, as one table keeps them for all nodes.
 #[derive(Default)]
@@ -28,7 +28,7 @@ impl Table {
 
 /// A node's way to the [`Table`].
 pub struct Database {
-    pub world: Arc<World>,
+    pub sim: Arc<Simulation>,
 }
 
 fn away() -> StoreError {
@@ -38,27 +38,27 @@ fn away() -> StoreError {
 #[async_trait]
 impl Store for Database {
     async fn save(&self, rows: &[Row]) -> Result<(), StoreError> {
-        let world = &self.world;
-        world.latency().await;
-        let now = world.clock.now();
+        let sim = &self.sim;
+        sim.latency().await;
+        let now = sim.clock.now();
         let (down, half, slow) = {
-            let weather = world.weather();
+            let faults = sim.faults();
             let lasts = |until: Option<Timestamp>| until.is_some_and(|until| until > now);
-            (lasts(weather.history_down), lasts(weather.history_half), lasts(weather.history_slow))
+            (lasts(faults.history_down), lasts(faults.history_half), lasts(faults.history_slow))
         };
         if down {
             return Err(away());
         }
         if slow {
-            tokio::time::sleep(Duration::from_millis(world.dice.roll(|dice| dice.below(3_000))))
+            tokio::time::sleep(Duration::from_millis(sim.dice.roll(|dice| dice.below(3_000))))
                 .await;
         }
         let taken = if half { rows.len() / 2 } else { rows.len() };
         {
-            let mut table = world.table.0.lock().unwrap();
+            let mut table = sim.table.0.lock().unwrap();
             for row in &rows[..taken] {
-                if world.mistake == Some(Mistake::RowsDropped)
-                    && world.dice.roll(|dice| dice.percent(5))
+                if sim.mistake == Some(Mistake::RowsDropped)
+                    && sim.dice.roll(|dice| dice.percent(5))
                 {
                     continue;
                 }
@@ -69,7 +69,7 @@ impl Store for Database {
                 }
             }
         }
-        world.latency().await;
+        sim.latency().await;
         if half { Err(away()) } else { Ok(()) }
     }
 

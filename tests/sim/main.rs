@@ -22,18 +22,18 @@
 
 mod backend;
 mod bus;
+mod checker;
 mod client;
-mod found;
+mod faults;
 mod history;
 mod node;
 mod panics;
 mod random;
+mod regressions;
 mod run;
 mod script;
+mod simulation;
 mod state;
-mod weather;
-mod witness;
-mod world;
 
 use std::{
     env,
@@ -42,10 +42,10 @@ use std::{
     thread::available_parallelism,
 };
 
+use checker::Violation;
 use run::{Outcome, run};
 use script::{Step, script};
 use state::Mistake;
-use witness::Violation;
 
 /// After so many runs it is said how far it has come.
 const TELL_EVERY: u64 = 5_000;
@@ -145,8 +145,8 @@ fn first_failing(seeds: Range<u64>, mistake: Option<Mistake>) -> Option<u64> {
 }
 
 #[test]
-fn what_was_found_once_stays_mended() {
-    for found::Found { what, seed, script } in found::all() {
+fn regressions_stay_fixed() {
+    for regressions::Regression { what, seed, script } in regressions::all() {
         let violation = run(seed, &script, None).violation;
         assert_eq!(violation, None, "again, {what}");
     }
@@ -173,7 +173,7 @@ const MISTAKES: [Mistake; 8] = [
 ];
 
 #[test]
-fn mistakes_are_found() {
+fn deliberate_mistakes_are_detected() {
     for mistake in MISTAKES {
         let seed = first_failing(0..3_000, Some(mistake));
         let seed = seed.unwrap_or_else(|| panic!("{mistake:?} is not found"));

@@ -28,7 +28,7 @@ use tokio::{
 use super::{
     backend::Backend,
     history::Database,
-    world::{Listener, World},
+    simulation::{Listener, Simulation},
 };
 
 pub const RULES: Rules = Rules {
@@ -46,9 +46,9 @@ pub type Hear = Arc<dyn Fn(SocketId, &ServerEvent) + Send + Sync>;
 pub struct Node {
     pub id: NodeId,
     pub calls: Arc<Calls>,
-    pub ears: Arc<Ears>,
+    pub sink: Arc<SimulatedSink>,
     backend: Arc<Backend>,
-    world: Arc<World>,
+    sim: Arc<Simulation>,
     tasks: Mutex<JoinSet<()>>,
     inbox_ended: Shutdown,
     stop_calls: Trigger,
@@ -57,13 +57,13 @@ pub struct Node {
 }
 
 /// The sockets of a node.
-pub struct Ears {
+pub struct SimulatedSink {
     sockets: Mutex<BTreeMap<SocketId, UserId>>,
     is_hushed: AtomicBool,
     hear: Hear,
 }
 
-impl Ears {
+impl SimulatedSink {
     pub fn open(&self, socket: SocketId, user: &UserId) {
         self.sockets.lock().unwrap().insert(socket, user.clone());
     }
@@ -73,7 +73,7 @@ impl Ears {
     }
 }
 
-impl Outlet for Ears {
+impl Outlet for SimulatedSink {
     fn sockets_of(&self, user: &UserId) -> Vec<SocketId> {
         let sockets = self.sockets.lock().unwrap();
         sockets.iter().filter(|(_, owner)| *owner == user).map(|(socket, _)| *socket).collect()
@@ -91,7 +91,7 @@ impl Outlet for Ears {
     }
 
     fn close(&self, socket: SocketId) {
-        Ears::close(self, socket);
+        SimulatedSink::close(self, socket);
     }
 
     fn disconnect(&self, _: &UserId) {
@@ -100,19 +100,22 @@ impl Outlet for Ears {
 }
 
 impl Node {
-    pub fn start(world: &Arc<World>, hear: Hear) -> Arc<Self> {
-        let id: NodeId = world.name_call(world.now()).to_string().parse().expect("an id");
-        let backend = Arc::new(Backend::new(id, world.clone()));
+    pub fn start(sim: &Arc<Simulation>, hear: Hear) -> Arc<Self> {
+        let id: NodeId = sim.name_call(sim.now()).to_string().parse().expect("an id");
+        let backend = Arc::new(Backend::new(id, sim.clone()));
         let (sender, inbox) = mpsc::channel(10_000);
         let (wire, wired) = mpsc::unbounded_channel();
         let reconnected = Arc::new(Notify::new());
-        world.listeners().insert(id, Listener { wire, reconnected: reconnected.clone() });
-        let store = Arc::new(Database { world: world.clone() });
+        sim.listeners().insert(id, Listener { wire, reconnected: reconnected.clone() });
+        let store = Arc::new(Database { sim: sim.clone() });
         let (recorder, writer) = history::recorder(store, backend.clone(), Health::default());
-        let ears =
-            Arc::new(Ears { sockets: Mutex::default(), is_hushed: AtomicBool::new(false), hear });
-        let names = world.clone();
-        let calls = Calls::new(backend.clone(), ears.clone(), recorder, RULES, world.clock.clone())
+        let sink = Arc::new(SimulatedSink {
+            sockets: Mutex::default(),
+            is_hushed: AtomicBool::new(false),
+            hear,
+        });
+        let names = sim.clone();
+        let calls = Calls::new(backend.clone(), sink.clone(), recorder, RULES, sim.clock.clone())
             .named_by(move |now| names.name_call(now));
         let calls = Arc::new(calls);
         let (stop_calls, calls_stop) = shutdown::shutdown();
@@ -132,9 +135,9 @@ impl Node {
         Arc::new(Self {
             id,
             calls,
-            ears,
+            sink,
             backend,
-            world: world.clone(),
+            sim: sim.clone(),
             tasks: Mutex::new(tasks),
             inbox_ended,
             stop_calls,
@@ -155,7 +158,7 @@ impl Node {
     /// The process is gone, as it is after `kill -9`.
     pub fn kill(&self) {
         self.is_leaving.store(true, Ordering::Relaxed);
-        self.world.listeners().remove(&self.id);
+        self.sim.listeners().remove(&self.id);
         self.tasks.lock().unwrap().abort_all();
         self.backend.bus.stop();
     }
@@ -163,7 +166,7 @@ impl Node {
     /// No new clients, and what is passed on waits for those who must go.
     pub fn begin_to_leave(&self) {
         self.is_leaving.store(true, Ordering::Relaxed);
-        self.ears.is_hushed.store(true, Ordering::Relaxed);
+        self.sink.is_hushed.store(true, Ordering::Relaxed);
     }
 
     /// After its sockets are closed: the rest of an orderly end.

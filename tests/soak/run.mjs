@@ -11,7 +11,7 @@ import { Ledger } from '../chaos/ledger.mjs';
 import { People } from '../chaos/people.mjs';
 import { redisCli } from '../chaos/redis.mjs';
 import { writeBetween } from '../chaos/table.mjs';
-import { startWorld } from '../chaos/world.mjs';
+import { startTestbed } from '../chaos/testbed.mjs';
 import { residentBytes } from '../support/memory.mjs';
 
 const HOURS = Number(process.env.HOURS ?? 1);
@@ -27,7 +27,7 @@ const DROP_EVERY_MS = 100;
 const FORGET_AFTER_MS = 120_000;
 
 const MEASURES = {
-  'memory of the nodes, MiB': { grows: 1.1, read: async (world) => (await world.memoryBytes()) / 1024 / 1024 },
+  'memory of the nodes, MiB': { grows: 1.1, read: async (testbed) => (await testbed.memoryBytes()) / 1024 / 1024 },
   'memory of the largest node, MiB': { grows: 1.1, read: async ({ nodes }) => Math.max(...(await Promise.all(nodes.map(residentBytes)))) / 1024 / 1024 },
   'open files of the nodes': { grows: 1.1, read: filesOf },
   "Redis' keys": { grows: 1.2, read: async ({ redis }) => Number(await redisCli(redis.port, 'DBSIZE')) },
@@ -68,9 +68,9 @@ function forgetOld(ledger) {
   return calls;
 }
 
-const world = await startWorld('single');
+const testbed = await startTestbed('single');
 const ledger = new Ledger();
-const people = new People(world.url, ledger, { talking: TALKING, dialling: DIALLING });
+const people = new People(testbed.url, ledger, { talking: TALKING, dialling: DIALLING });
 const began = Date.now();
 let [goesOn, calls] = [true, 0];
 const samples = [];
@@ -79,7 +79,7 @@ try {
   const churning = churn(people, () => goesOn);
   await pause(WARM_UP_MS);
   while (Date.now() - began < WARM_UP_MS + RUN_MS) {
-    const read = Object.entries(MEASURES).map(async ([name, { read }]) => [name, await read(world)]);
+    const read = Object.entries(MEASURES).map(async ([name, { read }]) => [name, await read(testbed)]);
     samples.push(Object.fromEntries(await Promise.all(read)));
     calls += forgetOld(ledger);
     console.log(`${Math.round((Date.now() - began) / 1_000)} s  ${Object.values(samples.at(-1)).map(shown).join('  ')}`);
@@ -107,6 +107,6 @@ try {
 } finally {
   goesOn = false;
   people.close();
-  await world.stop();
+  await testbed.stop();
 }
 process.exit();

@@ -19,7 +19,7 @@ use switchboard::{
 
 use tokio::time::Instant;
 
-use crate::{postgres_server::Database, world::RULES};
+use crate::{harness::RULES, postgres_server::Database};
 
 const START: Timestamp = Timestamp::from_millis(1_800_000_000_000);
 

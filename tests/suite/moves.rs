@@ -13,42 +13,42 @@ use switchboard::{
 
 use tokio::sync::mpsc;
 
-use crate::world::{NODE_COUNTS, RULES, World, payload};
+use crate::harness::{NODE_COUNTS, RULES, TestCluster, payload};
 
 #[tokio::test(start_paused = true)]
 async fn what_a_caller_sent_follows_it_to_another_node_while_it_rings() {
     for count in NODE_COUNTS {
-        let world = World::with(count, &["a1", "b1"]).await;
-        world.initiate("a1", "b").await.unwrap();
-        world.signal("a1", "b", Signal::Offer, "o").await.unwrap();
-        world.leave("a1", true).await;
-        world.join("a1+").await;
-        world.signal("a1+", "b", Signal::Candidate, "c").await.unwrap();
+        let cluster = TestCluster::with(count, &["a1", "b1"]).await;
+        cluster.initiate("a1", "b").await.unwrap();
+        cluster.signal("a1", "b", Signal::Offer, "o").await.unwrap();
+        cluster.leave("a1", true).await;
+        cluster.join("a1+").await;
+        cluster.signal("a1+", "b", Signal::Candidate, "c").await.unwrap();
         for late in ["b2", "b3", "b4"] {
-            world.join(late).await;
-            assert_eq!(world.heard(late), ["incoming", "offer o", "ice-candidate c"]);
+            cluster.join(late).await;
+            assert_eq!(cluster.heard(late), ["incoming", "offer o", "ice-candidate c"]);
         }
-        world.answer("b4", "a").await.unwrap();
-        assert_eq!(world.heard("a1+"), ["resumed", "answer answer"]);
+        cluster.answer("b4", "a").await.unwrap();
+        assert_eq!(cluster.heard("a1+"), ["resumed", "answer answer"]);
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_device_may_go_from_node_to_node_and_back() {
     for count in NODE_COUNTS {
-        let (world, _) = World::in_call(count, &["a1", "b1"]).await;
+        let (cluster, _) = TestCluster::in_call(count, &["a1", "b1"]).await;
         let mut name = "a1".to_owned();
         for round in 0..6 {
-            world.leave(&name, true).await;
-            world.signal("b1", "a", Signal::Candidate, "meanwhile").await.unwrap();
+            cluster.leave(&name, true).await;
+            cluster.signal("b1", "a", Signal::Candidate, "meanwhile").await.unwrap();
             name.push('+');
-            world.join(&name).await;
-            assert_eq!(world.heard(&name), ["resumed", "ice-candidate meanwhile"], "{round}");
-            world.pass(Duration::from_secs(8)).await;
-            world.signal(&name, "b", Signal::Candidate, "back").await.unwrap();
-            assert_eq!(world.heard("b1").last().unwrap(), "ice-candidate back");
-            world.signal("b1", "a", Signal::Candidate, "too").await.unwrap();
-            assert_eq!(world.heard(&name), ["ice-candidate too"]);
+            cluster.join(&name).await;
+            assert_eq!(cluster.heard(&name), ["resumed", "ice-candidate meanwhile"], "{round}");
+            cluster.pass(Duration::from_secs(8)).await;
+            cluster.signal(&name, "b", Signal::Candidate, "back").await.unwrap();
+            assert_eq!(cluster.heard("b1").last().unwrap(), "ice-candidate back");
+            cluster.signal("b1", "a", Signal::Candidate, "too").await.unwrap();
+            assert_eq!(cluster.heard(&name), ["ice-candidate too"]);
         }
     }
 }
@@ -56,13 +56,13 @@ async fn a_device_may_go_from_node_to_node_and_back() {
 #[tokio::test(start_paused = true)]
 async fn a_message_to_a_socket_that_is_just_being_lost_waits_too() {
     for count in NODE_COUNTS {
-        let (world, _) = World::in_call(count, &["a1", "b1"]).await;
+        let (cluster, _) = TestCluster::in_call(count, &["a1", "b1"]).await;
         // The socket is closed, and the driver has not been told yet.
-        world.node_of("a1").ears.sockets.lock().unwrap().clear();
-        world.signal("b1", "a", Signal::Candidate, "between").await.unwrap();
-        world.leave("a1", true).await;
-        world.join("a1+").await;
-        assert_eq!(world.heard("a1+"), ["resumed", "ice-candidate between"]);
+        cluster.node_of("a1").sink.sockets.lock().unwrap().clear();
+        cluster.signal("b1", "a", Signal::Candidate, "between").await.unwrap();
+        cluster.leave("a1", true).await;
+        cluster.join("a1+").await;
+        assert_eq!(cluster.heard("a1+"), ["resumed", "ice-candidate between"]);
     }
 }
 
@@ -100,13 +100,13 @@ fn candidates(messages: &[Message]) -> Vec<String> {
 }
 
 /// Places a call from `a1` on a node that the test plays by hand to `b`.
-async fn placed_elsewhere(world: &World, elsewhere: &Memory) -> CallId {
+async fn placed_elsewhere(cluster: &TestCluster, elsewhere: &Memory) -> CallId {
     let now = Timestamp::from_millis(1_800_000_000_000);
     let caller = UserId::from_str("a").unwrap();
     let callee = UserId::from_str("b").unwrap();
     let attempt = Attempt {
         id: CallId::generate(now),
-        from: Device { node: elsewhere.node(), ..world.device("a1") },
+        from: Device { node: elsewhere.node(), ..cluster.device("a1") },
         to: callee.clone(),
         call_type: CallType::Audio,
         caller_info: None,
@@ -119,28 +119,28 @@ async fn placed_elsewhere(world: &World, elsewhere: &Memory) -> CallId {
     call.id
 }
 
-/// A call of a caller on the node `elsewhere`, answered by b1 on the world's only one.
-async fn answered_from_elsewhere(world: &World, elsewhere: &Memory) -> CallId {
-    let id = placed_elsewhere(world, elsewhere).await;
+/// A call of a caller on the node `elsewhere`, answered by b1 on the cluster's only one.
+async fn answered_from_elsewhere(cluster: &TestCluster, elsewhere: &Memory) -> CallId {
+    let id = placed_elsewhere(cluster, elsewhere).await;
     let ringing = elsewhere.load(id).await.unwrap().unwrap();
-    elsewhere.send(world.nodes[0].id, Message::Call(Box::new(ringing)));
-    world.settle().await;
-    world.answer("b1", "a").await.unwrap();
+    elsewhere.send(cluster.nodes[0].id, Message::Call(Box::new(ringing)));
+    cluster.settle().await;
+    cluster.answer("b1", "a").await.unwrap();
     id
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_callers_node_gives_what_it_sent_to_whoever_it_tells_of_its_call() {
-    let world = World::with(1, &["a1", "b1"]).await;
-    let (elsewhere, mut inbox) = world.hub.node(NodeId::generate(Timestamp::from_millis(0)));
-    let id = world.initiate_named("a1", "b", Some("try 1")).await.unwrap();
-    world.signal("a1", "b", Signal::Candidate, "one").await.unwrap();
-    let late = world.device("b2");
+    let cluster = TestCluster::with(1, &["a1", "b1"]).await;
+    let (elsewhere, mut inbox) = cluster.hub.node(NodeId::generate(Timestamp::from_millis(0)));
+    let id = cluster.initiate_named("a1", "b", Some("try 1")).await.unwrap();
+    cluster.signal("a1", "b", Signal::Candidate, "one").await.unwrap();
+    let late = cluster.device("b2");
     elsewhere.attach(&late.user, late.socket).await.unwrap();
     for _ in 0..2 {
-        assert_eq!(world.initiate_named("a1", "b", Some("try 1")).await, Ok(id));
+        assert_eq!(cluster.initiate_named("a1", "b", Some("try 1")).await, Ok(id));
     }
-    world.signal("a1", "b", Signal::Candidate, "two").await.unwrap();
+    cluster.signal("a1", "b", Signal::Candidate, "two").await.unwrap();
     let messages = come(&mut inbox);
     let is_call = |message: &Message| matches!(message, Message::Call(call) if call.id == id);
     assert!(is_call(&messages[0]), "{messages:?}");
@@ -149,24 +149,24 @@ async fn a_callers_node_gives_what_it_sent_to_whoever_it_tells_of_its_call() {
 
 #[tokio::test(start_paused = true)]
 async fn a_callers_node_is_not_told_what_it_knows() {
-    let world = World::with(1, &["b1"]).await;
+    let cluster = TestCluster::with(1, &["b1"]).await;
     let (here, (elsewhere, mut inbox)) =
-        (world.nodes[0].id, world.hub.node(NodeId::generate(Timestamp::from_millis(0))));
-    let id = placed_elsewhere(&world, &elsewhere).await;
+        (cluster.nodes[0].id, cluster.hub.node(NodeId::generate(Timestamp::from_millis(0))));
+    let id = placed_elsewhere(&cluster, &elsewhere).await;
     let ringing = elsewhere.load(id).await.unwrap().unwrap();
     elsewhere.send(here, Message::Call(Box::new(ringing)));
-    world.settle().await;
-    assert_eq!(world.heard("b1"), ["incoming"]);
+    cluster.settle().await;
+    assert_eq!(cluster.heard("b1"), ["incoming"]);
     assert_eq!(come(&mut inbox), [], "it rings where it was placed to");
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_a_callers_former_node_still_sends_is_heard_once() {
     for [heard_before, on_its_way] in [[0, 0], [1, 0], [1, 1], [2, 1], [3, 0]] {
-        let world = World::with(1, &[]).await;
+        let cluster = TestCluster::with(1, &[]).await;
         let (here, (elsewhere, _inbox)) =
-            (world.nodes[0].id, world.hub.node(NodeId::generate(Timestamp::from_millis(0))));
-        let call = placed_elsewhere(&world, &elsewhere).await;
+            (cluster.nodes[0].id, cluster.hub.node(NodeId::generate(Timestamp::from_millis(0))));
+        let call = placed_elsewhere(&cluster, &elsewhere).await;
         let sent = ["one", "two", "three"].map(|text| (Signal::Candidate, payload(text)));
         let relay = |(signal, payload): &(Signal, _)| {
             let (signal, payload) = (*signal, Payload::clone(payload));
@@ -175,65 +175,65 @@ async fn what_a_callers_former_node_still_sends_is_heard_once() {
             elsewhere.send(here, Message::Relay(relay));
         };
         if heard_before > 0 {
-            world.join("b1").await;
+            cluster.join("b1").await;
         }
         sent[..heard_before].iter().for_each(relay);
-        world.settle().await;
-        world.join("a1+").await;
+        cluster.settle().await;
+        cluster.join("a1+").await;
         if heard_before == 0 {
-            world.join("b1").await;
+            cluster.join("b1").await;
         }
-        world.signal("a1+", "b", Signal::Candidate, "from here").await.unwrap();
+        cluster.signal("a1+", "b", Signal::Candidate, "from here").await.unwrap();
         sent[heard_before..][..on_its_way].iter().for_each(relay);
         elsewhere.send(here, Message::Kept { call, messages: sent.to_vec() });
-        world.settle().await;
+        cluster.settle().await;
 
-        let mut early = world.heard("b1");
+        let mut early = cluster.heard("b1");
         early.sort();
         let all = ["from here", "one", "three", "two"].map(|text| format!("ice-candidate {text}"));
         assert_eq!(early, [&all[..], &["incoming".to_owned()]].concat());
-        world.join("b2").await;
+        cluster.join("b2").await;
         let mut in_order = vec!["incoming".to_owned()];
         in_order.extend(
             ["one", "two", "three", "from here"].map(|text| format!("ice-candidate {text}")),
         );
-        assert_eq!(world.heard("b2"), in_order, "{heard_before} {on_its_way}");
+        assert_eq!(cluster.heard("b2"), in_order, "{heard_before} {on_its_way}");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_was_sent_to_every_ringing_node_reaches_who_answered_once() {
-    let world = World::with(2, &["b1", "b2"]).await;
-    assert_ne!(world.node_of("b1").id, world.node_of("b2").id);
-    let (elsewhere, _inbox) = world.hub.node(NodeId::generate(Timestamp::from_millis(0)));
-    let call = placed_elsewhere(&world, &elsewhere).await;
+    let cluster = TestCluster::with(2, &["b1", "b2"]).await;
+    assert_ne!(cluster.node_of("b1").id, cluster.node_of("b2").id);
+    let (elsewhere, _inbox) = cluster.hub.node(NodeId::generate(Timestamp::from_millis(0)));
+    let call = placed_elsewhere(&cluster, &elsewhere).await;
     let ringing = elsewhere.load(call).await.unwrap().unwrap();
-    for node in &world.nodes {
+    for node in &cluster.nodes {
         elsewhere.send(node.id, Message::Call(Box::new(ringing.clone())));
     }
-    world.settle().await;
-    world.answer("b1", "a").await.unwrap();
+    cluster.settle().await;
+    cluster.answer("b1", "a").await.unwrap();
     for name in ["b1", "b2"] {
-        assert_eq!(world.heard(name)[0], "incoming");
+        assert_eq!(cluster.heard(name)[0], "incoming");
     }
     // Sent before the caller's node had heard of the answer.
-    for node in &world.nodes {
+    for node in &cluster.nodes {
         let relay = Relay { to_ringing: true, ..candidate(call, 1, Role::Caller, "late") };
         elsewhere.send(node.id, Message::Relay(relay));
     }
-    world.settle().await;
-    assert_eq!(world.heard("b1"), ["ice-candidate late"]);
-    assert_eq!(world.heard("b2"), [""; 0]);
+    cluster.settle().await;
+    assert_eq!(cluster.heard("b1"), ["ice-candidate late"]);
+    assert_eq!(cluster.heard("b2"), [""; 0]);
 }
 
-/// A call from `a1`, on the one node of the world, that was answered on a node that the test plays by hand.
-async fn answered_elsewhere(world: &World, elsewhere: &Memory) -> Call {
-    let id = world.initiate("a1", "b").await.unwrap();
+/// A call from `a1`, on the one node of the cluster, that was answered on a node that the test plays by hand.
+async fn answered_elsewhere(cluster: &TestCluster, elsewhere: &Memory) -> Call {
+    let id = cluster.initiate("a1", "b").await.unwrap();
     let ringing = elsewhere.load(id).await.unwrap().unwrap();
-    let callee = Device { node: elsewhere.node(), ..world.device("b1") };
+    let callee = Device { node: elsewhere.node(), ..cluster.device("b1") };
     let call = changed(elsewhere, &ringing, &Event::Answer(callee)).await;
-    elsewhere.send(world.nodes[0].id, Message::Call(Box::new(call.clone())));
-    world.settle().await;
+    elsewhere.send(cluster.nodes[0].id, Message::Call(Box::new(call.clone())));
+    cluster.settle().await;
     call
 }
 
@@ -246,74 +246,74 @@ async fn changed(elsewhere: &Memory, call: &Call, event: &Event) -> Call {
 
 #[tokio::test(start_paused = true)]
 async fn what_comes_back_from_a_lost_devices_node_comes_before_what_was_sent_later() {
-    let world = World::with(1, &["a1", "b2"]).await;
+    let cluster = TestCluster::with(1, &["a1", "b2"]).await;
     let (here, (elsewhere, mut inbox)) =
-        (world.nodes[0].id, world.hub.node(NodeId::generate(Timestamp::from_millis(0))));
-    let call = answered_elsewhere(&world, &elsewhere).await;
+        (cluster.nodes[0].id, cluster.hub.node(NodeId::generate(Timestamp::from_millis(0))));
+    let call = answered_elsewhere(&cluster, &elsewhere).await;
     for text in ["one", "two"] {
-        world.signal("a1", "b", Signal::Candidate, text).await.unwrap();
+        cluster.signal("a1", "b", Signal::Candidate, text).await.unwrap();
     }
     // The link to that node is slow: it loses the device before it has heard these, and passes them back.
-    let device = Device { node: elsewhere.node(), ..world.device("b1") };
+    let device = Device { node: elsewhere.node(), ..cluster.device("b1") };
     let lost = changed(&elsewhere, &call, &Event::Gone { device, may_return: true }).await;
     elsewhere.send(here, Message::Call(Box::new(lost.clone())));
-    world.settle().await;
-    world.signal("a1", "b", Signal::Candidate, "later").await.unwrap();
+    cluster.settle().await;
+    cluster.signal("a1", "b", Signal::Candidate, "later").await.unwrap();
     for text in ["one", "two"] {
         let relay = candidate(call.id, lost.version, Role::Caller, text);
         elsewhere.send(here, Message::Relay(Relay { given_back: true, ..relay }));
     }
-    world.settle().await;
-    world.join("b1").await;
-    world.signal("a1", "b", Signal::Candidate, "last").await.unwrap();
-    assert_eq!(world.heard("b1"), ["resumed"], "more may come from there");
+    cluster.settle().await;
+    cluster.join("b1").await;
+    cluster.signal("a1", "b", Signal::Candidate, "last").await.unwrap();
+    assert_eq!(cluster.heard("b1"), ["resumed"], "more may come from there");
     let (id, to) = (call.id, Role::Callee);
     let is_asked = |inbound| matches!(inbound, Inbound::Message(_, Message::Flush { call, to: Role::Callee, .. }) if call == id);
     assert!(iter::from_fn(|| inbox.try_recv().ok()).any(is_asked));
     elsewhere.send(here, Message::Flushed { call: id, to });
-    world.settle().await;
+    cluster.settle().await;
     let all = ["one", "two", "later", "last"].map(|text| format!("ice-candidate {text}"));
-    assert_eq!(world.heard("b1"), all);
+    assert_eq!(cluster.heard("b1"), all);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_node_that_does_not_say_what_became_of_messages_is_not_waited_for_long() {
-    let world = World::with(1, &["a1", "b2"]).await;
+    let cluster = TestCluster::with(1, &["a1", "b2"]).await;
     let (here, (elsewhere, _inbox)) =
-        (world.nodes[0].id, world.hub.node(NodeId::generate(Timestamp::from_millis(0))));
-    let call = answered_elsewhere(&world, &elsewhere).await;
-    world.signal("a1", "b", Signal::Candidate, "lost").await.unwrap();
-    let device = Device { node: elsewhere.node(), ..world.device("b1") };
+        (cluster.nodes[0].id, cluster.hub.node(NodeId::generate(Timestamp::from_millis(0))));
+    let call = answered_elsewhere(&cluster, &elsewhere).await;
+    cluster.signal("a1", "b", Signal::Candidate, "lost").await.unwrap();
+    let device = Device { node: elsewhere.node(), ..cluster.device("b1") };
     let lost = changed(&elsewhere, &call, &Event::Gone { device, may_return: true }).await;
     elsewhere.send(here, Message::Call(Box::new(lost)));
-    world.settle().await;
-    world.join("b1").await;
-    world.signal("a1", "b", Signal::Candidate, "held").await.unwrap();
-    assert_eq!(world.heard("b1"), ["resumed"]);
-    world.pass(Duration::from_secs(1)).await;
-    assert_eq!(world.heard("b1"), ["ice-candidate held"]);
-    world.signal("a1", "b", Signal::Candidate, "next").await.unwrap();
-    assert_eq!(world.heard("b1"), ["ice-candidate next"]);
+    cluster.settle().await;
+    cluster.join("b1").await;
+    cluster.signal("a1", "b", Signal::Candidate, "held").await.unwrap();
+    assert_eq!(cluster.heard("b1"), ["resumed"]);
+    cluster.pass(Duration::from_secs(1)).await;
+    assert_eq!(cluster.heard("b1"), ["ice-candidate held"]);
+    cluster.signal("a1", "b", Signal::Candidate, "next").await.unwrap();
+    assert_eq!(cluster.heard("b1"), ["ice-candidate next"]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_a_node_that_stood_still_gives_back_comes_before_what_was_sent_meanwhile() {
-    let world = World::with(1, &["a1", "b2"]).await;
+    let cluster = TestCluster::with(1, &["a1", "b2"]).await;
     let (here, (elsewhere, mut inbox)) =
-        (world.nodes[0].id, world.hub.node(NodeId::generate(Timestamp::from_millis(0))));
-    let call = answered_elsewhere(&world, &elsewhere).await;
-    world.signal("a1", "b", Signal::Candidate, "early").await.unwrap();
-    let device = Device { node: elsewhere.node(), ..world.device("b1") };
+        (cluster.nodes[0].id, cluster.hub.node(NodeId::generate(Timestamp::from_millis(0))));
+    let call = answered_elsewhere(&cluster, &elsewhere).await;
+    cluster.signal("a1", "b", Signal::Candidate, "early").await.unwrap();
+    let device = Device { node: elsewhere.node(), ..cluster.device("b1") };
     let gone = Event::Gone { device: device.clone(), may_return: true };
     let lost = changed(&elsewhere, &call, &gone).await;
     elsewhere.send(here, Message::Call(Box::new(lost.clone())));
-    world.settle().await;
-    world.signal("a1", "b", Signal::Candidate, "later").await.unwrap();
-    world.pass(Duration::from_secs(3)).await;
+    cluster.settle().await;
+    cluster.signal("a1", "b", Signal::Candidate, "later").await.unwrap();
+    cluster.pass(Duration::from_secs(3)).await;
     // It goes on, and finds that its device was taken for lost before it could pass the first one on.
     let back = changed(&elsewhere, &lost, &Event::Stayed(device)).await;
     elsewhere.send(here, Message::Call(Box::new(back.clone())));
-    world.settle().await;
+    cluster.settle().await;
     let messages = come(&mut inbox);
     assert_eq!(candidates(&messages), ["early"]);
     let (id, to) = (call.id, Role::Callee);
@@ -322,74 +322,74 @@ async fn what_a_node_that_stood_still_gives_back_comes_before_what_was_sent_mean
     let early = candidate(id, back.version, Role::Caller, "early");
     elsewhere.send(here, Message::Relay(Relay { given_back: true, ..early }));
     elsewhere.send(here, Message::Flushed { call: id, to });
-    world.settle().await;
+    cluster.settle().await;
     assert_eq!(candidates(&come(&mut inbox)), ["early", "later"]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_comes_for_a_device_that_was_only_taken_for_lost_waits_where_it_is() {
-    let world = World::with(1, &["b1"]).await;
+    let cluster = TestCluster::with(1, &["b1"]).await;
     let (here, (elsewhere, mut inbox)) =
-        (world.nodes[0].id, world.hub.node(NodeId::generate(Timestamp::from_millis(0))));
-    let id = answered_from_elsewhere(&world, &elsewhere).await;
+        (cluster.nodes[0].id, cluster.hub.node(NodeId::generate(Timestamp::from_millis(0))));
+    let id = answered_from_elsewhere(&cluster, &elsewhere).await;
     let active = elsewhere.load(id).await.unwrap().unwrap();
-    let gone = Event::Gone { device: world.device("b1"), may_return: true };
+    let gone = Event::Gone { device: cluster.device("b1"), may_return: true };
     let lost = changed(&elsewhere, &active, &gone).await;
     // It cannot say at once that it is here.
-    world.nodes[0].fail_next(1);
+    cluster.nodes[0].fail_next(1);
     come(&mut inbox);
     let hears_of_it = || elsewhere.send(here, Message::Call(Box::new(lost.clone())));
     hears_of_it();
     elsewhere.send(here, Message::Relay(candidate(id, lost.version, Role::Caller, "one")));
-    world.settle().await;
+    cluster.settle().await;
     assert_eq!(candidates(&come(&mut inbox)), [""; 0], "what comes next would overtake it");
-    world.heard("b1");
+    cluster.heard("b1");
     hears_of_it();
     elsewhere.send(here, Message::Relay(candidate(id, lost.version, Role::Caller, "two")));
-    world.settle().await;
-    assert_eq!(world.heard("b1"), ["resumed", "ice-candidate one", "ice-candidate two"]);
+    cluster.settle().await;
+    assert_eq!(cluster.heard("b1"), ["resumed", "ice-candidate one", "ice-candidate two"]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_node_that_waits_for_another_itself_is_waited_for_longer() {
-    let world = World::with(1, &["b1"]).await;
+    let cluster = TestCluster::with(1, &["b1"]).await;
     let (here, (elsewhere, mut inbox)) =
-        (world.nodes[0].id, world.hub.node(NodeId::generate(Timestamp::from_millis(0))));
-    let id = answered_from_elsewhere(&world, &elsewhere).await;
-    world.join("a1+").await;
-    world.signal("a1+", "b", Signal::Candidate, "held").await.unwrap();
-    world.heard("b1");
+        (cluster.nodes[0].id, cluster.hub.node(NodeId::generate(Timestamp::from_millis(0))));
+    let id = answered_from_elsewhere(&cluster, &elsewhere).await;
+    cluster.join("a1+").await;
+    cluster.signal("a1+", "b", Signal::Candidate, "held").await.unwrap();
+    cluster.heard("b1");
     let asks = |message: &Message| matches!(message, Message::Flush { call, .. } if *call == id);
     assert!(come(&mut inbox).iter().any(asks));
     let to = Role::Callee;
     elsewhere.send(here, Message::Flushing { call: id, to });
-    world.pass(Duration::from_secs(4)).await;
-    assert_eq!(world.heard("b1"), [""; 0], "the way beyond may be long");
+    cluster.pass(Duration::from_secs(4)).await;
+    assert_eq!(cluster.heard("b1"), [""; 0], "the way beyond may be long");
     elsewhere.send(here, Message::Relay(candidate(id, 2, Role::Caller, "on its way")));
     elsewhere.send(here, Message::Flushed { call: id, to });
-    world.settle().await;
+    cluster.settle().await;
     assert_eq!(
-        world.heard("b1"),
+        cluster.heard("b1"),
         ["on its way", "held"].map(|text| format!("ice-candidate {text}"))
     );
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_has_not_left_a_node_goes_to_where_its_sender_is_now() {
-    let world = World::with(1, &["a1", "b2"]).await;
-    let here = world.nodes[0].id;
-    let by_hand = |born| world.hub.node(NodeId::generate(Timestamp::from_millis(born)));
+    let cluster = TestCluster::with(1, &["a1", "b2"]).await;
+    let here = cluster.nodes[0].id;
+    let by_hand = |born| cluster.hub.node(NodeId::generate(Timestamp::from_millis(born)));
     let ((callees, mut at_callees), (next, mut at_next)) = (by_hand(0), by_hand(1));
-    let call = answered_elsewhere(&world, &callees).await;
-    world.signal("a1", "b", Signal::Candidate, "stuck").await.unwrap();
+    let call = answered_elsewhere(&cluster, &callees).await;
+    cluster.signal("a1", "b", Signal::Candidate, "stuck").await.unwrap();
     assert_eq!(candidates(&come(&mut at_callees)), ["stuck"]);
-    world.nodes[0].has_not_sent(candidate(call.id, call.version, Role::Caller, "stuck"));
-    let device = Device { node: next.node(), ..world.device("a1+") };
+    cluster.nodes[0].has_not_sent(candidate(call.id, call.version, Role::Caller, "stuck"));
+    let device = Device { node: next.node(), ..cluster.device("a1+") };
     let moved = changed(&next, &call, &Event::Joined(device)).await;
     next.send(here, Message::Call(Box::new(moved.clone())));
     let flush = Message::Flush { call: call.id, version: moved.version, to: Role::Callee };
     next.send(here, flush);
-    world.settle().await;
+    cluster.settle().await;
     let messages = come(&mut at_next);
     assert_eq!(candidates(&messages), ["stuck"]);
     let is_flushing = |message: &Message| matches!(message, Message::Flushing { .. });
@@ -398,88 +398,88 @@ async fn what_has_not_left_a_node_goes_to_where_its_sender_is_now() {
         "what was sent earlier may still be on its way: {messages:?}"
     );
     callees.send(here, Message::Flushed { call: call.id, to: Role::Callee });
-    world.settle().await;
+    cluster.settle().await;
     assert!(matches!(come(&mut at_next)[..], [Message::Flushed { .. }]));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_connected_device_that_was_taken_for_lost_hears_the_end_from_the_last_version_alone() {
-    let (world, id) = World::in_call(1, &["a1", "a2", "b1", "c1"]).await;
+    let (cluster, id) = TestCluster::in_call(1, &["a1", "a2", "b1", "c1"]).await;
     let (here, (elsewhere, _inbox)) =
-        (world.nodes[0].id, world.hub.node(NodeId::generate(Timestamp::from_millis(0))));
+        (cluster.nodes[0].id, cluster.hub.node(NodeId::generate(Timestamp::from_millis(0))));
     let active = elsewhere.load(id).await.unwrap().unwrap();
-    let gone = Event::Gone { device: world.device("a1"), may_return: true };
+    let gone = Event::Gone { device: cluster.device("a1"), may_return: true };
     let lost = changed(&elsewhere, &active, &gone).await;
-    let by = Device { node: elsewhere.node(), ..world.device("a2") };
+    let by = Device { node: elsewhere.node(), ..cluster.device("a2") };
     let superseded = changed(&elsewhere, &lost, &Event::Superseded(by)).await;
     elsewhere.send(here, Message::Call(Box::new(superseded)));
-    world.settle().await;
-    assert_eq!(world.heard("a1"), ["ended superseded"]);
-    assert_eq!(world.heard("b1"), ["ended superseded"]);
+    cluster.settle().await;
+    assert_eq!(cluster.heard("a1"), ["ended superseded"]);
+    assert_eq!(cluster.heard("b1"), ["ended superseded"]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_device_that_is_back_first_keeps_its_call_from_another_of_its_user() {
-    let (world, id) = World::in_call(1, &["a1", "b1", "c1"]).await;
-    world.leave("a1", true).await;
-    world.join("a2").await;
-    let (calls, device) = (world.nodes[0].calls.clone(), world.device("a2"));
+    let (cluster, id) = TestCluster::in_call(1, &["a1", "b1", "c1"]).await;
+    cluster.leave("a1", true).await;
+    cluster.join("a2").await;
+    let (calls, device) = (cluster.nodes[0].calls.clone(), cluster.device("a2"));
     let to = "c".parse().unwrap();
     let initiate =
         Initiate { to, call_type: CallType::Audio, caller_info: None, client_call_id: None };
     // It begins another call, and is overtaken by the device that is back.
-    let (placed, ()) = tokio::join!(calls.initiate(&device, initiate), world.join("a1+"));
+    let (placed, ()) = tokio::join!(calls.initiate(&device, initiate), cluster.join("a1+"));
     assert_eq!(placed.map(|call| call.id), Err(Refusal::CallInProgress(id).into()));
-    assert_eq!(world.heard("a1+"), ["resumed"]);
-    assert_eq!(world.heard("b1").last().unwrap(), "peer-reconnected");
+    assert_eq!(cluster.heard("a1+"), ["resumed"]);
+    assert_eq!(cluster.heard("b1").last().unwrap(), "peer-reconnected");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_device_taken_for_lost_before_it_knows_that_its_answer_won_hears_one_thing() {
     for is_over in [false, true] {
-        let world = World::with(1, &["a1", "b1", "b2"]).await;
+        let cluster = TestCluster::with(1, &["a1", "b1", "b2"]).await;
         let (here, (elsewhere, _inbox)) =
-            (world.nodes[0].id, world.hub.node(NodeId::generate(Timestamp::from_millis(0))));
-        let id = world.initiate("a1", "b").await.unwrap();
+            (cluster.nodes[0].id, cluster.hub.node(NodeId::generate(Timestamp::from_millis(0))));
+        let id = cluster.initiate("a1", "b").await.unwrap();
         let ringing = elsewhere.load(id).await.unwrap().unwrap();
-        let active = changed(&elsewhere, &ringing, &Event::Answer(world.device("b1"))).await;
-        let gone = Event::Gone { device: world.device("b1"), may_return: true };
+        let active = changed(&elsewhere, &ringing, &Event::Answer(cluster.device("b1"))).await;
+        let gone = Event::Gone { device: cluster.device("b1"), may_return: true };
         let mut last = changed(&elsewhere, &active, &gone).await;
         if is_over {
             last = changed(&elsewhere, &last, &Event::Terminated).await;
         }
         elsewhere.send(here, Message::Call(Box::new(last)));
-        world.settle().await;
+        cluster.settle().await;
         let hears = if is_over { "ended terminated" } else { "resumed" };
-        assert_eq!(world.heard("b1"), ["incoming", hears]);
-        assert_eq!(world.heard("b2"), ["incoming", "ended answered_elsewhere"]);
+        assert_eq!(cluster.heard("b1"), ["incoming", hears]);
+        assert_eq!(cluster.heard("b2"), ["incoming", "ended answered_elsewhere"]);
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn late_news_of_an_earlier_version_do_not_make_a_node_forget_its_device() {
-    let world = World::with(1, &["a1", "b2"]).await;
+    let cluster = TestCluster::with(1, &["a1", "b2"]).await;
     let (here, (elsewhere, _inbox)) =
-        (world.nodes[0].id, world.hub.node(NodeId::generate(Timestamp::from_millis(0))));
-    let call = answered_elsewhere(&world, &elsewhere).await;
+        (cluster.nodes[0].id, cluster.hub.node(NodeId::generate(Timestamp::from_millis(0))));
+    let call = answered_elsewhere(&cluster, &elsewhere).await;
     // The caller's device goes to the other node, is lost there, and comes back.
-    world.leave("a1", true).await;
-    let there = Device { node: elsewhere.node(), ..world.device("a1") };
+    cluster.leave("a1", true).await;
+    let there = Device { node: elsewhere.node(), ..cluster.device("a1") };
     let lost = elsewhere.load(call.id).await.unwrap().unwrap();
     let moved = changed(&elsewhere, &lost, &Event::Joined(there.clone())).await;
     let gone = Event::Gone { device: there, may_return: true };
     let lost = changed(&elsewhere, &moved, &gone).await;
     elsewhere.send(here, Message::Call(Box::new(moved)));
-    world.settle().await;
-    world.join("a1+").await;
-    assert_eq!(world.heard("a1+"), ["resumed"]);
+    cluster.settle().await;
+    cluster.join("a1+").await;
+    assert_eq!(cluster.heard("a1+"), ["resumed"]);
     elsewhere.send(here, Message::Call(Box::new(lost)));
-    world.settle().await;
-    world.pass(Duration::from_secs(11)).await;
+    cluster.settle().await;
+    cluster.pass(Duration::from_secs(11)).await;
     let active = elsewhere.load(call.id).await.unwrap().unwrap();
-    let by = Device { node: elsewhere.node(), ..world.device("b1") };
+    let by = Device { node: elsewhere.node(), ..cluster.device("b1") };
     let ended = changed(&elsewhere, &active, &Event::End { by, reported_duration_s: None }).await;
     elsewhere.send(here, Message::Call(Box::new(ended)));
-    world.settle().await;
-    assert_eq!(world.heard("a1+"), ["ended completed"]);
+    cluster.settle().await;
+    assert_eq!(cluster.heard("a1+"), ["ended completed"]);
 }

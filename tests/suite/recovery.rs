@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     cluster::join,
+    harness::{Ledger, Node, RULES, RecordingSink, TestCluster, socket},
     redis_server::RedisServer,
-    world::{Ears, Ledger, Node, RULES, World, socket},
 };
 use switchboard::{
     call::{Device, Event},
@@ -25,7 +25,7 @@ fn users(from: usize, count: usize) -> Vec<UserId> {
 }
 
 /// So many devices, which all join this node.
-async fn crowd(calls: &Calls, ears: &Ears, count: usize) -> Vec<Device> {
+async fn crowd(calls: &Calls, sink: &RecordingSink, count: usize) -> Vec<Device> {
     let mut devices = Vec::new();
     for number in 0..count {
         let device = Device {
@@ -35,7 +35,7 @@ async fn crowd(calls: &Calls, ears: &Ears, count: usize) -> Vec<Device> {
             id: Some(format!("device{number}").parse().unwrap()),
             connected_at: calls.now(),
         };
-        ears.sockets.lock().unwrap().insert(device.socket, device.user.clone());
+        sink.sockets.lock().unwrap().insert(device.socket, device.user.clone());
         calls.join(&device).await.unwrap();
         devices.push(device);
     }
@@ -57,9 +57,9 @@ async fn a_node_that_redis_has_forgotten_is_back_with_a_few_scripts() {
     let (redis, mut inbox) = join(&server).await;
     let (recorder, _writer) =
         history::recorder(Arc::new(Ledger::default()), redis.clone(), Health::default());
-    let ears = Arc::new(Ears::default());
-    let calls = Calls::new(redis.clone(), ears.clone(), recorder, RULES, Clock::System);
-    let devices = crowd(&calls, &ears, 300).await;
+    let sink = Arc::new(RecordingSink::default());
+    let calls = Calls::new(redis.clone(), sink.clone(), recorder, RULES, Clock::System);
+    let devices = crowd(&calls, &sink, 300).await;
     for (device, from) in devices.iter().zip((0..WATCHED).step_by(500)) {
         calls.subscribe(device.socket, &users(from, 500)).await.unwrap();
     }
@@ -87,9 +87,9 @@ async fn a_node_that_redis_has_forgotten_is_back_with_a_few_scripts() {
 
 #[tokio::test(start_paused = true)]
 async fn a_node_that_starts_over_goes_on_where_it_failed_and_says_nothing_twice() {
-    let world = World::with(1, &[]).await;
-    let node = &world.nodes[0];
-    let sockets = crowd(&node.calls, &node.ears, 12).await;
+    let cluster = TestCluster::with(1, &[]).await;
+    let node = &cluster.nodes[0];
+    let sockets = crowd(&node.calls, &node.sink, 12).await;
     for (number, device) in sockets.iter().enumerate() {
         let watched = users(number * MAX_WATCHED_USERS, MAX_WATCHED_USERS);
         node.calls.subscribe(device.socket, &watched).await.unwrap();
@@ -115,31 +115,31 @@ async fn a_node_that_starts_over_goes_on_where_it_failed_and_says_nothing_twice(
 
 #[tokio::test(start_paused = true)]
 async fn a_node_that_starts_over_takes_messages_and_ends_calls_meanwhile() {
-    let world = World::with(2, &["a1", "b1"]).await;
-    let id = world.initiate("a1", "b").await.unwrap();
-    let node = world.node_of("a1");
+    let cluster = TestCluster::with(2, &["a1", "b1"]).await;
+    let id = cluster.initiate("a1", "b").await.unwrap();
+    let node = cluster.node_of("a1");
     node.never_answer("attach_again");
     let sweeper = node.calls.clone();
     let sweeping = tokio::spawn(async move { sweeper.run_sweeper(std::future::pending()).await });
     let (inbound, inbox) = mpsc::channel(10);
     inbound.send(Inbound::Reset).await.unwrap();
     let disconnect = Message::Disconnect("a".parse().unwrap());
-    inbound.send(Inbound::Message(world.node_of("b1").id, disconnect)).await.unwrap();
+    inbound.send(Inbound::Message(cluster.node_of("b1").id, disconnect)).await.unwrap();
     drop(inbound);
     let taken = tokio::time::timeout(Duration::from_secs(5), node.calls.run_inbox(inbox)).await;
     assert_eq!(taken, Ok(()), "starting over holds the inbox up");
-    assert!(node.ears.sockets.lock().unwrap().is_empty(), "the operator was heard");
+    assert!(node.sink.sockets.lock().unwrap().is_empty(), "the operator was heard");
     tokio::time::sleep(RULES.ring_timeout + 2 * SWEEP_INTERVAL).await;
-    let row = world.row(id, |row| row.ended_at.is_some()).await;
+    let row = cluster.row(id, |row| row.ended_at.is_some()).await;
     assert_eq!(row.end_reason.unwrap().as_str(), "no_answer");
     sweeping.abort();
 }
 
 #[tokio::test(start_paused = true)]
 async fn late_sign_offs_go_many_at_a_time_after_what_is_due() {
-    let world = World::with(1, &[]).await;
-    let node = &world.nodes[0];
-    let devices = crowd(&node.calls, &node.ears, 640).await;
+    let cluster = TestCluster::with(1, &[]).await;
+    let node = &cluster.nodes[0];
+    let devices = crowd(&node.calls, &node.sink, 640).await;
     node.fail_after(Some(("detach", 0)));
     for device in &devices {
         node.calls.leave(device, true).await;
@@ -150,7 +150,7 @@ async fn late_sign_offs_go_many_at_a_time_after_what_is_due() {
     assert_eq!(operations[0], "due");
     let signing_off = operations.iter().filter(|name| name.starts_with("detach")).count();
     assert_eq!(signing_off, 10);
-    let (elsewhere, _inbox) = world.hub.node(NodeId::generate(Clock::System.now()));
+    let (elsewhere, _inbox) = cluster.hub.node(NodeId::generate(Clock::System.now()));
     let members: Vec<_> = devices.iter().map(|device| device.user.clone()).collect();
     let presence = elsewhere.presence(&members).await.unwrap();
     assert!(presence.iter().all(|one| one.presence == Presence::Offline));
@@ -158,18 +158,18 @@ async fn late_sign_offs_go_many_at_a_time_after_what_is_due() {
 
 #[tokio::test(start_paused = true)]
 async fn an_end_that_its_node_has_not_stored_is_stored_by_another_within_five_seconds() {
-    let (world, id) = World::in_call(1, &["a1", "b1"]).await;
+    let (cluster, id) = TestCluster::in_call(1, &["a1", "b1"]).await;
     // A node ends the call, and dies before it has written the row.
-    let (dead, _inbox) = world.hub.node(NodeId::generate(Clock::System.now()));
+    let (dead, _inbox) = cluster.hub.node(NodeId::generate(Clock::System.now()));
     let call = dead.load(id).await.unwrap().unwrap();
-    let end = Event::End { by: world.device("a1"), reported_duration_s: None };
-    let now = Timestamp::from_millis(world.calls("a1").now_us() / 1_000);
+    let end = Event::End { by: cluster.device("a1"), reported_duration_s: None };
+    let now = Timestamp::from_millis(cluster.calls("a1").now_us() / 1_000);
     let call = RULES.apply(&call, &end, dead.node(), now).unwrap();
     let written = dead.commit(Change { call, claims: Vec::new() }).await.unwrap();
     assert!(matches!(written, Committed::Stored(_)));
     for _ in 0..4 {
-        world.pass(Duration::from_secs(1)).await;
+        cluster.pass(Duration::from_secs(1)).await;
     }
-    let stored = world.row(id, |row| row.ended_at.is_some());
+    let stored = cluster.row(id, |row| row.ended_at.is_some());
     tokio::time::timeout(Duration::from_secs(1), stored).await.expect("it is stored in time");
 }

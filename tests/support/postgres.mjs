@@ -21,11 +21,11 @@ const drop = isRoot ? ['--reuid=nobody', '--regid=nogroup', '--clear-groups'] : 
 const LONGEST_ANSWER = 256 * 1024 * 1024;
 
 /**
- * Starts one, its schema up to date unless `schema` is false. With `diskMib` it has a disk of that size to itself, if
- * this user may mount one: then `hasDisk` is true.
+ * Starts a Postgres and creates the schema, unless `schema` is false. With `diskMib` the data folder is a file system of
+ * that size, if this user may mount one: then `hasDisk` is true. With `core` the server runs on that CPU core only.
  */
-export async function startPostgres({ schema = true, settings = {}, diskMib } = {}) {
-  const postgres = new Postgres(await privateFolder(), await freePort(), settings);
+export async function startPostgres({ schema = true, settings = {}, diskMib, core } = {}) {
+  const postgres = new Postgres(await privateFolder(), await freePort(), settings, core);
   if (diskMib) postgres.hasDisk = mountDisk(postgres.dir, diskMib);
   if (isRoot) await chown(postgres.dir, NOBODY, NOBODY);
   try {
@@ -42,9 +42,10 @@ export async function startPostgres({ schema = true, settings = {}, diskMib } = 
 class Postgres {
   #holders = new Set();
 
-  constructor(dir, port, settings) {
+  constructor(dir, port, settings, core) {
     this.dir = dir;
     this.port = port;
+    this.pinning = core ? ['taskset', '-c', core] : [];
     this.settings = { listen_addresses: '127.0.0.1', fsync: 'off', max_connections: '100', ...settings };
     this.url = `postgres://postgres@127.0.0.1:${port}/postgres`;
   }
@@ -58,7 +59,8 @@ class Postgres {
   async start() {
     const settings = Object.entries(this.settings).flatMap(([name, value]) => ['-c', `${name}=${value}`]);
     const args = ['-D', join(this.dir, 'data'), '-p', `${this.port}`, '-k', this.dir, ...settings];
-    this.child = spawn('setpriv', [...drop, '--pdeathsig', 'QUIT', '--', installed('postgres'), ...args], {
+    const [program, ...rest] = [...this.pinning, 'setpriv', ...drop, '--pdeathsig', 'QUIT', '--', installed('postgres')];
+    this.child = spawn(program, [...rest, ...args], {
       cwd: this.dir,
       stdio: 'ignore',
     });

@@ -38,12 +38,12 @@ pub type Heard = Arc<Mutex<Vec<(SocketId, ServerEvent)>>>;
 
 /// The sockets of one node, which write down what they hear.
 #[derive(Default)]
-pub struct Ears {
+pub struct RecordingSink {
     pub sockets: Mutex<HashMap<SocketId, UserId>>,
     pub heard: Heard,
 }
 
-impl Outlet for Ears {
+impl Outlet for RecordingSink {
     fn sockets_of(&self, user: &UserId) -> Vec<SocketId> {
         let sockets = self.sockets.lock().unwrap();
         sockets.iter().filter(|(_, owner)| *owner == user).map(|(socket, _)| *socket).collect()
@@ -245,7 +245,7 @@ impl Store for Ledger {
 
 /// Some nodes of one cluster, their history, and who is connected. `a1` is user `a` on device `a1`;
 /// `a1+` is that device on its next socket. Devices are spread over the nodes.
-pub struct World {
+pub struct TestCluster {
     pub hub: Hub,
     pub nodes: Vec<Node>,
     pub heard: Heard,
@@ -255,7 +255,7 @@ pub struct World {
 pub struct Node {
     pub id: NodeId,
     pub calls: Arc<Calls>,
-    pub ears: Arc<Ears>,
+    pub sink: Arc<RecordingSink>,
     cluster: Arc<Interleaved>,
 }
 
@@ -306,7 +306,7 @@ pub fn socket(name: &str) -> SocketId {
     format!("{name:_<16}").parse().unwrap()
 }
 
-impl World {
+impl TestCluster {
     /// `count` nodes, on which these devices are connected.
     pub async fn with(count: usize, names: &[&str]) -> Self {
         let (hub, clock) = (Hub::default(), Clock::tokio());
@@ -328,19 +328,19 @@ impl World {
             let (recorder, writer) =
                 history::recorder(ledger.clone(), cluster.clone(), Health::default());
             tokio::spawn(writer.run(std::future::pending()));
-            let ears = Arc::new(Ears { heard: heard.clone(), ..Ears::default() });
-            let calls = Calls::new(cluster.clone(), ears.clone(), recorder, RULES, clock.clone());
+            let sink = Arc::new(RecordingSink { heard: heard.clone(), ..RecordingSink::default() });
+            let calls = Calls::new(cluster.clone(), sink.clone(), recorder, RULES, clock.clone());
             let calls = Arc::new(calls);
             let receiving = calls.clone();
             tokio::spawn(async move { receiving.run_inbox(inbox).await });
-            Node { id, calls, ears, cluster }
+            Node { id, calls, sink, cluster }
         });
         let nodes = nodes.collect();
-        let world = Self { hub, nodes, heard, ledger };
+        let cluster = Self { hub, nodes, heard, ledger };
         for name in names {
-            world.join(name).await;
+            cluster.join(name).await;
         }
-        world
+        cluster
     }
 
     /// The node that a socket is on: each next socket of a device is on the next node.
@@ -374,7 +374,7 @@ impl World {
 
     pub async fn join(&self, name: &str) {
         let (node, device) = (self.node_of(name), self.device(name));
-        node.ears.sockets.lock().unwrap().insert(device.socket, device.user.clone());
+        node.sink.sockets.lock().unwrap().insert(device.socket, device.user.clone());
         node.calls.join(&device).await.unwrap();
         node.calls.welcome(&device).await.unwrap();
         self.settle().await;
@@ -382,7 +382,7 @@ impl World {
 
     pub async fn leave(&self, name: &str, may_return: bool) {
         let (node, device) = (self.node_of(name), self.device(name));
-        node.ears.sockets.lock().unwrap().remove(&device.socket);
+        node.sink.sockets.lock().unwrap().remove(&device.socket);
         node.calls.leave(&device, may_return).await;
         self.settle().await;
     }
@@ -446,13 +446,13 @@ impl World {
 
     /// A call from `a1` that `b1` answered, of which nobody has anything more to hear.
     pub async fn in_call(count: usize, names: &[&str]) -> (Self, CallId) {
-        let world = Self::with(count, names).await;
-        let id = world.initiate("a1", "b").await.unwrap();
-        world.answer("b1", "a").await.unwrap();
+        let cluster = Self::with(count, names).await;
+        let id = cluster.initiate("a1", "b").await.unwrap();
+        cluster.answer("b1", "a").await.unwrap();
         for name in names {
-            world.heard(name);
+            cluster.heard(name);
         }
-        (world, id)
+        (cluster, id)
     }
 
     /// Lets the time pass and the deadlines be looked through.

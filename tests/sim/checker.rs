@@ -14,7 +14,7 @@ use switchboard::{
     time::Timestamp,
 };
 
-use super::{state::State, world::World};
+use super::{simulation::Simulation, state::State};
 
 /// How long the news of an end may be on its way.
 const NEWS_TAKE: Duration = Duration::from_secs(2);
@@ -52,7 +52,7 @@ pub const PANIC: &str = "nothing panics";
 
 #[derive(Default)]
 #[expect(clippy::struct_excessive_bools, reason = "each is one thing that a run allows, by itself")]
-pub struct Witness {
+pub struct InvariantChecker {
     /// Whether the shared state forgets, in this run, what it had confirmed.
     pub may_forget: bool,
     /// Whether, besides, a node ends that knows of rows which are not written yet.
@@ -72,7 +72,7 @@ pub struct Witness {
     got: BTreeSet<(CallId, UserId, String)>,
     log: VecDeque<String>,
     calls: BTreeMap<CallId, Call>,
-    sockets: BTreeMap<SocketId, Ears>,
+    sockets: BTreeMap<SocketId, SocketView>,
 }
 
 /// A message that a client sent.
@@ -93,9 +93,9 @@ struct Acked {
 }
 
 impl Said {
-    pub fn new(world: &World, socket: SocketId, to: &CallRef, payload: &Payload) -> Self {
-        let (text, at) = (payload.as_json().trim_matches('"').to_owned(), world.now());
-        let is_in = world.witness().is_in_some_call(socket);
+    pub fn new(sim: &Simulation, socket: SocketId, to: &CallRef, payload: &Payload) -> Self {
+        let (text, at) = (payload.as_json().trim_matches('"').to_owned(), sim.now());
+        let is_in = sim.checker().is_in_some_call(socket);
         Self { call: None, socket, to: to.to.clone(), text, at, is_in }
     }
 
@@ -106,7 +106,7 @@ impl Said {
 }
 
 /// What a client heard on one socket.
-struct Ears {
+struct SocketView {
     user: UserId,
     /// False as soon as the client has given the socket up.
     is_open: bool,
@@ -140,7 +140,7 @@ enum OwnEnd {
     MovedOn,
 }
 
-impl Witness {
+impl InvariantChecker {
     pub fn note(&mut self, now: Timestamp, text: impl FnOnce() -> String) {
         if self.log.len() == LOG_LINES {
             self.log.pop_front();
@@ -193,8 +193,8 @@ impl Witness {
                 Link::Open => false,
                 link => !link.is_on(socket),
             };
-            if let Some(ears) = self.sockets.get_mut(&socket).filter(|_| moved) {
-                ears.calls.entry(after.id).or_default().came_back = true;
+            if let Some(view) = self.sockets.get_mut(&socket).filter(|_| moved) {
+                view.calls.entry(after.id).or_default().came_back = true;
             }
         }
     }
@@ -230,26 +230,27 @@ impl Witness {
     pub fn opened(&mut self, socket: SocketId, user: &UserId) {
         let (calls, numbers, is_unsure) = (BTreeMap::new(), BTreeMap::new(), false);
         let (user, closed_at, presence) = (user.clone(), None, BTreeMap::new());
-        let ears = Ears { user, is_open: true, closed_at, is_unsure, calls, numbers, presence };
-        self.sockets.insert(socket, ears);
+        let view =
+            SocketView { user, is_open: true, closed_at, is_unsure, calls, numbers, presence };
+        self.sockets.insert(socket, view);
     }
 
     /// The client hears nothing more on this socket.
     pub fn closed(&mut self, socket: SocketId, now: Timestamp) {
-        if let Some(ears) = self.sockets.get_mut(&socket) {
-            ears.is_open = false;
-            ears.closed_at = Some(now);
+        if let Some(view) = self.sockets.get_mut(&socket) {
+            view.is_open = false;
+            view.closed_at = Some(now);
         }
     }
 
     fn is_in_some_call(&self, socket: SocketId) -> bool {
-        self.sockets.get(&socket).is_some_and(|ears| ears.calls.values().any(|heard| heard.is_in))
+        self.sockets.get(&socket).is_some_and(|view| view.calls.values().any(|heard| heard.is_in))
     }
 
     /// What a ringing device says waits for its answer, and goes no further without one.
     fn is_in_call(&self, socket: SocketId, id: CallId) -> bool {
-        let ears = self.sockets.get(&socket);
-        ears.and_then(|ears| ears.calls.get(&id)).is_some_and(|heard| heard.is_in)
+        let view = self.sockets.get(&socket);
+        view.and_then(|view| view.calls.get(&id)).is_some_and(|heard| heard.is_in)
     }
 
     /// The client was told that its message is where it should be.
@@ -261,8 +262,8 @@ impl Witness {
     /// Whether a socket that this is so of was given up while the message may have been on its way to it.
     fn was_lost(&self, acked: &Acked, is_it: impl Fn(SocketId, &UserId) -> bool) -> bool {
         let (from, until) = (acked.said.at - NOTICE, acked.at + NOTICE);
-        self.sockets.iter().any(|(socket, ears)| {
-            is_it(*socket, &ears.user) && ears.closed_at.is_some_and(|at| from <= at && at <= until)
+        self.sockets.iter().any(|(socket, view)| {
+            is_it(*socket, &view.user) && view.closed_at.is_some_and(|at| from <= at && at <= until)
         })
     }
 
@@ -291,17 +292,17 @@ impl Witness {
 
     /// The client heard this.
     pub fn heard(&mut self, now: Timestamp, socket: SocketId, event: &ServerEvent) {
-        let Some(ears) = self.sockets.get_mut(&socket).filter(|ears| ears.is_open) else { return };
-        let user = ears.user.clone();
+        let Some(view) = self.sockets.get_mut(&socket).filter(|view| view.is_open) else { return };
+        let user = view.user.clone();
         if let ServerEvent::Presence { user_id, status, .. } = event
-            && let Some(known) = ears.presence.get_mut(user_id)
+            && let Some(known) = view.presence.get_mut(user_id)
         {
             *known = *status;
         }
         let Some(id) = call_of(event) else { return };
         let is_party = self.calls.get(&id).is_some_and(|call| call.role_of(&user).is_some());
         let mut broken = None;
-        let heard = ears.calls.entry(id).or_default();
+        let heard = view.calls.entry(id).or_default();
         let was_told = heard.ends > 0 && !matches!(event, ServerEvent::Resumed(_));
         let knew_end = was_told || heard.own_end == Some(OwnEnd::Told);
         match event {
@@ -327,7 +328,7 @@ impl Witness {
                 let (from, number) = text.split_once('/').expect("a socket and a number");
                 let number: u64 = number.parse().expect("it is a number");
                 let is_candidate = matches!(event, ServerEvent::IceCandidate { .. });
-                let last = ears.numbers.insert((id, format!("{from}{is_candidate}")), number);
+                let last = view.numbers.insert((id, format!("{from}{is_candidate}")), number);
                 let may_be_late = self.may_be_late && heard.came_back;
                 if last.is_some_and(|last| last == number || (last > number && !may_be_late)) {
                     broken = Some((ORDER, format!("{socket} heard {text} after {last:?}")));
@@ -349,8 +350,8 @@ impl Witness {
 
     /// The client watches these users, and was told their presence.
     pub fn watches(&mut self, socket: SocketId, presence: Vec<(UserId, Presence)>) {
-        if let Some(ears) = self.sockets.get_mut(&socket) {
-            ears.presence = presence.into_iter().collect();
+        if let Some(view) = self.sockets.get_mut(&socket) {
+            view.presence = presence.into_iter().collect();
         }
     }
 
@@ -363,15 +364,15 @@ impl Witness {
 
     /// The client was told that this is its call now.
     pub fn is_in(&mut self, socket: SocketId, id: CallId) {
-        if let Some(ears) = self.sockets.get_mut(&socket) {
-            ears.calls.entry(id).or_default().is_in = true;
+        if let Some(view) = self.sockets.get_mut(&socket) {
+            view.calls.entry(id).or_default().is_in = true;
         }
     }
 
     /// The client placed a call: one that it had given up ended by that.
     pub fn moved_on(&mut self, device: &Device) {
-        let Some(ears) = self.sockets.get_mut(&device.socket) else { return };
-        for (id, heard) in &mut ears.calls {
+        let Some(view) = self.sockets.get_mut(&device.socket) else { return };
+        for (id, heard) in &mut view.calls {
             let moved_on = self.calls.get(id).is_some_and(|call| {
                 let mut ends = call.timeline.iter().filter(|step| step.what == What::Ended);
                 ends.any(|step| {
@@ -388,8 +389,8 @@ impl Witness {
 
     /// The client was told that nobody knows what came of its end of a call.
     pub fn unanswered(&mut self, socket: SocketId) {
-        if let Some(ears) = self.sockets.get_mut(&socket) {
-            ears.is_unsure = true;
+        if let Some(view) = self.sockets.get_mut(&socket) {
+            view.is_unsure = true;
         }
     }
 
@@ -400,14 +401,14 @@ impl Witness {
         } if *by == socket);
         // It is busy: its ack tells it that it rings no more, whatever becomes of the call.
         let is_out = by_it || call.is_busy_on(socket);
-        let Some(ears) = self.sockets.get_mut(&socket) else { return };
-        let heard = ears.calls.entry(call.id).or_default();
+        let Some(view) = self.sockets.get_mut(&socket) else { return };
+        let heard = view.calls.entry(call.id).or_default();
         if !is_out {
             // It had ended before: who asks is told, and may be told once more in its turn.
             return;
         }
         heard.own_end = Some(OwnEnd::Told);
-        if heard.ends > 0 && !ears.is_unsure {
+        if heard.ends > 0 && !view.is_unsure {
             let what = format!("{socket} heard an end of {} and its own", call.id);
             self.violated(RUNG_KNOWS, || what);
         }
@@ -428,8 +429,8 @@ impl Witness {
             }
         }
         let mut mistaken = None;
-        for (socket, ears) in self.sockets.iter().filter(|(_, ears)| ears.is_open) {
-            for (user, heard) in &ears.presence {
+        for (socket, view) in self.sockets.iter().filter(|(_, view)| view.is_open) {
+            for (user, heard) in &view.presence {
                 let changed_us = state.users.get(user).map_or(0, |user| user.order);
                 let is_old = Timestamp::from_millis(changed_us / 1_000) + PRESENCE_TAKES < now;
                 let presence = state.presence(user);
@@ -448,8 +449,8 @@ impl Witness {
             self.violated(ACKED, || what);
         }
         let mut missed = None;
-        for (socket, ears) in self.sockets.iter().filter(|(_, ears)| ears.is_open) {
-            for (id, heard) in &ears.calls {
+        for (socket, view) in self.sockets.iter().filter(|(_, view)| view.is_open) {
+            for (id, heard) in &view.calls {
                 let is_over = state
                     .load(*id)
                     .is_none_or(|call| call.ended_at().is_some_and(|at| at + NEWS_TAKE < now));
@@ -467,7 +468,7 @@ impl Witness {
 
     /// Whether some client has heard of the call.
     fn is_known(&self, id: CallId) -> bool {
-        self.sockets.values().any(|ears| ears.calls.contains_key(&id))
+        self.sockets.values().any(|view| view.calls.contains_key(&id))
     }
 
     /// Everybody has left, and time enough has passed for all to be cleared away.

@@ -15,11 +15,11 @@ use switchboard::{
 use tokio::sync::{Notify, mpsc};
 
 use super::{
+    checker::InvariantChecker,
+    faults::{FaultState, RedisAccess},
     history::Table,
     random::Dice,
     state::{Mistake, State},
-    weather::{Way, Weather},
-    witness::Witness,
 };
 
 /// How many of the last writes a fail-over may lose.
@@ -32,7 +32,7 @@ const FAR: Duration = Duration::from_millis(600);
 
 type Late = Box<dyn FnOnce(&mut State) + Send>;
 
-pub struct World {
+pub struct Simulation {
     pub dice: Dice,
     pub clock: Clock,
     pub mistake: Option<Mistake>,
@@ -42,8 +42,8 @@ pub struct World {
     before: Mutex<VecDeque<State>>,
     /// What waits in the buffers of a frozen Redis.
     late: Mutex<Vec<Late>>,
-    weather: Mutex<Weather>,
-    witness: Mutex<Witness>,
+    faults: Mutex<FaultState>,
+    checker: Mutex<InvariantChecker>,
     listeners: Mutex<BTreeMap<NodeId, Listener>>,
     /// When each node last had an answer from Redis.
     answers: Mutex<BTreeMap<NodeId, Timestamp>>,
@@ -59,7 +59,7 @@ pub struct Listener {
 /// Why an operation failed.
 pub struct Failed;
 
-impl World {
+impl Simulation {
     pub fn new(dice: Dice, mistake: Option<Mistake>) -> Arc<Self> {
         Arc::new(Self {
             dice,
@@ -69,8 +69,8 @@ impl World {
             state: Mutex::default(),
             before: Mutex::default(),
             late: Mutex::default(),
-            weather: Mutex::default(),
-            witness: Mutex::default(),
+            faults: Mutex::default(),
+            checker: Mutex::default(),
             listeners: Mutex::default(),
             answers: Mutex::default(),
         })
@@ -84,12 +84,12 @@ impl World {
         self.state.lock().unwrap()
     }
 
-    pub fn weather(&self) -> MutexGuard<'_, Weather> {
-        self.weather.lock().unwrap()
+    pub fn faults(&self) -> MutexGuard<'_, FaultState> {
+        self.faults.lock().unwrap()
     }
 
-    pub fn witness(&self) -> MutexGuard<'_, Witness> {
-        self.witness.lock().unwrap()
+    pub fn checker(&self) -> MutexGuard<'_, InvariantChecker> {
+        self.checker.lock().unwrap()
     }
 
     pub fn listeners(&self) -> MutexGuard<'_, BTreeMap<NodeId, Listener>> {
@@ -99,7 +99,7 @@ impl World {
     /// Notes something in the log of the run.
     pub fn note(&self, text: impl FnOnce() -> String) {
         let now = self.now();
-        self.witness().note(now, text);
+        self.checker().note(now, text);
     }
 
     pub async fn latency(&self) {
@@ -111,7 +111,7 @@ impl World {
     /// Waits while the process of this node stands still.
     pub async fn stand_still(&self, node: NodeId) {
         loop {
-            let until = self.weather().paused.get(&node).copied();
+            let until = self.faults().paused.get(&node).copied();
             let now = self.now();
             match until {
                 Some(until) if until > now => tokio::time::sleep(until - now).await,
@@ -121,12 +121,12 @@ impl World {
     }
 
     pub fn is_paused(&self, node: NodeId) -> bool {
-        let until = self.weather().paused.get(&node).copied();
+        let until = self.faults().paused.get(&node).copied();
         until.is_some_and(|until| until > self.now())
     }
 
-    pub fn way(&self, node: NodeId) -> Way {
-        self.weather().way(node, self.now())
+    pub fn redis_access(&self, node: NodeId) -> RedisAccess {
+        self.faults().redis_access(node, self.now())
     }
 
     /// Carries an operation of `node` out, if it gets through.
@@ -137,34 +137,34 @@ impl World {
     ) -> Result<T, Failed> {
         self.stand_still(node).await;
         self.latency().await;
-        let is_far = self.weather().far.get(&node).is_some_and(|until| *until > self.now());
+        let is_far = self.faults().far.get(&node).is_some_and(|until| *until > self.now());
         if is_far {
             tokio::time::sleep(FAR).await;
         }
-        match self.way(node) {
-            Way::Open => {}
-            Way::Broken => return Err(Failed),
-            Way::Frozen(until) if until - self.now() < TIMEOUT => {
+        match self.redis_access(node) {
+            RedisAccess::Open => {}
+            RedisAccess::Broken => return Err(Failed),
+            RedisAccess::Frozen(until) if until - self.now() < TIMEOUT => {
                 tokio::time::sleep(until - self.now()).await;
             }
-            Way::Frozen(_) => {
+            RedisAccess::Frozen(_) => {
                 tokio::time::sleep(TIMEOUT).await;
                 if self.dice.roll(|dice| dice.percent(50)) {
-                    let world = self.clone();
-                    let late = move |state: &mut State| drop(operation(&world, state));
+                    let sim = self.clone();
+                    let late = move |state: &mut State| drop(operation(&sim, state));
                     self.late.lock().unwrap().push(Box::new(late));
                 }
                 return Err(Failed);
             }
         }
-        let is_flaky = self.weather().flaky.is_some_and(|until| until > self.now());
+        let is_flaky = self.faults().flaky.is_some_and(|until| until > self.now());
         let fate = if is_flaky { self.dice.roll(|dice| dice.below(10)) } else { 9 };
         if fate == 0 {
             return Err(Failed);
         }
         let answer = self.apply(|state| operation(self, state));
         self.latency().await;
-        if fate == 1 || self.way(node) == Way::Broken {
+        if fate == 1 || self.redis_access(node) == RedisAccess::Broken {
             return Err(Failed);
         }
         self.stand_still(node).await;
@@ -183,7 +183,7 @@ impl World {
 
     fn apply<T>(&self, operation: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.state();
-        if self.witness().may_forget {
+        if self.checker().may_forget {
             let mut before = self.before.lock().unwrap();
             before.push_back(state.clone());
             if before.len() > MAX_BEHIND {
@@ -233,8 +233,8 @@ impl World {
     /// A node's channel, if it is subscribed to it.
     pub fn listener(&self, node: NodeId) -> Option<Listener> {
         let listener = self.listeners().get(&node).cloned();
-        let is_deaf = self.weather().deaf.get(&node).is_some_and(|(_, until)| *until > self.now());
-        listener.filter(|_| self.way(node) != Way::Broken && !is_deaf)
+        let is_deaf = self.faults().deaf.get(&node).is_some_and(|(_, until)| *until > self.now());
+        listener.filter(|_| self.redis_access(node) != RedisAccess::Broken && !is_deaf)
     }
 
     /// A node hears its channel again.

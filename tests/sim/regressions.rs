@@ -11,7 +11,7 @@ use super::script::{
 };
 
 /// A mistake that was made once.
-pub struct Found {
+pub struct Regression {
     pub what: &'static str,
     pub seed: u64,
     pub script: Vec<Step>,
@@ -29,7 +29,7 @@ fn call(to: usize) -> Act {
     Call { to, named: true }
 }
 
-pub fn all() -> Vec<Found> {
+pub fn all() -> Vec<Regression> {
     [
         forgotten(),
         told(),
@@ -46,14 +46,14 @@ pub fn all() -> Vec<Found> {
 }
 
 /// What came of a shared state that forgets.
-fn forgotten() -> Vec<Found> {
+fn forgotten() -> Vec<Regression> {
     vec![
-        Found {
+        Regression {
             what: "a node where a call rang forgot it when its record was gone for a moment",
             seed: 60,
             script: vec![device(46_766, 1, call(2)), at(46_932, RedisBehind { writes: 5 })],
         },
-        Found {
+        Regression {
             what: "a record that was gone could not be put back over the users' earlier claims",
             seed: 60,
             script: vec![
@@ -62,7 +62,7 @@ fn forgotten() -> Vec<Found> {
                 at(46_932, RedisBehind { writes: 5 }),
             ],
         },
-        Found {
+        Regression {
             what: "an end whose writer never heard of it waited a minute for history",
             seed: 1_014,
             script: vec![
@@ -72,7 +72,7 @@ fn forgotten() -> Vec<Found> {
                 at(53_556, RedisEmpty { for_ms: 782 }),
             ],
         },
-        Found {
+        Regression {
             what: "a node that died before its first heartbeat for an empty Redis was not buried",
             seed: 2,
             script: vec![
@@ -81,7 +81,7 @@ fn forgotten() -> Vec<Found> {
                 at(11_277, Kill { node: 1, back_ms: 6_000 }),
             ],
         },
-        Found {
+        Regression {
             what: "a node that was none of a call's put it back, and had missed its end",
             seed: 7_488,
             script: vec![
@@ -94,7 +94,7 @@ fn forgotten() -> Vec<Found> {
                 device(53_398, 1, Vanish { noticed_ms: 2_698, back_ms: 746 }),
             ],
         },
-        Found {
+        Regression {
             what: "a record of before Redis was empty was taken for what is there",
             seed: 7_474,
             script: vec![
@@ -112,14 +112,14 @@ fn forgotten() -> Vec<Found> {
 }
 
 /// What came of records that expire or are evicted.
-fn gone() -> Vec<Found> {
+fn gone() -> Vec<Regression> {
     vec![
-        Found {
+        Regression {
             what: "a claim whose record was gone kept its users from calling for ever",
             seed: 31,
             script: vec![device(347, 3, call(2)), at(15_019, RecordGone { which: 0 })],
         },
-        Found {
+        Regression {
             what: "an end that was put back where nothing was announced nobody's presence",
             seed: 333,
             script: vec![
@@ -132,9 +132,9 @@ fn gone() -> Vec<Found> {
 }
 
 /// What devices were told, or were not.
-fn told() -> Vec<Found> {
+fn told() -> Vec<Regression> {
     vec![
-        Found {
+        Regression {
             what: "a device whose end was not answered, and whose next word was refused, was not told",
             seed: 1_571,
             script: vec![
@@ -145,7 +145,7 @@ fn told() -> Vec<Found> {
                 device(52_265, 3, Busy),
             ],
         },
-        Found {
+        Regression {
             what: "a device whose own reject was carried out, and never answered, rang on",
             seed: 70,
             script: vec![
@@ -157,7 +157,7 @@ fn told() -> Vec<Found> {
                 device(15_979, 6, Reject),
             ],
         },
-        Found {
+        Regression {
             what: "a dead socket took the call back from the device's newer one after a reset",
             seed: 638,
             script: vec![
@@ -166,7 +166,7 @@ fn told() -> Vec<Found> {
                 device(59_998, 6, Vanish { noticed_ms: 5_374, back_ms: 4_730 }),
             ],
         },
-        Found {
+        Regression {
             what: "a device that was back was not told that another of its user had begun a call",
             seed: 3_375,
             script: vec![
@@ -177,7 +177,7 @@ fn told() -> Vec<Found> {
                 device(59_751, 7, Call { to: 0, named: false }),
             ],
         },
-        Found {
+        Regression {
             what: "a device that was lost before it knew that its answer had won heard of another's",
             seed: 4_643,
             script: vec![
@@ -192,7 +192,7 @@ fn told() -> Vec<Found> {
                 at(25_550, Pause { node: 0, for_ms: 10_581 }),
             ],
         },
-        Found {
+        Regression {
             what: "a device that hung up while it was taken for lost heard the end beside its ack",
             seed: 7_495,
             script: vec![
@@ -207,7 +207,7 @@ fn told() -> Vec<Found> {
                 device(35_902, 7, Answer),
             ],
         },
-        Found {
+        Regression {
             what: "a ringing node that had stood still was sent what the caller had said twice",
             seed: 10_521,
             script: vec![
@@ -221,9 +221,9 @@ fn told() -> Vec<Found> {
 }
 
 /// What devices were told too much, or too often.
-fn told_more() -> Vec<Found> {
+fn told_more() -> Vec<Regression> {
     vec![
-        Found {
+        Regression {
             what: "an end that was not answered, and then found done, was told to nobody for a while",
             seed: 29_107,
             script: vec![
@@ -239,7 +239,7 @@ fn told_more() -> Vec<Found> {
                 device(49_275, 7, Candidates(2)),
             ],
         },
-        Found {
+        Regression {
             what: "a caller who had ended a call heard the answer that came in at that instant",
             seed: 26,
             script: vec![
@@ -249,7 +249,7 @@ fn told_more() -> Vec<Found> {
                 device(43_378, 2, Answer),
             ],
         },
-        Found {
+        Regression {
             what: "a device whose joining failed had been rung by a reset, and was rung again when it joined",
             seed: 54_898,
             script: vec![
@@ -259,7 +259,7 @@ fn told_more() -> Vec<Found> {
                 at(59_904, RedisFrozen { for_ms: 6_949 }),
             ],
         },
-        Found {
+        Regression {
             what: "old news that came after an end was forgotten brought the call back, and its end was told again",
             seed: 670,
             script: vec![
@@ -272,7 +272,7 @@ fn told_more() -> Vec<Found> {
                 device(34_105, 6, Call { to: 0, named: false }),
             ],
         },
-        Found {
+        Regression {
             what: "candidates waited for an answer that had won unheard, and later ones went before them",
             seed: 6_751,
             script: vec![
@@ -284,7 +284,7 @@ fn told_more() -> Vec<Found> {
                 device(54_515, 1, Answer),
             ],
         },
-        Found {
+        Regression {
             what: "what was just being published to a node that died was taken back last, after what was said later",
             seed: 17_766,
             script: vec![
@@ -307,9 +307,9 @@ fn told_more() -> Vec<Found> {
 }
 
 /// Whom an end was not told, or was told again, when it was put back.
-fn put_back() -> Vec<Found> {
+fn put_back() -> Vec<Regression> {
     vec![
-        Found {
+        Regression {
             what: "a device that was taken for lost could not say that it is here, and was not told an end of which no record was left",
             seed: 52_276,
             script: vec![
@@ -318,7 +318,7 @@ fn put_back() -> Vec<Found> {
                 at(50_621, RedisEmpty { for_ms: 2_258 }),
             ],
         },
-        Found {
+        Regression {
             what: "a call was put back as missed, and its device whose answer was forgotten was not told",
             seed: 52_713,
             script: vec![
@@ -347,7 +347,7 @@ fn put_back() -> Vec<Found> {
                 device(35_358, 3, End),
             ],
         },
-        Found {
+        Regression {
             what: "an end that was put back over another version of its number was overwritten by who had seen that",
             seed: 67_533,
             script: vec![
@@ -360,7 +360,7 @@ fn put_back() -> Vec<Found> {
                 device(43_869, 5, Answer),
             ],
         },
-        Found {
+        Regression {
             what: "an end that both sides had missed was not put back",
             seed: 88_185,
             script: vec![
@@ -383,7 +383,7 @@ fn put_back() -> Vec<Found> {
                 at(48_876, RedisEmpty { for_ms: 2_921 }),
             ],
         },
-        Found {
+        Regression {
             what: "a device that had been told an end was told again when another node had put an earlier version back",
             seed: 84_655,
             script: vec![
@@ -393,7 +393,7 @@ fn put_back() -> Vec<Found> {
                 at(47_255, CutOff { node: 0, for_ms: 10_024 }),
             ],
         },
-        Found {
+        Regression {
             what: "a device that came back before its call was put back, and called again, was not told its end",
             seed: 95_437,
             script: vec![
@@ -408,8 +408,8 @@ fn put_back() -> Vec<Found> {
 }
 
 /// What whoever had hung up heard.
-fn after_the_end() -> Vec<Found> {
-    vec![Found {
+fn after_the_end() -> Vec<Regression> {
+    vec![Regression {
         what: "a node that was cut off put a call back, and who had hung up long before heard a message of it",
         seed: 36_536,
         script: vec![
@@ -449,8 +449,8 @@ fn after_the_end() -> Vec<Found> {
 }
 
 /// What came of a node that forgets.
-fn forgotten_too_soon() -> Vec<Found> {
-    vec![Found {
+fn forgotten_too_soon() -> Vec<Regression> {
+    vec![Regression {
         what: "a call that came back to its node was forgotten too soon after its end, which was told twice",
         seed: 40_667,
         script: vec![
@@ -496,8 +496,8 @@ fn forgotten_too_soon() -> Vec<Found> {
 }
 
 /// What came of a call that is on nobody's record as theirs.
-fn unclaimed() -> Vec<Found> {
-    vec![Found {
+fn unclaimed() -> Vec<Regression> {
+    vec![Regression {
         what: "a call was put back over an end that a node had put back, which claimed nobody, and one of its users was rung",
         seed: 88_167,
         script: vec![

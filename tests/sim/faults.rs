@@ -6,7 +6,7 @@ use switchboard::{ids::NodeId, time::Timestamp};
 
 /// Each fault until when it lasts.
 #[derive(Debug, Default)]
-pub struct Weather {
+pub struct FaultState {
     pub frozen: Option<Timestamp>,
     /// Since when.
     pub frozen_since: Option<Timestamp>,
@@ -28,7 +28,7 @@ pub struct Weather {
 
 /// How a node reaches Redis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub enum RedisAccess {
     Open,
     /// There is no connection.
     Broken,
@@ -36,15 +36,15 @@ pub enum Way {
     Frozen(Timestamp),
 }
 
-impl Weather {
-    pub fn way(&self, node: NodeId, now: Timestamp) -> Way {
+impl FaultState {
+    pub fn redis_access(&self, node: NodeId, now: Timestamp) -> RedisAccess {
         let lasts = |until: Option<&Timestamp>| until.is_some_and(|until| *until > now);
         if lasts(self.down.as_ref()) || lasts(self.cut_off.get(&node)) {
-            return Way::Broken;
+            return RedisAccess::Broken;
         }
         match self.frozen {
-            Some(until) if until > now => Way::Frozen(until),
-            _ => Way::Open,
+            Some(until) if until > now => RedisAccess::Frozen(until),
+            _ => RedisAccess::Open,
         }
     }
 }

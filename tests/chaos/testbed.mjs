@@ -33,18 +33,18 @@ export const SETTINGS = {
 for (const [signal, number] of Object.entries({ SIGINT: 2, SIGTERM: 15 })) process.once(signal, () => process.exit(128 + number));
 
 /** Starts all of it. `kind` is that of Redis: single, sentinel or cluster. */
-export async function startWorld(kind) {
-  const world = new World(kind);
+export async function startTestbed(kind) {
+  const testbed = new Testbed(kind);
   try {
-    await world.start();
+    await testbed.start();
   } catch (error) {
-    await world.stop().catch(() => {});
+    await testbed.stop().catch(() => {});
     throw error;
   }
-  return world;
+  return testbed;
 }
 
-class World {
+class Testbed {
   #started = [];
 
   constructor(kind) {
