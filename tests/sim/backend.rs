@@ -1,5 +1,6 @@
-//! One node's side of the shared state, as the driver for Redis has it: operations that may fail or lose
-//! their answer, heartbeats, and burying the dead.
+//! The simulated backend of one node, which does what the Redis backend does: operations that may
+//! fail or lose their reply, heartbeats, and the eviction of dead nodes. The shared state itself is
+//! in `state.rs`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -44,21 +45,21 @@ pub struct Backend {
 struct Local {
     sockets: BTreeMap<UserId, BTreeSet<SocketId>>,
     watched: BTreeSet<UserId>,
-    /// Users who were taken off this node, perhaps: the answer was lost.
+    /// Users whose removal from this node had no reply: it may have been applied.
     untidied: BTreeSet<UserId>,
 }
 
-/// What is written of what a node has to do with a user.
+/// The entries of a user that a node writes: as a host of sockets, as a watcher, or both.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Aspect {
     Watched,
     Both,
 }
 
-/// A user after a mark.
+/// A user after its entries were written.
 struct Marked {
     edge: Edge,
-    /// The edge, if the presence has changed.
+    /// The presence change, if the write caused one.
     changed: Option<Edge>,
     call: Option<Call>,
 }
@@ -89,8 +90,8 @@ impl Backend {
         self.sim.carry_out(self.node, operation).await.map_err(|Failed| Unavailable)
     }
 
-    /// Writes what this node has to do with these users, as it is when Redis carries it out, some users at
-    /// a time.
+    /// Writes this node's entries for these users, as they are when Redis executes the script,
+    /// `limit` users at a time.
     async fn mark(
         &self,
         users: &[UserId],
@@ -129,7 +130,8 @@ impl Backend {
         Ok(marked.into_iter().next().expect("each is answered"))
     }
 
-    /// Heartbeats, for ever; what comes of them is done beside them.
+    /// Sends heartbeats until the process ends. Their consequences (recovery, eviction) run in
+    /// tasks beside this one.
     pub async fn live(self: Arc<Self>, inbox: mpsc::Sender<Inbound>, reconnected: Arc<Notify>) {
         let (start_over, start_overs) = mpsc::channel(1);
         let (bury, burials) = mpsc::channel(1);
@@ -192,7 +194,7 @@ impl Backend {
     }
 
     async fn bury_dead(&self, inbox: &mpsc::Sender<Inbound>) -> Result<(), Unavailable> {
-        if self.sim.mistake == Some(Mistake::DeadNotBuried) {
+        if self.sim.mistake == Some(Mistake::DeadNotEvicted) {
             return Ok(());
         }
         let node = self.node;
@@ -296,7 +298,7 @@ impl Cluster for Backend {
         from: Option<&str>,
     ) -> Result<(Vec<(UserId, Detached)>, Option<String>), Unavailable> {
         let (node, from) = (self.node, from.unwrap_or_default().to_owned());
-        // Two at a time, so that it is often several parts.
+        // Two at a time, so that a run often needs several batches.
         let there = self.ask(move |_, state| state.users_on(node)).await?;
         let part: Vec<UserId> =
             there.into_iter().filter(|user| *user.as_str() > *from).take(2).collect();

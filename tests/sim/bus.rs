@@ -1,4 +1,5 @@
-//! Messages between nodes: the real links, over a channel that loses, doubles and holds up.
+//! Messages between nodes: the production links over a channel that loses, duplicates and delays
+//! messages.
 
 use std::{
     collections::BTreeMap,
@@ -26,10 +27,10 @@ use super::{faults::RedisAccess, simulation::Simulation, state::Mistake};
 const PROGRESS: Duration = Duration::from_millis(500);
 const RETRY: Duration = Duration::from_millis(100);
 const TIMEOUT: Duration = Duration::from_secs(1);
-/// After how long without an answer a node gives its connection up.
+/// A node drops its connection after this long without a reply.
 const GIVEN_UP: Duration = Duration::from_millis(1_500);
-/// What a message takes at the most when all are slow. Three must find room in the time that a node waits
-/// for those that were on their way before.
+/// The longest delay of a message while all are slow. Three such delays must fit into the time that
+/// a node waits for messages already in flight.
 const SLOW_MS: u64 = 150;
 
 #[derive(Clone)]
@@ -58,7 +59,7 @@ impl Bus {
         Self(Arc::new(Shared { node, sim, peers: Mutex::default(), tasks: Mutex::default() }))
     }
 
-    /// The process ends.
+    /// Stops the publishers of this node, because its process ends.
     pub fn stop(&self) {
         self.0.tasks.lock().unwrap().abort_all();
     }
@@ -100,7 +101,7 @@ impl Bus {
         }
     }
 
-    /// Publishes what is next for one peer, one after the other.
+    /// Publishes the messages for one peer, one after the other.
     async fn run_peer(self, to: NodeId, peer: Arc<Peer>) {
         let mut unheard_since: Option<Timestamp> = None;
         let mut hearing = Hearing::default();
@@ -162,7 +163,7 @@ impl Bus {
         }
     }
 
-    /// Whether somebody heard it; None if Redis did not say.
+    /// Whether the publish had a receiver. `None` if Redis did not reply.
     async fn publish(&self, to: NodeId, content: Content) -> Option<bool> {
         let Shared { node, sim, .. } = &*self.0;
         sim.stand_still(*node).await;
@@ -176,7 +177,8 @@ impl Bus {
                 if left > TIMEOUT {
                     return None;
                 }
-                // Who has waited for so long has a new connection by now: Redis counts the old one.
+                // A receiver that waited this long has opened a new connection, and Redis still
+                // counts the old one.
                 let since = sim.faults().frozen_since;
                 if since.is_some_and(|since| until - since > GIVEN_UP)
                     && sim.dice.roll(|dice| dice.percent(50))
@@ -216,7 +218,7 @@ impl Bus {
         (sim.redis_access(*node) != RedisAccess::Broken).then_some(true)
     }
 
-    /// Takes what comes on this node's channel.
+    /// Processes the messages on this node's channel until the process ends.
     pub async fn listen(
         self,
         mut wire: mpsc::UnboundedReceiver<(NodeId, Content)>,
@@ -227,7 +229,7 @@ impl Bus {
         while let Some((from, content)) = wire.recv().await {
             sim.stand_still(self.0.node).await;
             match content {
-                // It hears its channel again.
+                // The subscription works again.
                 Content::Canary => {
                     let away = sim.faults().deaf.remove(&self.0.node);
                     if away.is_some_and(|(since, _)| may_be_forgotten(sim.now() - since)) {
@@ -238,7 +240,7 @@ impl Bus {
                     self.outgoing(from, |outgoing| outgoing.send_again(number));
                 }
                 Content::Frame(frame) => {
-                    let doubled = (sim.mistake == Some(Mistake::DoublesTaken))
+                    let doubled = (sim.mistake == Some(Mistake::DuplicatesTaken))
                         .then(|| frame.messages.clone());
                     let delivery = links.entry(from).or_default().receive(frame);
                     if delivery.lost > 0 {

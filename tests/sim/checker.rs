@@ -1,4 +1,5 @@
-//! Sees all that is written and all that clients hear, and compares it with the invariants.
+//! The invariant checker: it observes all writes and everything that clients receive, and reports
+//! the first invariant that does not hold. It never changes the run.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -16,16 +17,16 @@ use switchboard::{
 
 use super::{simulation::Simulation, state::State};
 
-/// How long the news of an end may be on its way.
+/// The longest time from the end of a call until its parties have the event.
 const NEWS_TAKE: Duration = Duration::from_secs(2);
-/// How long a change of presence may be on its way.
+/// The longest time from a presence change until its watchers have the event.
 const PRESENCE_TAKES: Duration = Duration::from_secs(3);
-/// How long a node may take to notice that a client has given its socket up, and more.
+/// An upper bound on the time until a node notices that a client has closed its socket.
 const NOTICE: Duration = Duration::from_secs(8);
-/// How many lines of the log are kept.
+/// The log keeps this many lines, the latest ones.
 const LOG_LINES: usize = 400;
 
-/// An invariant that does not hold.
+/// An invariant that did not hold, and the evidence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
     pub invariant: &'static str,
@@ -34,41 +35,42 @@ pub struct Violation {
 
 pub const ONE_CALL: &str = "1: a user has at most one live call";
 pub const ONE_END: &str = "2: a call has exactly one end, and its version never goes back";
-pub const RUNG_KNOWS: &str = "3: who rings learns exactly one end of it";
+pub const RUNG_KNOWS: &str = "3: a ringing device receives exactly one end";
 pub const DEADLINE: &str = "4: no live call outlives its deadline";
 pub const HISTORY: &str = "5: every ended call is in history once, with its true end";
-pub const ORDER: &str = "6: what one socket sends arrives in order, at most once";
-pub const OVER: &str = "whoever knows the end of a call hears nothing more of it";
-pub const PARTIES: &str = "7: nobody gets a message of a call that they are not in";
+pub const ORDER: &str = "6: messages of one socket arrive in order, at most once";
+pub const OVER: &str = "a device that knows the end of a call receives no more events of it";
+pub const PARTIES: &str = "7: only the parties of a call receive its messages";
 pub const CONNECTED: &str = "no live call without connected parties";
-pub const LEFT_OVER: &str = "nothing is left over";
-pub const TOLD: &str = "whoever was in a call learns its end";
-pub const WATCHED: &str = "at rest, the last word of each watcher is what is so";
+pub const LEFT_OVER: &str = "no state is left over";
+pub const TOLD: &str = "a device that was in a call learns its end";
+pub const WATCHED: &str = "at rest, every watcher knows the true presence";
 pub const LATER: &str = "an earlier connection of a device never displaces a later one";
-pub const ANSWERED: &str = "when all is well, whoever calls is not told to try again";
+pub const ANSWERED: &str = "without faults, no call is refused with a request to retry";
 pub const ACKED: &str =
-    "what is acknowledged arrives, unless its receiver's connection or node was lost";
+    "an acknowledged message arrives, unless the receiver's connection or node was lost";
 pub const PANIC: &str = "nothing panics";
 
 #[derive(Default)]
 #[expect(clippy::struct_excessive_bools, reason = "each is one thing that a run allows, by itself")]
 pub struct InvariantChecker {
-    /// Whether the shared state forgets, in this run, what it had confirmed.
+    /// In this run the shared state may lose writes that it had confirmed.
     pub may_forget: bool,
-    /// Whether, besides, a node ends that knows of rows which are not written yet.
+    /// In this run a node may, besides, end with rows that it has not written.
     pub may_lose_rows: bool,
-    /// Whether messages may be on their way to a node that its device has left, and cannot be taken back:
-    /// they are passed on, perhaps after what was sent later.
+    /// In this run messages may be in flight to a node that their device has left, and cannot be
+    /// recalled. They are relayed, possibly after later ones.
     pub may_be_late: bool,
-    /// Whether all faults are over, and everything has come right.
+    /// All faults have ended, and the cluster has recovered.
     pub all_is_well: bool,
-    /// Whether what nodes publish may be lost though it was heard: it is asked for again, while its sender lives.
+    /// In this run a published message may be lost although it had a receiver. It is published
+    /// again as long as its sender lives.
     pub may_lose_messages: bool,
-    /// Whether a node stands still, with all that it has heard.
+    /// In this run a node may freeze with all the messages that it has received.
     pub may_stand_still: bool,
     pub violation: Option<Violation>,
     acked: Vec<Acked>,
-    /// What was heard of each call, and by whom.
+    /// The messages received in each call, with the user who received them.
     got: BTreeSet<(CallId, UserId, String)>,
     log: VecDeque<String>,
     calls: BTreeMap<CallId, Call>,
@@ -82,8 +84,8 @@ pub struct Said {
     to: Option<UserId>,
     text: String,
     at: Timestamp,
-    /// Whether the client was in the call already: what a ringing device says of it goes no further if another
-    /// answers.
+    /// Whether the client was in the call already. A message of a device that only rings is
+    /// discarded if another device answers.
     is_in: bool,
 }
 
@@ -99,33 +101,34 @@ impl Said {
         Self { call: None, socket, to: to.to.clone(), text, at, is_in }
     }
 
-    /// The same in this call.
+    /// The same message, attributed to this call.
     pub fn about(self, call: CallId) -> Self {
         Self { call: Some(call), ..self }
     }
 }
 
-/// What a client heard on one socket.
+/// Everything that a client has received on one socket.
 struct SocketView {
     user: UserId,
-    /// False as soon as the client has given the socket up.
+    /// False as soon as the client has closed the socket.
     is_open: bool,
     closed_at: Option<Timestamp>,
-    /// It was told once that nobody knows what came of its end of a call: it may hear of that too.
+    /// The outcome of an end that it sent was reported as unknown: therefore it may also receive
+    /// the event.
     is_unsure: bool,
     calls: BTreeMap<CallId, Heard>,
-    /// The last number heard of each call, sender and kind of message.
+    /// The last message number received for each call, sender and kind of message.
     numbers: BTreeMap<(CallId, String), u64>,
-    /// The last word on the presence of each user whom it watches.
+    /// The last status received for each user that the socket watches.
     presence: BTreeMap<UserId, Presence>,
 }
 
 #[derive(Debug, Default)]
 struct Heard {
     rang: bool,
-    /// It is in the call: it placed it, its answer won, or it came back to it.
+    /// The client is in the call: it placed it, its answer won, or its device resumed it.
     is_in: bool,
-    /// It came back to it: its device has left another socket.
+    /// The device resumed the call here, having left another socket.
     came_back: bool,
     ends: usize,
     own_end: Option<OwnEnd>,
@@ -134,9 +137,9 @@ struct Heard {
 /// How a client knows that it has ended a call itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum OwnEnd {
-    /// It was told so.
+    /// By the reply to its event.
     Told,
-    /// It began another call.
+    /// It began another call, which ended this one.
     MovedOn,
 }
 
@@ -159,7 +162,7 @@ impl InvariantChecker {
         }
     }
 
-    /// A record was written.
+    /// Records that a record was written.
     pub fn wrote(&mut self, now: Timestamp, call: &Call, state: &State) {
         self.note(now, || format!("       wrote {}", brief(call)));
         let known = self.calls.insert(call.id, call.clone());
@@ -168,7 +171,8 @@ impl InvariantChecker {
         }
         if let Some(known) = known.filter(|_| !self.may_forget) {
             let is_repeated = known == *call;
-            // A device that comes back after the end is told of it: a version more, and the same end.
+            // A device that returns after the end is notified: the version is one more, the end is
+            // the same.
             let has_another_end = !known.is_live() && known.state != call.state;
             if !is_repeated && (has_another_end || known.version >= call.version) {
                 self.violated(ONE_END, || format!("{} after {}", brief(call), brief(&known)));
@@ -177,7 +181,8 @@ impl InvariantChecker {
         self.one_call_each(call, state);
     }
 
-    /// A device that has left another socket has come back, whether it has been told or not.
+    /// Marks a device that has moved from another socket as resumed, whether or not it has the
+    /// event already.
     fn note_moves(&mut self, before: &Call, after: &Call) {
         for role in [Role::Caller, Role::Callee] {
             let Some(socket) = after.party(role).link.socket() else { continue };
@@ -199,10 +204,10 @@ impl InvariantChecker {
         }
     }
 
-    /// A record was put back, or was not.
+    /// Records whether a record was restored.
     pub fn restored(&mut self, now: Timestamp, call: &Call, is_there: bool, state: &State) {
         self.note(now, || format!("       put back {}: {is_there}", brief(call)));
-        // What is there already may be said again.
+        // Restoring a record that is there already may repeat it.
         if is_there && self.calls.get(&call.id) != Some(call) {
             if !self.may_forget {
                 self.violated(ONE_END, || format!("{} was put back", brief(call)));
@@ -235,7 +240,7 @@ impl InvariantChecker {
         self.sockets.insert(socket, view);
     }
 
-    /// The client hears nothing more on this socket.
+    /// The client has closed this socket and receives nothing more on it.
     pub fn closed(&mut self, socket: SocketId, now: Timestamp) {
         if let Some(view) = self.sockets.get_mut(&socket) {
             view.is_open = false;
@@ -247,19 +252,20 @@ impl InvariantChecker {
         self.sockets.get(&socket).is_some_and(|view| view.calls.values().any(|heard| heard.is_in))
     }
 
-    /// What a ringing device says waits for its answer, and goes no further without one.
+    /// Whether the socket is in the call. A message of a device that only rings is buffered until
+    /// it answers, and discarded if it does not.
     fn is_in_call(&self, socket: SocketId, id: CallId) -> bool {
         let view = self.sockets.get(&socket);
         view.and_then(|view| view.calls.get(&id)).is_some_and(|heard| heard.is_in)
     }
 
-    /// The client was told that its message is where it should be.
+    /// The client's message was acknowledged.
     pub fn acked(&mut self, now: Timestamp, said: Said) {
         self.note(now, || format!("    {} knows that {} is there", said.socket, said.text));
         self.acked.push(Acked { said, at: now });
     }
 
-    /// Whether a socket that this is so of was given up while the message may have been on its way to it.
+    /// Whether a socket that matches was closed while the message may have been in flight to it.
     fn was_lost(&self, acked: &Acked, is_it: impl Fn(SocketId, &UserId) -> bool) -> bool {
         let (from, until) = (acked.said.at - NOTICE, acked.at + NOTICE);
         self.sockets.iter().any(|(socket, view)| {
@@ -267,7 +273,7 @@ impl InvariantChecker {
         })
     }
 
-    /// What was acknowledged and has not arrived, without a reason.
+    /// An acknowledged message that was not received, although nothing excuses it.
     fn missing(&self) -> Option<String> {
         let takes = if self.may_stand_still { 10 * NOTICE } else { NEWS_TAKE };
         let is_missing = |acked: &&Acked| {
@@ -290,7 +296,7 @@ impl InvariantChecker {
         Some(format!("{text} of {socket} in {call:?} never came to {to:?}"))
     }
 
-    /// The client heard this.
+    /// A client received an event.
     pub fn heard(&mut self, now: Timestamp, socket: SocketId, event: &ServerEvent) {
         let Some(view) = self.sockets.get_mut(&socket).filter(|view| view.is_open) else { return };
         let user = view.user.clone();
@@ -307,7 +313,7 @@ impl InvariantChecker {
         let knew_end = was_told || heard.own_end == Some(OwnEnd::Told);
         match event {
             ServerEvent::Incoming { .. } => heard.rang = true,
-            // If its device's other socket had answered, the call had ended for this one.
+            // If the other socket of the device had answered, the call had ended for this socket.
             ServerEvent::Resumed(_) => {
                 (heard.is_in, heard.came_back, heard.ends) = (true, true, 0);
             }
@@ -348,28 +354,28 @@ impl InvariantChecker {
         }
     }
 
-    /// The client watches these users, and was told their presence.
+    /// The client subscribed to these users and received their presence.
     pub fn watches(&mut self, socket: SocketId, presence: Vec<(UserId, Presence)>) {
         if let Some(view) = self.sockets.get_mut(&socket) {
             view.presence = presence.into_iter().collect();
         }
     }
 
-    /// The client called, and was told to try again later.
+    /// The client's call was refused with a request to retry.
     pub fn turned_away(&mut self, socket: SocketId) {
         if self.all_is_well {
             self.violated(ANSWERED, || format!("{socket} called"));
         }
     }
 
-    /// The client was told that this is its call now.
+    /// The client knows from an event or a reply that it is in this call.
     pub fn is_in(&mut self, socket: SocketId, id: CallId) {
         if let Some(view) = self.sockets.get_mut(&socket) {
             view.calls.entry(id).or_default().is_in = true;
         }
     }
 
-    /// The client placed a call: one that it had given up ended by that.
+    /// The client placed a call, which ends one that it had abandoned.
     pub fn moved_on(&mut self, device: &Device) {
         let Some(view) = self.sockets.get_mut(&device.socket) else { return };
         for (id, heard) in &mut view.calls {
@@ -387,24 +393,25 @@ impl InvariantChecker {
         }
     }
 
-    /// The client was told that nobody knows what came of its end of a call.
+    /// The outcome of an end that the client sent was reported as unknown.
     pub fn unanswered(&mut self, socket: SocketId) {
         if let Some(view) = self.sockets.get_mut(&socket) {
             view.is_unsure = true;
         }
     }
 
-    /// The client was told that it has ended this call, or had.
+    /// The reply to the client's event says that the call has ended.
     pub fn ended(&mut self, socket: SocketId, call: &Call) {
         let by_it = matches!(&call.state, CallState::Ended {
             cause: Cause::HangUp { by, .. } | Cause::Reject { by, .. } | Cause::Busy { by }, ..
         } if *by == socket);
-        // It is busy: its ack tells it that it rings no more, whatever becomes of the call.
+        // A busy device stops ringing by its ack, whatever becomes of the call.
         let is_out = by_it || call.is_busy_on(socket);
         let Some(view) = self.sockets.get_mut(&socket) else { return };
         let heard = view.calls.entry(call.id).or_default();
         if !is_out {
-            // It had ended before: who asks is told, and may be told once more in its turn.
+            // The call had ended before. The client gets the end in the reply, and may get the
+            // event in its turn as well.
             return;
         }
         heard.own_end = Some(OwnEnd::Told);
@@ -414,7 +421,7 @@ impl InvariantChecker {
         }
     }
 
-    /// All faults are over, and time enough has passed for all of them to be made good.
+    /// Checks the state after all faults have ended and the cluster had time to recover.
     pub fn settled(&mut self, state: &State, now: Timestamp, open: &[SocketId]) {
         for record in state.calls.values().filter(|record| record.call.is_live()) {
             let call = &record.call;
@@ -466,12 +473,12 @@ impl InvariantChecker {
         }
     }
 
-    /// Whether some client has heard of the call.
+    /// Whether some client has received an event of the call.
     fn is_known(&self, id: CallId) -> bool {
         self.sockets.values().any(|view| view.calls.contains_key(&id))
     }
 
-    /// Everybody has left, and time enough has passed for all to be cleared away.
+    /// Checks the state after all clients have left and everything had time to expire.
     pub fn over(&mut self, state: &State, rows: &[Row]) {
         let State { calls, users, deadlines, unstored, stored, departed, .. } = state;
         let is_over = calls.is_empty() && users.is_empty() && departed.is_empty();
@@ -487,7 +494,8 @@ impl InvariantChecker {
             let is_right = |row: &&Row| {
                 row.ended_at.is_some() && (self.may_forget || **row == Row::from(call))
             };
-            // An attempt that is forgotten before it rings is one that failed: so its caller was told.
+            // An attempt that was lost before it rang counts as failed, which is what its caller
+            // was told.
             let never_was = self.may_forget && call.version == 1 && !self.is_known(call.id);
             if self.may_lose_rows || never_was {
                 continue;
@@ -504,7 +512,7 @@ impl InvariantChecker {
     }
 }
 
-/// How many connections its device had had, with this one.
+/// The number of connections that the device has had, this one included.
 fn number_of(socket: SocketId) -> u64 {
     let name = socket.to_string();
     let number = name.trim_end_matches('_').split_once('s').map(|(_, number)| number.parse());
@@ -528,7 +536,7 @@ fn call_of(event: &ServerEvent) -> Option<CallId> {
     }
 }
 
-/// The id and the users of a call, as a client sees them.
+/// The id and the users of a call, as clients see them.
 pub fn seen(view: &CallView) -> [String; 3] {
     let json = serde_json::to_value(view).expect("it is plain data");
     ["callId", "caller", "receiver"]

@@ -1,4 +1,5 @@
-//! The clients: devices that connect to some node, hear, act on what they heard, and come back.
+//! The clients: devices that connect to a node, react to the events that they receive, and
+//! reconnect.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -35,9 +36,9 @@ pub struct Clients {
 #[derive(Default)]
 struct Client {
     connection: Option<Connection>,
-    /// How many sockets it has had.
+    /// The number of sockets that the device has had.
     sockets: u64,
-    /// How many messages it has sent.
+    /// The number of messages that the device has sent.
     sent: u64,
     ringing: Option<CallRef>,
     call: Option<CallRef>,
@@ -52,7 +53,7 @@ struct Connection {
     inputs: mpsc::UnboundedSender<Input>,
 }
 
-/// What comes to the node on a socket.
+/// Input of a node's session with one socket.
 enum Input {
     Call(Initiate),
     Signal(CallRef, Signal, Payload),
@@ -90,7 +91,7 @@ impl Clients {
         Node::start(&self.sim, hear)
     }
 
-    /// Takes the node out of its place, where another may be started.
+    /// Removes a node from its place, so that another can be started there.
     pub fn take_node(&self, place: usize) -> Option<Arc<Node>> {
         self.nodes.lock().unwrap()[place].take()
     }
@@ -99,7 +100,8 @@ impl Clients {
         self.nodes.lock().unwrap()[place].clone()
     }
 
-    /// After a run: clients and nodes know each other, and would stay in memory.
+    /// Breaks the reference cycle between clients and nodes after a run, so that their memory is
+    /// freed.
     pub fn let_go(&self) {
         self.nodes.lock().unwrap().clear();
         self.clients().clear();
@@ -121,7 +123,7 @@ impl Clients {
         clients.iter().filter_map(|client| Some(client.connection.as_ref()?.socket)).collect()
     }
 
-    /// Connects until that works.
+    /// Connects, and repeats that until it succeeds.
     pub fn connect(self: &Arc<Self>, device: usize, after_ms: u64) {
         let own = self.clone();
         tokio::spawn(async move {
@@ -134,7 +136,7 @@ impl Clients {
 
     fn try_to_connect(self: &Arc<Self>, device: usize) -> bool {
         let nodes: Vec<_> = self.nodes.lock().unwrap().iter().flatten().cloned().collect();
-        // A process that stands still completes no handshake: its clients end up elsewhere.
+        // A frozen process completes no handshake: its clients connect to other nodes.
         let takes = |node: &Arc<Node>| !node.is_leaving() && !self.sim.is_paused(node.id);
         let nodes: Vec<_> = nodes.into_iter().filter(takes).collect();
         if nodes.is_empty() {
@@ -168,7 +170,7 @@ impl Clients {
         true
     }
 
-    /// The client gives its socket up. The node notices after a while, unless it is gone.
+    /// The client closes its socket. The node notices after a while, unless it is gone.
     pub fn disconnect(&self, device: usize, noticed_ms: u64, may_return: bool) {
         let Some(connection) = self.clients()[device].connection.take() else { return };
         let Connection { socket, node, inputs } = connection;
@@ -182,7 +184,7 @@ impl Clients {
         });
     }
 
-    /// Who is connected to this node.
+    /// The devices that are connected to this node.
     pub fn on(&self, node: &Arc<Node>) -> Vec<usize> {
         let clients = self.clients();
         let is_on = |client: &Client| {
@@ -191,7 +193,7 @@ impl Clients {
         (0..DEVICES).filter(|device| is_on(&clients[*device])).collect()
     }
 
-    /// All leave on purpose, for good.
+    /// All devices disconnect on purpose, for good.
     pub fn leave_all(&self) {
         for device in 0..DEVICES {
             self.clients()[device].has_left = true;
@@ -259,7 +261,7 @@ impl Clients {
         }
     }
 
-    /// The client of `socket` tries again to watch, unless it is gone.
+    /// Subscribes again for the client of `socket`, unless the socket is closed.
     fn watch_again(self: &Arc<Self>, socket: SocketId) {
         let own = self.clone();
         tokio::spawn(async move {
@@ -274,7 +276,7 @@ impl Clients {
         });
     }
 
-    /// When nothing is wrong any more, each user calls another, or is called.
+    /// After all faults have ended, each user calls another one or is called.
     pub async fn call_each_other(&self) {
         self.sim.checker().all_is_well = true;
         for user in (0..USERS).step_by(2) {
@@ -319,7 +321,7 @@ impl Clients {
         }
     }
 
-    /// A call that `socket` placed or answered is its call.
+    /// Records that `socket` is in a call because it placed or answered it.
     fn is_in(&self, socket: SocketId, call: CallRef) {
         let id = call.call_id.expect("it is named");
         let device = self.sockets.lock().unwrap()[&socket];
@@ -354,7 +356,7 @@ impl Client {
 
 const ACK_TIME: Duration = Duration::from_secs(5);
 
-/// One socket on its node: joins, then handles what comes in its order, as the gateway does.
+/// One socket on its node: joins, then handles its input in order, as the gateway does.
 async fn session(
     clients: Arc<Clients>,
     node: Arc<Node>,
@@ -368,7 +370,7 @@ async fn session(
         sim.stand_still(node.id).await;
         is_joined = calls.join(&device).await.is_ok();
         if !is_joined {
-            // It is not in its user's room until it has joined.
+            // A socket is not in its user's room before it has joined.
             node.sink.close(socket);
             tokio::time::sleep(Duration::from_millis(300)).await;
             while let Ok(input) = inputs.try_recv() {
@@ -380,7 +382,7 @@ async fn session(
         }
     }
     let mut queued: VecDeque<Input> = std::iter::from_fn(|| inputs.try_recv().ok()).collect();
-    // One whose end is queued is not told of its user's call.
+    // A socket whose disconnect is queued is not told about its user's call.
     if !queued.iter().any(|input| matches!(input, Input::Gone { .. })) {
         let _ = calls.welcome(&device).await;
     }
@@ -446,7 +448,7 @@ async fn session(
     }
 }
 
-/// Waits, as the gateway does, until a message is where it should be.
+/// Waits until a message is delivered, buffered or received by its node, as the gateway does.
 async fn acked(sim: Arc<Simulation>, mut delivered: Delivered, said: Said) {
     let is_settled = match delivered.try_recv() {
         Ok(()) => true,

@@ -1,24 +1,24 @@
-//! The faults that are at work now.
+//! The fault state: the faults that are active now, and until when.
 
 use std::collections::BTreeMap;
 
 use switchboard::{ids::NodeId, time::Timestamp};
 
-/// Each fault until when it lasts.
+/// The end of each active fault.
 #[derive(Debug, Default)]
 pub struct FaultState {
     pub frozen: Option<Timestamp>,
-    /// Since when.
+    /// The time at which Redis froze.
     pub frozen_since: Option<Timestamp>,
     pub down: Option<Timestamp>,
     pub flaky: Option<Timestamp>,
     pub lossy: Option<Timestamp>,
-    /// Messages between nodes take long, each pair's as long as it happens to.
+    /// Messages between nodes are delayed, by a different time for each pair.
     pub slow: Option<Timestamp>,
     pub cut_off: BTreeMap<NodeId, Timestamp>,
-    /// The connection on which a node hears the others is gone, since when and until when.
+    /// Nodes whose subscription is gone while their other connections work: from and until when.
     pub deaf: BTreeMap<NodeId, (Timestamp, Timestamp)>,
-    /// What a node asks of Redis takes long to get there.
+    /// Nodes whose requests to Redis are delayed.
     pub far: BTreeMap<NodeId, Timestamp>,
     pub paused: BTreeMap<NodeId, Timestamp>,
     pub history_down: Option<Timestamp>,
@@ -30,7 +30,7 @@ pub struct FaultState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RedisAccess {
     Open,
-    /// There is no connection.
+    /// Connections fail.
     Broken,
     /// Nothing is answered until then.
     Frozen(Timestamp),

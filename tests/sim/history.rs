@@ -1,4 +1,4 @@
-//! The database of the history, which may be away, slow, or take a part of what it is given.
+//! The history's database, which may be down, slow, or store only a part of a batch.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -16,7 +16,7 @@ use switchboard::{
 
 use super::{simulation::Simulation, state::Mistake};
 
-/// All rows, as one table keeps them for all nodes.
+/// The table of all rows, shared by all nodes.
 #[derive(Default)]
 pub struct Table(Mutex<BTreeMap<CallId, Row>>);
 
@@ -26,7 +26,7 @@ impl Table {
     }
 }
 
-/// A node's way to the [`Table`].
+/// A node's connection to the [`Table`].
 pub struct Database {
     pub sim: Arc<Simulation>,
 }

@@ -1,24 +1,34 @@
-//! Whole clusters in one thread: the real driver, sweeper, links and history writer of several nodes, clients
-//! that come and go, and a shared state and a database that fail in every way they can. The clock is
-//! paused, and all chance follows from one seed: what a seed shows, it shows again.
+//! Simulates whole clusters in one thread: the production driver, sweeper, links and history writer
+//! of several nodes, with clients, a shared state and a database that fail in every way they can.
+//! The clock is paused and all randomness comes from one seed, so a seed always produces the same
+//! run.
 //!
-//! Each run plays a script: calls, and faults between them. After each step the invariants are checked; at
-//! the end all faults are healed, and it is checked that everything has come right: no live call
-//! without its parties, everybody knows the end of their calls, history is whole, nothing is left over.
+//! Each run plays a script of calls and faults. The invariants are checked after each step. At the
+//! end all faults are ended, and the recovery is checked: no live call without its parties, every
+//! party knows the end of its calls, the history is complete, no state is left over.
 //!
 //! ```text
 //! make sim               20,000 seeds
 //! make sim RUNS=100000   so many
-//! make sim SEED=42       this one; if it fails, with the shortest script that fails too, and its log
+//! make sim SEED=42       one seed; if it fails, the shortest script that fails too is printed, with its log
 //! ```
 //!
-//! Not covered: Socket.IO and the gateway (a socket here is a queue), the driver for Redis and its
-//! scripts (`state.rs` says again what they do; the cluster suite in `tests/suite` holds both to the
-//! same rules), SQL, real time, and more than one shared state. Where Redis forgets what it had
-//! confirmed, the order of versions and the true end in history are not checked, and if a node ends too
-//! with rows that it has not written, nor is whether they are there. Where a
-//! fault holds messages up while the device that they are for moves on, they may come late. A paused
-//! process here stands still whenever it would do I/O, not between two instructions.
+//! | file | content |
+//! |---|---|
+//! | `simulation.rs`, `state.rs`, `faults.rs` | the simulated Redis: access to it, its data and scripts, the active faults |
+//! | `backend.rs`, `bus.rs`, `history.rs` | a node's view of Redis, of its peers and of the database |
+//! | `node.rs`, `client.rs` | a node and its sockets; the devices |
+//! | `script.rs`, `run.rs`, `random.rs` | the steps of a run; their execution; randomness |
+//! | `checker.rs`, `panics.rs` | the invariants; panics of any task |
+//! | `regressions.rs` | the scripts of all faults found so far |
+//!
+//! Not covered: Socket.IO and the gateway (a socket here is a queue); the Redis backend and its
+//! scripts (`state.rs` implements the same operations, and `suite/cluster.rs` tests both against
+//! the same expectations); SQL; real time; more than one shared state. If Redis loses confirmed
+//! writes, the order of versions and the true end in the history are not checked; if, besides, a
+//! node ends with unwritten rows, neither is the presence of those rows. If a fault delays messages
+//! while their device moves, they may arrive late. A frozen process stops at its next I/O, not
+//! between two instructions.
 
 mod backend;
 mod bus;
@@ -47,19 +57,20 @@ use run::{Outcome, run};
 use script::{Step, script};
 use state::Mistake;
 
-/// After so many runs it is said how far it has come.
+/// Progress is printed after each so many runs.
 const TELL_EVERY: u64 = 5_000;
-/// How often a failing script is run to find a shorter one.
+/// The most runs of a failing script that are spent on making it shorter.
 const MAX_SHORTER: usize = 4_000;
-/// With how many chances each shorter script is tried.
+/// The number of seeds with which each shorter script is tried.
 const CHANCES: u64 = 8;
 
 fn number(name: &str) -> Option<u64> {
     env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
 }
 
-/// Leaves out of the script what is not needed for the same violation. What is left out changes the chance
-/// of all that follows, so each is tried a few times; the chance that shows the violation comes with it.
+/// Finds a shorter script that violates the same invariant. Leaving out a step changes all later
+/// random choices, so each candidate is tried with several seeds; the one that shows the violation
+/// is returned with the script.
 fn shortest(seed: u64, violation: &Violation) -> (u64, Vec<Step>) {
     let (mut chance, mut steps) = (seed, script(seed));
     let mut tries = 0;
@@ -120,7 +131,7 @@ fn many_seeds_hold_the_invariants() {
     println!("{} runs: all invariants hold", end - from);
 }
 
-/// A seed whose run fails, if there is one. All cores look for it.
+/// The first seed whose run fails, if there is one. The search uses all cores.
 fn first_failing(seeds: Range<u64>, mistake: Option<Mistake>) -> Option<u64> {
     let (next, failing) = (AtomicU64::new(seeds.start), AtomicU64::new(u64::MAX));
     let look = || loop {
@@ -148,7 +159,7 @@ fn first_failing(seeds: Range<u64>, mistake: Option<Mistake>) -> Option<u64> {
 fn regressions_stay_fixed() {
     for regressions::Regression { what, seed, script } in regressions::all() {
         let violation = run(seed, &script, None).violation;
-        assert_eq!(violation, None, "again, {what}");
+        assert_eq!(violation, None, "the fault is back: {what}");
     }
 }
 
@@ -160,14 +171,14 @@ fn a_seed_repeats_itself() {
     }
 }
 
-/// Each makes some seed fail.
+/// Each of these must make some seed fail.
 const MISTAKES: [Mistake; 8] = [
     Mistake::VersionUnchecked,
     Mistake::ClaimsKept,
     Mistake::NoDeadline,
     Mistake::ClaimsUnchecked,
-    Mistake::DeadNotBuried,
-    Mistake::DoublesTaken,
+    Mistake::DeadNotEvicted,
+    Mistake::DuplicatesTaken,
     Mistake::RowsDropped,
     Mistake::AckedAtOnce,
 ];
@@ -176,7 +187,7 @@ const MISTAKES: [Mistake; 8] = [
 fn deliberate_mistakes_are_detected() {
     for mistake in MISTAKES {
         let seed = first_failing(0..3_000, Some(mistake));
-        let seed = seed.unwrap_or_else(|| panic!("{mistake:?} is not found"));
+        let seed = seed.unwrap_or_else(|| panic!("{mistake:?} is not detected"));
         let violation = run(seed, &script(seed), Some(mistake)).violation;
         println!("{mistake:?}: seed {seed} breaks {}", violation.expect("it failed").invariant);
     }

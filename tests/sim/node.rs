@@ -1,4 +1,4 @@
-//! One node: the real driver, sweeper and history writer, on the faulty backend.
+//! One simulated node: the production driver, sweeper and history writer on the faulty backend.
 
 use std::{
     collections::BTreeMap,
@@ -37,10 +37,10 @@ pub const RULES: Rules = Rules {
     max_call_duration: Duration::from_mins(1),
 };
 
-/// How long a node that stops goes on passing on what had come from others.
+/// A stopping node relays the messages of other nodes for this long.
 const LAST_NEWS: Duration = Duration::from_secs(2);
 
-/// Hears what a socket is sent.
+/// Receives each event that is sent to a socket.
 pub type Hear = Arc<dyn Fn(SocketId, &ServerEvent) + Send + Sync>;
 
 pub struct Node {
@@ -56,7 +56,7 @@ pub struct Node {
     is_leaving: AtomicBool,
 }
 
-/// The sockets of a node.
+/// The sockets of a node, as its client sink.
 pub struct SimulatedSink {
     sockets: Mutex<BTreeMap<SocketId, UserId>>,
     is_hushed: AtomicBool,
@@ -146,7 +146,7 @@ impl Node {
         })
     }
 
-    /// Runs a task that ends with the process.
+    /// Spawns a task that ends with the process.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.lock().unwrap().spawn(task);
     }
@@ -155,7 +155,7 @@ impl Node {
         self.is_leaving.load(Ordering::Relaxed)
     }
 
-    /// The process is gone, as it is after `kill -9`.
+    /// The process ends at once, as after `kill -9`.
     pub fn kill(&self) {
         self.is_leaving.store(true, Ordering::Relaxed);
         self.sim.listeners().remove(&self.id);
@@ -163,13 +163,14 @@ impl Node {
         self.backend.bus.stop();
     }
 
-    /// No new clients, and what is passed on waits for those who must go.
+    /// The node accepts no new clients. Relayed messages for leaving devices are buffered by their
+    /// senders.
     pub fn begin_to_leave(&self) {
         self.is_leaving.store(true, Ordering::Relaxed);
         self.sink.is_hushed.store(true, Ordering::Relaxed);
     }
 
-    /// After its sockets are closed: the rest of an orderly end.
+    /// The rest of an orderly stop, after the sockets are closed.
     pub async fn leave(&self, window: Duration) {
         self.calls.hand_over(window).await;
         self.backend.stop_listening();
@@ -177,7 +178,7 @@ impl Node {
         self.stop_calls.fire();
         self.backend.leave().await;
         self.stop_writer.fire();
-        // The writer has this long for its last rows.
+        // The time that the history writer has for its last rows.
         tokio::time::sleep(Duration::from_secs(11)).await;
         self.kill();
     }

@@ -1,4 +1,4 @@
-//! A panic in any task of a run is seen, also where the runtime catches it.
+//! Records panics of all tasks of a run, including those that the runtime catches.
 
 use std::{cell::RefCell, sync::Once};
 
@@ -8,7 +8,7 @@ thread_local! {
 
 static HOOK: Once = Once::new();
 
-/// From now on panics of this thread are remembered, and not printed.
+/// From here on, panics of this thread are recorded instead of printed.
 pub fn forget() {
     HOOK.call_once(|| {
         let print = std::panic::take_hook();

@@ -1,8 +1,8 @@
-//! All chance of a run, from its seed.
+//! The randomness of a run, derived from its seed.
 
 use std::sync::{Arc, Mutex};
 
-/// Numbers that look random and follow from the seed, by `SplitMix64`.
+/// A deterministic generator of pseudo-random numbers (`SplitMix64`).
 #[derive(Debug, Clone)]
 pub struct Random(u64);
 
@@ -37,7 +37,7 @@ impl Random {
     }
 }
 
-/// The chance that all tasks of a run share.
+/// The generator that all tasks of a run share.
 #[derive(Debug, Clone)]
 pub struct Dice(Arc<Mutex<Random>>);
 

@@ -1,4 +1,4 @@
-//! What earlier runs found, as the shortest scripts that showed it.
+//! The faults found by earlier runs, each as the shortest script that showed it.
 
 use super::script::{
     Act::{
@@ -10,7 +10,7 @@ use super::script::{
     },
 };
 
-/// A mistake that was made once.
+/// A fault that was found and fixed.
 pub struct Regression {
     pub what: &'static str,
     pub seed: u64,
@@ -45,16 +45,16 @@ pub fn all() -> Vec<Regression> {
     .collect()
 }
 
-/// What came of a shared state that forgets.
+/// Faults after the shared state lost writes.
 fn forgotten() -> Vec<Regression> {
     vec![
         Regression {
-            what: "a node where a call rang forgot it when its record was gone for a moment",
+            what: "a ringing node discarded its call when the record was missing for a moment",
             seed: 60,
             script: vec![device(46_766, 1, call(2)), at(46_932, RedisBehind { writes: 5 })],
         },
         Regression {
-            what: "a record that was gone could not be put back over the users' earlier claims",
+            what: "a lost record could not be restored over the users' earlier claims",
             seed: 60,
             script: vec![
                 device(33_228, 0, call(3)),
@@ -63,7 +63,7 @@ fn forgotten() -> Vec<Regression> {
             ],
         },
         Regression {
-            what: "an end whose writer never heard of it waited a minute for history",
+            what: "an end whose commit had no reply waited a minute for the history",
             seed: 1_014,
             script: vec![
                 device(10_708, 7, call(0)),
@@ -73,7 +73,7 @@ fn forgotten() -> Vec<Regression> {
             ],
         },
         Regression {
-            what: "a node that died before its first heartbeat for an empty Redis was not buried",
+            what: "a node that died before its first heartbeat to an empty Redis was not evicted",
             seed: 2,
             script: vec![
                 at(10_000, RedisEmpty { for_ms: 326 }),
@@ -82,7 +82,7 @@ fn forgotten() -> Vec<Regression> {
             ],
         },
         Regression {
-            what: "a node that was none of a call's put it back, and had missed its end",
+            what: "a node of neither party restored a call whose end it had missed",
             seed: 7_488,
             script: vec![
                 device(24_934, 2, call(0)),
@@ -95,7 +95,7 @@ fn forgotten() -> Vec<Regression> {
             ],
         },
         Regression {
-            what: "a record of before Redis was empty was taken for what is there",
+            what: "a record from before a Redis reset was taken for the present one",
             seed: 7_474,
             script: vec![
                 device(17_404, 4, call(3)),
@@ -111,16 +111,16 @@ fn forgotten() -> Vec<Regression> {
     ]
 }
 
-/// What came of records that expire or are evicted.
+/// Faults after records expired or were evicted.
 fn gone() -> Vec<Regression> {
     vec![
         Regression {
-            what: "a claim whose record was gone kept its users from calling for ever",
+            what: "a claim without a record kept its users from calling forever",
             seed: 31,
             script: vec![device(347, 3, call(2)), at(15_019, RecordGone { which: 0 })],
         },
         Regression {
-            what: "an end that was put back where nothing was announced nobody's presence",
+            what: "an end that was restored over no record caused no presence change",
             seed: 333,
             script: vec![
                 device(6_935, 3, Watch),
@@ -131,11 +131,11 @@ fn gone() -> Vec<Regression> {
     ]
 }
 
-/// What devices were told, or were not.
+/// Events that devices did not receive.
 fn told() -> Vec<Regression> {
     vec![
         Regression {
-            what: "a device whose end was not answered, and whose next word was refused, was not told",
+            what: "a device whose end had no reply, and whose next event was refused, missed the end",
             seed: 1_571,
             script: vec![
                 device(23_189, 5, call(1)),
@@ -146,7 +146,7 @@ fn told() -> Vec<Regression> {
             ],
         },
         Regression {
-            what: "a device whose own reject was carried out, and never answered, rang on",
+            what: "a device whose reject was applied without a reply kept ringing",
             seed: 70,
             script: vec![
                 device(1_857, 2, call(3)),
@@ -158,7 +158,7 @@ fn told() -> Vec<Regression> {
             ],
         },
         Regression {
-            what: "a dead socket took the call back from the device's newer one after a reset",
+            what: "after a reset, a dead socket took the call back from the device's newer one",
             seed: 638,
             script: vec![
                 device(37_491, 0, call(3)),
@@ -167,7 +167,7 @@ fn told() -> Vec<Regression> {
             ],
         },
         Regression {
-            what: "a device that was back was not told that another of its user had begun a call",
+            what: "a returned device missed the end caused by another device of its user",
             seed: 3_375,
             script: vec![
                 device(25_152, 6, call(2)),
@@ -178,7 +178,7 @@ fn told() -> Vec<Regression> {
             ],
         },
         Regression {
-            what: "a device that was lost before it knew that its answer had won heard of another's",
+            what: "a device that was lost before the reply to its winning answer got another one's",
             seed: 4_643,
             script: vec![
                 device(688, 2, call(3)),
@@ -193,7 +193,7 @@ fn told() -> Vec<Regression> {
             ],
         },
         Regression {
-            what: "a device that hung up while it was taken for lost heard the end beside its ack",
+            what: "a device that hung up while marked lost got the end beside its ack",
             seed: 7_495,
             script: vec![
                 device(17_404, 4, call(3)),
@@ -208,7 +208,7 @@ fn told() -> Vec<Regression> {
             ],
         },
         Regression {
-            what: "a ringing node that had stood still was sent what the caller had said twice",
+            what: "a ringing node that had been frozen got the caller's messages twice",
             seed: 10_521,
             script: vec![
                 at(49_932, Pause { node: 2, for_ms: 9_109 }),
@@ -220,11 +220,11 @@ fn told() -> Vec<Regression> {
     ]
 }
 
-/// What devices were told too much, or too often.
+/// Events that devices should not have received, or received twice.
 fn told_more() -> Vec<Regression> {
     vec![
         Regression {
-            what: "an end that was not answered, and then found done, was told to nobody for a while",
+            what: "an end without a reply, then found applied, was announced late",
             seed: 29_107,
             script: vec![
                 device(37_630, 4, Candidates(8)),
@@ -240,7 +240,7 @@ fn told_more() -> Vec<Regression> {
             ],
         },
         Regression {
-            what: "a caller who had ended a call heard the answer that came in at that instant",
+            what: "a caller who had ended a call got an answer of the same instant",
             seed: 26,
             script: vec![
                 device(12_131, 6, call(1)),
@@ -250,7 +250,7 @@ fn told_more() -> Vec<Regression> {
             ],
         },
         Regression {
-            what: "a device whose joining failed had been rung by a reset, and was rung again when it joined",
+            what: "a device was rung by a recovery while its join failed, and again when it joined",
             seed: 54_898,
             script: vec![
                 device(54_859, 4, Vanish { noticed_ms: 4_793, back_ms: 7_372 }),
@@ -260,7 +260,7 @@ fn told_more() -> Vec<Regression> {
             ],
         },
         Regression {
-            what: "old news that came after an end was forgotten brought the call back, and its end was told again",
+            what: "an old record after the end was discarded revived the call, whose end was repeated",
             seed: 670,
             script: vec![
                 device(4_871, 2, End),
@@ -273,7 +273,7 @@ fn told_more() -> Vec<Regression> {
             ],
         },
         Regression {
-            what: "candidates waited for an answer that had won unheard, and later ones went before them",
+            what: "candidates waited for an answer that had won without a reply, and were overtaken",
             seed: 6_751,
             script: vec![
                 device(37_131, 4, call(0)),
@@ -285,7 +285,7 @@ fn told_more() -> Vec<Regression> {
             ],
         },
         Regression {
-            what: "what was just being published to a node that died was taken back last, after what was said later",
+            what: "the message in publication to a dying node was recalled last, after later ones",
             seed: 17_766,
             script: vec![
                 device(18, 5, Busy),
@@ -306,11 +306,11 @@ fn told_more() -> Vec<Regression> {
     ]
 }
 
-/// Whom an end was not told, or was told again, when it was put back.
+/// Ends that were lost or repeated when a record was restored.
 fn put_back() -> Vec<Regression> {
     vec![
         Regression {
-            what: "a device that was taken for lost could not say that it is here, and was not told an end of which no record was left",
+            what: "a device marked lost could not confirm its connection and missed an end without a record",
             seed: 52_276,
             script: vec![
                 device(30_273, 6, call(1)),
@@ -319,7 +319,7 @@ fn put_back() -> Vec<Regression> {
             ],
         },
         Regression {
-            what: "a call was put back as missed, and its device whose answer was forgotten was not told",
+            what: "a call was restored as missed, and the device whose answer was lost got no end",
             seed: 52_713,
             script: vec![
                 device(78, 7, Candidates(9)),
@@ -348,7 +348,7 @@ fn put_back() -> Vec<Regression> {
             ],
         },
         Regression {
-            what: "an end that was put back over another version of its number was overwritten by who had seen that",
+            what: "an end restored over a version of the same number was overwritten by its reader",
             seed: 67_533,
             script: vec![
                 device(13_473, 0, Call { to: 2, named: false }),
@@ -361,7 +361,7 @@ fn put_back() -> Vec<Regression> {
             ],
         },
         Regression {
-            what: "an end that both sides had missed was not put back",
+            what: "an end that both parties had missed was not restored",
             seed: 88_185,
             script: vec![
                 device(7_490, 5, Answer),
@@ -384,7 +384,7 @@ fn put_back() -> Vec<Regression> {
             ],
         },
         Regression {
-            what: "a device that had been told an end was told again when another node had put an earlier version back",
+            what: "a device got an end twice when another node had restored an earlier version",
             seed: 84_655,
             script: vec![
                 device(26_351, 3, call(3)),
@@ -394,7 +394,7 @@ fn put_back() -> Vec<Regression> {
             ],
         },
         Regression {
-            what: "a device that came back before its call was put back, and called again, was not told its end",
+            what: "a device that returned before its call was restored, and dialled, missed the end",
             seed: 95_437,
             script: vec![
                 device(141, 0, Answer),
@@ -407,10 +407,10 @@ fn put_back() -> Vec<Regression> {
     ]
 }
 
-/// What whoever had hung up heard.
+/// Events that a device received after it had hung up.
 fn after_the_end() -> Vec<Regression> {
     vec![Regression {
-        what: "a node that was cut off put a call back, and who had hung up long before heard a message of it",
+        what: "a cut-off node restored a call, and a device that had hung up got a message of it",
         seed: 36_536,
         script: vec![
             device(14_167, 5, Candidates(5)),
@@ -448,10 +448,10 @@ fn after_the_end() -> Vec<Regression> {
     }]
 }
 
-/// What came of a node that forgets.
+/// Faults of a node that discarded its view of a call too early.
 fn forgotten_too_soon() -> Vec<Regression> {
     vec![Regression {
-        what: "a call that came back to its node was forgotten too soon after its end, which was told twice",
+        what: "a call that returned to its node was discarded too early, and its end was repeated",
         seed: 40_667,
         script: vec![
             device(19_645, 2, Offer),
@@ -495,10 +495,10 @@ fn forgotten_too_soon() -> Vec<Regression> {
     }]
 }
 
-/// What came of a call that is on nobody's record as theirs.
+/// Faults of calls that no user has a claim on.
 fn unclaimed() -> Vec<Regression> {
     vec![Regression {
-        what: "a call was put back over an end that a node had put back, which claimed nobody, and one of its users was rung",
+        what: "a call was restored over an end without claims, and one of its users was rung",
         seed: 88_167,
         script: vec![
             device(216, 3, call(1)),

@@ -1,4 +1,5 @@
-//! One run: the script, then an end to all faults, then an end to all calls.
+//! Executes one run: plays the script, then ends all faults and checks the recovery, then ends all
+//! calls and checks that no state is left over.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,22 +13,22 @@ use super::{
     state::Mistake,
 };
 
-/// By then all faults that a script may hold are over, or are ended.
+/// After this time every fault of a script has ended or is ended.
 const HEALED_AFTER: Duration = Duration::from_secs(5);
-/// What a cluster may take to make all faults good: to find the dead, to let graces pass, to look all
-/// calls up.
+/// The longest time that a cluster may take to recover from all faults: to detect dead nodes, to
+/// let grace periods expire, to look up all calls.
 const SETTLED_AFTER: Duration = Duration::from_secs(45);
-/// What it may take to clear away what ended.
+/// The longest time until ended calls are cleared away.
 const OVER_AFTER: Duration = Duration::from_mins(4);
 const DRAIN: Duration = Duration::from_secs(2);
 
-/// What came of a run.
+/// The result of a run.
 pub struct Outcome {
     pub violation: Option<Violation>,
     pub log: Vec<String>,
 }
 
-/// Runs a script. The seed decides all that the script leaves open.
+/// Runs a script. The seed decides everything that the script leaves open.
 pub fn run(seed: u64, script: &[Step], mistake: Option<Mistake>) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()

@@ -1,4 +1,4 @@
-//! What happens in a run, and when: data, so that it can be printed and made shorter.
+//! The steps of a run and their times, as data that can be printed and shortened.
 
 use std::fmt;
 
@@ -9,10 +9,10 @@ pub const DEVICES_PER_USER: usize = 2;
 pub const DEVICES: usize = USERS * DEVICES_PER_USER;
 pub const NODES: usize = 3;
 
-/// For how long things go on happening.
+/// Steps are generated for the first minute of a run.
 const LENGTH_MS: u64 = 60_000;
 
-/// One thing that happens.
+/// One step: a device's action or a fault.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Step {
     pub at_ms: u64,
@@ -21,32 +21,32 @@ pub struct Step {
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum What {
-    /// A device does something.
+    /// A device acts.
     Device(usize, Act),
-    /// The process of this node is killed; another takes its place.
+    /// The process of this node is killed, and another one takes its place.
     Kill {
         node: usize,
         back_ms: u64,
     },
-    /// The process stands still.
+    /// The process freezes.
     Pause {
         node: usize,
         for_ms: u64,
     },
-    /// The node is replaced in an orderly way.
+    /// The node is stopped in an orderly way and replaced.
     Drain {
         node: usize,
         back_ms: u64,
     },
-    /// Redis does not answer, and carries out afterwards what it was sent.
+    /// Redis does not reply, and executes the commands that it has received when it continues.
     RedisFrozen {
         for_ms: u64,
     },
-    /// Redis is down, with what it knew.
+    /// Redis is down and keeps its data.
     RedisDown {
         for_ms: u64,
     },
-    /// Redis is down, and comes back empty.
+    /// Redis is down and comes back empty.
     RedisEmpty {
         for_ms: u64,
     },
@@ -54,41 +54,41 @@ pub enum What {
     RedisBehind {
         writes: usize,
     },
-    /// Some operations fail, some only lose their answer.
+    /// Some operations fail, others only lose their reply.
     Flaky {
         for_ms: u64,
     },
-    /// This node alone does not reach Redis.
+    /// This node alone cannot reach Redis.
     CutOff {
         node: usize,
         for_ms: u64,
     },
-    /// The connection on which this node hears the others is gone, and that alone.
+    /// This node loses its subscription to other nodes' messages, and nothing else.
     Deaf {
         node: usize,
         for_ms: u64,
     },
-    /// What this node asks of Redis takes 600 ms to get there.
+    /// Requests of this node take 600 ms to reach Redis.
     Far {
         node: usize,
         for_ms: u64,
     },
-    /// The record of some call expires, or is evicted.
+    /// The record of some call expires or is evicted.
     RecordGone {
         which: usize,
     },
-    /// What nodes publish is lost, doubled and held up.
+    /// Messages between nodes are lost, duplicated and delayed.
     Lossy {
         for_ms: u64,
     },
-    /// What nodes publish takes a while.
+    /// Messages between nodes are delayed.
     Slow {
         for_ms: u64,
     },
     HistoryDown {
         for_ms: u64,
     },
-    /// The database takes a part of what it is given, and fails.
+    /// The database stores a part of each batch and reports a failure.
     HistoryHalf {
         for_ms: u64,
     },
@@ -97,14 +97,14 @@ pub enum What {
     },
 }
 
-/// What a device does, as far as it can in the state that it is in.
+/// An action of a device, as far as its state permits it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Act {
     Call {
         to: usize,
         named: bool,
     },
-    /// Sends the last attempt once more.
+    /// Repeats the last attempt.
     CallAgain,
     Offer,
     Answer,
@@ -112,16 +112,16 @@ pub enum Act {
     Busy,
     End,
     Candidates(usize),
-    /// Sends something that does not fit its state.
+    /// Sends an event that its state does not permit.
     Nonsense,
-    /// Its connection is dead: the server notices later, the client may be back sooner.
+    /// Its connection dies. The server notices later; the client may return sooner.
     Vanish {
         noticed_ms: u64,
         back_ms: u64,
     },
-    /// Watches the presence of all users, from now on on each of its sockets.
+    /// Subscribes to the presence of all users, on this and each later socket.
     Watch,
-    /// Leaves on purpose.
+    /// Disconnects on purpose.
     Leave {
         back_ms: u64,
     },
@@ -170,7 +170,7 @@ impl What {
         }
     }
 
-    /// Whether messages between nodes may be held up for longer than others wait for them.
+    /// Whether messages between nodes may be delayed for longer than nodes wait for them.
     pub fn stalls(&self) -> bool {
         use What::{Device, Drain, HistoryDown, HistoryHalf, HistorySlow, Kill, RecordGone, Slow};
         let quick = matches!(
@@ -180,7 +180,7 @@ impl What {
         !quick && !matches!(self, HistoryDown { .. } | HistoryHalf { .. } | HistorySlow { .. })
     }
 
-    /// Whether the shared state forgets what it had confirmed.
+    /// Whether the shared state may lose confirmed writes.
     pub fn forgets(&self) -> bool {
         matches!(self, Self::RedisEmpty { .. } | Self::RedisBehind { .. } | Self::RecordGone { .. })
     }
@@ -191,9 +191,8 @@ fn twin(device: usize) -> usize {
     device / DEVICES_PER_USER * DEVICES_PER_USER + (device + 1) % DEVICES_PER_USER
 }
 
-/// What happens in the run with this seed. Calls come in bursts of things that belong together, so that
-/// most get somewhere; now and then two happen at the same instant. A third of the runs has no fault at
-/// all.
+/// The script of a seed. Steps that belong together come in bursts, so that most calls get
+/// somewhere; sometimes two steps happen at the same instant. A third of the runs has no fault.
 pub fn script(seed: u64) -> Vec<Step> {
     let mut random = Random::new(seed);
     let mut steps = Vec::new();
@@ -231,7 +230,7 @@ pub fn script(seed: u64) -> Vec<Step> {
         let what = What::fault(&mut random);
         steps.push(Step { at_ms: random.below(LENGTH_MS), what });
     }
-    // By a chance of its own: what is above stays what it was.
+    // A generator of its own, so that the choices above stay the same when this part changes.
     let mut random = Random::new(!seed);
     if random.percent(60) {
         for _ in 0..random.between(1, 4) {

@@ -1,5 +1,5 @@
-//! What all nodes and clients of a run stand in: the shared state, the faults, the clock, the chance, and
-//! who watches.
+//! The simulation of one run: shared state, active faults, clock, randomness and invariant checker.
+//! All nodes and clients hold it; it runs no task of its own.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -22,12 +22,12 @@ use super::{
     state::{Mistake, State},
 };
 
-/// How many of the last writes a fail-over may lose.
+/// A fail-over loses at most this many of the last writes.
 const MAX_BEHIND: usize = 8;
-/// How long an operation waits for its answer.
+/// An operation fails after this long without a reply.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long what a node asks takes to get to Redis if it is far from it.
+/// The delay of requests to Redis from a node that is far from it.
 const FAR: Duration = Duration::from_millis(600);
 
 type Late = Box<dyn FnOnce(&mut State) + Send>;
@@ -38,25 +38,25 @@ pub struct Simulation {
     pub mistake: Option<Mistake>,
     pub table: Table,
     state: Mutex<State>,
-    /// The state before each of the last writes.
+    /// The state before each of the last writes, for fail-overs.
     before: Mutex<VecDeque<State>>,
-    /// What waits in the buffers of a frozen Redis.
+    /// Operations in the buffers of a frozen Redis, executed when it continues.
     late: Mutex<Vec<Late>>,
     faults: Mutex<FaultState>,
     checker: Mutex<InvariantChecker>,
     listeners: Mutex<BTreeMap<NodeId, Listener>>,
-    /// When each node last had an answer from Redis.
+    /// The time of Redis' last reply to each node.
     answers: Mutex<BTreeMap<NodeId, Timestamp>>,
 }
 
-/// A node's channel.
+/// A node's subscription to its channel.
 #[derive(Clone)]
 pub struct Listener {
     pub wire: mpsc::UnboundedSender<(NodeId, Content)>,
     pub reconnected: Arc<Notify>,
 }
 
-/// Why an operation failed.
+/// The operation failed: its reply was lost, or it was never executed.
 pub struct Failed;
 
 impl Simulation {
@@ -96,7 +96,7 @@ impl Simulation {
         self.listeners.lock().unwrap()
     }
 
-    /// Notes something in the log of the run.
+    /// Writes a line to the run's log.
     pub fn note(&self, text: impl FnOnce() -> String) {
         let now = self.now();
         self.checker().note(now, text);
@@ -108,7 +108,7 @@ impl Simulation {
         tokio::time::sleep(Duration::from_millis(ms)).await;
     }
 
-    /// Waits while the process of this node stands still.
+    /// Waits while the process of this node is frozen.
     pub async fn stand_still(&self, node: NodeId) {
         loop {
             let until = self.faults().paused.get(&node).copied();
@@ -129,7 +129,7 @@ impl Simulation {
         self.faults().redis_access(node, self.now())
     }
 
-    /// Carries an operation of `node` out, if it gets through.
+    /// Executes an operation of `node`, if the active faults let it through.
     pub async fn carry_out<T: Send + 'static>(
         self: &Arc<Self>,
         node: NodeId,
@@ -172,7 +172,7 @@ impl Simulation {
         Ok(answer)
     }
 
-    /// Redis has answered a node.
+    /// Records that Redis has replied to a node.
     pub fn note_answer(&self, node: NodeId) {
         self.answers.lock().unwrap().insert(node, self.now());
     }
@@ -193,18 +193,18 @@ impl Simulation {
         operation(&mut state)
     }
 
-    /// A frozen Redis goes on: it carries out what it was sent meanwhile.
+    /// A frozen Redis continues: it executes the operations in its buffers.
     pub fn thaw(&self) {
         for late in std::mem::take(&mut *self.late.lock().unwrap()) {
             self.apply(late);
         }
     }
 
-    /// Redis goes back to what it was so many operations ago, or forgets all.
+    /// Redis returns to its state of so many operations ago, or to an empty one.
     pub fn forget(&self, operations: Option<usize>) {
         let mut state = self.state();
         let mut before = self.before.lock().unwrap();
-        // What its connections held is gone with them.
+        // Buffered operations are lost with their connections.
         self.late.lock().unwrap().clear();
         *state = match operations {
             Some(count) => {
@@ -216,7 +216,7 @@ impl Simulation {
         before.clear();
     }
 
-    /// All connections to Redis are new.
+    /// All connections to Redis were replaced, or those of one node.
     pub fn reconnect(&self, node: Option<NodeId>) {
         for (id, listener) in &*self.listeners() {
             if node.is_none_or(|node| node == *id) {
@@ -230,21 +230,21 @@ impl Simulation {
         self.listener(node).is_some()
     }
 
-    /// A node's channel, if it is subscribed to it.
+    /// A node's subscription, if it is active.
     pub fn listener(&self, node: NodeId) -> Option<Listener> {
         let listener = self.listeners().get(&node).cloned();
         let is_deaf = self.faults().deaf.get(&node).is_some_and(|(_, until)| *until > self.now());
         listener.filter(|_| self.redis_access(node) != RedisAccess::Broken && !is_deaf)
     }
 
-    /// A node hears its channel again.
+    /// Tells a node that its subscription works again.
     pub fn hears_again(&self, node: NodeId) {
         if let Some(listener) = self.listeners().get(&node) {
             let _ = listener.wire.send((node, Content::Canary));
         }
     }
 
-    /// A name for a call that follows from the seed.
+    /// A call id that follows from the seed.
     pub fn name_call(&self, now: Timestamp) -> CallId {
         let chance = self.dice.roll(super::random::Random::next);
         let millis = now.as_millis();

@@ -1,4 +1,5 @@
-//! What Redis would hold, and what its scripts do with it: compare, write, expire.
+//! The data of the simulated Redis, and the operations of its scripts: compare, write, expire.
+//! Pure: time and faults are the caller's.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,26 +17,26 @@ use switchboard::{
 };
 
 const LIVE_LEASE: Duration = Duration::from_secs(5);
-/// Few, so that it is often several turns.
+/// Few, so that a run often needs several turns.
 const FORGOTTEN_AT_ONCE: usize = 2;
-const SEE_OFF_LEASE: Duration = Duration::from_secs(5);
+const EVICTION_LEASE: Duration = Duration::from_secs(5);
 
-/// A mistake that is made on purpose, to see whether it is found.
+/// A deliberate mistake. The simulation must detect each of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mistake {
-    /// A record is written whatever version is there.
+    /// A record is written over any version.
     VersionUnchecked,
-    /// A call that is over keeps its users' claims.
+    /// An ended call keeps its users' claims.
     ClaimsKept,
     /// A record is written without its deadline.
     NoDeadline,
     /// Claims are not compared.
     ClaimsUnchecked,
-    /// Nobody takes the users off a dead node.
-    DeadNotBuried,
-    /// A message that arrives twice is taken twice.
-    DoublesTaken,
-    /// History says that it has written what it has not.
+    /// Users of a dead node are never evicted.
+    DeadNotEvicted,
+    /// A duplicate of a message is not dropped.
+    DuplicatesTaken,
+    /// The history reports rows as written that are not.
     RowsDropped,
     /// A message is acknowledged before it has left its sender's node.
     AckedAtOnce,
@@ -45,21 +46,21 @@ pub enum Mistake {
 pub struct State {
     pub calls: BTreeMap<CallId, Record>,
     pub users: BTreeMap<UserId, User>,
-    /// Live calls.
+    /// Live calls, by deadline.
     pub deadlines: BTreeSet<(Timestamp, CallId)>,
-    /// Ended calls that history has not got, and those that it has.
+    /// Ended calls whose rows are not stored, and those whose rows are.
     pub unstored: BTreeSet<(Timestamp, CallId)>,
     pub stored: BTreeSet<(Timestamp, CallId)>,
-    /// When each node was last known to live.
+    /// The last sign of life of each node.
     pub nodes: BTreeMap<NodeId, Sign>,
     pub departed: BTreeMap<(NodeId, UserId), Timestamp>,
 }
 
-/// A sign of life.
+/// The last time that a node was known to be alive.
 #[derive(Debug, Clone, Copy)]
 pub struct Sign {
     pub at: Timestamp,
-    /// Else only its users are known.
+    /// A heartbeat. If false, only users on the node were seen.
     pub is_heartbeat: bool,
 }
 
@@ -79,7 +80,8 @@ pub struct User {
 }
 
 impl User {
-    /// Gives it the next order: the time in microseconds, or one more than the last if that is later.
+    /// Gives the user its next order: the time in microseconds, or the last order plus one if that
+    /// is later.
     fn advance(&mut self, after: u64, now: Timestamp) {
         self.order = (self.order.max(after) + 1).max(now.as_millis() * 1_000);
     }
@@ -120,18 +122,19 @@ impl State {
         self.users.get(user).map(|user| user.nodes.keys().copied().collect()).unwrap_or_default()
     }
 
-    /// Notes a heartbeat. Answers whether the node was known by one.
+    /// Records a heartbeat. Returns whether the node had sent one before.
     pub fn beat(&mut self, node: NodeId, at: Timestamp) -> bool {
         let before = self.nodes.insert(node, Sign { at, is_heartbeat: true });
         before.is_some_and(|before| before.is_heartbeat)
     }
 
-    /// Notes that there are users on a node.
+    /// Records that there are users on a node.
     pub fn has_users(&mut self, node: NodeId, at: Timestamp) {
         self.nodes.entry(node).or_insert(Sign { at, is_heartbeat: false });
     }
 
-    /// Changes a user, whose order is above `after` then; answers the edge if there is one.
+    /// Changes a user's entries; the new order is above `after`. Returns the presence change, if
+    /// there is one.
     pub fn mark(
         &mut self,
         user: &UserId,
@@ -164,7 +167,7 @@ impl State {
         }
     }
 
-    /// Writes a record over the version `over`, 0 if there must be none.
+    /// Writes a record over the version `over`; 0 requires that there is none.
     pub fn write(
         &mut self,
         change: &Change,
@@ -183,7 +186,7 @@ impl State {
         if version != over && mistake != Some(Mistake::VersionUnchecked) {
             return Committed::Conflict(current.map(Box::new));
         }
-        // A claim whose record is gone is none.
+        // A claim without a record counts as no claim.
         let is_there = |claim: &CallId| self.calls.contains_key(claim);
         let claim_of = |user: &UserId| self.users.get(user)?.claim.filter(is_there);
         if claims.iter().any(|claim| claim_of(&claim.user) != claim.was)
@@ -222,7 +225,7 @@ impl State {
         }
     }
 
-    /// Puts a call where it waits.
+    /// Puts a call into the queue that fits its state.
     fn queue(&mut self, id: CallId) {
         let Some(record) = self.calls.get(&id) else { return };
         let queue = match (record.call.is_live(), record.settled) {
@@ -233,7 +236,7 @@ impl State {
         queue.insert((record.due_at, id));
     }
 
-    /// Takes a call out of where it waits, also if its record is gone.
+    /// Removes a call from its queue, also if its record is gone.
     fn unqueue(&mut self, id: CallId) {
         for queue in [&mut self.deadlines, &mut self.unstored, &mut self.stored] {
             queue.retain(|(_, other)| *other != id);
@@ -279,7 +282,7 @@ impl State {
         Unstored { calls, has_more, waiting: self.unstored.len(), lost }
     }
 
-    /// Leaves a call alone until then.
+    /// Hides a call from the queue until then.
     fn lease(&mut self, id: CallId, until: Timestamp) -> Option<Call> {
         self.unqueue(id);
         self.calls.get_mut(&id)?.due_at = until;
@@ -294,7 +297,7 @@ impl State {
         }
     }
 
-    /// The call is its users' latest no more.
+    /// Removes the call from its users' claims.
     fn unclaim(&mut self, call: &Call, mistake: Option<Mistake>) {
         if mistake == Some(Mistake::ClaimsKept) {
             return;
@@ -307,7 +310,7 @@ impl State {
         }
     }
 
-    /// Takes claims off all users whose records are gone.
+    /// Removes the claims of all users whose records are gone.
     fn unclaim_gone(&mut self, mistake: Option<Mistake>) {
         if mistake == Some(Mistake::ClaimsKept) {
             return;
@@ -321,8 +324,8 @@ impl State {
         }
     }
 
-    /// A record expires or is evicted; claims that lead to it, and its deadline, have no time to live.
-    /// Answers which, if there is one.
+    /// Expires or evicts a record. Claims and deadlines that refer to it remain, because they have
+    /// no time to live. Returns the call, if there was one.
     pub fn lose_record(&mut self, which: usize) -> Option<CallId> {
         let lost = *self.calls.keys().nth(which % self.calls.len().max(1))?;
         self.calls.remove(&lost);
@@ -352,7 +355,7 @@ impl State {
         }
     }
 
-    /// The users that have something to do with a node.
+    /// The users that have an entry for a node.
     pub fn users_on(&self, node: NodeId) -> Vec<UserId> {
         let is_there =
             |user: &User| user.nodes.contains_key(&node) || user.watchers.contains(&node);
@@ -360,7 +363,7 @@ impl State {
         users.map(|(id, _)| id.clone()).collect()
     }
 
-    /// Takes the users off the nodes that were silent since `latest`. Answers them.
+    /// Removes the users of nodes that were silent since `latest`, and returns them.
     pub fn bury(
         &mut self,
         latest: Timestamp,
@@ -377,9 +380,9 @@ impl State {
                     had_sockets = user.nodes.remove(&node).is_some();
                     user.watchers.remove(&node);
                 });
-                // Whom it only watched has not changed.
+                // Presence does not change for users that the node only watched.
                 if had_sockets {
-                    self.departed.insert((node, user.clone()), now + SEE_OFF_LEASE);
+                    self.departed.insert((node, user.clone()), now + EVICTION_LEASE);
                     taken.push((node, user));
                 }
             }
@@ -388,18 +391,18 @@ impl State {
         taken
     }
 
-    /// The users of dead nodes whom nobody has seen off in time.
+    /// The users of dead nodes whose eviction nobody acknowledged in time.
     pub fn unseen(&mut self, now: Timestamp) -> Vec<(NodeId, UserId)> {
         let late = self.departed.iter_mut().filter(|(_, until)| **until <= now);
         late.map(|(who, until)| {
-            *until = now + SEE_OFF_LEASE;
+            *until = now + EVICTION_LEASE;
             who.clone()
         })
         .collect()
     }
 }
 
-/// Those whose time has come, at most so many.
+/// The calls that are due, at most `limit`.
 fn passed(queue: &BTreeSet<(Timestamp, CallId)>, now: Timestamp, limit: usize) -> Vec<CallId> {
     queue.iter().take_while(|(at, _)| *at <= now).take(limit).map(|(_, id)| *id).collect()
 }

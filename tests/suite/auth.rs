@@ -1,4 +1,4 @@
-//! Which tokens are accepted, and which are not.
+//! Tests of token verification: accepted and refused tokens, and the reported reasons.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ fn good() -> Value {
     json!({"sub": "anna", "exp": NOW_S + 60})
 }
 
-/// The good claims, with these changed; null takes one away.
+/// The claims of a valid token with these changes; `null` removes a claim.
 fn claims(changes: Value) -> Value {
     let mut claims = good();
     for (name, value) in changes.as_object().unwrap() {
@@ -80,7 +80,7 @@ async fn the_key_decides_about_the_algorithm() {
             let forged = format!("{signed}.{}", b64(&[7; 64]));
             assert_eq!(check(&checker, &forged).await, Err(Unauthenticated::Signature));
         }
-        // The public key is public: whoever has it must not be able to sign with it.
+        // The public key is public: it must not work as a shared secret for signing.
         for secret in [pair.pem.as_bytes(), pair.pem.trim().as_bytes()] {
             let header = json!({"alg": "HS256"});
             let forged = token(&header, &good(), |message| mac(secret, message));
@@ -161,7 +161,7 @@ async fn claims_must_be_there_and_right() {
         let found = check_claims(shared(), &claims(changes.clone())).await;
         assert_eq!(found, Err(why), "{changes}");
     }
-    // Some of these the library finds unreadable, before anybody looks at the claims.
+    // The library refuses some of these as unreadable before the claims are checked.
     let found = check_claims(shared(), &claims(json!({"sub": ["anna"]}))).await;
     assert!(matches!(found, Err(Subject | Unauthenticated::NotToken)), "{found:?}");
     for time in [json!("tomorrow"), json!(-1), json!(1e300), json!([NOW_S]), json!(true)] {

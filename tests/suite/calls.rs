@@ -1,4 +1,4 @@
-//! The driver's stories, each told on several numbers of nodes.
+//! Tests of the driver: whole calls, each on one and on several nodes.
 
 use std::time::Duration;
 
@@ -311,7 +311,7 @@ async fn the_candidates_of_all_ringing_devices_share_their_room() {
         for _ in 0..sent {
             cluster.signal("b1", "a", Signal::Candidate, "x").await.unwrap();
         }
-        // The device whose number is one more than that of the nodes is on the same node.
+        // The device whose number is higher by the number of nodes is on the same node.
         let other = format!("b{}", count + 1);
         for _ in sent..MAX_REPLAY_MESSAGES {
             cluster.signal(&other, "a", Signal::Candidate, "x").await.unwrap();
@@ -478,8 +478,8 @@ async fn presence_is_told_on_every_edge_to_those_who_watch() {
     }
 }
 
-/// However often a user's presence changes, each watcher hears of it once an interval, and the last word is
-/// the truth; also one that has begun to watch meanwhile.
+/// However often presence changes, a watcher gets one update per interval, and the last one is
+/// true; also a watcher that subscribed in between.
 #[tokio::test(start_paused = true)]
 async fn presence_that_changes_often_is_told_as_its_latest() {
     for count in NODE_COUNTS {
@@ -504,7 +504,7 @@ async fn presence_that_changes_often_is_told_as_its_latest() {
         for watcher in ["c1", "d1"] {
             assert_eq!(cluster.heard(watcher), ["presence:update online"], "{watcher} on {count}");
         }
-        // It came back to what it was told as: nobody who knows hears it again.
+        // The status is again the one that was announced: watchers get no update.
         cluster.initiate("a1", "b").await.unwrap();
         cluster.end("a1", "b").await.unwrap();
         cluster.initiate("a1", "b").await.unwrap();
@@ -515,7 +515,7 @@ async fn presence_that_changes_often_is_told_as_its_latest() {
     }
 }
 
-/// Who watches a user already, or watches one that another socket here watches, costs the shared state nothing.
+/// Subscribing to a user whom this node already watches needs no operation on the shared state.
 #[tokio::test(start_paused = true)]
 async fn presence_of_the_watched_is_known_here() {
     let cluster = TestCluster::with(1, &["a1", "c1", "d1"]).await;
@@ -524,13 +524,13 @@ async fn presence_of_the_watched_is_known_here() {
     let expected = [("a", Presence::Online), ("x", Presence::Offline)]
         .map(|(id, presence)| (id.parse::<UserId>().unwrap(), presence));
     assert_eq!(calls.subscribe(socket("c1"), &ids).await.unwrap(), expected);
-    // From now on the shared state is away.
+    // From here on the shared state is unavailable.
     cluster.nodes[0].fail_next(usize::MAX);
     assert_eq!(calls.subscribe(socket("c1"), &ids).await.unwrap(), expected);
     assert_eq!(calls.subscribe(socket("d1"), &ids).await.unwrap(), expected);
     let new = ["y".parse().unwrap()];
     assert_eq!(calls.subscribe(socket("d1"), &new).await, Err(Failure::Unavailable(Unavailable)));
-    // One that could not be asked for is not taken for known.
+    // A user whose presence could not be read is not cached as known.
     assert_eq!(calls.subscribe(socket("c1"), &new).await, Err(Failure::Unavailable(Unavailable)));
 }
 
@@ -602,12 +602,12 @@ async fn every_call_has_one_row_with_its_end() {
 async fn a_reset_that_fails_is_done_with_a_later_sweep() {
     let (cluster, _) = TestCluster::in_call(1, &["a1", "b1"]).await;
     let node = &cluster.nodes[0];
-    // The shared state has forgotten the node, and is away again at once.
+    // The shared state has forgotten the node, and becomes unavailable at once.
     let (elsewhere, _inbox) = cluster.hub.node(NodeId::generate(Clock::System.now()));
     for name in ["a1", "b1"] {
         elsewhere.detach(&cluster.device(name).user, socket(name)).await.unwrap();
     }
-    // What is due, and the first part of starting over.
+    // These two fail: the read of due calls, and the first part of the recovery.
     node.fail_next(2);
     let (resets, inbox) = tokio::sync::mpsc::channel(1);
     resets.send(Inbound::Reset).await.unwrap();

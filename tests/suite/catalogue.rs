@@ -1,4 +1,4 @@
-//! What the document of the socket says, held against the code that it describes.
+//! Compares the AsyncAPI document with the event types of the code.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -18,7 +18,7 @@ use utoipa::PartialSchema;
 
 const ID: &str = "01890a5d-ac96-774b-bcce-b302099a8057";
 
-/// A good value for each field that any event has.
+/// A valid value for every field of any event.
 fn good() -> Map<String, Value> {
     let description = json!({"type": "offer", "sdp": "v=0"});
     let fields = json!({
@@ -48,7 +48,7 @@ fn with(mut payload: Map<String, Value>, name: &str, value: Value) -> Map<String
 }
 
 fn needs(message: &ClientMessage) -> Vec<&'static str> {
-    // Of those of which one is needed, the first.
+    // Where one of several fields is required, the first one.
     message.needs.iter().chain(message.needs_one.first()).map(|field| field.name).collect()
 }
 
@@ -96,8 +96,8 @@ fn each_event_needs_takes_and_ignores_what_the_catalogue_says() {
     }
 }
 
-/// A place for each kind of event. A new one has no place until it is given one here, and then the
-/// catalogue must lead to it.
+/// The index of each kind of client event. A new variant does not compile until it is listed here;
+/// then the document must contain it.
 fn place_of(event: &ClientEvent) -> usize {
     match event {
         ClientEvent::UserConnected { .. } => 0,
@@ -132,7 +132,7 @@ fn the_catalogue_has_every_event_of_the_decoder() {
     assert_eq!(decoded, listed);
 }
 
-/// A place for each event to clients, in the order in which the type has them.
+/// The index of each event to clients, in the order of the enum.
 fn place_to_client(event: &ServerEvent) -> usize {
     match event {
         ServerEvent::Incoming { .. } => 0,
@@ -153,7 +153,7 @@ fn place_to_client(event: &ServerEvent) -> usize {
     }
 }
 
-/// One of each, with all that it may have.
+/// One event of each kind, with all optional fields.
 fn to_client() -> Vec<ServerEvent> {
     let call_id: CallId = ID.parse().unwrap();
     let from_user_id: UserId = "anna".parse().unwrap();
@@ -210,7 +210,7 @@ fn to_client() -> Vec<ServerEvent> {
     ]
 }
 
-/// A call that another build wrote, as its callee sees it.
+/// A call that a different build wrote, as its callee sees it.
 fn view() -> CallView {
     let record = include_str!("../golden/record_1.txt").trim_end().strip_prefix('1').unwrap();
     CallView::new(&serde_json::from_str(record).unwrap(), switchboard::call::Role::Callee)

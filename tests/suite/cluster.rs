@@ -1,4 +1,5 @@
-//! What every backend of the cluster must do.
+//! Tests that every cluster backend must pass: the embedded one and Redis (standalone, Cluster,
+//! Sentinel).
 
 use std::{sync::Arc, time::Duration};
 
@@ -85,7 +86,7 @@ async fn presence_of(cluster: &dyn Cluster, users: &[UserId]) -> Vec<Presence> {
     cluster.presence(users).await.unwrap().into_iter().map(|edge| edge.presence).collect()
 }
 
-/// A backend, and what it runs on.
+/// A backend and the server that it needs.
 struct Backend {
     cluster: Arc<dyn Cluster>,
     _server: Option<RedisServer>,
@@ -173,7 +174,7 @@ async fn presence_is_later_than_what_redis_has_forgotten() {
             server.run(&["FLUSHALL"]);
         }
     }
-    // Its clock has gone back, or is another machine's.
+    // Redis' clock has jumped back, or Redis moved to another machine.
     let ahead = latest + 3_600_000_000;
     server.run(&["HSET", key, "order", &ahead.to_string()]);
     cluster.attach(&anna, socket("1")).await.unwrap();
@@ -352,7 +353,7 @@ async fn who_left_before_redis_went_back_is_taken_off_the_node() {
     assert!(cluster.tidy(None).await.unwrap().0.is_empty());
 }
 
-/// A number that the server's `INFO` gives.
+/// A numeric field of the server's `INFO`.
 fn stat(server: &RedisServer, section: &str, name: &str) -> usize {
     let info = server.run(&["INFO", section]);
     let line = info.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':'));
@@ -431,7 +432,7 @@ async fn a_claim_whose_record_is_gone_is_free() {
             .map(|name| server.run(&["HGET", &format!("sb:{{test}}:user:{name}"), "call"]))
     };
     stored(&*cluster, new_call(&lost)).await;
-    // It expired, or was evicted.
+    // The record has expired or was evicted.
     server.run(&["DEL", &format!("sb:{{test}}:call:{}", lost.id)]);
     assert_eq!(cluster.latest(&user("anna")).await.unwrap(), None);
     let busy = [("anna".to_owned(), Presence::Busy), ("ben".to_owned(), Presence::Busy)];
@@ -439,7 +440,7 @@ async fn a_claim_whose_record_is_gone_is_free() {
     assert_eq!(stored(&*cluster, new_call(&next)).await, busy, "they can call each other");
     assert_eq!(claims(), [next.id.to_string(), next.id.to_string()]);
 
-    // Nobody calls: a sweep finds that a record is gone, and whose claims lead to it.
+    // Nobody calls: a sweep finds that the record is gone, and which users have claims on it.
     server.run(&["DEL", &format!("sb:{{test}}:call:{}", next.id)]);
     cluster.due(next.deadline(), 10).await.unwrap();
     assert_eq!(claims(), ["", ""]);
@@ -495,10 +496,11 @@ async fn users_of_a_dead_node_are_heard_of_until_they_are_seen_off() {
     )
     .await
     .unwrap();
-    // A node that has attached a user, and has not been heard of since.
+    // A node that has attached a user and then went silent.
     let dead = NodeId::generate(START);
     server.run(&["HSET", "sb:{test}:user:anna", &format!("node:{dead}"), "1", "order", "1"]);
-    // It only watched ben and carl, and ben is online elsewhere: nothing is to be said of them.
+    // The dead node only watched ben and carl, and ben is online elsewhere: neither has a presence
+    // change.
     let elsewhere = format!("node:{}", NodeId::generate(START));
     server.run(&["HSET", "sb:{test}:user:ben", &elsewhere, "1", &format!("watch:{dead}"), "1"]);
     server.run(&["HSET", "sb:{test}:user:carl", &format!("watch:{dead}"), "1", "order", "1"]);
@@ -521,7 +523,7 @@ async fn users_of_a_dead_node_are_heard_of_until_they_are_seen_off() {
         server.run(&["HKEYS", "sb:{test}:user:ben"]) == elsewhere
             && server.run(&["EXISTS", "sb:{test}:user:carl"]) == "0"
     });
-    // Nobody says that her calls were seen to, so they are not.
+    // Nobody has confirmed that her calls were handled, so they are reported again.
     told().await;
     redis.seen_off(dead, &[user("anna")]).await.unwrap();
     assert_eq!(server.run(&["ZCARD", "sb:{test}:departed"]), "0");
@@ -542,7 +544,7 @@ async fn users_of_a_dead_node_that_is_back_are_not_heard_of() {
     )
     .await
     .unwrap();
-    // Another node was taken for dead, and has said since that anna is on it; ben is not.
+    // A node that was evicted has since attached anna again, but not ben.
     let back = NodeId::generate(START);
     server.run(&["HSET", "sb:{test}:user:anna", &format!("node:{back}"), "1", "order", "1"]);
     for name in ["anna", "ben"] {
@@ -580,7 +582,7 @@ async fn a_node_with_users_that_has_not_been_heard_of_since_redis_was_empty_can_
     for _ in 0..5 {
         server.run(&["FLUSHALL"]);
         redis.attach(&user("anna"), socket("1")).await.unwrap();
-        // Unless a heartbeat came between.
+        // Unless a heartbeat came in between.
         presumed = last_beat().strip_suffix(".5").map(|presumed| presumed.parse::<u64>().unwrap());
         if presumed.is_some() {
             break;
@@ -589,7 +591,7 @@ async fn a_node_with_users_that_has_not_been_heard_of_since_redis_was_empty_can_
     let presumed = presumed.expect("a node with users is known");
     let now = Clock::System.now().as_millis();
     assert!((now - 5_000..=now).contains(&presumed), "{presumed}");
-    // All the same its heartbeat finds out that the node was forgotten.
+    // Its heartbeat nevertheless detects that the node was forgotten.
     assert!(matches!(inbox.recv().await, Some(Inbound::Reset)));
     wait_until("its heartbeat is known", || last_beat().parse::<u64>().is_ok());
 }
@@ -698,7 +700,7 @@ async fn ended_calls_that_an_earlier_build_left_among_the_deadlines_move_on() {
         stored(&*redis, new_call(&call)).await;
         let ended = ended(&call, call.deadline());
         stored(&*redis, update(&ended)).await;
-        // As it was before they had places of their own.
+        // The key as earlier builds wrote it, before ended records had a sorted set of their own.
         let (id, due) = (call.id.to_string(), ended.deadline().as_millis().to_string());
         server.run(&["ZREM", "sb:{test}:unstored", &id]);
         server.run(&["HDEL", &format!("sb:{{test}}:call:{id}"), "d"]);

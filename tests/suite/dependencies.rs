@@ -1,6 +1,5 @@
-//! Where crates come from, under which licences, and which of them stand twice: what `make deny` checks, as
-//! far as cargo itself can tell, so that a change of it is seen without another tool. `deny.toml` is
-//! the one place that says what is allowed.
+//! Checks the sources, licences and duplicate versions of crates, as far as cargo can tell: the
+//! same rules as `make deny`, without another tool. `deny.toml` alone says what is allowed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,7 +24,7 @@ fn texts(list: &toml::Value) -> BTreeSet<&str> {
     list.as_array().unwrap().iter().map(|text| text.as_str().unwrap()).collect()
 }
 
-/// Whether a licence that is allowed can be chosen of each part.
+/// Whether an allowed licence can be chosen for each part of the expression.
 fn is_allowed(licence: &str, allowed: &BTreeSet<&str>) -> bool {
     let any = |part: &str| {
         let part = part.trim_matches(['(', ')', ' ']).replace('/', " OR ");

@@ -1,5 +1,5 @@
-//! Nodes with sockets that write down what they hear, on the embedded cluster, with a clock that moves
-//! when a test says so.
+//! The harness of the driver's tests: several nodes on one embedded cluster, with sockets that
+//! record their events, on a manual clock. It does not cover Redis (`cluster.rs`) or the gateway.
 
 use std::{
     collections::HashMap,
@@ -33,10 +33,10 @@ pub const RULES: Rules = Rules {
     max_call_duration: Duration::from_hours(12),
 };
 
-/// What sockets heard, on all nodes.
+/// The events that sockets received, on all nodes, in order.
 pub type Heard = Arc<Mutex<Vec<(SocketId, ServerEvent)>>>;
 
-/// The sockets of one node, which write down what they hear.
+/// A client sink that records all events of one node's sockets.
 #[derive(Default)]
 pub struct RecordingSink {
     pub sockets: Mutex<HashMap<SocketId, UserId>>,
@@ -70,21 +70,22 @@ impl Outlet for RecordingSink {
     }
 }
 
-/// A cluster in whose every operation somebody else may get ahead, now more, now less.
+/// A cluster backend that yields a varying number of times around each operation, so that
+/// concurrent operations interleave, and that can fail on demand.
 pub struct Interleaved {
     cluster: Memory,
     operations: AtomicUsize,
-    /// How many of the next operations fail.
+    /// The number of coming operations that fail.
     failing: AtomicUsize,
-    /// The next operation of this name is carried out, and its answer is lost.
+    /// The next operation of this name is executed, and its reply is lost.
     losing: Mutex<Option<&'static str>>,
-    /// Operations of this name fail, but for so many before.
+    /// Operations of this name fail, after so many that succeed.
     stuck: Mutex<Option<(&'static str, usize)>>,
-    /// Operations of this name are never answered.
+    /// Operations of this name never return.
     hanging: Mutex<Option<&'static str>>,
-    /// The names of all operations.
+    /// The names of all operations, in order.
     asked: Mutex<Vec<&'static str>>,
-    /// What has not left this node yet.
+    /// Messages that have not left this node yet: `recall` returns them.
     unheard: Mutex<Vec<Relay>>,
 }
 
@@ -178,8 +179,8 @@ interleaved! {
     seen_off(node: NodeId, users: &[UserId]) -> ();
 }
 
-/// A history that only remembers. The real one works on threads of its own, and a paused clock runs
-/// ahead of those; it is tested by itself.
+/// A history that keeps rows in memory. The real store works in threads of its own, and a paused
+/// clock would run ahead of them; it has its own tests.
 #[derive(Default)]
 pub struct Ledger(Mutex<HashMap<CallId, Row>>);
 
@@ -243,8 +244,8 @@ impl Store for Ledger {
     async fn close(&self) {}
 }
 
-/// Some nodes of one cluster, their history, and who is connected. `a1` is user `a` on device `a1`;
-/// `a1+` is that device on its next socket. Devices are spread over the nodes.
+/// Several nodes of one cluster, their history and their connected devices. `a1` is user `a` on
+/// device `a1`; `a1+` is the next socket of that device. Devices are spread over the nodes.
 pub struct TestCluster {
     pub hub: Hub,
     pub nodes: Vec<Node>,
@@ -260,38 +261,38 @@ pub struct Node {
 }
 
 impl Node {
-    /// Has the next operations on the shared state fail.
+    /// Makes the next `operations` on the shared state fail.
     pub fn fail_next(&self, operations: usize) {
         self.cluster.failing.store(operations, Ordering::Relaxed);
     }
 
-    /// Has operations of this name fail after so many more, until it is told otherwise.
+    /// Makes operations of this name fail after so many more, until called with `None`.
     pub fn fail_after(&self, failing: Option<(&'static str, usize)>) {
         *self.cluster.stuck.lock().unwrap() = failing;
     }
 
-    /// Has operations of this name never be answered.
+    /// Makes operations of this name never return.
     pub fn never_answer(&self, operation: &'static str) {
         *self.cluster.hanging.lock().unwrap() = Some(operation);
     }
 
-    /// The operations on the shared state since this was last asked, by name.
+    /// The names of the operations on the shared state since the last call of this method.
     pub fn operations(&self) -> Vec<&'static str> {
         std::mem::take(&mut *self.cluster.asked.lock().unwrap())
     }
 
-    /// Says of a message that was sent to another node that nobody there has heard it yet.
+    /// Marks a message to another node as not yet sent, so that it can be recalled.
     pub fn has_not_sent(&self, relay: Relay) {
         self.cluster.unheard.lock().unwrap().push(relay);
     }
 
-    /// Has the next operation of this name on the shared state carried out and its answer lost.
+    /// Executes the next operation of this name and loses its reply.
     pub fn lose_answer_of(&self, operation: &'static str) {
         *self.cluster.losing.lock().unwrap() = Some(operation);
     }
 }
 
-/// With how many nodes each story is told.
+/// The numbers of nodes with which each test is repeated.
 pub const NODE_COUNTS: [usize; 4] = [1, 2, 3, 8];
 
 pub fn to(user: &str) -> CallRef {
@@ -307,7 +308,7 @@ pub fn socket(name: &str) -> SocketId {
 }
 
 impl TestCluster {
-    /// `count` nodes, on which these devices are connected.
+    /// Starts `count` nodes and connects these devices.
     pub async fn with(count: usize, names: &[&str]) -> Self {
         let (hub, clock) = (Hub::default(), Clock::tokio());
         let (heard, ledger) = (Heard::default(), Arc::new(Ledger::default()));
@@ -343,7 +344,7 @@ impl TestCluster {
         cluster
     }
 
-    /// The node that a socket is on: each next socket of a device is on the next node.
+    /// The node of a socket: each further socket of a device is on the next node.
     pub fn node_of(&self, name: &str) -> &Node {
         let number: usize = name.bytes().map(usize::from).sum();
         &self.nodes[number % self.nodes.len()]
@@ -365,7 +366,7 @@ impl TestCluster {
         }
     }
 
-    /// Lets everything happen that is under way.
+    /// Lets all tasks run until they wait.
     pub async fn settle(&self) {
         for _ in 0..100 {
             tokio::task::yield_now().await;
@@ -444,7 +445,7 @@ impl TestCluster {
         self.signal(from, user, Signal::Answer, "answer").await
     }
 
-    /// A call from `a1` that `b1` answered, of which nobody has anything more to hear.
+    /// A call from `a1` that `b1` has answered. All events so far are discarded.
     pub async fn in_call(count: usize, names: &[&str]) -> (Self, CallId) {
         let cluster = Self::with(count, names).await;
         let id = cluster.initiate("a1", "b").await.unwrap();
@@ -455,7 +456,7 @@ impl TestCluster {
         (cluster, id)
     }
 
-    /// Lets the time pass and the deadlines be looked through.
+    /// Advances the clock and runs a sweep on each node.
     pub async fn pass(&self, time: Duration) {
         tokio::time::advance(time).await;
         for node in &self.nodes {
@@ -465,7 +466,8 @@ impl TestCluster {
         self.settle().await;
     }
 
-    /// What this socket heard since it was last asked: the event's name, and what matters of it.
+    /// The events that this socket received since the last call of this method, each as its name
+    /// and its decisive field.
     pub fn heard(&self, name: &str) -> Vec<String> {
         let socket = socket(name);
         let mut heard = self.heard.lock().unwrap();
@@ -475,12 +477,12 @@ impl TestCluster {
         own.into_iter().map(|(_, event)| show(&event)).collect()
     }
 
-    /// The history row of a call, when it is written in the state that the test waits for.
+    /// Waits for the history row of a call in the expected state.
     pub async fn row(&self, id: CallId, is_it: impl Fn(&Row) -> bool) -> Row {
         loop {
             match self.ledger.get(id) {
                 Some(row) if is_it(&row) => return row,
-                // Rows are gathered for a while before they are written.
+                // The writer gathers rows for a while before it stores them.
                 _ => tokio::time::sleep(Duration::from_millis(1)).await,
             }
         }

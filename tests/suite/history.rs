@@ -1,4 +1,4 @@
-//! What every store of call history must do, and the writer in front of it.
+//! Tests that every history store must pass, and tests of the writer in front of it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,14 +23,14 @@ use crate::{harness::RULES, postgres_server::Database};
 
 const START: Timestamp = Timestamp::from_millis(1_800_000_000_000);
 
-/// A store, and what it is in.
+/// A store and the database that it needs.
 struct Opened {
     store: Arc<dyn Store>,
     _folder: Option<tempfile::TempDir>,
     _database: Option<Database>,
 }
 
-/// One of each kind, empty.
+/// An empty store of each kind.
 async fn stores() -> [Opened; 2] {
     let folder = tempfile::tempdir().unwrap();
     let url = format!("sqlite://{}", folder.path().join("history.db").display());
@@ -88,7 +88,7 @@ fn answered(caller: &str, receiver: &str, seconds: u64) -> Row {
     }
 }
 
-/// The row of a call that ended for this cause, 100 s after an answer if there was one.
+/// The row of a call that ended for this cause; if answered, 100 s after the answer.
 fn ended_by(cause: Cause, is_answered: bool) -> Row {
     let since = is_answered.then(|| at(5));
     let state = State::Ended { at: at(105), since, cause };
@@ -142,7 +142,7 @@ fn each_end_has_its_status_and_reason_in_history() {
     }
 }
 
-/// A call as the rules place it.
+/// A ringing call, as the rules create it.
 fn ringing(caller: &str, callee: &str, seconds: u64) -> Call {
     let attempt = Attempt {
         id: CallId::generate(at(seconds)),
@@ -269,7 +269,7 @@ async fn each_filter_leaves_what_fits() {
 #[tokio::test]
 async fn pages_neither_skip_nor_repeat_while_rows_arrive() {
     for opened in stores().await {
-        // Several calls in the same millisecond, made and got.
+        // Several calls of the same millisecond, outgoing and incoming.
         let rows: Vec<_> = (0..20)
             .map(|n| {
                 if n % 2 == 0 { missed("anna", "ben", n / 4) } else { missed("ben", "anna", n / 4) }
@@ -362,7 +362,7 @@ async fn a_call_in_a_batch_twice_is_written_as_it_was_last() {
     }
 }
 
-/// A call of each kind in the first two hours, and one in the third.
+/// Calls with every outcome in the first two hours, and one in the third.
 fn a_busy_morning() -> Vec<Row> {
     let mut rows = Vec::new();
     for n in 0..100 {

@@ -1,4 +1,4 @@
-//! When the keeper does its duties. What it does is in `history.rs`.
+//! Tests of the schedule of history maintenance. The work itself is tested in `history.rs`.
 
 use std::{
     collections::HashMap,
@@ -17,16 +17,16 @@ use switchboard::{
     time::{Clock, Timestamp},
 };
 
-/// A store that counts how often it is tidied and asked for calls without an end.
+/// A store that counts its maintenance and its queries for calls without an end.
 #[derive(Default)]
 struct Counting {
     cannot_tidy: bool,
     cannot_open: bool,
     tidied: AtomicUsize,
     opened: AtomicUsize,
-    /// How often calls were removed by their age.
+    /// How often calls were removed because of their age.
     removed: AtomicUsize,
-    /// What time it is in the database.
+    /// The time of the database's clock.
     now: Option<Timestamp>,
 }
 
@@ -78,7 +78,7 @@ impl Store for Counting {
     async fn close(&self) {}
 }
 
-/// How often a keeper tidies and looks for calls without an end in 59 minutes.
+/// The numbers of maintenance runs and of queries for calls without an end in 59 minutes.
 async fn in_an_hour(store: Counting, longest_call: Option<Duration>) -> (usize, usize) {
     let store = Arc::new(store);
     let keeper = Keeper {
@@ -108,8 +108,8 @@ async fn no_end_is_assumed_where_it_may_be_written_elsewhere() {
     assert_eq!(in_an_hour(Counting::default(), None).await, (1, 0));
 }
 
-/// How often a keeper removes calls by their age, ends calls by it, and makes room, in an hour in which the
-/// clock of calls is so far ahead of the machine's, and the database's so far.
+/// The numbers of removals by age, of ends by age, and of partition checks in an hour, if the
+/// cluster's clock and the database's clock are ahead of the machine's by these amounts.
 async fn with_clocks(calls_ahead: Duration, database_ahead: Option<Duration>) -> [usize; 3] {
     let machine = Clock::System.now();
     let now = database_ahead.map(|ahead| machine + ahead);

@@ -1,4 +1,5 @@
-//! Keys that are fetched: when, how often, and what happens when they cannot be.
+//! Tests of fetched key sets: when and how often they are fetched, and the behaviour while they
+//! cannot be.
 
 use std::{
     sync::{
@@ -22,7 +23,7 @@ use tokio::{
 
 use crate::tokens::{NOW, NOW_S, Pair, b64, mac, token};
 
-/// Serves one answer over HTTP, which may change, and counts how often it was asked for.
+/// Serves one reply over HTTP, which can be changed, and counts the requests.
 struct Issuer {
     url: String,
     answer: Arc<Mutex<(u16, String)>>,

@@ -1,4 +1,4 @@
-//! The direction of dependence: each module may use only those that stand before it.
+//! Checks the module order: a module may use only those before it in the list.
 
 use std::{
     collections::BTreeSet,

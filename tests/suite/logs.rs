@@ -1,11 +1,11 @@
-//! What lines of the log may not say.
+//! Checks the fields of all log lines in the source.
 
 use std::{fs, path::Path};
 
-/// The fields that every line has: one of the same name would be overwritten.
+/// The fields of every line: a field of the same name would overwrite them.
 const EVERY_LINE: [&str; 6] = ["timestamp", "level", "target", "message", "node", "trace_id"];
 
-/// The arguments of each macro that logs.
+/// The arguments of each logging macro in a source file.
 fn logged(source: &str) -> impl Iterator<Item = &str> {
     let macros = ["trace!(", "debug!(", "info!(", "warn!(", "error!("];
     macros.into_iter().flat_map(move |name| {

@@ -1,5 +1,6 @@
-//! Tests of the parts through their public face. Clients and browsers are in the folders beside
-//! this one.
+//! Tests of the parts through their public interface, without clients and browsers, which the
+//! folders beside this one cover. Each module tests one part; `harness.rs`, `redis_server.rs` and
+//! `postgres_server.rs` provide what they run on.
 
 mod auth;
 mod calls;

@@ -1,4 +1,5 @@
-//! What nodes send each other by way of Redis arrives, or its sender knows.
+//! Tests of messages between nodes through Redis: each arrives, or its sender knows that it may not
+//! have.
 
 use std::{sync::Arc, time::Duration};
 
@@ -47,14 +48,14 @@ async fn messages_reach_the_node_they_are_for_in_order() {
     }
 }
 
-/// Two nodes of one cluster: one that sends, and the other's inbox.
+/// A sending node and the inbox of another one.
 async fn sender_and_inbox(server: &RedisServer) -> (Arc<Redis>, NodeId, mpsc::Receiver<Inbound>) {
     let (sender, _) = join(server).await;
     let (receiver, inbox) = join(server).await;
     (sender, receiver.node(), inbox)
 }
 
-/// Sends a message every 20 ms for so long, and expects all of them, once and in order, however
+/// Sends a message every 20 ms for this long, and expects all of them once and in order, however
 /// late.
 async fn all_arrive(
     sender: Arc<Redis>,
@@ -153,7 +154,7 @@ async fn what_a_node_that_stops_has_not_heard_can_be_taken_back() {
     assert_eq!(told, numbers.collect::<Vec<_>>());
 }
 
-/// A message of this many bytes in a call.
+/// A message of this size in a call.
 fn relay(call: CallId, bytes: usize) -> Message {
     let payload: Payload = serde_json::from_str(&format!("{:?}", "x".repeat(bytes))).unwrap();
     Message::Relay(Relay {
@@ -187,11 +188,11 @@ async fn what_waits_for_a_node_is_bounded_in_bytes_and_a_small_call_has_room_bes
         assert!(buffers.used_bytes() <= BUDGET / 8, "{sent} messages, {buffers:?}");
     }
     assert!(sent * LARGE > BUDGET / 32, "{sent} messages had room");
-    // The call that has sent the most is refused; others have their share.
+    // The call that has sent most is refused; the others keep their share.
     assert!(sender.has_room(node, small, LARGE));
     let last = relay(small, 100);
     sender.send(node, last.clone());
-    // What is sent all the same is dropped.
+    // Messages that are sent nevertheless are dropped.
     for _ in 0..1_000 {
         sender.send(node, relay(large, LARGE));
     }
@@ -204,7 +205,7 @@ async fn what_waits_for_a_node_is_bounded_in_bytes_and_a_small_call_has_room_bes
         !matches!(inbound, Some(Inbound::Message(_, message)) if message == last)
     }) {}
     assert!(got > sent, "all that had room arrives, and then the small one: {got} of {sent}");
-    // What has been heard is kept to be sent again, within the same bounds.
+    // Received messages are kept for repetition, within the same bounds.
     for _ in 0..500 {
         while !sender.has_room(node, large, LARGE) {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -219,7 +220,7 @@ fn rings() -> Message {
     Message::Rings { call: CallId::generate(Clock::System.now()), have: 0 }
 }
 
-/// What comes in until something does that is no message.
+/// All messages until the first inbound item of another kind.
 async fn messages_until_reset(inbox: &mut mpsc::Receiver<Inbound>) -> Vec<Message> {
     let mut messages = Vec::new();
     loop {
@@ -235,7 +236,7 @@ async fn messages_until_reset(inbox: &mut mpsc::Receiver<Inbound>) -> Vec<Messag
     }
 }
 
-/// Waits for this very message, whatever comes before.
+/// Waits for this message and ignores those before it.
 async fn arrives(inbox: &mut mpsc::Receiver<Inbound>, expected: &Message) {
     let arrival = async {
         while !matches!(inbox.recv().await, Some(Inbound::Message(_, got)) if got == *expected) {}
@@ -253,7 +254,7 @@ async fn more_messages_than_wait_for_a_frozen_redis_are_dropped_loudly_and_the_r
     for message in &sent {
         sender.send(node, message.clone());
     }
-    // Longer than a command may take: some are given up on and sent again.
+    // Longer than the command time-out: some publishes are abandoned and repeated.
     tokio::time::sleep(Duration::from_secs(4)).await;
     server.thaw();
     let last = rings();
@@ -261,7 +262,7 @@ async fn more_messages_than_wait_for_a_frozen_redis_are_dropped_loudly_and_the_r
 
     let mut got = messages_until_reset(&mut inbox).await;
     while got.len() < FIT {
-        // Being back is news too.
+        // The reconnection reports a reset as well.
         got.extend(messages_until_reset(&mut inbox).await);
     }
     assert_eq!(got[..], sent[..got.len()]);
@@ -280,7 +281,8 @@ async fn a_node_that_does_not_keep_up_says_that_it_missed_something_and_goes_on(
             r#"{{"v":1,"from":"{peer}","content":{{"frame":{{"link":1,"first":{number},"oldest":0,"messages":[{{"rings":{{"call":"{call}","have":{number}}}}}]}}}}}}"#
         )
     };
-    // As a sender says how far it is, twice a second, when it keeps none of it any more.
+    // The progress that a sender reports twice a second when it no longer keeps any of the
+    // messages.
     let progress = format!(
         r#"{{"v":1,"from":"{peer}","content":{{"frame":{{"link":1,"first":{MORE_THAN_ALL_BUFFERS},"oldest":{MORE_THAN_ALL_BUFFERS},"messages":[]}}}}}}"#
     );

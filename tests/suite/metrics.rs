@@ -1,4 +1,4 @@
-//! docs/reference/metrics.md lists every metric, and no other.
+//! Checks that docs/reference/metrics.md lists every metric and no other.
 
 use std::{collections::BTreeSet, fs, path::Path};
 

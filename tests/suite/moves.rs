@@ -1,4 +1,4 @@
-//! Stories of devices that move from node to node.
+//! Tests of the driver with devices that move between nodes.
 
 use std::{iter, str::FromStr, time::Duration};
 
@@ -57,7 +57,7 @@ async fn a_device_may_go_from_node_to_node_and_back() {
 async fn a_message_to_a_socket_that_is_just_being_lost_waits_too() {
     for count in NODE_COUNTS {
         let (cluster, _) = TestCluster::in_call(count, &["a1", "b1"]).await;
-        // The socket is closed, and the driver has not been told yet.
+        // The socket is closed, and the driver has not been notified yet.
         cluster.node_of("a1").sink.sockets.lock().unwrap().clear();
         cluster.signal("b1", "a", Signal::Candidate, "between").await.unwrap();
         cluster.leave("a1", true).await;
@@ -66,7 +66,7 @@ async fn a_message_to_a_socket_that_is_just_being_lost_waits_too() {
     }
 }
 
-/// A candidate on its way between nodes.
+/// A candidate in flight between nodes.
 fn candidate(call: CallId, version: u64, from: Role, text: &str) -> Relay {
     Relay {
         call,
@@ -81,7 +81,7 @@ fn candidate(call: CallId, version: u64, from: Role, text: &str) -> Relay {
     }
 }
 
-/// What has come to a node that the test plays by hand.
+/// The messages that a node received whose part the test plays.
 fn come(inbox: &mut mpsc::Receiver<Inbound>) -> Vec<Message> {
     let next = || match inbox.try_recv().ok()? {
         Inbound::Message(_, message) => Some(message),
@@ -99,7 +99,7 @@ fn candidates(messages: &[Message]) -> Vec<String> {
     messages.iter().filter_map(text).collect()
 }
 
-/// Places a call from `a1` on a node that the test plays by hand to `b`.
+/// Places a call from `a1`, on a node whose part the test plays, to `b`.
 async fn placed_elsewhere(cluster: &TestCluster, elsewhere: &Memory) -> CallId {
     let now = Timestamp::from_millis(1_800_000_000_000);
     let caller = UserId::from_str("a").unwrap();
@@ -119,7 +119,7 @@ async fn placed_elsewhere(cluster: &TestCluster, elsewhere: &Memory) -> CallId {
     call.id
 }
 
-/// A call of a caller on the node `elsewhere`, answered by b1 on the cluster's only one.
+/// A call of a caller on the node `elsewhere`, answered by `b1` on the cluster's only node.
 async fn answered_from_elsewhere(cluster: &TestCluster, elsewhere: &Memory) -> CallId {
     let id = placed_elsewhere(cluster, elsewhere).await;
     let ringing = elsewhere.load(id).await.unwrap().unwrap();
@@ -216,7 +216,7 @@ async fn what_was_sent_to_every_ringing_node_reaches_who_answered_once() {
     for name in ["b1", "b2"] {
         assert_eq!(cluster.heard(name)[0], "incoming");
     }
-    // Sent before the caller's node had heard of the answer.
+    // Sent before the caller's node knew of the answer.
     for node in &cluster.nodes {
         let relay = Relay { to_ringing: true, ..candidate(call, 1, Role::Caller, "late") };
         elsewhere.send(node.id, Message::Relay(relay));
@@ -226,7 +226,7 @@ async fn what_was_sent_to_every_ringing_node_reaches_who_answered_once() {
     assert_eq!(cluster.heard("b2"), [""; 0]);
 }
 
-/// A call from `a1`, on the one node of the cluster, that was answered on a node that the test plays by hand.
+/// A call from `a1`, on the cluster's only node, answered on a node whose part the test plays.
 async fn answered_elsewhere(cluster: &TestCluster, elsewhere: &Memory) -> Call {
     let id = cluster.initiate("a1", "b").await.unwrap();
     let ringing = elsewhere.load(id).await.unwrap().unwrap();
@@ -237,7 +237,7 @@ async fn answered_elsewhere(cluster: &TestCluster, elsewhere: &Memory) -> Call {
     call
 }
 
-/// Commits what `event` makes of a call on a node that the test plays by hand. No other node hears of it.
+/// Commits the result of `event` on a node whose part the test plays. No other node is notified.
 async fn changed(elsewhere: &Memory, call: &Call, event: &Event) -> Call {
     let next = RULES.apply(call, event, elsewhere.node(), call.updated_at).unwrap();
     elsewhere.commit(Change { call: next.clone(), claims: Vec::new() }).await.unwrap();
@@ -253,7 +253,8 @@ async fn what_comes_back_from_a_lost_devices_node_comes_before_what_was_sent_lat
     for text in ["one", "two"] {
         cluster.signal("a1", "b", Signal::Candidate, text).await.unwrap();
     }
-    // The link to that node is slow: it loses the device before it has heard these, and passes them back.
+    // The link to that node is slow: the node loses the device before it has received these, and
+    // returns them.
     let device = Device { node: elsewhere.node(), ..cluster.device("b1") };
     let lost = changed(&elsewhere, &call, &Event::Gone { device, may_return: true }).await;
     elsewhere.send(here, Message::Call(Box::new(lost.clone())));
@@ -310,7 +311,8 @@ async fn what_a_node_that_stood_still_gives_back_comes_before_what_was_sent_mean
     cluster.settle().await;
     cluster.signal("a1", "b", Signal::Candidate, "later").await.unwrap();
     cluster.pass(Duration::from_secs(3)).await;
-    // It goes on, and finds that its device was taken for lost before it could pass the first one on.
+    // The node continues, and finds that its device was marked lost before it could relay the first
+    // message.
     let back = changed(&elsewhere, &lost, &Event::Stayed(device)).await;
     elsewhere.send(here, Message::Call(Box::new(back.clone())));
     cluster.settle().await;
@@ -335,7 +337,7 @@ async fn what_comes_for_a_device_that_was_only_taken_for_lost_waits_where_it_is(
     let active = elsewhere.load(id).await.unwrap().unwrap();
     let gone = Event::Gone { device: cluster.device("b1"), may_return: true };
     let lost = changed(&elsewhere, &active, &gone).await;
-    // It cannot say at once that it is here.
+    // It cannot restore the device at once.
     cluster.nodes[0].fail_next(1);
     come(&mut inbox);
     let hears_of_it = || elsewhere.send(here, Message::Call(Box::new(lost.clone())));
@@ -427,7 +429,7 @@ async fn a_device_that_is_back_first_keeps_its_call_from_another_of_its_user() {
     let to = "c".parse().unwrap();
     let initiate =
         Initiate { to, call_type: CallType::Audio, caller_info: None, client_call_id: None };
-    // It begins another call, and is overtaken by the device that is back.
+    // The device begins another call, while another device of its user returns.
     let (placed, ()) = tokio::join!(calls.initiate(&device, initiate), cluster.join("a1+"));
     assert_eq!(placed.map(|call| call.id), Err(Refusal::CallInProgress(id).into()));
     assert_eq!(cluster.heard("a1+"), ["resumed"]);
@@ -462,7 +464,7 @@ async fn late_news_of_an_earlier_version_do_not_make_a_node_forget_its_device() 
     let (here, (elsewhere, _inbox)) =
         (cluster.nodes[0].id, cluster.hub.node(NodeId::generate(Timestamp::from_millis(0))));
     let call = answered_elsewhere(&cluster, &elsewhere).await;
-    // The caller's device goes to the other node, is lost there, and comes back.
+    // The caller's device moves to the other node, is lost there, and returns.
     cluster.leave("a1", true).await;
     let there = Device { node: elsewhere.node(), ..cluster.device("a1") };
     let lost = elsewhere.load(call.id).await.unwrap().unwrap();

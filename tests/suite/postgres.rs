@@ -1,4 +1,4 @@
-//! What only a Postgres can do, or do wrong.
+//! Tests of behaviour that only Postgres has: partitions, locks, plans, versions, TLS.
 
 use std::{path::Path, pin::pin, process::Command, sync::Arc, time::Duration};
 
@@ -103,7 +103,8 @@ async fn what_waiting_cannot_mend_is_said_and_what_it_can_is_waited_for() {
     assert_eq!(away.to_string(), "it does not answer");
 }
 
-/// Where each connection is answered with this and closed, as far as the client says something first.
+/// Listens, and answers each connection with these bytes and closes it, one reply per request of
+/// the client.
 async fn answering(answers: &'static [&'static [u8]]) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -182,7 +183,7 @@ async fn each_month_has_its_partition_made_ahead_or_when_it_is_needed() {
         partitions(),
         "calls_2027_02 calls_2027_03 calls_2027_04 calls_2027_05 calls_2027_06"
     );
-    // A row of a month that is gone comes late.
+    // A late row of a month whose partition is gone.
     postgres.save(&rows).await.unwrap();
     assert_eq!(postgres.list(&all_of("anna")).await.unwrap().len(), 3);
 }
@@ -214,7 +215,7 @@ async fn many_nodes_may_make_partitions_at_once() {
     assert_eq!(database.ask("SELECT count(*) FROM calls"), "1");
 }
 
-/// Somebody else in the database, who has done this.
+/// Another session of the database, with this statement executed.
 async fn somebody(database: &Database, did: &'static str) -> PgConnection {
     let mut session = PgConnection::connect(&database.url).await.unwrap();
     session.execute(did).await.unwrap();
@@ -257,7 +258,7 @@ async fn a_drop_that_would_wait_holds_up_no_page_and_is_done_later() {
 #[tokio::test]
 async fn partitions_that_somebody_else_made_are_used_and_left_alone() {
     let (postgres, database) = migrated().await;
-    // The default one has a row of February, so that none can be made for the month.
+    // The default partition has a row of February, so the month's partition cannot be created.
     database.ask(
         "CREATE TABLE calls_default PARTITION OF calls DEFAULT; \
          CREATE TABLE calls_2026_q3 PARTITION OF calls \
@@ -291,7 +292,7 @@ async fn readers_that_wait_hold_up_no_writer_and_do_not_go_on_when_nobody_waits_
         })
         .collect();
     let waiting = async || -> usize {
-        // The question blocks: meanwhile the readers could not ask theirs.
+        // While this statement waits for its lock, readers would wait behind it.
         tokio::time::sleep(Duration::from_millis(50)).await;
         let count = "SELECT count(*) FROM pg_stat_activity \
                      WHERE datname = current_database() AND wait_event_type = 'Lock'";
@@ -330,7 +331,7 @@ async fn nonsense_is_refused_by_the_schema_itself() {
     }
 }
 
-/// A million calls of 1,000 users over a year; user 7 made or got many of them.
+/// A million calls of 1,000 users in a year; user 7 is a party of many.
 const A_MILLION_CALLS: &str = "
     SELECT calls_make_partition(timestamptz '2027-01-01Z' + n * interval '1 month')
     FROM generate_series(0, 12) AS n;
@@ -367,7 +368,7 @@ async fn a_page_among_a_million_calls_is_read_along_an_index() {
             values = format!("{values}, '{other}'");
             types += ", text";
         }
-        // As the service asks: prepared, and planned once for all values.
+        // As the service runs it: prepared, with a generic plan.
         let plan = database.ask(&format!(
             "SET plan_cache_mode = force_generic_plan; PREPARE page ({types}) AS {sql}; \
              EXPLAIN (ANALYZE, BUFFERS, COSTS OFF, TIMING OFF, SUMMARY OFF) \
@@ -382,12 +383,12 @@ async fn a_page_among_a_million_calls_is_read_along_an_index() {
             .map_or("0", |(_, rest)| rest.split(' ').next().unwrap_or_default())
             .parse()
             .unwrap();
-        // 102 rows and the way down a few trees; the user has 200,000 rows in 20,000 blocks.
+        // 102 rows and a path through a few indexes. The user has 200,000 rows in 20,000 blocks.
         assert!(blocks < 1_000, "{what} read {blocks} blocks: {plan}");
     }
 }
 
-/// Makes an authority, and a certificate of it for 127.0.0.1.
+/// Creates a certificate authority, and a certificate for 127.0.0.1.
 fn make_certificates(folder: &Path) {
     let script = "
         openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 \
@@ -418,7 +419,7 @@ async fn connections_are_encrypted_and_checked_as_the_address_says() {
     let works = async |parameters: &str| {
         let opened = Postgres::open(&format!("{url}?{parameters}")).await;
         match opened {
-            // It came so far as to look for the schema.
+            // The connection worked as far as the check of the schema.
             Err(OpenError::Behind) => true,
             Err(OpenError::Refused(_)) => false,
             other => panic!("{parameters}: {other:?}"),

@@ -1,4 +1,4 @@
-//! A Postgres of the tests' own: one server for all that run at the same time, a database for each.
+//! A Postgres for tests: one server for all tests that run at the same time, a database for each.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use std::{
 
 use crate::redis_server::{free_port, wait_until};
 
-/// A server that goes with the last test that uses it.
+/// A server that stops with the last test that uses it.
 pub struct PostgresServer {
     process: Child,
     port: u16,
@@ -44,7 +44,7 @@ impl Database {
         Self { server, name, url }
     }
 
-    /// What a statement answers.
+    /// The result of a statement.
     pub fn ask(&self, sql: &str) -> String {
         self.server.psql(&self.name, sql).unwrap_or_else(|| panic!("it is refused: {sql}"))
     }
@@ -59,7 +59,7 @@ impl PostgresServer {
         Self::start_in(tempfile::tempdir().unwrap(), settings)
     }
 
-    /// Starts in a folder that holds files for it already.
+    /// Starts in a folder that already holds files for the server.
     pub fn start_in(folder: tempfile::TempDir, settings: &[&str]) -> Self {
         let data = folder.path().join("data");
         let port = free_port();
@@ -88,13 +88,13 @@ impl PostgresServer {
         format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
     }
 
-    /// Takes no new session from now on, and stops when those that there are end.
+    /// Refuses new sessions from now on, and stops when the present ones end.
     pub fn shut_down(&self) {
         assert!(run(Command::new("kill").args(["-TERM", &self.process.id().to_string()])));
         wait_until("Postgres takes nobody", || self.psql("postgres", "SELECT 1").is_none());
     }
 
-    /// What a statement answers; None if it is refused.
+    /// The result of a statement; `None` if it fails.
     fn psql(&self, database: &str, sql: &str) -> Option<String> {
         let mut psql = Command::new("psql");
         psql.args(["-qtAX", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d", database, "-c", sql]);
@@ -106,7 +106,8 @@ impl PostgresServer {
 
 impl Drop for PostgresServer {
     fn drop(&mut self) {
-        // An immediate stop (SIGQUIT): a kill would leave its children and shared memory behind.
+        // An immediate stop (SIGQUIT). SIGKILL would leave child processes and shared memory
+        // behind.
         assert!(run(Command::new("kill").args(["-QUIT", &self.process.id().to_string()])));
         self.process.wait().expect("it is ours");
     }
@@ -121,7 +122,7 @@ fn is_root() -> bool {
     id.stdout.starts_with(b"0\n")
 }
 
-/// One of Postgres' own programs, as a user who is not root.
+/// A program of Postgres, run by a user that is not root.
 fn unprivileged(program: &str, folder: &Path) -> Command {
     let program = installed(program);
     let mut command = if is_root() {
@@ -135,7 +136,7 @@ fn unprivileged(program: &str, folder: &Path) -> Command {
     command
 }
 
-/// Debian keeps the server's programs off the path.
+/// Debian installs the server's programs outside of the path.
 fn installed(program: &str) -> PathBuf {
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let mut found: Vec<_> =

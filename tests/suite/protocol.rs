@@ -1,4 +1,4 @@
-//! What clients send, decoded: good input gives an event, bad input names the field.
+//! Tests of decoding: valid input gives an event, invalid input an error that names the field.
 
 use serde_json::{Value, json, value::RawValue};
 use switchboard::{
@@ -12,7 +12,7 @@ fn decode(name: &str, payload: &Value) -> Result<ClientEvent, (ErrorType, String
         .map_err(|bad| (bad.error_type, bad.message))
 }
 
-/// A payload that each event takes.
+/// A valid payload for each event.
 fn good() -> Vec<(&'static str, Value)> {
     let id = "01890a5d-ac96-774b-bcce-b302099a8057";
     vec![
@@ -130,7 +130,7 @@ fn a_whole_number_is_the_user_of_its_decimal_text() {
         let connected = ClientEvent::decode("user-connected", Some(id), &Sizes::default()).unwrap();
         assert_eq!(connected, ClientEvent::UserConnected { user: text.parse().unwrap() });
     }
-    // Not every client can tell these from their neighbours.
+    // Some clients cannot distinguish these numbers from their neighbours.
     for id in ["9007199254740992", "-9007199254740992", "18446744073709551616", "1.5", "1e400"] {
         let error = named(id).unwrap_err();
         assert!(error.starts_with("toUserId: expected"), "{id}: {error}");

@@ -1,5 +1,4 @@
-//! How a node gets well again when it has much to do with the cluster: what it costs, and what it does not
-//! hold up.
+//! Tests of a node's recovery with many users: its cost, and that it blocks nothing else.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,7 +23,7 @@ fn users(from: usize, count: usize) -> Vec<UserId> {
     (from..from + count).map(|number| format!("user{number}").parse().unwrap()).collect()
 }
 
-/// So many devices, which all join this node.
+/// Joins this many devices to the node.
 async fn crowd(calls: &Calls, sink: &RecordingSink, count: usize) -> Vec<Device> {
     let mut devices = Vec::new();
     for number in 0..count {
@@ -42,7 +41,7 @@ async fn crowd(calls: &Calls, sink: &RecordingSink, count: usize) -> Vec<Device>
     devices
 }
 
-/// Has a node hear that the shared state has forgotten it.
+/// Reports to the node that the shared state has forgotten it.
 async fn reset(node: &Node) {
     let (resets, inbox) = mpsc::channel(1);
     resets.send(Inbound::Reset).await.unwrap();
@@ -64,7 +63,7 @@ async fn a_node_that_redis_has_forgotten_is_back_with_a_few_scripts() {
         calls.subscribe(device.socket, &users(from, 500)).await.unwrap();
     }
     server.run(&["FLUSHALL"]);
-    // Its heartbeat finds that out.
+    // The heartbeat detects it.
     let reset = inbox.recv().await.unwrap();
     assert!(matches!(reset, Inbound::Reset));
     let (resets, again) = mpsc::channel(1);

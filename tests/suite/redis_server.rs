@@ -1,4 +1,4 @@
-//! A Redis of a test's own: private ports and folder, gone with the test.
+//! A Redis for one test, with private ports and folder, removed with the test.
 
 use std::{
     fs,
@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// One Redis, or several that belong together.
+/// One Redis, or several that form a Cluster or a Sentinel group.
 pub struct RedisServer {
     processes: Vec<Child>,
     ports: Vec<u16>,
@@ -77,14 +77,14 @@ impl RedisServer {
         server
     }
 
-    /// Kills the server that was started first: the master.
+    /// Kills the first server, which is the master.
     pub fn kill_first(&mut self) {
         let mut first = self.processes.remove(0);
         first.kill().expect("it is ours");
         first.wait().expect("it is ours");
     }
 
-    /// Stops the first server where it is, until it is thawed.
+    /// Freezes the first server until `thaw`.
     pub fn freeze(&self) {
         self.signal("-STOP");
     }
@@ -100,7 +100,7 @@ impl RedisServer {
         assert!(sent.success());
     }
 
-    /// Publishes all of these on a sharded channel, and returns when they have been passed on.
+    /// Publishes all of these on a sharded channel, and returns when Redis has distributed them.
     pub fn flood(&self, channel: &str, messages: impl Iterator<Item = String>) {
         let port = self.ports[0];
         let mut command = Command::new("redis-cli");
@@ -149,7 +149,7 @@ impl RedisServer {
         owner.and_then(|line| line.split(' ').next()).unwrap_or_default().to_owned()
     }
 
-    /// What the first server answers to a command.
+    /// The first server's reply to a command.
     pub fn run(&self, command: &[&str]) -> String {
         Self::cli(self.ports[0], command).trim().to_owned()
     }
@@ -197,7 +197,7 @@ impl Drop for RedisServer {
     }
 }
 
-/// A port that no other test of this process has, below those that the system gives out. A Redis
+/// A port that no other test of this process uses, below the range of ephemeral ports. A Redis
 /// Cluster adds 10,000 to it for its bus.
 pub fn free_port() -> u16 {
     static TAKEN: AtomicU32 = AtomicU32::new(0);
@@ -221,7 +221,7 @@ pub fn wait_until(what: &str, is_so: impl Fn() -> bool) {
     }
 }
 
-/// Whether a server answers `command` with something that holds `expected`.
+/// Whether a server's reply to `command` contains `expected`.
 fn says(port: u16, command: &str, expected: &str) -> bool {
     let answer = || -> std::io::Result<String> {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;

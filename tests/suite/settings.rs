@@ -1,5 +1,5 @@
-//! docs/reference/settings.md has a row for each setting, and docs/reference/limits.md one for each limit, as
-//! the code has them. `make settings` writes the first of them.
+//! Checks docs/reference/settings.md and docs/reference/limits.md against the code. `make settings`
+//! writes the former.
 
 use std::{env, fmt::Write as _, fs, path::PathBuf};
 

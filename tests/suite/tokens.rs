@@ -1,4 +1,4 @@
-//! Keys and tokens for tests, good ones and bad ones: made here, not by the code that checks them.
+//! Keys and tokens for tests, valid and invalid. They are made here, not by the code under test.
 
 use std::{path::Path, process::Command};
 
@@ -11,7 +11,7 @@ pub const SECRET: &str = "a secret that is 32 bytes or more";
 pub const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
 pub const NOW_S: u64 = 1_800_000_000;
 
-/// A private key that openssl has made, and its public half.
+/// A private key made by openssl, and its public half.
 pub struct Pair {
     kind: &'static str,
     private: Vec<u8>,
@@ -54,7 +54,7 @@ impl Pair {
         format!("-----BEGIN PRIVATE KEY-----\n{lines}\n-----END PRIVATE KEY-----\n")
     }
 
-    /// The public key as a key set has it.
+    /// The public key as a JWK.
     pub fn jwk(&self, kid: &str) -> Value {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("public.pem");
@@ -109,7 +109,7 @@ impl Pair {
     }
 }
 
-/// A token that is signed with a shared secret.
+/// A token signed with a shared secret.
 pub fn hs256(secret: &str, claims: &Value) -> String {
     token(&json!({"alg": "HS256"}), claims, |message| mac(secret.as_bytes(), message))
 }

@@ -1,4 +1,5 @@
-//! What a client asks is carried out, and the answer of the shared state is lost: it is told to try again.
+//! Tests of commits whose reply is lost: the operation was applied, and the client was asked to
+//! retry.
 
 use std::time::Duration;
 
@@ -13,11 +14,12 @@ use switchboard::{
 use crate::harness::{NODE_COUNTS, RULES, TestCluster, socket};
 
 const REFUSED: Failure = Failure::Unavailable(Unavailable);
-/// Longer than a sweep takes to find a call that was written, and shorter than it waits for its caller.
+/// Longer than a sweep needs to find an applied call, and shorter than it waits for the caller's
+/// retry.
 const A_SECOND: Duration = Duration::from_secs(1);
 const TOO_LATE: Duration = Duration::from_secs(4);
 
-/// `a1` has begun a call to `b` under the name `x`, and was told that it failed.
+/// `a1` has initiated a call to `b` with the `clientCallId` `x`, and was told that it failed.
 async fn a_call_that_was_written(count: usize) -> TestCluster {
     let cluster = TestCluster::with(count, &["a1", "b1", "b2"]).await;
     cluster.node_of("a1").lose_answer_of("commit");
@@ -131,7 +133,7 @@ async fn an_end_of_a_node_that_died_is_told_by_the_one_that_is_asked_again() {
             let (cluster, id) = TestCluster::in_call(count, &["a1", "b1", "a3"]).await;
             let is_elsewhere = |name| cluster.node_of(name).id != cluster.node_of(asks).id;
             if asks == "a3" && !(is_elsewhere("a1") && is_elsewhere("b1")) {
-                // Its node must never have heard of the call.
+                // Its node must not know the call.
                 continue;
             }
             let (dead, _inbox) = cluster.hub.node(NodeId::generate(Clock::System.now()));
@@ -200,7 +202,7 @@ async fn a_device_that_could_not_be_told_of_its_call_when_it_joined_is_told_by_t
     }
 }
 
-/// `c1` watches `a` and `b`, who are in a call with each other if `in_call`.
+/// `c1` watches `a` and `b`; if `in_call`, those are in a call with each other.
 async fn watched(count: usize, in_call: bool) -> TestCluster {
     let names = ["a1", "b1", "c1"];
     let cluster = if in_call {
@@ -233,7 +235,7 @@ async fn presence_after_a_connect_or_a_disconnect_is_told_to_those_who_watch() {
         let (node, device) = (cluster.node_of("b1"), cluster.device("b1"));
         node.lose_answer_of("attach");
         assert_eq!(node.calls.join(&device).await, Err(Unavailable));
-        // Its client tries again, and finds itself online.
+        // The client tries again and finds itself online.
         cluster.join("b1").await;
         cluster.pass(A_SWEEP).await;
         assert_eq!(cluster.heard("c1"), ["presence:update online"]);
