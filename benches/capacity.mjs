@@ -3,13 +3,13 @@
 import { readFileSync } from 'node:fs';
 import { MIXED_RATE } from './measurements.mjs';
 
-/** What `make bench-scale` measured of presence last. */
+/** The last results of the presence part of `make bench-scale`. */
 const presence = JSON.parse(readFileSync(new URL('scale/presence.json', import.meta.url)));
 
 const USERS = [100_000, 1_000_000, 10_000_000];
 const CALLS_PER_USER_AND_HOUR = 0.5;
 const CONNECTIONS_PER_USER_AND_HOUR = 2;
-/** Users whom each one watches, and by whom each one is watched, all of them connected. */
+/** The number of users whom each user watches, and of users who watch each, all of them connected. */
 const CONTACTS = Number(process.env.CONTACTS ?? 50);
 const CALL_S = 180;
 /** Ended calls stay in Redis for a minute. */

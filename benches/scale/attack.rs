@@ -1,5 +1,6 @@
-//! Who tries to drown a node, with nothing but sockets and requests that the default limits allow. A
-//! process of its own, which steps back for the calls that are measured beside it.
+//! The attackers: clients that try to overload a node with nothing but sockets and requests that
+//! the default limits allow. They run in a process of their own with a lower priority than the
+//! measured calls.
 
 use std::{
     future::Future,
@@ -23,17 +24,17 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::socket::{Pair, Socket, sdp};
 
-/// As fast as the limit on a socket's events allows: 200 in 4 s.
+/// The fastest pace that the limit on a socket's events allows: 200 in 4 s.
 const PACE: Duration = Duration::from_millis(20);
-/// Frames in one write of who has no pace.
+/// The number of frames in one write of an attack without a pace.
 const BATCH: u64 = 64;
-/// How long a connection that was refused or closed waits before the next one.
+/// The delay before a connection that was refused or closed is opened again.
 const AGAIN: Duration = Duration::from_millis(250);
 const IDS: usize = 500;
 const OFFER_BYTES: usize = 60_000;
 const LARGE_BYTES: usize = 255 * 1024;
 
-/// The attacks by name, and what each is made of.
+/// The attacks: name and description.
 pub const ATTACKS: [(&str, &str); 13] = [
     (
         "presence-4",
@@ -75,14 +76,14 @@ impl Counts {
     }
 }
 
-/// What all of an attack's tasks share.
+/// State that all tasks of an attack share.
 #[derive(Clone)]
 struct Attack {
     urls: Vec<String>,
     counts: Arc<Counts>,
 }
 
-/// `attack NAME SECONDS URL…`: prints what became of it.
+/// `attack NAME SECONDS URL…`: runs the attack and prints its counts.
 pub async fn run(arguments: &[String]) -> Result<()> {
     let [name, seconds, urls @ ..] = arguments else { bail!("attack: NAME SECONDS URL…") };
     let until = Instant::now() + Duration::from_secs(seconds.parse()?);
@@ -161,7 +162,7 @@ impl Attack {
         Ok(())
     }
 
-    /// Goes on with so many connections, each again when it has ended.
+    /// Keeps this many connections running, and replaces each one that ends.
     fn each<F>(
         &self,
         tasks: &mut JoinSet<()>,
@@ -173,7 +174,7 @@ impl Attack {
         for number in 0..number {
             let (attack, with) = (self.clone(), with.clone());
             tasks.spawn(async move {
-                // Not all in the same moment.
+                // Spreads the connections over time.
                 tokio::time::sleep(Duration::from_micros(u64::from(number) * 500)).await;
                 loop {
                     if with(attack.clone(), number).await.is_err() {
@@ -201,7 +202,7 @@ impl Attack {
     fn presence(&self, tasks: &mut JoinSet<()>, sockets: u32, users: u32, is_changing: bool) {
         self.each(tasks, sockets, move |attack, number| async move {
             let user = number % users;
-            // All on one node: the other one is where the calls' other ends are.
+            // All on one node; the other node has the callees of the measured calls.
             let url = attack.url(0).to_owned();
             let name = format!("mallory-{user}");
             let mut socket = Socket::connect(&url, &name, address(number)).await?;
@@ -223,7 +224,7 @@ impl Attack {
         });
     }
 
-    /// An event each 20 ms, whether earlier ones have been answered or not.
+    /// An event each 20 ms, without waiting for replies.
     async fn paced(&self, client: &mut Client, frame: impl Fn(u64) -> String) -> Result<()> {
         let mut ticks = tokio::time::interval(PACE);
         let mut number = 0;
@@ -245,7 +246,7 @@ impl Attack {
         }
     }
 
-    /// Many events with an ack, and the next when those are answered.
+    /// Many events with an ack each; the next batch when all of them have been acknowledged.
     async fn asking(&self, client: &mut Client, frame: impl Fn(u64) -> String) -> Result<()> {
         loop {
             client.send_all((0..BATCH).map(&frame)).await?;
@@ -259,7 +260,7 @@ impl Attack {
         }
     }
 
-    /// Requests as fast as they are answered, many at a time on each of 4 connections.
+    /// HTTP requests without a pause, many at a time, on each of 4 connections.
     fn requests(&self, tasks: &mut JoinSet<()>, path: String) {
         self.each(tasks, 4, move |attack, number| {
             let path = path.clone();
@@ -304,7 +305,7 @@ impl Attack {
         }
     }
 
-    /// The library's framing sends whole messages only.
+    /// Raw frames, because the library sends whole messages only.
     async fn unjoined(&self, number: u32) -> Result<()> {
         let socket = TcpSocket::new_v4()?;
         socket.bind((Ipv4Addr::new(127, 66, 0, u8::try_from(number % 5)? + 1), 0).into())?;
@@ -322,7 +323,7 @@ impl Attack {
             Counts::add(&self.counts.refused, 1);
             bail!("it is refused");
         }
-        // A text message, masked with zeros, that is a KiB longer than what is sent of it.
+        // A masked text message whose header announces one KiB more than is sent.
         let mut frame = vec![0x81, 0x80 | 127];
         frame.extend_from_slice(&(LARGE_BYTES as u64 + 1_024).to_be_bytes());
         frame.extend_from_slice(&[0; 4]);
@@ -372,7 +373,7 @@ impl Attack {
             Counts::add(&self.counts.sent, 1);
             tokio::time::sleep(PACE).await;
         }
-        // Until the ringing time is over, and the next call.
+        // Waits until the ringing time has ended, then places the next call.
         let (caller, callee) = (&mut pair.caller.client, &mut pair.callee.client);
         loop {
             tokio::select! {
@@ -390,7 +391,7 @@ impl Attack {
         }
     }
 
-    /// The user whom all watch, and those who call: each within the limit on calls of one user.
+    /// The user whom all watch, and its callers: each stays within the limit on calls of one user.
     async fn star(&self) -> Result<()> {
         let mut star = self.connect(0, "star").await?;
         let mut callers = Vec::new();

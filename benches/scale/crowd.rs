@@ -1,5 +1,6 @@
-//! Tens of thousands of sockets that are there and watch their contacts. A process holds no more than
-//! it may have files open, so a crowd is several processes; each says on its output what its sockets hear.
+//! The crowd: tens of thousands of idle sockets that watch their contacts. It runs in several
+//! processes, because the number of open files of a process is limited; each prints the events that
+//! its sockets receive.
 
 use std::{
     io::{BufRead, BufReader, Write as _},
@@ -19,23 +20,23 @@ use crate::{
     socket::{Socket, source},
 };
 
-/// Most sockets of one process.
+/// The most sockets of one process.
 const IN_A_PROCESS: usize = 8_000;
 const AT_ONCE: usize = 64;
-/// Sockets from one address: below the limit on handshakes in 10 s.
+/// The number of sockets per address, which stays below the limit on handshakes in 10 s.
 const TO_AN_ADDRESS: u32 = 400;
 const HEARD: usize = 100_000;
-/// How long a crowd may take to be there: loaded machines need a while.
+/// The longest time that connecting a crowd may take on a loaded machine.
 const GATHER: Duration = Duration::from_mins(5);
 
-/// Users `c0` to `c<sockets - 1>`. Each watches one of the others, and, so that no two watch the same,
-/// users `w<number>` who are elsewhere.
+/// Users `c0` to `c<sockets - 1>`. Each watches one of the others, and some users `w<number>` on
+/// another node, whom no other member watches.
 pub struct Crowd {
     _processes: Vec<(Process, ChildStdin)>,
     heard: mpsc::Receiver<Heard>,
 }
 
-/// What a socket of the crowd was sent.
+/// An event that a socket of the crowd received.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Heard {
     Ready,
@@ -43,11 +44,11 @@ pub enum Heard {
     Online(String),
     /// A call rings at this member.
     Incoming(u32),
-    /// So many of a process' sockets were closed in the last moment.
+    /// This many sockets of a process were closed since the last report.
     Closed(usize),
 }
 
-/// The number of the watched user that is the `nth` one of a member.
+/// The name of the `nth` watched user of a member.
 pub fn watched(member: u32, nth: u32, watches: u32) -> String {
     format!("w{}", member * watches + nth)
 }
@@ -81,7 +82,7 @@ impl Crowd {
                     }
                 }
             });
-            // One after the other: the server's own bounds are not what is measured.
+            // One after the other, so that the server's own bounds on handshakes are not measured.
             let ready = async {
                 loop {
                     match heard.recv().await {
@@ -102,7 +103,7 @@ impl Crowd {
         self.heard.recv().await
     }
 
-    /// Forgets what has been heard so far; answers how many sockets were closed.
+    /// Discards all events so far, and returns the number of sockets that were closed.
     pub fn catch_up(&mut self) -> usize {
         let mut closed = 0;
         while let Ok(heard) = self.heard.try_recv() {
@@ -126,7 +127,7 @@ impl Heard {
     }
 }
 
-/// A process of a crowd. It ends when its input does.
+/// One process of a crowd. It ends when its standard input ends.
 pub async fn run(arguments: &[String]) -> Result<()> {
     let [url, numbers @ ..] = arguments else { bail!("crowd: URL FIRST COUNT WATCHES SOCKETS") };
     let numbers: Vec<u32> =
@@ -192,7 +193,7 @@ async fn join(url: &str, member: u32, watches: u32, sockets: u32) -> Result<(u32
     Ok((member, socket))
 }
 
-/// Says what comes that somebody waits for.
+/// Prints the events that a measurement waits for.
 async fn stay((member, mut socket): (u32, Socket), say: mpsc::Sender<String>) {
     while let Ok(packet) = socket.client.packet().await {
         let line = match event_name(&packet) {

@@ -1,5 +1,5 @@
-//! What many nodes cost Redis that have little to do; and what it costs to be marked present while
-//! others watch.
+//! Measures the cost for Redis of many nodes with little load, and of presence writes for a user
+//! whom many nodes watch.
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -17,9 +17,9 @@ const SOURCE: Ipv4Addr = Ipv4Addr::new(127, 99, 0, 1);
 const SETTLE: Duration = Duration::from_secs(5);
 const MEASURED: Duration = Duration::from_secs(20);
 const SIZES: [usize; 3] = [2, 8, 32];
-/// How many connections come and go.
+/// The number of connections that open and close.
 const MARKED: u32 = 300;
-/// More than a few of the smallest are noise.
+/// The largest ratio to the smallest size that still counts as flat; less is noise.
 const FLAT: f64 = 1.5;
 
 pub fn names(table: &str) -> Vec<String> {
@@ -47,7 +47,7 @@ async fn start(count: usize, redis: &Redis) -> Result<Vec<Node>> {
     Ok(nodes)
 }
 
-/// Every node has a call with every other one, in which nothing happens.
+/// Every node has an idle call with every other one.
 pub async fn idle(results: &mut Results) -> Result<()> {
     let mut least: Option<(f64, f64)> = None;
     for size in SIZES {
@@ -97,7 +97,7 @@ pub async fn idle(results: &mut Results) -> Result<()> {
     Ok(())
 }
 
-/// One user's second socket comes and goes while many nodes watch that user.
+/// A user's second socket connects and disconnects while many nodes watch that user.
 pub async fn marks(results: &mut Results) -> Result<()> {
     let count = parameter("MARK_NODES", 100)?;
     let redis = Redis::start().await?;
@@ -124,7 +124,7 @@ pub async fn marks(results: &mut Results) -> Result<()> {
     results.put(MARKS, &watching(count), row)
 }
 
-/// Redis' time for all scripts of a connection that comes and goes, without what nodes do by the clock.
+/// Redis' time in scripts per connection that opens and closes, without the periodic work of nodes.
 async fn mark(redis: &Redis, node: &Node) -> Result<f64> {
     tokio::time::sleep(SETTLE).await;
     let first = redis.used().await?;
@@ -135,7 +135,7 @@ async fn mark(redis: &Redis, node: &Node) -> Result<f64> {
         let socket = Socket::connect(&node.url, "star", SOURCE).await?;
         socket.client.close().await?;
     }
-    // The last one goes.
+    // Lets the last disconnect be processed.
     tokio::time::sleep(Duration::from_millis(500)).await;
     let seconds = began.elapsed().as_secs_f64();
     let after = redis.used().await?;

@@ -1,4 +1,5 @@
-//! Calls that nobody should notice anything in.
+//! The measured calls: a steady rate of new calls and a few long ones, which an attack or a fault
+//! must not disturb.
 
 use std::{
     net::Ipv4Addr,
@@ -18,11 +19,11 @@ use tokio::{
 
 use crate::socket::{Pair, Times};
 
-/// So many that each user stays below 30 calls a minute.
+/// Enough pairs that each user stays below 30 calls a minute.
 const PAIRS: u32 = 60;
 const CALLS_PER_S: u32 = 20;
 const CANDIDATES: u32 = 2;
-/// Calls that last all the time.
+/// The number of calls that last for the whole measurement.
 const ESTABLISHED: u32 = 5;
 const RELAY_EVERY: Duration = Duration::from_millis(50);
 const SOURCE: Ipv4Addr = Ipv4Addr::new(127, 88, 0, 1);
@@ -34,19 +35,19 @@ pub struct Innocents {
     next: u32,
 }
 
-/// How the calls of some seconds went.
+/// The results of the calls of one measurement.
 #[derive(Default)]
 pub struct Outcome {
     pub setup: Spread,
     pub relay: Spread,
     pub calls: u32,
     pub failed: u32,
-    /// Why the first one failed.
+    /// The error of the first call that failed.
     pub failure: Option<String>,
 }
 
 impl Innocents {
-    /// The callers connect to the first of `urls`, the callees to the second.
+    /// Connects the callers to the first of `urls`, the callees to the second.
     pub async fn connect(urls: [&str; 2]) -> Result<Self> {
         let mut free = Vec::new();
         for number in 0..PAIRS {
@@ -55,7 +56,7 @@ impl Innocents {
         Ok(Self { urls: urls.map(str::to_owned), free, next: PAIRS })
     }
 
-    /// Begins calls at a steady rate, whether earlier ones have ended or not.
+    /// Places calls at a steady rate, without waiting for earlier ones.
     pub async fn call(&mut self, time: Duration) -> Outcome {
         let (began, mut outcome) = (Instant::now(), Outcome::default());
         let mut ticks = tokio::time::interval(Duration::from_secs(1) / CALLS_PER_S);
@@ -69,7 +70,7 @@ impl Innocents {
                 waiting.insert(0, pair);
             }
             outcome.calls += 1;
-            // All are in calls that take too long.
+            // All pairs are in calls that take too long.
             let Some(pair) = waiting.pop() else {
                 outcome.failed += 1;
                 continue;
@@ -102,7 +103,7 @@ impl Innocents {
     }
 }
 
-/// A call. A pair whose call has failed is replaced by another.
+/// One call. A pair whose call has failed is replaced by a new one.
 async fn one(
     mut pair: Pair,
     number: u32,
@@ -115,12 +116,12 @@ async fn one(
         drop(pair);
         pair = Pair::connect(&name, [&urls[0], &urls[1]], SOURCE).await?;
     }
-    // Nobody takes it back if the measurement is given up.
+    // The receiver is gone if the measurement was abandoned.
     let _ = given_back.send(pair).await;
     result
 }
 
-/// Calls that were there before, and candidates in them, one after the other.
+/// Established calls in which candidates are sent one after the other.
 pub struct Established {
     calls: Vec<JoinHandle<(Pair, Spread)>>,
     is_over: Arc<AtomicBool>,
@@ -143,7 +144,7 @@ impl Established {
                             relays.add(there);
                             relays.add(back);
                         }
-                        // What has not come by now counts with the time that it was waited for.
+                        // A candidate that has not arrived counts with the time so far.
                         Err(_) => relays.add(began.elapsed()),
                     }
                     tokio::time::sleep(RELAY_EVERY).await;
@@ -154,7 +155,7 @@ impl Established {
         Ok(Self { calls, is_over })
     }
 
-    /// How many of how many have ended, and how long candidates took in them.
+    /// The number of calls that ended, the number of all, and the latency of candidates.
     pub async fn finish(self) -> (usize, usize, Spread) {
         self.is_over.store(true, Ordering::Relaxed);
         let (mut ended, count, mut relays) = (0, self.calls.len(), Spread::default());
@@ -172,7 +173,7 @@ impl Established {
     }
 }
 
-/// Something that is sampled until it is asked for.
+/// The maximum of a value that is sampled until `stop`.
 pub struct Peak {
     stop: oneshot::Sender<()>,
     sampling: JoinHandle<u64>,
@@ -193,7 +194,7 @@ impl Peak {
     }
 
     pub async fn take(self) -> u64 {
-        // The task ends only by this.
+        // The task ends by this message only.
         let _ = self.stop.send(());
         self.sampling.await.unwrap_or_default()
     }

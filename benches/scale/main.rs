@@ -1,18 +1,18 @@
-//! `make bench-scale`: attacks beside calls, a full node in trouble, and many nodes, on real processes.
-//! Each part is bounded in time; all that it starts ends with it.
+//! `make bench-scale`: attacks beside measured calls, faults of a full node, and many nodes, on
+//! real processes. Each part is bounded in time and ends all processes that it has started.
 //!
 //! | | |
 //! |---|---|
-//! | `processes.rs`, `proxy.rs` | nodes, Redis, Postgres; a way to them that delays, stands still, or cuts |
-//! | `socket.rs`, `innocents.rs` | clients; calls at a steady rate, and calls that last |
-//! | `attack.rs`, `overload.rs` | who attacks, a process of its own; what that does to the calls |
-//! | `crowd.rs`, `recovery.rs` | tens of thousands of sockets, in processes of their own; faults, and how long they last |
-//! | `fleet.rs`, `presence.rs` | what many nodes cost Redis; what contacts cost |
+//! | `processes.rs`, `proxy.rs` | nodes, Redis, Postgres; a proxy in front of them that delays, freezes or cuts connections |
+//! | `socket.rs`, `innocents.rs` | clients; the measured calls |
+//! | `attack.rs`, `overload.rs` | the attackers, in a process of their own; their effect on the measured calls |
+//! | `crowd.rs`, `recovery.rs` | tens of thousands of sockets, in processes of their own; faults and the time to recover |
+//! | `fleet.rs`, `presence.rs` | the cost of many nodes for Redis; the cost of contacts |
 //! | `table.rs` | results, and docs/operations/scale.md |
 //!
-//! The environment: `ONLY` (`overload`, `recovery`, `nodes`, `marks`, `presence`), `ATTACK` and `FAULT` (a part of a
-//! name), `SECONDS` an attack lasts, `SOCKETS`, `WATCHES`, `POSTGRES_SECONDS`, `MARK_NODES`, `BIN` (the
-//! build), `BUILD` (its name), `PAGE` and `BEFORE` (files).
+//! Environment: `ONLY` (`overload`, `recovery`, `nodes`, `marks`, `presence`), `ATTACK` and `FAULT`
+//! (a part of a name), `SECONDS` of an attack, `SOCKETS`, `WATCHES`, `POSTGRES_SECONDS`,
+//! `MARK_NODES`, `BIN` (the build), `BUILD` (its name), `PAGE` and `BEFORE` (files).
 
 mod attack;
 mod crowd;
@@ -58,7 +58,7 @@ async fn main() -> Result<()> {
     match arguments.split_first() {
         Some((mode, rest)) if mode == "attack" => attack::run(rest).await,
         Some((mode, rest)) if mode == "crowd" => crowd::run(rest).await,
-        // cargo says `--bench`.
+        // cargo passes `--bench`.
         _ => measure().await,
     }
 }

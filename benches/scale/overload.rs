@@ -1,4 +1,4 @@
-//! Each attack beside calls that should notice nothing.
+//! Measures the effect of each attack on calls of other users.
 
 use std::{
     process::Stdio,
@@ -16,9 +16,9 @@ use crate::{
 
 pub const TABLE: &str = "overload";
 const QUIET: Duration = Duration::from_secs(8);
-/// Until the attack is there.
+/// The time that an attack has to reach its full strength.
 const LEAD: Duration = Duration::from_secs(3);
-/// How much slower the slowest hundredth may become.
+/// The largest factor by which the 99th percentile may grow.
 const SLOWER: f64 = 3.0;
 
 pub fn names() -> Vec<String> {
@@ -120,7 +120,7 @@ fn begin(attack: &str, time: Duration, urls: [&str; 2]) -> Result<Process> {
     Ok(Process(child))
 }
 
-/// What an attack says of itself when it is over.
+/// The counts that an attack prints when it ends.
 async fn ended(mut attacker: Process) -> Result<String> {
     let ended = tokio::task::spawn_blocking(move || {
         let began = Instant::now();

@@ -1,5 +1,5 @@
-//! What it costs to watch contacts and to hear of them: the units that larger systems are worked out
-//! from (benches/capacity.mjs).
+//! Measures the cost of subscribing to contacts and of receiving their updates: the units from
+//! which `benches/capacity.mjs` extrapolates.
 
 use std::{fs, net::Ipv4Addr, time::Duration};
 
@@ -15,10 +15,10 @@ use crate::{
 pub const TABLE: &str = "presence";
 const UNITS: &str = "benches/scale/presence.json";
 const SOURCE: Ipv4Addr = Ipv4Addr::new(127, 99, 0, 3);
-/// Sockets that watch, on each of two nodes.
+/// The number of watching sockets on each of two nodes.
 const WATCHERS: u32 = 50;
 const CONTACTS: u32 = 50;
-/// How many users come, each watched by all.
+/// The number of users who come online, each watched by all sockets.
 const CHANGES: u32 = 200;
 const SETTLE: Duration = Duration::from_secs(2);
 
@@ -42,7 +42,7 @@ pub async fn run(results: &mut Results) -> Result<()> {
         let settings = Settings { redis: Some(redis.url()), limits, ..Settings::default() };
         nodes.push(Node::start(settings).await?);
     }
-    // Together, because one that waits too long answers no pings.
+    // At the same time, because a socket that waits for the others answers no pings.
     let connecting = (0..WATCHERS * 2).map(|number| {
         let url = nodes[number as usize % 2].url.clone();
         async move { Socket::connect(&url, &format!("fan-{number}"), SOURCE).await }
@@ -52,7 +52,7 @@ pub async fn run(results: &mut Results) -> Result<()> {
     let idle = used(&redis, &nodes).await?;
     tokio::time::sleep(SETTLE).await;
     let first = used(&redis, &nodes).await?;
-    // A node does something by the clock, too.
+    // Subtracts the periodic work of nodes.
     let by_clock = |costs: &Costs, seconds: f64| {
         let each = seconds / SETTLE.as_secs_f64();
         (costs.node_us * each, costs.redis_us * each)
@@ -61,7 +61,7 @@ pub async fn run(results: &mut Results) -> Result<()> {
 
     let began = std::time::Instant::now();
     for (number, socket) in sockets.iter_mut().enumerate() {
-        // No two watch the same.
+        // No two sockets watch the same users.
         let ids: Vec<_> = (0..CONTACTS).map(|nth| format!(r#""w-{number}-{nth}""#)).collect();
         let payload = format!(r#"{{"userIds":[{}]}}"#, ids.join(","));
         socket.must("presence:subscribe", &payload).await?;
@@ -115,7 +115,7 @@ pub async fn run(results: &mut Results) -> Result<()> {
     let fourth = used(&redis, &nodes).await?;
     let (node_clock, redis_clock) = by_clock(&clock, elapsed);
     let spent = difference(&fourth, &third);
-    // That of the connections themselves is in it: it is worked out from `make bench` elsewhere.
+    // Contains the cost of the connections themselves, which `make bench` measures separately.
     let told = Costs {
         node_us: (spent.node_us - node_clock).max(0.0) / f64::from(heard.max(1)),
         redis_us: (spent.redis_us - redis_clock).max(0.0) / f64::from(heard.max(1)),
@@ -151,7 +151,7 @@ pub async fn run(results: &mut Results) -> Result<()> {
     Ok(fs::write(UNITS, format!("{units:#}\n"))?)
 }
 
-/// All that has been used so far.
+/// The totals so far.
 async fn used(redis: &Redis, nodes: &[Node]) -> Result<Costs> {
     #[expect(clippy::cast_precision_loss, reason = "bytes of a few processes")]
     let bytes = |bytes: u64| bytes as f64;

@@ -1,5 +1,5 @@
-//! The processes that are measured: nodes, a Redis, a Postgres. Each ends with its owner, also if the
-//! harness is killed, and keeps its files in a folder that goes with it.
+//! The measured processes: nodes, Redis, Postgres. Each process ends with its owner, also if the
+//! benchmark is killed, and keeps its files in a temporary folder.
 
 use std::{
     fs::{self, File},
@@ -17,7 +17,7 @@ use crate::redis_server::free_port;
 
 const START: Duration = Duration::from_mins(1);
 const POLL: Duration = Duration::from_millis(20);
-/// Descriptors of a process beside those of its clients' sockets.
+/// Open files of a process besides its clients' sockets.
 pub const OTHER_FILES: usize = 600;
 
 /// The build that is measured.
@@ -25,7 +25,7 @@ pub fn binary() -> String {
     std::env::var("BIN").unwrap_or_else(|_| "target/release/switchboard".to_owned())
 }
 
-/// A number that the environment may set.
+/// A numeric parameter from the environment.
 pub fn parameter(name: &str, default: u64) -> Result<u64> {
     match std::env::var(name) {
         Err(_) => Ok(default),
@@ -33,7 +33,7 @@ pub fn parameter(name: &str, default: u64) -> Result<u64> {
     }
 }
 
-/// How many files a process may have open here: all that is started inherits it.
+/// The limit on open files, which child processes inherit.
 pub fn open_files() -> usize {
     let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let line = limits.lines().find(|line| line.starts_with("Max open files"));
@@ -41,14 +41,14 @@ pub fn open_files() -> usize {
     soft.unwrap_or(1_024)
 }
 
-/// Servers run on the first core, what is put on them comes from the second.
+/// Servers run on the first core, load generators and dependencies on the second.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Core {
     Servers,
     Others,
 }
 
-/// A command that ends with this process, on one core if there are several.
+/// A command whose process ends with this one, on one core if there are several.
 pub fn command(core: Core, program: &str) -> Command {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let core = if cores > 1 && core == Core::Others { "1" } else { "0" };
@@ -85,7 +85,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The process may have ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -104,7 +104,7 @@ impl Redis {
         Ok(redis)
     }
 
-    /// Ends it and starts it again, empty, where it was.
+    /// Stops Redis and starts an empty one on the same port.
     pub async fn restart(&mut self) -> Result<()> {
         self.process = None;
         let child = command(Core::Others, "redis-server")
@@ -131,7 +131,7 @@ impl Redis {
         format!("redis://{}", self.address())
     }
 
-    /// What it says that its data take.
+    /// The memory of its data, as Redis reports it.
     pub async fn memory_bytes(&self) -> Result<u64> {
         Ok(self.used().await?.memory_bytes)
     }
@@ -141,11 +141,11 @@ impl Redis {
     }
 }
 
-/// How a node is started.
+/// The settings of a node.
 #[derive(Default)]
 pub struct Settings {
     pub redis: Option<String>,
-    /// A SQLite file of its own if none is named.
+    /// A SQLite file in the node's folder if `None`.
     pub database: Option<String>,
     pub limits: Option<String>,
     pub others: Vec<String>,
@@ -153,7 +153,7 @@ pub struct Settings {
 
 pub struct Node {
     pub process: Process,
-    /// As clients name it: `ws://…`.
+    /// The URL for clients: `ws://…`.
     pub url: String,
     admin: SocketAddr,
     folder: tempfile::TempDir,
@@ -209,7 +209,7 @@ impl Node {
         self.ask("/readyz").await.is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
     }
 
-    /// What the admin listener answers; None if it is not there.
+    /// The reply of the admin listener; `None` if it cannot be reached.
     async fn ask(&self, path: &str) -> Option<String> {
         let (admin, path) = (self.admin, path.to_owned());
         let asked = tokio::task::spawn_blocking(move || get(admin, &path));
@@ -217,7 +217,7 @@ impl Node {
     }
 }
 
-/// A request of its own connection.
+/// A request on a connection of its own.
 fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {
     let patience = Duration::from_secs(5);
     let mut stream = TcpStream::connect_timeout(&address, patience)?;
@@ -229,13 +229,13 @@ fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
-/// Nodes run in folders of their own.
+/// An absolute path, because nodes run in folders of their own.
 fn absolute(path: &str) -> Result<String> {
     let path = Path::new(path).canonicalize().with_context(|| format!("{path}: build it first"))?;
     Ok(path.display().to_string())
 }
 
-/// How much memory the deployment allows a node, which every bound together must fit into.
+/// The memory limit of a pod in the deployment, which all bounds together must fit into.
 pub fn pod_memory_bytes() -> Result<u64> {
     let path = "k8s/base/deployment.yaml";
     let text = fs::read_to_string(path).with_context(|| path.to_owned())?;

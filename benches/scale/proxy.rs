@@ -1,4 +1,4 @@
-//! A way to a server that adds time, stands still, or loses connections.
+//! A TCP proxy in front of a server that delays, freezes or cuts connections.
 
 use std::{
     collections::HashMap,
@@ -19,10 +19,10 @@ use tokio::{
 };
 
 const CHUNK_BYTES: usize = 64 * 1024;
-/// Chunks on their way: beyond it, the sender waits.
+/// The number of chunks in flight; beyond it, the sender waits.
 const CHUNKS: usize = 1_024;
 
-/// Ends with its owner; connections end then too.
+/// Ends with its owner, together with all connections.
 pub struct Proxy {
     pub address: SocketAddr,
     state: Arc<State>,
@@ -31,7 +31,7 @@ pub struct Proxy {
 
 struct State {
     target: String,
-    /// Each way.
+    /// The delay in each direction.
     delay_us: AtomicU64,
     is_refusing: AtomicBool,
     is_frozen: watch::Sender<bool>,
@@ -39,7 +39,7 @@ struct State {
 }
 
 struct Link {
-    /// Whether it has subscribed to a channel.
+    /// Whether the connection has subscribed to a channel.
     is_subscriber: AtomicBool,
     is_cut: watch::Sender<bool>,
 }
@@ -59,18 +59,18 @@ impl Proxy {
         Ok(Self { address, state, accepting })
     }
 
-    /// Adds so much each way, from the next bytes on.
+    /// Delays each direction by this much, from the next bytes on.
     pub fn delay(&self, each_way: Duration) {
         let micros = u64::try_from(each_way.as_micros()).unwrap_or(u64::MAX);
         self.state.delay_us.store(micros, Ordering::Relaxed);
     }
 
-    /// Nothing passes, and nothing is lost.
+    /// While frozen, nothing passes and nothing is lost.
     pub fn freeze(&self, frozen: bool) {
         self.state.is_frozen.send_replace(frozen);
     }
 
-    /// The server is away: connections are cut, and new ones closed at once.
+    /// While refusing, connections are cut and new ones closed at once.
     pub fn refuse(&self, refusing: bool) {
         self.state.is_refusing.store(refusing, Ordering::Relaxed);
         if refusing {
@@ -78,8 +78,8 @@ impl Proxy {
         }
     }
 
-    /// Cuts the connections on which commands travel, and leaves those with subscriptions. Answers how
-    /// many there were.
+    /// Cuts the connections that carry commands, not those with subscriptions. Returns their
+    /// number.
     pub fn cut_commands(&self) -> usize {
         self.cut(|link| !link.is_subscriber.load(Ordering::Relaxed))
     }
@@ -113,7 +113,7 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
 
 async fn pass(number: u64, stream: TcpStream, state: Arc<State>) {
     let Ok(server) = TcpStream::connect(&state.target).await else { return };
-    // Without it, the delays would be the kernel's.
+    // Without `TCP_NODELAY` the kernel would add delays.
     let _ = (stream.set_nodelay(true), server.set_nodelay(true));
     let link =
         Arc::new(Link { is_subscriber: AtomicBool::new(false), is_cut: watch::Sender::new(false) });
@@ -157,7 +157,7 @@ async fn one_way(
         let mut is_frozen = state.is_frozen.subscribe();
         while let Some((at, chunk)) = chunks.recv().await {
             tokio::time::sleep_until(at).await;
-            // It fails only if the state is gone, which is borrowed.
+            // Fails only if the watched state is gone, which this task keeps alive.
             let _ = is_frozen.wait_for(|frozen| !*frozen).await;
             if to.write_all(&chunk).await.is_err() {
                 break;

@@ -1,5 +1,6 @@
-//! One node full of sockets that watch their contacts, and what happens to it. It is well again when
-//! calls from another node ring at its sockets, and their watchers hear who comes online there.
+//! Measures how long one node full of watching sockets takes to recover from faults. It has
+//! recovered when calls from another node ring at its sockets, and its sockets receive presence
+//! updates from there.
 
 use std::{
     collections::HashSet,
@@ -22,7 +23,8 @@ use crate::{
 
 pub const TABLE: &str = "recovery";
 const SOURCE: Ipv4Addr = Ipv4Addr::new(127, 99, 0, 2);
-/// Users who come, and sockets that are called, in one round. All of them must be reached.
+/// The number of users who come online, and of calls, in one round of probes. All of them must
+/// arrive.
 const PROBES: u32 = 20;
 const REACHED_WITHIN: Duration = Duration::from_secs(2);
 const WELL_WITHIN: Duration = Duration::from_secs(10);
@@ -31,7 +33,7 @@ const MEMORY_FACTOR: f64 = 1.2;
 const STANDSTILL: Duration = Duration::from_secs(3);
 const RING: Duration = Duration::from_secs(5);
 const DRAIN_WINDOW: Duration = Duration::from_secs(20);
-/// Two sweeps, and the way there.
+/// Two sweeps and the transport.
 const LATE: Duration = Duration::from_millis(1_500);
 const ROWS_WITHIN: Duration = Duration::from_secs(30);
 
@@ -87,7 +89,7 @@ impl Fault {
     }
 }
 
-/// A full node, a light one that asks after it, and what both need.
+/// The full node, a small node that probes it, and their dependencies.
 struct Stage {
     redis: Redis,
     to_redis: Proxy,
@@ -98,7 +100,8 @@ struct Stage {
     crowd: Crowd,
     sockets: u32,
     watches: u32,
-    /// Of probes: no user comes twice, because a grace would hide it.
+    /// The number of probe rounds. No user comes online twice, because a grace period would hide
+    /// it.
     round: u32,
 }
 
@@ -136,7 +139,7 @@ pub async fn run(results: &mut Results) -> Result<()> {
         };
         row.add("sockets", format!("{sockets} × {watches}"));
         results.put(TABLE, &fault.name(), row)?;
-        // What it has not recovered from is not the next one's.
+        // After a recovery the next fault uses the same processes.
         if is_well {
             stage = Some(own);
         }
@@ -183,7 +186,7 @@ impl Stage {
         Ok(stage)
     }
 
-    /// How long it takes until all probes of two rounds, one after the other, reach whom they should.
+    /// The time until all probes of two consecutive rounds arrive.
     async fn well_after(&mut self) -> Result<Option<Duration>> {
         let began = Instant::now();
         let mut first = None;
@@ -201,7 +204,7 @@ impl Stage {
         Ok(None)
     }
 
-    /// One round.
+    /// One round of probes. Returns whether all arrived.
     async fn probe(&mut self) -> Result<bool> {
         let closed = self.crowd.catch_up();
         ensure!(closed == 0, "{closed} sockets of the crowd were closed");
@@ -209,7 +212,7 @@ impl Stage {
         let mut probing = JoinSet::new();
         let (mut expected, apart) = (HashSet::new(), self.sockets / PROBES);
         for number in 0..PROBES {
-            // Spread over the whole crowd, others in each round.
+            // Spread over the whole crowd, with other members in each round.
             let member = (number * apart + self.round) % self.sockets;
             let nth = 1 + (self.round / apart.max(1)) % (self.watches - 1).max(1);
             let user = watched(member, nth, self.watches);
@@ -246,7 +249,7 @@ impl Stage {
                 continue;
             };
             is_well &= answer.is_ok_and(|answer| answer.contains(r#""ok":true"#));
-            // If it is not ended, it rings to its end.
+            // Without an end the call would ring until its time-out.
             let _ = caller.ask("call:end", &format!(r#"{{"toUserId":"c{member}"}}"#)).await;
         }
         if !is_well {
@@ -255,7 +258,7 @@ impl Stage {
         Ok(is_well)
     }
 
-    /// Calls that ring in vain from now on: how much later than they should they end.
+    /// Places calls that nobody answers; returns by how much they end after their time-out.
     async fn ringing(&self) -> Result<JoinSet<Result<Duration>>> {
         let mut calls = JoinSet::new();
         for number in 0..10 {
@@ -307,7 +310,7 @@ impl Stage {
         let before = self.redis.used().await?;
         let well = self.well_after().await?;
         let after = self.redis.used().await?;
-        // What comes after it counts too.
+        // Load that follows the fault counts as well.
         tokio::time::sleep(Duration::from_secs(3)).await;
         let factor = mib(peak.take().await) / mib(memory);
         let (ended, all, mut relays) = established.finish().await;
@@ -334,7 +337,7 @@ impl Stage {
         Ok((row, well.is_some()))
     }
 
-    /// Rows pile up meanwhile; what is live must not wait behind them.
+    /// Rows accumulate meanwhile; live calls must not wait behind them.
     async fn without_postgres(&mut self) -> Result<(Row, bool)> {
         let away = Duration::from_secs(parameter("POSTGRES_SECONDS", 60)?);
         let mut innocents = Innocents::connect([&self.light.url, &self.full.url]).await?;
@@ -412,7 +415,7 @@ impl Stage {
             seconds(exit, GIVEN_UP),
             seconds(last, GIVEN_UP)
         );
-        // Within the window, and what a node does after it.
+        // Within the drain window and the node's own shutdown after it.
         let most = DRAIN_WINDOW + Duration::from_secs(5);
         row.ask("well again after, s", text, last.is_some_and(|last| last <= most));
         row.ask("memory, ×", format!("{factor:.2}"), factor <= MEMORY_FACTOR);
@@ -430,7 +433,7 @@ impl Stage {
     }
 }
 
-/// The latest of some times; none if one of them is not known.
+/// The latest of some times; `None` if one of them is unknown.
 async fn latest(mut times: JoinSet<Result<Duration>>) -> Option<Duration> {
     let mut latest = Duration::ZERO;
     while let Some(time) = times.join_next().await {

@@ -1,4 +1,4 @@
-//! A client that asks and waits for the answer, on top of the generator's bare one.
+//! A client that waits for replies, on top of the load generator's bare socket.
 
 use std::{
     net::Ipv4Addr,
@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Result, bail};
 use switchboard::bench::client::{Client, event_name};
 
-/// Longer than the server takes for anything but what it has lost.
+/// Longer than the server takes for any reply that is not lost.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
 pub struct Socket {
@@ -16,8 +16,8 @@ pub struct Socket {
     next_ack: u32,
 }
 
-/// The address that one of many sockets comes from, so that no bound on an address is reached: so many
-/// of them share one.
+/// The source address of a socket. `to_an_address` sockets share one, so that no limit of an
+/// address is reached.
 pub fn source(number: u32, to_an_address: u32) -> Ipv4Addr {
     let [_, _, high, low] = (number / to_an_address + 1).to_be_bytes();
     Ipv4Addr::new(127, 77, high, low)
@@ -29,14 +29,14 @@ impl Socket {
             let mut client = Client::open(url, Some(source)).await?;
             client.join(url, user).await?;
             let mut socket = Self { client, next_ack: 0 };
-            // An answer shows that the server knows who this is.
+            // A reply shows that the server knows the user.
             socket.ask("call:sync", "{}").await?;
             Ok(socket)
         };
         tokio::time::timeout(PATIENCE * 4, joining).await?
     }
 
-    /// Sends an event and waits for its ack. What else comes meanwhile is passed over.
+    /// Sends an event and waits for its ack. Other packets in between are ignored.
     pub async fn ask(&mut self, event: &str, payload: &str) -> Result<String> {
         self.next_ack += 1;
         let number = self.next_ack;
@@ -53,7 +53,7 @@ impl Socket {
         tokio::time::timeout(PATIENCE, answered).await?
     }
 
-    /// The same, where anything but success is an error.
+    /// As `ask`, but every reply other than success is an error.
     pub async fn must(&mut self, event: &str, payload: &str) -> Result<String> {
         let answer = self.ask(event, payload).await?;
         if !answer.contains(r#""ok":true"#) {
@@ -62,7 +62,7 @@ impl Socket {
         Ok(answer)
     }
 
-    /// Waits for an event that holds `part`. What else comes before is passed over.
+    /// Waits for an event that contains `part`. Other packets before it are ignored.
     pub async fn event(&mut self, name: &str, part: &str) -> Result<String> {
         let heard = async {
             loop {
@@ -79,7 +79,7 @@ impl Socket {
         tokio::time::timeout(PATIENCE, heard).await?
     }
 
-    /// Sends an event without waiting for anything.
+    /// Sends an event and waits for nothing.
     pub async fn tell(&mut self, event: &str, payload: &str) -> Result<()> {
         Ok(self.client.send(format!(r#"42["{event}",{payload}]"#)).await?)
     }
@@ -93,7 +93,7 @@ pub struct Pair {
     pub callee_id: String,
 }
 
-/// How long the parts of a call took.
+/// The latencies of the steps of a call.
 pub struct Times {
     /// From the attempt to the answer at the caller.
     pub setup: Duration,
@@ -109,7 +109,7 @@ impl Pair {
         Ok(Self { caller, callee, caller_id, callee_id })
     }
 
-    /// Dials and answers.
+    /// Places a call and answers it.
     pub async fn establish(&mut self) -> Result<Duration> {
         let (to_callee, to_caller) = (self.to_callee(), self.to_caller());
         let began = Instant::now();
@@ -126,7 +126,7 @@ impl Pair {
         Ok(began.elapsed())
     }
 
-    /// A candidate each way.
+    /// Sends a candidate in each direction.
     pub async fn relay(&mut self) -> Result<[Duration; 2]> {
         let began = Instant::now();
         self.caller.tell("call:ice-candidate", &candidate(&self.to_callee())).await?;
@@ -159,7 +159,7 @@ impl Pair {
     }
 }
 
-/// A description of about this length.
+/// A session description of about this length.
 pub fn sdp(kind: &str, bytes: usize) -> String {
     format!(r#"{{"type":"{kind}","sdp":"v=0{}"}}"#, "a=x".repeat(bytes / 3))
 }

@@ -1,17 +1,18 @@
-//! What was found, kept in a file as it comes, and shown as tables beside an earlier build's.
+//! The results: kept in a file as they are measured, and shown as tables beside those of an earlier
+//! build.
 
 use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path, process::Command};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-/// The page that the tables are written into, between two marks.
+/// The page into which the tables are written, between two markers.
 const PAGE: &str = "docs/operations/scale.md";
 const MARKS: [&str; 2] = ["<!-- scale -->\n", "<!-- end of scale -->"];
 const FOUND: &str = "target/scale.json";
 const BEFORE: &str = "benches/scale/before.json";
 
-/// All that one build was measured with.
+/// All results of one build.
 #[derive(Default, Serialize, Deserialize)]
 pub struct Results {
     build: String,
@@ -20,7 +21,7 @@ pub struct Results {
     tables: BTreeMap<String, BTreeMap<String, Row>>,
 }
 
-/// A line of a table: figures by the name of their column.
+/// A row of a table: figures by the name of their column.
 #[derive(Clone, Default, Serialize, Deserialize)]
 pub struct Row {
     cells: Vec<Cell>,
@@ -30,7 +31,7 @@ pub struct Row {
 struct Cell {
     column: String,
     text: String,
-    /// Whether it is what it should be; none where nothing is asked for.
+    /// Whether the row meets its targets; `None` if it has none.
     reached: Option<bool>,
 }
 
@@ -39,7 +40,7 @@ impl Row {
         self.push(column, text.into(), None);
     }
 
-    /// A figure that something is asked of.
+    /// Adds a figure that has a target.
     pub fn ask(&mut self, column: &str, text: impl Into<String>, reached: bool) {
         self.push(column, text.into(), Some(reached));
     }
@@ -59,7 +60,7 @@ impl Row {
 }
 
 impl Results {
-    /// What has been found of this build so far: a run of a part adds to it.
+    /// The results of this build so far; measuring a part replaces its rows.
     pub fn open() -> Self {
         let about =
             Self { build: says("git", &["rev-parse", "--short", "HEAD"]), ..Self::default() };
@@ -67,7 +68,7 @@ impl Results {
         let found = read(FOUND).filter(|found| found.build == about.build);
         let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split(':').nth(1));
-        // Others who use the machine make every time longer: how many, is part of what was measured.
+        // Other load on the machine makes every time longer: the load is part of the result.
         let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
         let load = load.split(' ').next().unwrap_or("unknown").to_owned();
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -95,7 +96,8 @@ impl Results {
         fs::write(FOUND, serde_json::to_vec_pretty(self)?).with_context(|| FOUND.to_owned())
     }
 
-    /// Writes the tables, in the order and with the titles of `tables`, into the page, and prints them.
+    /// Writes the tables, in the order and with the titles of `tables`, into the page, and prints
+    /// them.
     pub fn publish(
         &self,
         tables: &[(&str, &str)],

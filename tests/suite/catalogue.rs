@@ -1,4 +1,4 @@
-//! Compares the AsyncAPI document with the event types of the code.
+//! Compares the `AsyncAPI` document with the event types of the code.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
