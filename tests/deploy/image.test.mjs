@@ -36,7 +36,7 @@ test('whatever the code takes in when it is compiled is copied', () => {
 });
 
 test('there is a file for each bench that Cargo.toml names: cargo refuses to build without', () => {
-  const benches = [...read('Cargo.toml').matchAll(/^\[\[bench\]\]\nname = "(.+)"$/gm)].map(([, name]) => `benches/${name}.rs`);
+  const benches = [...read('Cargo.toml').matchAll(/^\[\[bench\]\]\nname = "(.+)"(?:\npath = "(.+)")?$/gm)].map(([, name, path]) => path ?? `benches/${name}.rs`);
   const made = image.all('RUN').join(' ').split(/\s+/);
   assert.deepEqual(benches.filter((name) => !made.includes(name)), []);
 });
