@@ -29,11 +29,15 @@ struct Walk {
     have: u8,
     /// How much of the frame's payload is still to come.
     payload_left: u64,
-    /// The length of the message so far, as its frames' heads say.
+    /// Whether that payload belongs to a message; else to a control frame.
+    is_data: bool,
+    /// The length of the message so far, as the heads of its frames say.
     message_bytes: u64,
+    /// Whether the last frame of that message has begun.
+    is_whole: bool,
 }
 
-/// What came with some bytes.
+/// The frames that some bytes began.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Seen {
     frames: u32,
@@ -89,13 +93,19 @@ impl Walk {
         self.have = 0;
         self.payload_left = length;
         seen.frames += 1;
-        if self.head[0] & OPCODE < FIRST_CONTROL {
-            self.message_bytes = self.message_bytes.saturating_add(length);
+        self.is_data = self.head[0] & OPCODE < FIRST_CONTROL;
+        if self.is_data {
+            let earlier = if self.is_whole { 0 } else { self.message_bytes };
+            self.message_bytes = earlier.saturating_add(length);
             seen.longest_bytes = seen.longest_bytes.max(self.message_bytes);
-            if self.head[0] & FIN != 0 {
-                self.message_bytes = 0;
-            }
+            self.is_whole = self.head[0] & FIN != 0;
         }
+    }
+
+    /// How many bytes have come of a message that is not complete. The library keeps them until it is.
+    fn unfinished_bytes(&self) -> u64 {
+        let left = if self.is_data { self.payload_left } else { 0 };
+        if self.is_whole && left == 0 { 0 } else { self.message_bytes.saturating_sub(left) }
     }
 }
 
@@ -124,6 +134,11 @@ impl Meter {
         };
         self.limits.closed(reached, self.source);
         false
+    }
+
+    /// How many bytes have come of a message that is not complete.
+    pub fn unfinished_bytes(&self) -> usize {
+        usize::try_from(self.walk.unfinished_bytes()).unwrap_or(usize::MAX)
     }
 }
 
@@ -169,6 +184,26 @@ mod tests {
         let mut walk = Walk::default();
         assert_eq!(walk.see(&endless).longest_bytes, u64::MAX);
         assert_eq!(walk.see(&[0xff; 1_000]), Seen::default());
+    }
+
+    #[test]
+    fn bytes_of_a_message_are_unfinished_until_its_last_frame_is_whole() {
+        let mut walk = Walk::default();
+        let begun = frame(1, false, 1_000);
+        walk.see(&begun[..begun.len() - 400]);
+        assert_eq!(walk.unfinished_bytes(), 600);
+        walk.see(&begun[begun.len() - 400..]);
+        let ping = frame(9, true, 100);
+        walk.see(&ping[..50]);
+        assert_eq!(walk.unfinished_bytes(), 1_000, "those of a control frame are not counted");
+        walk.see(&ping[50..]);
+        let last = frame(0, true, 200);
+        walk.see(&last[..last.len() - 1]);
+        assert_eq!(walk.unfinished_bytes(), 1_199);
+        walk.see(&last[last.len() - 1..]);
+        assert_eq!(walk.unfinished_bytes(), 0);
+        walk.see(&ping[..50]);
+        assert_eq!(walk.unfinished_bytes(), 0);
     }
 
     proptest! {

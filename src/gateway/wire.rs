@@ -57,6 +57,8 @@ struct KillState {
     joined: AtomicBool,
     reader: AtomicWaker,
     writer: AtomicWaker,
+    /// Bytes that have come of a message that is not complete.
+    unfinished: Charge,
     /// Bytes that the client was sent and that its connection has not taken yet, roughly.
     waiting: Charge,
     /// Those of them since the last flush; above [`COUNT_BITS`] how many pieces they came in.
@@ -72,6 +74,7 @@ impl Kill {
             joined: AtomicBool::new(false),
             reader: AtomicWaker::new(),
             writer: AtomicWaker::new(),
+            unfinished: buffers.holder(Buffer::Frames),
             waiting: buffers.holder(Buffer::Clients),
             unflushed: AtomicU64::new(0),
             written_bytes: AtomicUsize::new(0),
@@ -80,7 +83,14 @@ impl Kill {
 
     /// What is buffered for or from the client.
     pub fn held_bytes(&self) -> usize {
-        self.0.waiting.bytes()
+        self.0.unfinished.bytes() + self.0.waiting.bytes()
+    }
+
+    /// Only a change is written: most messages come whole.
+    fn note_unfinished(&self, bytes: usize) {
+        if self.0.unfinished.bytes() != bytes {
+            self.0.unfinished.set(bytes);
+        }
     }
 
     pub fn kill(&self) {
@@ -287,6 +297,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
                 kill.kill();
                 return Poll::Ready(Ok(()));
             }
+            kill.note_unfinished(meter.unfinished_bytes());
             let (now, later) = read.filled().split_at(read.filled().len().min(buffer.remaining()));
             buffer.put_slice(now);
             self.ahead.extend_from_slice(later);

@@ -88,4 +88,24 @@ describe('the byte budget', { concurrency: true, ...ONE_NODE }, () => {
     await assertTalking(lasting.caller, lasting.callee);
     await assertCallsWork(t, server);
   });
+
+  test('counts messages that clients begin and do not complete, and cuts off those that hold the most', async (t) => {
+    const server = await withBudget(t, '4MiB');
+    const lasting = await activeCall(t, server);
+    const before = await scrape(server);
+    const begin = async (bytes) => {
+      const client = await rawSocket(t, server, { userId: someone('slow'), deviceId: 'phone' });
+      client.ws.send(`42["call:offer","${'x'.repeat(bytes)}`, { fin: false });
+      return client;
+    };
+    const first = await begin(100_000);
+    await eventually(async () => (await buffered(server, 'frames')) >= 100_000, 'the unfinished message is counted');
+    first.ws.send('"]', { fin: true });
+    await eventually(async () => (await buffered(server, 'frames')) === 0, 'a complete message is not');
+    await Promise.all(Array.from({ length: 36 }, (_, index) => begin(index < 4 ? 150_000 : 110_000)));
+    await eventually(async () => (await scrape(server)).byLabels('switchboard_slow_clients_closed_total', before).budget > 0, 'some are cut off');
+    await eventually(async () => (await buffered(server, 'frames')) < 4 * MIB * (7 / 8), 'the rest fits');
+    await assertTalking(lasting.caller, lasting.callee);
+    await assertCallsWork(t, server);
+  });
 });
