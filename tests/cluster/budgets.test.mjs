@@ -3,12 +3,13 @@
 import assert from 'node:assert/strict';
 import { randomUUID } from 'node:crypto';
 import { describe, test } from 'node:test';
-import { dial, pair } from '../support/calls.mjs';
+import { answer, dial, pair } from '../support/calls.mjs';
 import { assertRefused, someone } from '../support/check.mjs';
 import { join } from '../support/client.mjs';
-import { startCluster } from '../support/cluster.mjs';
+import { startCluster, startRedis } from '../support/cluster.mjs';
 import { assertProblem, get } from '../support/http.mjs';
 import { counted, scrape } from '../support/metrics.mjs';
+import { startProxy } from '../support/proxy.mjs';
 
 /** A cluster of one node, or of `count`, with these limits alone. */
 async function limited(t, limits, count = 1) {
@@ -80,6 +81,38 @@ describe('what a client can make Redis do', { concurrency: true }, () => {
     await assertProblem(await ask(['ben']), 429);
     await assertProblem(await get(cluster, '/v1/calls', { userId }), 429);
     await counted(cluster, before, { switchboard_limits_hit_total: { presence_ids: 2, address_presence_ids: 1, address_requests: 2 } });
+  });
+});
+
+describe('presence that Redis answers slowly', { concurrency: true }, () => {
+  test('holds no call up, and of many requests refuses those that would wait too long', async (t) => {
+    const redis = await startRedis();
+    const proxy = await startProxy(redis.port);
+    const cluster = await startCluster(1, { redis, redisUrl: `redis://127.0.0.1:${proxy.port}`, args: ['--limits', 'off'] });
+    t.after(() => cluster.stop().finally(() => proxy.stop()));
+    const watchers = await Promise.all(Array.from({ length: 40 }, (_, number) => join(t, cluster, { userId: someone(`watcher${number}`) })));
+    const { caller, callee } = await pair(t, cluster);
+    const userIds = Array.from({ length: 500 }, (_, number) => `user${number}`);
+    const presence = await proxy.busiest(() => caller.ok('presence:subscribe', { userIds }));
+    const before = await scrape(cluster);
+
+    // Below the time-out of a command, and two of them take longer than a request waits for its turn.
+    presence.delayMs = 600;
+    let answered = 0;
+    const answers = watchers.map(async (watcher, number) => {
+      const answer = await watcher.ack('presence:subscribe', { userIds: [`other${number}`] });
+      answered += answer.ok ? 1 : 0;
+      return answer;
+    });
+    await dial(caller, callee);
+    await callee.ok('call:answer', { toUserId: caller.userId, answer: answer() });
+    await caller.ok('call:end', { toUserId: callee.userId });
+    assert.equal(answered, 0, 'a call is placed, answered and ended while presence waits for Redis');
+
+    const refused = (await Promise.all(answers)).filter(({ ok }) => !ok);
+    for (const one of refused) assertRefused(one, 'RATE_LIMITED', { event: 'presence:subscribe' });
+    assert.equal(answered, 16);
+    await counted(cluster, before, { switchboard_limits_hit_total: { presence_turns: refused.length } });
   });
 });
 

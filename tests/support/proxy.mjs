@@ -29,12 +29,16 @@ class Proxy {
     if (this.#state === 'frozen') return undefined;
     const outside = connect(port, '127.0.0.1');
     this.#keep(outside);
-    const link = { isSilent: false };
+    const link = { isSilent: false, delayMs: 0, sentBytes: 0 };
     this.#links.add(link);
     const write = (to, bytes) => this.#state === 'whole' && !link.isSilent && to.write(bytes);
-    const pass = (to, bytes) => (this.#delayMs ? setTimeout(write, this.#delayMs, to, bytes) : write(to, bytes));
+    const pass = (to, bytes) => {
+      const delayMs = this.#delayMs + link.delayMs;
+      return delayMs ? setTimeout(write, delayMs, to, bytes) : write(to, bytes);
+    };
     const end = (socket) => link.isSilent || (this.#links.delete(link) && socket.destroy());
-    inside.on('data', (bytes) => pass(outside, bytes)).on('close', () => end(outside));
+    const count = (bytes) => (link.sentBytes += bytes.length);
+    inside.on('data', (bytes) => count(bytes) && pass(outside, bytes)).on('close', () => end(outside));
     outside.on('data', (bytes) => pass(inside, rewrite(bytes))).on('close', () => end(inside));
     return undefined;
   }
@@ -64,6 +68,14 @@ class Proxy {
   /** All that passes takes so long in each direction. To be set back to 0 only when nothing is on its way. */
   slow(delayMs) {
     this.#delayMs = delayMs;
+  }
+
+  /** The connection over which the server is sent the most during `work`. Its `delayMs` may be set. */
+  async busiest(work) {
+    const before = new Map([...this.#links].map((link) => [link, link.sentBytes]));
+    await work();
+    const sent = (link) => link.sentBytes - (before.get(link) ?? 0);
+    return [...this.#links].reduce((one, other) => (sent(other) > sent(one) ? other : one));
   }
 
   /** New connections pass again. Those from before are gone: what they lost cannot be made up for. */
