@@ -136,8 +136,9 @@ test('a call across two nodes costs Redis the same with 2, 4 and 8 nodes', async
     );
   }
   const spread = (numbers) => Math.max(...numbers) - Math.min(...numbers);
-  // A sweep is two commands, and each of 8 nodes can have one more or less in each of the two spans.
-  assert.ok(spread(costs.map(({ others }) => others)) <= 1, JSON.stringify(costs));
+  // One command for each node would make 6. Of sweeps a span may have one more or less, and rows that are stored
+  // together are settled together: more of them if the machine is busy.
+  assert.ok(spread(costs.map(({ others }) => others)) <= 3, JSON.stringify(costs));
   // Nearly simultaneous messages share a publish or not: more of them if the machine is busy.
   assert.ok(spread(costs.map(({ publishes }) => publishes)) <= 3, JSON.stringify(costs));
   const bytes = costs.map((one) => one.bytes);

@@ -111,7 +111,7 @@ describe('a call across two nodes', { concurrency: true }, () => {
     // From each line about the call to its trace.
     const lines = cluster.logs().trimEnd().split('\n').map((line) => JSON.parse(line));
     const about = lines.filter(({ call }) => call === callId);
-    assert.deepEqual(about.map(({ message }) => message).sort(), ['call ended', 'call placed']);
+    assert.deepEqual(about.map(({ message }) => message).sort(), ['call answered', 'call ended', 'call placed']);
     assert.ok(about.every(({ trace_id }) => trace_id === traceOf(callId)), JSON.stringify(about));
     assert.ok(lines.every(({ call, trace_id }) => call || !trace_id), 'no other line is about a trace');
   });
