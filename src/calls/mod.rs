@@ -46,7 +46,7 @@ pub use tally::{as_gauge, reported};
 use unannounced::Unannounced;
 use unanswered::Unanswered;
 use view::{Origin, Reach};
-pub use watchers::PRESENCE_INTERVAL;
+pub use watchers::{PRESENCE_INTERVAL, Subscribed};
 use watchers::{PresenceTurns, Watchers};
 
 use crate::{

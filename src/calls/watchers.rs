@@ -59,6 +59,8 @@ struct Index {
     sockets: HashMap<SocketId, BTreeSet<UserId>>,
     /// The users whose watchers are to be told later, in the order in which that is due.
     put_off: VecDeque<(Timestamp, UserId)>,
+    /// Counts the changes of presence that became known here.
+    changes: u64,
 }
 
 #[derive(Default)]
@@ -70,15 +72,16 @@ struct Watched {
     told: Option<Presence>,
     told_at: Option<Timestamp>,
     is_put_off: bool,
+    /// The number of the change that made `newest`.
+    changed: u64,
 }
 
-/// What is known of users when a socket begins to watch them.
-#[derive(Debug, Default)]
-pub struct Added {
-    /// This node hears of their changes already.
-    pub known: Vec<(UserId, Presence)>,
-    /// The shared state has to be asked.
-    pub unknown: Vec<UserId>,
+/// The presence of users whom a socket watches, to be sent in the ack.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Subscribed {
+    pub presence: BTreeMap<UserId, Presence>,
+    /// The number of the last change that it includes.
+    pub as_of: u64,
 }
 
 /// The socket would watch more users than it may.
@@ -89,7 +92,9 @@ impl Watchers {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn add(&self, socket: SocketId, users: &[UserId]) -> Result<Added, TooMany> {
+    /// Begins to watch, and answers those of `users` that this node hears nothing of yet: the shared state has to be
+    /// asked for them.
+    pub fn add(&self, socket: SocketId, users: &[UserId]) -> Result<Vec<UserId>, TooMany> {
         let mut index = self.index();
         let Index { users: watched, sockets, .. } = &mut *index;
         let own = sockets.entry(socket).or_default();
@@ -101,15 +106,9 @@ impl Watchers {
             own.insert(user.clone());
             watched.entry(user.clone()).or_default().sockets.push(socket);
         }
-        let mut added = Added::default();
-        for user in users.iter().collect::<BTreeSet<_>>() {
-            let one = watched.get_mut(user);
-            match one.and_then(|watched| Some(watched.answer(watched.newest?.1))) {
-                Some(presence) => added.known.push((user.clone(), presence)),
-                None => added.unknown.push(user.clone()),
-            }
-        }
-        Ok(added)
+        let users: BTreeSet<_> = users.iter().collect();
+        let is_known = |user: &UserId| watched.get(user).is_some_and(|one| one.newest.is_some());
+        Ok(users.into_iter().filter(|user| !is_known(user)).cloned().collect())
     }
 
     /// Answers those of `users` that nobody here watches any more.
@@ -159,40 +158,54 @@ impl Watchers {
         users.iter().filter(|user| !index.users.contains_key(*user)).cloned().collect()
     }
 
-    /// Takes presences in that were read after `socket` began to watch the users, and answers the
-    /// newest known: an edge may have overtaken the reading. Where the reading is ahead of the edges,
-    /// the other sockets are told now.
+    /// Takes presences in that were read after `socket` began to watch `users`, and answers the newest known of
+    /// all of them: a change may have overtaken the reading. Where the reading is ahead, the other sockets are told.
     pub fn settle(
         &self,
         socket: SocketId,
-        read: Vec<Edge>,
+        users: &[UserId],
+        read: &[Edge],
         outlet: &dyn Outlet,
         now: Timestamp,
-    ) -> Vec<(UserId, Presence)> {
+    ) -> Subscribed {
         let mut index = self.index();
-        let Index { users, put_off, .. } = &mut *index;
-        let newest = |edge: Edge| {
-            let Some(watched) = users.get_mut(&edge.user) else {
-                return (edge.user, edge.presence);
-            };
-            if watched.advance(&edge) {
-                watched.tell_or_put_off(&edge.user, Some(socket), put_off, outlet, now);
+        for edge in read {
+            index.take_in(edge, Some(socket), outlet, now);
+        }
+        // The transport may be gone, and nobody watch them any more.
+        let read = read.iter().map(|edge| (edge.user.clone(), edge.presence));
+        let mut presence: BTreeMap<_, _> = read.collect();
+        for user in users {
+            if let Some(watched) = index.users.get_mut(user)
+                && let Some((_, newest)) = watched.newest
+            {
+                presence.insert(user.clone(), watched.answer(newest));
             }
-            let presence = watched.newest.map_or(edge.presence, |(_, presence)| presence);
-            (edge.user, watched.answer(presence))
-        };
-        read.into_iter().map(newest).collect()
+        }
+        Subscribed { presence, as_of: index.changes }
+    }
+
+    /// The ack with what [`Watchers::settle`] answered has been sent. A change since then may have been sent before the
+    /// ack, whose older word would be the client's last: it is sent again.
+    pub fn catch_up(&self, socket: SocketId, as_of: u64, outlet: &dyn Outlet, now: Timestamp) {
+        let index = self.index();
+        if index.changes == as_of {
+            return;
+        }
+        for user in index.sockets.get(&socket).into_iter().flatten() {
+            if let Some(watched) = index.users.get(user).filter(|one| one.changed > as_of)
+                && let Some((_, status)) = watched.newest
+            {
+                let user_id = user.clone();
+                let event = ServerEvent::Presence { user_id, status, timestamp: now };
+                outlet.emit(socket, &event, None);
+            }
+        }
     }
 
     /// Tells those who watch the user, unless they know something newer.
     pub fn announce(&self, edge: &Edge, outlet: &dyn Outlet, now: Timestamp) {
-        let mut index = self.index();
-        let Index { users, put_off, .. } = &mut *index;
-        if let Some(watched) = users.get_mut(&edge.user)
-            && watched.advance(edge)
-        {
-            watched.tell_or_put_off(&edge.user, None, put_off, outlet, now);
-        }
+        self.index().take_in(edge, None, outlet, now);
     }
 
     /// Tells what was put off and is due.
@@ -216,6 +229,17 @@ impl Watchers {
 }
 
 impl Index {
+    /// Tells those who watch the user, but for one socket, if `edge` is news.
+    fn take_in(&mut self, edge: &Edge, but: Option<SocketId>, outlet: &dyn Outlet, now: Timestamp) {
+        if let Some(watched) = self.users.get_mut(&edge.user)
+            && watched.advance(edge)
+        {
+            self.changes += 1;
+            watched.changed = self.changes;
+            watched.tell_or_put_off(&edge.user, but, &mut self.put_off, outlet, now);
+        }
+    }
+
     /// Whether nobody watches the user any more.
     fn unwatch(&mut self, socket: SocketId, user: &UserId) -> bool {
         let Some(watched) = self.users.get_mut(user) else { return true };
@@ -287,23 +311,28 @@ impl Watched {
 }
 
 impl Calls {
-    /// Watches `users` for this socket and answers their presence now.
+    /// Watches `users` for this socket and answers their presence now. [`Calls::subscribed`] is to be called when
+    /// that has been sent.
     pub async fn subscribe(
         &self,
         socket: SocketId,
         users: &[UserId],
-    ) -> Result<Vec<(UserId, Presence)>, Failure> {
-        let added = self.watchers.add(socket, users).map_err(|_| {
+    ) -> Result<Subscribed, Failure> {
+        let unknown = self.watchers.add(socket, users).map_err(|_| {
             metrics::LIMITS.of(Limit::Watched).increment(1);
             Failure::TooManyWatched
         })?;
-        let Added { mut known, unknown } = added;
+        let mut read = Vec::new();
         if !unknown.is_empty() {
             let _turn = self.presence_turns.take().await?;
-            let edges = self.cluster.watch(&unknown, 0).await?;
-            known.extend(self.watchers.settle(socket, edges, &*self.outlet, self.clock.now()));
+            read = self.cluster.watch(&unknown, 0).await?;
         }
-        Ok(known)
+        Ok(self.watchers.settle(socket, users, &read, &*self.outlet, self.clock.now()))
+    }
+
+    /// The ack of [`Calls::subscribe`] has been sent: what has changed meanwhile is sent after it.
+    pub fn subscribed(&self, socket: SocketId, as_of: u64) {
+        self.watchers.catch_up(socket, as_of, &*self.outlet, self.clock.now());
     }
 
     /// The presence of `users` now, in their order. Watches nobody.

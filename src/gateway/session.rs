@@ -33,7 +33,7 @@ use super::{
 use crate::{
     auth::Access,
     call::Device,
-    calls::{Calls, Failure, Initiate, Outlet, reported},
+    calls::{Calls, Failure, Initiate, Outlet, Subscribed, reported},
     cluster::Unavailable,
     ice::{Ice, Servers},
     ids::{CallId, DeviceId, SocketId, UserId},
@@ -168,10 +168,12 @@ struct AckTo {
     is_wanted: bool,
 }
 
-/// Whether an ack is wanted, and what it has to wait for.
+/// Whether an ack is wanted, what it has to wait for, and what is to be sent after it.
 struct Waits {
     wanted: bool,
     delivered: Option<Delivered>,
+    /// It has presence as of this change.
+    presence_as_of: Option<u64>,
 }
 
 /// Why a socket is not one of its user's.
@@ -394,7 +396,8 @@ impl Session {
         received_us: u64,
     ) {
         let Ok(sender) = AckSender::<LocalAdapter>::from_message_parts(socket, &mut value, &ack);
-        let mut waits = Waits { wanted: ack.is_some(), delivered: None };
+        let is_wanted = ack.is_some();
+        let mut waits = Waits { wanted: is_wanted, delivered: None, presence_as_of: None };
         let (name, result) = self.carry_out(socket, &value, received_us, &mut waits).await;
         let result = match (result, waits.delivered) {
             (Ok((answer, about)), Some(delivered)) => {
@@ -405,8 +408,10 @@ impl Session {
             (Ok((answer, _)), None) => Ok(answer),
             (Err((rejected, about)), _) => Err(rejected.into_body(&name, about)),
         };
-        let is_wanted = ack.is_some();
         self.answer(AckTo { socket: socket.clone(), sender, is_wanted }, result);
+        if let Some(as_of) = waits.presence_as_of {
+            self.context.calls.subscribed(self.socket, as_of);
+        }
     }
 
     /// Answers when the message is where it should be, or tells the client to send it again.
@@ -624,12 +629,13 @@ impl Session {
                 let device = device()?;
                 self.context.limits.presence_of(users.len(), &device.user)?;
                 let answered = Box::pin(calls.subscribe(device.socket, &users)).await;
-                let presence = answered.inspect_err(|failure| {
+                let Subscribed { presence, as_of } = answered.inspect_err(|failure| {
                     if *failure == Failure::PresenceBusy {
                         self.context.limits.closed(Limit::PresenceTurns, self.socket);
                     }
                 })?;
-                Answer::Presence { presence: presence.into_iter().collect() }
+                waits.presence_as_of = Some(as_of);
+                Answer::Presence { presence }
             }
             ClientEvent::Unsubscribe { users } => {
                 Box::pin(calls.unsubscribe(device()?.socket, &users)).await;

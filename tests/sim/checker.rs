@@ -355,7 +355,7 @@ impl InvariantChecker {
     }
 
     /// The client subscribed to these users and received their presence.
-    pub fn watches(&mut self, socket: SocketId, presence: Vec<(UserId, Presence)>) {
+    pub fn watches(&mut self, socket: SocketId, presence: BTreeMap<UserId, Presence>) {
         if let Some(view) = self.sockets.get_mut(&socket) {
             view.presence = presence.into_iter().collect();
         }

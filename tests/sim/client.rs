@@ -433,7 +433,7 @@ async fn session(
             Input::Watch => {
                 let users: Vec<UserId> = (0..USERS).map(name_of).collect();
                 match calls.subscribe(socket, &users).await {
-                    Ok(presence) => sim.checker().watches(socket, presence),
+                    Ok(now) => sim.checker().watches(socket, now.presence),
                     Err(_) => clients.watch_again(socket),
                 }
             }

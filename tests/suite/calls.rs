@@ -1,6 +1,6 @@
 //! Tests of the driver: whole calls, each on one and on several nodes.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::Value;
 use switchboard::{
@@ -457,7 +457,7 @@ async fn presence_is_told_on_every_edge_to_those_who_watch() {
         let watcher = socket("c1");
         let now = cluster.calls("c1").subscribe(watcher, &watched).await.unwrap();
         assert_eq!(
-            now.into_iter().map(|(_, presence)| presence).collect::<Vec<_>>(),
+            now.presence.into_values().collect::<Vec<_>>(),
             [Presence::Online, Presence::Offline]
         );
         cluster.join("b1").await;
@@ -493,7 +493,7 @@ async fn presence_that_changes_often_is_told_as_its_latest() {
         assert_eq!(cluster.heard("c1"), ["presence:update busy"], "the first at once");
         cluster.initiate("a1", "b").await.unwrap();
         let now = cluster.calls("d1").subscribe(socket("d1"), &watched).await.unwrap();
-        assert_eq!(now, [(watched[0].clone(), Presence::Busy)]);
+        assert_eq!(now.presence, BTreeMap::from([(watched[0].clone(), Presence::Busy)]));
         cluster.end("a1", "b").await.unwrap();
         cluster.settle().await;
         cluster.pass(Duration::from_millis(999)).await;
@@ -521,13 +521,15 @@ async fn presence_of_the_watched_is_known_here() {
     let cluster = TestCluster::with(1, &["a1", "c1", "d1"]).await;
     let calls = cluster.calls("c1");
     let ids: Vec<UserId> = ["a", "x", "a"].map(|id| id.parse().unwrap()).to_vec();
-    let expected = [("a", Presence::Online), ("x", Presence::Offline)]
-        .map(|(id, presence)| (id.parse::<UserId>().unwrap(), presence));
-    assert_eq!(calls.subscribe(socket("c1"), &ids).await.unwrap(), expected);
+    let expected = BTreeMap::from(
+        [("a", Presence::Online), ("x", Presence::Offline)]
+            .map(|(id, presence)| (id.parse::<UserId>().unwrap(), presence)),
+    );
+    assert_eq!(calls.subscribe(socket("c1"), &ids).await.unwrap().presence, expected);
     // From here on the shared state is unavailable.
     cluster.nodes[0].fail_next(usize::MAX);
-    assert_eq!(calls.subscribe(socket("c1"), &ids).await.unwrap(), expected);
-    assert_eq!(calls.subscribe(socket("d1"), &ids).await.unwrap(), expected);
+    assert_eq!(calls.subscribe(socket("c1"), &ids).await.unwrap().presence, expected);
+    assert_eq!(calls.subscribe(socket("d1"), &ids).await.unwrap().presence, expected);
     let new = ["y".parse().unwrap()];
     assert_eq!(calls.subscribe(socket("d1"), &new).await, Err(Failure::Unavailable(Unavailable)));
     // A user whose presence could not be read is not cached as known.
@@ -551,6 +553,41 @@ async fn a_second_watcher_does_not_take_the_news_from_the_first() {
         }
         cluster.settle().await;
         assert_eq!(cluster.heard("c1"), ["presence:update offline"]);
+    }
+}
+
+/// A client keeps the last word that it gets, and the ack of its subscription comes after all that was sent meanwhile.
+#[tokio::test(start_paused = true)]
+async fn the_answer_to_a_watcher_is_never_older_than_what_it_was_told() {
+    for count in NODE_COUNTS {
+        let cluster = TestCluster::with(count, &["a1", "c1"]).await;
+        let (a, y): (UserId, UserId) = ("a".parse().unwrap(), "y".parse().unwrap());
+        let calls = cluster.calls("c1");
+        calls.subscribe(socket("c1"), std::slice::from_ref(&a)).await.unwrap();
+        // One user is known here, the shared state is asked for the other, and a change comes before its answer.
+        let both = [a.clone(), y];
+        let leaving = cluster.leave("a1", true);
+        let (answer, ()) = tokio::join!(calls.subscribe(socket("c1"), &both), leaving);
+        let answer = answer.unwrap();
+        cluster.settle().await;
+        assert_eq!(cluster.heard("c1"), ["presence:update offline"]);
+        // The ack may say that, or else the change is sent again after it.
+        calls.subscribed(socket("c1"), answer.as_of);
+        let again = cluster.heard("c1");
+        let is_told =
+            answer.presence[&a] == Presence::Offline || again == ["presence:update offline"];
+        assert!(is_told, "{count} nodes: {:?}, then {again:?}", answer.presence);
+        // All that there is was in the ack.
+        let answer = calls.subscribe(socket("c1"), &both).await.unwrap();
+        calls.subscribed(socket("c1"), answer.as_of);
+        let quiet: [&str; 0] = [];
+        assert_eq!(cluster.heard("c1"), quiet);
+        // A change after the answer was made, and before its ack was sent.
+        cluster.join("a2").await;
+        cluster.pass(PRESENCE_INTERVAL).await;
+        assert_eq!(cluster.heard("c1"), ["presence:update online"]);
+        calls.subscribed(socket("c1"), answer.as_of);
+        assert_eq!(cluster.heard("c1"), ["presence:update online"]);
     }
 }
 
