@@ -2,13 +2,14 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use futures_util::future::join_all;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use super::{
     Calls, Failure,
     live::{LiveCall, Received},
-    sweeper::some_at_a_time,
+    sweeper::{AT_ONCE, some_at_a_time},
     view::{Origin, Reach},
 };
 use crate::{
@@ -57,20 +58,25 @@ impl Calls {
         }
     }
 
-    /// A node is dead: the parties whose devices were on it have lost them.
+    /// A node is dead: the parties whose devices were on it have lost them. Messages of other nodes wait meanwhile,
+    /// so many users are handled at a time.
     async fn see_off(&self, node: NodeId, users: Vec<Departed>) -> Result<(), Unavailable> {
         let mut seen_off = Vec::with_capacity(users.len());
         let mut result = Ok(());
-        for Departed { edge, call } in users {
-            let user = edge.user.clone();
-            self.announce([edge]);
-            // That node may have changed a call, and died before it announced what that made of the other party.
-            if let Some(call) = &call {
-                self.unannounced.note_parties(call);
-            }
-            match self.lose_device_on(node, &user, call).await {
-                Ok(()) => seen_off.push(user),
-                Err(error) => result = Err(error),
+        for some in users.chunks(AT_ONCE) {
+            let lost = some.iter().map(|Departed { edge, call }| {
+                self.announce([edge.clone()]);
+                // That node may have changed a call, and died before it announced what that made of the other party.
+                if let Some(call) = call {
+                    self.unannounced.note_parties(call);
+                }
+                self.lose_device_on(node, &edge.user, call.clone())
+            });
+            for (departed, lost) in some.iter().zip(join_all(lost).await) {
+                match lost {
+                    Ok(()) => seen_off.push(departed.edge.user.clone()),
+                    Err(error) => result = Err(error),
+                }
             }
         }
         self.cluster.seen_off(node, &seen_off).await?;
