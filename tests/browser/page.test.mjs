@@ -81,7 +81,7 @@ test('a link with a token makes nobody else of a tab that has a good one of its 
   const strict = await serverAndBrowser({ args: ['--auth', 'jwt', '--jwt-secret', SECRET] });
   t.after(() => strict.stop());
   const [carol, mallory] = [someone('carol'), someone('mallory')];
-  const tab = await (await strict.profile(t)).open({ token: tokenOf(carol) });
+  const tab = await (await strict.profile(t)).open({ token: tokenOf(carol, { seconds: 3_600 }) });
   const own = () => tab.page.evaluate(() => sessionStorage.getItem('switchboard.token'));
   const follow = async (token) => {
     await tab.page.goto(`${strict.server.url}/?token=${token}`);
@@ -90,7 +90,7 @@ test('a link with a token makes nobody else of a tab that has a good one of its 
     return tab.text('#me-name');
   };
   assert.equal(await follow(tokenOf(mallory)), carol);
-  const renewed = tokenOf(carol, { seconds: 120 });
+  const renewed = tokenOf(carol, { seconds: 7_200 });
   assert.equal(await follow(renewed), carol);
   assert.equal(await own(), renewed, 'a newer one of the same user takes its place');
   const over = tokenOf(carol, { seconds: -60 });
