@@ -1,4 +1,5 @@
-//! The embedded backend: everything in this process. Several nodes can live in it, which tests do.
+//! The embedded backend: the shared state in this process. Several nodes can share it, which tests
+//! use.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -21,9 +22,9 @@ use crate::{
     time::Timestamp,
 };
 
-/// How long a live call that is due is left to whoever took it before it is given out again.
+/// The time for which a due live call is hidden after a node has taken it.
 const LIVE_LEASE: Duration = Duration::from_secs(2);
-/// Most messages that wait for a node to take them.
+/// The most messages in a node's inbox.
 const INBOX_MESSAGES: usize = 10_000;
 
 /// The shared state of all nodes in this process.
@@ -47,20 +48,20 @@ pub struct Memory {
 struct Store {
     calls: HashMap<CallId, Record>,
     users: HashMap<UserId, User>,
-    /// Live calls.
+    /// Live calls, by deadline.
     deadlines: BTreeSet<(Timestamp, CallId)>,
-    /// Ended calls that history has not got, and those that it has.
+    /// Ended calls whose rows are not stored, and those whose rows are.
     unstored: BTreeSet<(Timestamp, CallId)>,
     stored: BTreeSet<(Timestamp, CallId)>,
-    /// Counts every change of a user, so that edges can be put in order. It never goes back: it ends with
-    /// the process, and so do all who know an order.
+    /// Orders presence changes: it grows with every change of a user. It never goes back, because
+    /// it ends with the process, as does everybody who knows an order.
     order: u64,
 }
 
 #[derive(Debug)]
 struct Record {
     call: Call,
-    /// When it is looked at: the call's own deadline, or the end of a lease.
+    /// The time at which the call is due: its own deadline, or the end of a lease.
     due_at: Timestamp,
     settled: bool,
 }
@@ -73,7 +74,7 @@ struct User {
 }
 
 impl Hub {
-    /// A node of this cluster, and what other nodes send it.
+    /// Adds a node to this cluster, and returns its inbox.
     pub fn node(&self, node: NodeId) -> (Memory, mpsc::Receiver<Inbound>) {
         let (sender, inbox) = mpsc::channel(INBOX_MESSAGES);
         let mut inboxes = self.0.inboxes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -136,7 +137,7 @@ impl Cluster for Memory {
         &self,
         _: Option<&str>,
     ) -> Result<(Vec<(UserId, Detached)>, Option<String>), Unavailable> {
-        // It lives and dies with the process: it never goes back.
+        // The state lives and ends with the process, so no entry can be stale.
         Ok((Vec::new(), None))
     }
 
@@ -241,12 +242,12 @@ impl Cluster for Memory {
     }
 
     async fn seen_off(&self, _: NodeId, _: &[UserId]) -> Result<(), Unavailable> {
-        // A node dies with its process here, and so does the cluster.
+        // The node ends with its process, and so does the cluster.
         Ok(())
     }
 
     fn recall(&self, _: NodeId, _: CallId, _: Role) -> Vec<Relay> {
-        // What was sent is in the other node's inbox already.
+        // Sent messages are in the other node's inbox already.
         Vec::new()
     }
 
@@ -284,7 +285,7 @@ impl Store {
         self.edge_since(user, before)
     }
 
-    /// Writes a record over the version `over`, 0 if there must be none.
+    /// Writes a record over the version `over`; 0 requires that there is none.
     fn write(&mut self, change: Change, over: u64) -> Committed {
         let Change { call, claims } = change;
         let current = self.load(call.id);
@@ -335,7 +336,7 @@ impl Store {
         self.calls.insert(id, Record { call, due_at, settled: false });
     }
 
-    /// Takes a call out of where it waits.
+    /// Removes a call from its queue.
     fn unqueue(&mut self, id: CallId) {
         if let Some(record) = self.calls.get(&id) {
             for queue in [&mut self.deadlines, &mut self.unstored, &mut self.stored] {
@@ -400,7 +401,7 @@ impl Store {
         queue.insert((record.due_at, id));
     }
 
-    /// Removes a record and the claims that lead to it.
+    /// Removes a record and the claims on it.
     fn remove(&mut self, id: CallId) {
         self.unqueue(id);
         if let Some(record) = self.calls.remove(&id) {
@@ -408,7 +409,7 @@ impl Store {
         }
     }
 
-    /// The call is its users' latest no more.
+    /// Removes the call from its users' claims.
     fn unclaim(&mut self, call: &Call) {
         for user in [&call.caller.user, &call.callee.user] {
             if let Some(entry) = self.users.get_mut(user) {
@@ -418,7 +419,7 @@ impl Store {
         }
     }
 
-    /// Keeps nothing about users who have no socket and no call, and whom nobody watches.
+    /// Removes a user who has no socket, no call and no watcher.
     fn forget_idle(&mut self, user: &UserId) {
         let idle = |user: &User| {
             user.sockets.is_empty() && user.claim.is_none() && user.watchers.is_empty()
@@ -455,14 +456,14 @@ impl Store {
         }
     }
 
-    /// The edge from `before` to now; None if there is none.
+    /// The presence change from `before` to now; `None` if there is none.
     fn edge_since(&mut self, user: &UserId, before: Presence) -> Option<Edge> {
         self.order += 1;
         Some(self.edge(user)).filter(|edge| edge.presence != before)
     }
 }
 
-/// Takes out a call whose time has come.
+/// Takes the first call from the queue if it is due.
 fn pop_passed(queue: &mut BTreeSet<(Timestamp, CallId)>, now: Timestamp) -> Option<CallId> {
     let (at, _) = queue.first()?;
     (*at <= now).then(|| queue.pop_first().map(|(_, id)| id)).flatten()

@@ -1,6 +1,7 @@
-//! What all nodes share: the records of calls, who is connected, and when a call needs attention.
+//! The state that all nodes share: the records of calls, the sockets of users, and the times at
+//! which calls are due.
 //!
-//! A backend compares, writes and expires whole records. It knows no rule about calls.
+//! A backend compares, writes and expires whole records. It contains no rule about calls.
 
 pub mod link;
 mod memory;
@@ -26,66 +27,70 @@ use crate::{
     trace::{self, TraceContext},
 };
 
-/// Whoever has ended a call has so long to store it; then any node does.
+/// After this time any node may store an ended call that the ending node has not stored.
 pub const TAKE_OVER_AFTER: Duration = Duration::from_secs(3);
-/// The longest time after which somebody tries again to store an ended call.
+/// The longest interval between two attempts to store an ended call.
 pub const LONGEST_UNSTORED_LEASE: Duration = Duration::from_mins(5);
-/// Most ended calls that wait for history, about 1.5 KB each. What is beyond is lost to history.
+/// The most ended calls that wait for the history, about 1.5 KB each. Calls beyond it are missing
+/// from the history.
 pub const MAX_UNSTORED: usize = 4_000_000;
-/// Of how many users an operation changes all or nothing. Of more, some may be changed when it fails.
+/// Operations on up to this many users are atomic. With more users, some may be changed when the
+/// operation fails.
 pub const USERS_AT_ONCE: usize = 200;
 
 /// The shared state of all nodes, as one node sees it.
 ///
-/// Every operation is atomic on its own. An operation that fails with [`Unavailable`] may still
-/// have been carried out.
+/// Every operation is atomic by itself. An operation that fails with [`Unavailable`] may have been
+/// applied.
 #[async_trait]
 pub trait Cluster: Send + Sync + 'static {
-    /// The node that this is.
+    /// The id of this node.
     fn node(&self) -> NodeId;
 
-    /// Registers a socket of `user` on this node. A call placed after this returned reaches it.
-    /// Answers the edge of the user's presence, if there is one.
+    /// Registers a socket of `user` on this node. A call placed after this returned reaches the
+    /// socket. Returns the presence change, if there is one.
     async fn attach(&self, user: &UserId, socket: SocketId) -> Result<Option<Edge>, Unavailable>;
 
-    /// Forgets a socket.
+    /// Removes a socket.
     async fn detach(&self, user: &UserId, socket: SocketId) -> Result<Detached, Unavailable>;
 
-    /// Registers sockets again that are on this node already: the shared state may have forgotten them.
-    /// Answers the edges that this made.
+    /// Registers sockets of this node again, because the shared state may have forgotten them.
+    /// Returns the resulting presence changes.
     async fn attach_again(&self, sockets: &[(UserId, SocketId)]) -> Result<Vec<Edge>, Unavailable>;
 
-    /// [`Cluster::detach`] for several sockets; answers them in their order.
+    /// [`Cluster::detach`] for several sockets; the results are in their order.
     async fn detach_all(
         &self,
         sockets: &[(UserId, SocketId)],
     ) -> Result<Vec<Detached>, Unavailable>;
 
-    /// Takes a part of the users off this node who have nothing to do with it any more: the shared state
-    /// has gone back to when they had. Answers them, and where to go on; None at the end.
+    /// Removes stale entries of this node, which a rolled back state may have, from a part of the
+    /// users. Returns these users and the position to continue at; `None` at the end.
     async fn tidy(
         &self,
         from: Option<&str>,
     ) -> Result<(Vec<(UserId, Detached)>, Option<String>), Unavailable>;
 
-    /// Sends this node the presence edges of `users` from now on, and answers their presence, in
-    /// their order. Each edge answered has an order above `after`, and so have those that follow.
+    /// Sends this node the presence changes of `users` from now on, and returns their presence, in
+    /// their order. The order of each result, and of each later change, is above `after`.
     async fn watch(&self, users: &[UserId], after: u64) -> Result<Vec<Edge>, Unavailable>;
 
     /// Ends [`Cluster::watch`] for these users.
     async fn unwatch(&self, users: &[UserId]) -> Result<(), Unavailable>;
 
-    /// The presence of `users` as it is now, in their order, with the nodes that watch them. Watches nobody.
+    /// The present presence of `users`, in their order, with the nodes that watch them. Does not
+    /// subscribe.
     async fn presence(&self, users: &[UserId]) -> Result<Vec<Edge>, Unavailable>;
 
-    /// All that the decision on a call attempt rests on.
+    /// Everything that the decision on a call attempt depends on.
     async fn lobby(&self, caller: &UserId, callee: &UserId) -> Result<Lobby, Unavailable>;
 
     /// The record of a call that is live or ended less than a minute ago.
     async fn load(&self, id: CallId) -> Result<Option<Call>, Unavailable>;
 
-    /// A part of the live calls of all nodes, and where to go on; None at the end. A part may hold
-    /// somewhat more or fewer calls than `limit`. A call that is live all the while is in some part.
+    /// A part of the live calls of all nodes, and the position to continue at; `None` at the end. A
+    /// part may have somewhat more or fewer calls than `limit`. A call that is live during the
+    /// whole iteration is in some part.
     async fn live(
         &self,
         from: Option<&str>,
@@ -95,154 +100,160 @@ pub trait Cluster: Send + Sync + 'static {
     /// The nodes that hold sockets of `user`.
     async fn nodes_of(&self, user: &UserId) -> Result<Vec<NodeId>, Unavailable>;
 
-    /// The same, and how many sockets each of them holds.
+    /// The nodes that hold sockets of `user`, with the number of sockets.
     async fn sockets_of(&self, user: &UserId) -> Result<Vec<(NodeId, usize)>, Unavailable>;
 
     /// The latest call of `user`, live or ended less than a minute ago.
     async fn latest(&self, user: &UserId) -> Result<Option<Call>, Unavailable>;
 
-    /// The same for several users, in their order.
+    /// [`Cluster::latest`] for several users, in their order.
     async fn latest_of(&self, users: &[UserId]) -> Result<Vec<Option<Call>>, Unavailable>;
 
     /// Writes `change.call` if the record's version is one lower (a call of version 1 must not
-    /// exist yet) and every claim is what it was.
+    /// exist yet) and every claim is unchanged.
     async fn commit(&self, change: Change) -> Result<Committed, Unavailable>;
 
-    /// Puts a record back, as it is, after the shared state has gone back: over the earlier version
-    /// that is there, or where there is none, if every claim is what it was. None if it did not.
+    /// Restores a record as it is, after the shared state was lost or rolled back: over the earlier
+    /// version `over`, or where there is none, if every claim is unchanged. `None` if it was not
+    /// written.
     async fn restore(
         &self,
         change: Change,
         over: Option<u64>,
     ) -> Result<Option<Stored>, Unavailable>;
 
-    /// Up to `limit` live calls whose deadline has passed at `now`. Each is left to whoever asked for some
-    /// seconds before it is given out again.
+    /// Up to `limit` live calls whose deadline has passed at `now`. Each is hidden for some
+    /// seconds, so that the caller can process it, before another node may take it.
     async fn due(&self, now: Timestamp, limit: usize) -> Result<Due, Unavailable>;
 
-    /// Up to `limit` ended calls that history has not got at `now`, [`TAKE_OVER_AFTER`] after their end. Each is left
-    /// to whoever asked, longer each time, before it is given out again. One whose deadline has passed is nobody's latest
-    /// from then on. Some of those that are stored, and whose deadline has passed, are removed.
+    /// Up to `limit` ended calls whose rows are not stored at `now`, [`TAKE_OVER_AFTER`] after
+    /// their end. Each is hidden after it was taken, longer each time. A call whose deadline has
+    /// passed is removed from its users' claims. Some of the stored calls whose deadline has passed
+    /// are removed.
     async fn unstored(&self, now: Timestamp, limit: usize) -> Result<Unstored, Unavailable>;
 
-    /// Says that history holds these ended records, each in this version: they may go when their
-    /// deadline passes. One that has a later version by now stays until history has that.
+    /// Marks ended records as stored in these versions: they may be removed when their deadline
+    /// passes. A record with a later version stays until the history has that.
     async fn settle(&self, stored: &[(CallId, u64)]) -> Result<(), Unavailable>;
 
-    /// Says that the calls of these users, who were on a node that is dead, have been seen to. Until
-    /// then some node hears of them again and again.
+    /// Acknowledges an eviction: the calls of these users, who were on a dead node, have been
+    /// handled. Until then the eviction is reported again and again.
     async fn seen_off(&self, node: NodeId, users: &[UserId]) -> Result<(), Unavailable>;
 
-    /// Takes back what was sent to a node for this party of a call and nobody there has heard, in order:
-    /// the device that it was for has moved on, and the node may be dead. What the other party gets by
-    /// that node goes on.
+    /// Takes back the messages that were sent to a node for this party of a call and that are known
+    /// to be unreceived, in order. The device has moved on, and the node may be dead. Messages for
+    /// the other party are not affected.
     fn recall(&self, from: NodeId, call: CallId, to: Role) -> Vec<Relay>;
 
-    /// From now on other nodes find that nobody hears them here. The inbox ends with what had come.
+    /// Unsubscribes from this node's messages, so that other nodes see that their publishes have no
+    /// receiver. The inbox ends after the messages received so far.
     fn stop_listening(&self) {}
 
-    /// Takes this node out of the cluster, when it has no sockets any more.
+    /// Removes this node from the cluster, once it has no sockets.
     async fn leave(&self);
 
-    /// Sends a message to another node, after all that was sent to it before. Never waits. A message
-    /// to a node that is gone is dropped.
+    /// Sends a message to another node, after all messages sent to it before. Never blocks. A
+    /// message to a node that is gone is dropped.
     fn send(&self, to: NodeId, message: Message);
 
-    /// Whether a message of `bytes` that a party of this call sends can be queued for another node. If not,
-    /// its sender is to be told: [`Cluster::send`] would drop it.
+    /// Whether a message of `bytes` from a party of this call can be queued for another node. If
+    /// not, its sender must be told, because [`Cluster::send`] would drop it.
     fn has_room(&self, _to: NodeId, _call: CallId, _bytes: usize) -> bool {
         true
     }
 
-    /// How many messages wait to be sent to other nodes.
+    /// The number of messages that are queued for other nodes.
     fn queued(&self) -> usize {
         0
     }
 }
 
-/// What `due` answers.
+/// The result of [`Cluster::due`].
 #[derive(Debug, Clone, Default)]
 pub struct Due {
     pub calls: Vec<Call>,
-    /// There may be more that are due now.
+    /// More calls may be due now.
     pub has_more: bool,
 }
 
-/// What `unstored` answers.
+/// The result of [`Cluster::unstored`].
 #[derive(Debug, Clone, Default)]
 pub struct Unstored {
     pub calls: Vec<Call>,
-    /// There may be more to take, or to remove, now.
+    /// More calls may be due or removable now.
     pub has_more: bool,
-    /// How many wait for history in all.
+    /// The number of all calls that wait for the history.
     pub waiting: usize,
-    /// How many were dropped, because there were too many or because they had waited for too long.
+    /// The number of calls that were dropped because there were too many or they had waited for too
+    /// long.
     pub lost: usize,
 }
 
-/// What `detach` answers.
+/// The result of [`Cluster::detach`].
 #[derive(Debug, Clone, Default)]
 pub struct Detached {
     /// The user's latest call, live or ended less than a minute ago.
     pub call: Option<Call>,
-    /// Set when the user's presence changed by this.
+    /// The change of the user's presence, if there is one.
     pub edge: Option<Edge>,
 }
 
-/// A user's presence at one moment. Of two edges of one user, the higher `order` is the later, also if the
-/// shared state has lost its data in between.
+/// A user's presence at one moment. Of two changes of one user, the one with the higher `order` is
+/// later, also if the shared state has lost its data in between.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Edge {
     pub user: UserId,
     pub presence: Presence,
     pub order: u64,
-    /// The nodes that watch this user; may be left out where they have nothing to hear of.
+    /// The nodes that watch this user; may be empty where nobody needs to be notified.
     #[serde(skip)]
     pub watchers: Vec<NodeId>,
 }
 
-/// What one node says to another.
+/// A message from one node to another.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Message {
-    /// A record has changed. Ring, or tell, whoever is concerned.
+    /// A record has changed. The receiver derives the events for its own sockets.
     Call(Box<Call>),
-    /// A device of the callee rings on the sending node, which has the first `have` messages of what
-    /// the caller sent. Not said to a node that has just placed the call: it knows whom it told.
+    /// A device of the callee rings on the sending node, which has the first `have` messages of the
+    /// caller. Not sent to a node that has just placed the call, because that node knows where it
+    /// rings.
     Rings {
         call: CallId,
         #[serde(default)]
         have: usize,
     },
-    /// The caller has moved to the receiving node while it rings: what it sent so far.
+    /// The caller has moved to the receiving node while the call rings: the caller's messages so
+    /// far.
     Kept { call: CallId, messages: Vec<(Signal, Payload)> },
-    /// Something to pass on.
+    /// A message to relay.
     Relay(Relay),
-    /// Messages for this party do not come from the sending node, or to the receiving one, any more: those
-    /// that did are to be given back or to arrive, then to be answered with `Flushed`.
+    /// Messages for this party will no longer come from the sending node, or go to the receiving
+    /// one. The receiver delivers or returns those in flight, then replies with `Flushed`.
     Flush { call: CallId, version: u64, to: Role },
-    /// The answer to `Flush` takes longer: another node has to be asked.
+    /// The reply to `Flush` takes longer, because the receiver waits for another node itself.
     Flushing { call: CallId, to: Role },
-    /// What was sent before `Flush` has arrived, or has been given back.
+    /// All messages sent before `Flush` were delivered or returned.
     Flushed { call: CallId, to: Role },
     /// A user's presence has changed.
     Presence(Edge),
-    /// An operator wants this user's sockets closed.
+    /// An operator disconnects this user's sockets.
     Disconnect(UserId),
-    /// Something stood here that was taken back before anybody heard it, or that the receiving
-    /// node's build does not know.
+    /// A placeholder for a message that was recalled before it was received, or whose kind the
+    /// receiving build does not know.
     Void,
-    /// So many messages would have stood here, and had no room.
+    /// A placeholder for `count` messages that were dropped because the queue was full.
     Dropped { count: u64 },
 }
 
-/// About how long a message between nodes is without what it carries.
+/// The approximate size of a message between nodes without its content.
 pub(crate) const AROUND_BYTES: usize = 256;
-/// About how long a record is.
+/// The approximate size of a record.
 const RECORD_BYTES: usize = 1024;
 
 impl Message {
-    /// About how many bytes it takes, here and on its way.
+    /// The approximate size of the message, in memory and on the wire.
     pub fn about_bytes(&self) -> usize {
         match self {
             Self::Relay(relay) => AROUND_BYTES + relay.payload.len_bytes(),
@@ -273,20 +284,20 @@ impl Message {
     }
 }
 
-/// What comes to a node from the cluster.
+/// Input of a node from the cluster.
 #[derive(Debug, Clone)]
 pub enum Inbound {
-    /// From another node, after all that it sent before.
+    /// A message of another node, after all that it sent before.
     Message(NodeId, Message),
-    /// A node is dead, and these users are no longer on it. To be answered with
+    /// A node is dead, and these users were removed from it. Must be acknowledged with
     /// [`Cluster::seen_off`].
     Departed(NodeId, Vec<Departed>),
-    /// The shared state has forgotten this node, or messages were lost: attach all again, and look
-    /// every live call up.
+    /// The shared state has forgotten this node, or messages were lost: attach all sockets again
+    /// and look up every live call.
     Reset,
 }
 
-/// A user who was on a node that is dead.
+/// A user who was on a dead node.
 #[derive(Debug, Clone)]
 pub struct Departed {
     pub edge: Edge,
@@ -294,25 +305,27 @@ pub struct Departed {
     pub call: Option<Call>,
 }
 
-/// A message from one party to the other, on its way between nodes.
+/// A message from one party to the other, in flight between nodes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Relay {
     pub call: CallId,
-    /// The record's version when it was sent. A node that knows an older one looks it up.
+    /// The version of the record when it was sent. A node that knows an older version looks up the
+    /// record.
     pub version: u64,
     pub from: Role,
     pub signal: Signal,
     pub payload: Payload,
-    /// Whether it comes back from the node that had it for a device which is lost.
+    /// Whether the message was returned by a node whose device is lost.
     #[serde(default)]
     pub given_back: bool,
     /// Whether it was sent to every node where the call rings.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub to_ringing: bool,
-    /// When it came in on its sender's socket, on the clock that nodes share; none if it has waited since.
+    /// The time of its arrival on the sender's socket, by the clock that nodes share; `None` if it
+    /// was buffered since.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub received_us: Option<u64>,
-    /// The step that sent it, if it is part of a trace.
+    /// The span that sent it, if the call is traced.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "trace::lenient")]
     pub traceparent: Option<TraceContext>,
 }
@@ -321,27 +334,27 @@ pub struct Relay {
 #[derive(Debug, Clone)]
 pub struct Change {
     pub call: Call,
-    /// The users whose latest call this becomes. Empty but for a new call.
+    /// The users whose latest call this becomes. Empty unless the call is new.
     pub claims: Vec<Claim>,
 }
 
-/// A user's latest call, as it was when the change was decided. One whose record does not exist is none.
+/// A user's latest call when the change was decided. A claim without a record counts as none.
 #[derive(Debug, Clone)]
 pub struct Claim {
     pub user: UserId,
     pub was: Option<CallId>,
 }
 
-/// How a commit went.
+/// The result of a commit.
 #[derive(Debug, Clone)]
 pub enum Committed {
     Stored(Stored),
-    /// The record, or a claim, is not what the change was decided on. With the record as it is.
+    /// The record or a claim has changed since the decision. Contains the present record.
     Conflict(Option<Box<Call>>),
 }
 
 impl Committed {
-    /// None for a conflict.
+    /// `None` for a conflict.
     pub fn stored(self) -> Option<Stored> {
         match self {
             Self::Stored(stored) => Some(stored),
@@ -350,10 +363,10 @@ impl Committed {
     }
 }
 
-/// What came of a written change.
+/// The effects of a written change.
 #[derive(Debug, Clone, Default)]
 pub struct Stored {
-    /// The changes of presence.
+    /// The presence changes.
     pub edges: Vec<Edge>,
     /// The nodes that hold a socket of the callee.
     pub callee_nodes: Vec<NodeId>,

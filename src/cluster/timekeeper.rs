@@ -1,11 +1,13 @@
-//! The time of day that all nodes of a cluster share: Redis' time of day, and an offset that they have agreed on.
+//! The time of day that all nodes of a cluster share: Redis' time of day plus an agreed offset.
 //!
-//! When Redis' clock jumps, the nodes keep their time: each counts on by its steady clock, and the first that is
-//! sure writes the offset that makes up for the jump (compare-and-set). All read the offset with each heartbeat, a
-//! node that starts too. It melts away at the same slow rate everywhere, because it is worked out from Redis'
-//! time alone. So at any moment all nodes tell the same time, and no deadline passes because a clock was set.
+//! When Redis' clock jumps, the nodes keep their time: each extrapolates with its monotonic clock,
+//! and the first that is certain writes the offset that compensates the jump, by compare-and-set.
+//! All nodes read the offset with each heartbeat, a starting node too. The offset decays at the
+//! same slow rate on all nodes, because the decay is derived from Redis' time alone. Therefore all
+//! nodes have the same time at any moment, and no deadline passes because a clock was set.
 //!
-//! Pure: no Redis, no I/O. `cluster::redis` carries the readings; nobody else sets the clock.
+//! Pure: no Redis, no I/O. `cluster::redis` passes in the readings, and nothing else sets the
+//! clock.
 
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
@@ -13,47 +15,49 @@ use tokio::time::Instant;
 
 use crate::time::{SharedClock, Timestamp};
 
-/// Times that differ by more are not those of one clock.
+/// Times that differ by more than this are not of the same clock.
 const JUMP: Duration = Duration::from_secs(1);
-/// A reading that was longer on its way says nothing of the time.
+/// A reading that took longer than this is too inaccurate to be used.
 const MAX_READING_TIME: Duration = Duration::from_millis(500);
-/// How much of an offset melts away in a second.
+/// The decay of an offset per second.
 const MELTS_MS_PER_S: u64 = 50;
-/// A node that starts believes an offset that was confirmed so lately: each node confirms with every heartbeat
-/// what it found at the one before.
+/// A starting node trusts an offset that was confirmed within this time. Each node confirms with a
+/// heartbeat the result of the previous one.
 const FRESH: Duration = Duration::from_secs(5);
 
-/// How far the cluster's time is ahead of Redis', as it was agreed. As a text: `ms@since`, or nothing.
+/// The agreed difference between the cluster's time and Redis' time. As text: `ms@since`, or
+/// nothing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Offset(Option<Agreed>);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Agreed {
     ms: i64,
-    /// When it was agreed, by Redis' clock.
+    /// The time of the agreement, by Redis' clock.
     since: Timestamp,
 }
 
-/// What a heartbeat reads.
+/// The result of a heartbeat.
 #[derive(Debug, Clone, Copy)]
 pub struct Reading {
     /// Redis' time of day.
     pub redis: Timestamp,
     pub offset: Offset,
-    /// By Redis' clock: the latest reading of any node that found the offset right.
+    /// By Redis' clock: the latest reading of any node that matched the offset.
     pub confirmed: Option<Timestamp>,
-    /// How long the answer was on its way, there and back.
+    /// The round-trip time of the heartbeat.
     pub took: Duration,
 }
 
-/// What follows from a reading.
+/// The consequence of a reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// This clock and the cluster's agree, or nothing can be said yet.
+    /// This clock and the cluster's agree, or the reading allows no conclusion.
     Goes,
-    /// Redis' clock has jumped: this offset is to be written if the one that was read is still there.
+    /// Redis' clock has jumped: this offset must be written, provided that the one that was read is
+    /// still there.
     Agree(Offset),
-    /// The other nodes agree and this node's clock had stood still: it has taken their time.
+    /// The other nodes agree, and this node's clock had stopped: it has adopted their time.
     Followed,
 }
 
@@ -61,32 +65,32 @@ pub enum Verdict {
 #[derive(Debug)]
 pub struct Timekeeper {
     clock: Arc<SharedClock>,
-    /// The latest reading, and when it was taken by the steady clock.
+    /// The latest reading, and its time by the monotonic clock.
     last: Option<(Instant, Reading)>,
-    /// The latest reading, if it found the offset right.
+    /// The latest reading, if it matched the offset.
     confirmed: Option<(Timestamp, Offset)>,
     doubt: Doubt,
 }
 
-/// Whether the latest readings agree with this node's clock. If they do not, Redis' clock has jumped or this
-/// node's has stood still. What the other nodes find tells: a confirmation that comes after the second such reading
-/// is of a reading after the first.
+/// Whether the latest readings agree with this node's clock. If not, either Redis' clock has jumped
+/// or this node's has stopped. The confirmations of other nodes decide: one that arrives after the
+/// second deviating reading is of a reading after the first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Doubt {
     None,
     Once,
-    /// Twice. With the latest confirmation at the second.
+    /// Two readings in a row deviated. Contains the latest confirmation at the second.
     Twice(Option<Timestamp>),
 }
 
 impl Offset {
-    /// The offset with which it is `time` when Redis says that it is `redis`.
+    /// The offset that results in `time` while Redis' clock shows `redis`.
     fn between(time: Timestamp, redis: Timestamp) -> Self {
         let ms = signed(time) - signed(redis);
         Self(Some(Agreed { ms, since: redis }))
     }
 
-    /// What is left of it, in ms, when Redis says that it is `redis`.
+    /// The remaining offset in ms while Redis' clock shows `redis`.
     pub fn ms_at(self, redis: Timestamp) -> i64 {
         let Some(Agreed { ms, since }) = self.0 else { return 0 };
         let melted = (redis - since).as_secs().saturating_mul(MELTS_MS_PER_S);
@@ -94,7 +98,7 @@ impl Offset {
         i64::try_from(left).unwrap_or(i64::MAX) * ms.signum()
     }
 
-    /// The cluster's time when Redis says that it is `redis`.
+    /// The cluster's time while Redis' clock shows `redis`.
     fn time_at(self, redis: Timestamp) -> Timestamp {
         let ms = signed(redis).saturating_add(self.ms_at(redis));
         Timestamp::from_millis(u64::try_from(ms).unwrap_or(0))
@@ -118,7 +122,7 @@ impl fmt::Display for Offset {
     }
 }
 
-/// What stands there is not an offset.
+/// The stored text is not an offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("expected an offset in ms, an @, and when it was agreed")]
 pub struct InvalidOffset;
@@ -138,7 +142,7 @@ impl FromStr for Offset {
 }
 
 impl Reading {
-    /// Redis' time now, when the answer has come.
+    /// Redis' time now, after the reply has arrived.
     fn now(&self) -> Timestamp {
         self.redis + self.took / 2
     }
@@ -149,14 +153,15 @@ impl Timekeeper {
         Self { clock, last: None, confirmed: None, doubt: Doubt::None }
     }
 
-    /// What the next heartbeat is to confirm: the reading before, and the offset that it found right.
+    /// What the next heartbeat confirms: the previous reading and the offset that it matched.
     pub fn confirms(&self) -> Option<(Timestamp, Offset)> {
         self.confirmed
     }
 
-    /// A node that starts takes the cluster's time, and says that it has, once that is certain: Redis' clock may
-    /// have jumped just before, and the others may not have agreed on that yet. Where nobody else has ever
-    /// confirmed anything, or `is_alone` or it has waited long enough, there is nobody to wait for.
+    /// Lets a starting node adopt the cluster's time as soon as it is certain, and returns whether
+    /// it has: Redis' clock may have jumped just before, and the others may not have agreed on an
+    /// offset yet. If nobody else has confirmed anything, or `is_alone`, or the node has waited
+    /// long enough, it adopts the time at once.
     pub fn begin(&mut self, reading: &Reading, is_alone: bool) -> bool {
         let is_fresh = |at: Timestamp| at <= reading.now() && reading.now() - at <= FRESH;
         let is_certain = is_alone || reading.confirmed.is_none_or(is_fresh);
@@ -168,8 +173,8 @@ impl Timekeeper {
         is_certain
     }
 
-    /// How far Redis' clock has jumped since the reading before, in ms; None if it has gone on. To be asked before
-    /// the reading is taken in.
+    /// The jump of Redis' clock since the previous reading, in ms; `None` if there was none. Must
+    /// be called before [`Self::heard`].
     pub fn jump(&self, reading: &Reading) -> Option<i64> {
         let (at, before) = &self.last?;
         let expected = before.now() + at.elapsed();
@@ -178,7 +183,7 @@ impl Timekeeper {
         has_jumped.then(|| signed(reading.now()) - signed(expected))
     }
 
-    /// Takes a reading in.
+    /// Processes a reading.
     pub fn heard(&mut self, reading: &Reading) -> Verdict {
         self.last = Some((Instant::now(), *reading));
         self.confirmed = None;
@@ -212,7 +217,7 @@ mod tests {
 
     const BEAT: Duration = Duration::from_secs(2);
 
-    /// What Redis holds, its clock, and some nodes that beat in turn.
+    /// The simulated Redis: its data, its clock, and nodes that send heartbeats in turn.
     struct Cluster {
         started: Instant,
         ahead_ms: i64,
@@ -250,7 +255,7 @@ mod tests {
             }
         }
 
-        /// Whether a node that starts gets the time.
+        /// Starts a node. Returns whether it has adopted the time.
         fn join(&mut self) -> bool {
             let clock = SharedClock::starting_at(Timestamp::from_millis(5));
             let mut node = Timekeeper::new(clock);
@@ -261,7 +266,7 @@ mod tests {
             begun
         }
 
-        /// One node's heartbeat, as the script carries it out.
+        /// One node's heartbeat, as the script executes it.
         fn beat(&mut self, node: usize) -> Verdict {
             if let Some((at, offset)) = self.nodes[node].confirms()
                 && offset == self.offset
@@ -279,7 +284,7 @@ mod tests {
             verdict
         }
 
-        /// All nodes beat, for so long.
+        /// Lets all nodes send heartbeats for this long.
         async fn go_on(&mut self, time: Duration) {
             let until = Instant::now() + time;
             while Instant::now() < until {
@@ -290,7 +295,7 @@ mod tests {
             }
         }
 
-        /// How far the clock of each node is from the true time, in ms.
+        /// The difference between each node's clock and the true time, in ms.
         fn errors(&self) -> Vec<i64> {
             let of = |node: &Timekeeper| signed(node.clock.read()) - signed(self.true_time());
             self.nodes.iter().map(of).collect()

@@ -1,5 +1,5 @@
-//! Connections that are nobody's: their socket left the namespace and does not come back. The library would
-//! keep them for as long as they answer pings.
+//! Abandoned connections: their socket has left the namespace and does not return. The library
+//! would keep them for as long as they answer pings.
 
 use std::sync::Arc;
 
@@ -13,13 +13,13 @@ use super::{
     wire::{Kill, Upgraded},
 };
 
-/// Whether a connection may live on after its socket went away for this reason.
+/// Whether a connection may outlive a socket that went away for this reason.
 pub fn is_possible(reason: DisconnectReason) -> bool {
     use DisconnectReason::{ClientNSDisconnect, ServerNSDisconnect};
     matches!(reason, ClientNSDisconnect | ServerNSDisconnect)
 }
 
-/// Closes the connection when its time to join again is over.
+/// Closes the connection if no socket has joined again in time.
 pub async fn close(
     context: Arc<Context>,
     own: Option<Kill>,

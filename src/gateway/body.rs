@@ -1,4 +1,4 @@
-//! The body of a request that has to come in time, and that is looked at as it comes.
+//! Request bodies with a time-out, whose data is checked as it arrives.
 
 use std::{
     io,
@@ -17,8 +17,8 @@ use crate::{
     metrics::{self, Limit, Slow},
 };
 
-/// A body that fails when it is not there within its time, for which the library would wait for ever, when the node's
-/// byte budget has no room for what has come of it, or when `check` does not let its data through.
+/// A body that fails if it is not complete within its time (the library has no time-out), if the
+/// node's byte budget has no room for the data so far, or if `check` rejects the data.
 pub struct Timed<F> {
     body: Body,
     time_out: Pin<Box<Sleep>>,
@@ -40,7 +40,7 @@ impl<F: FnMut(&[u8]) -> bool + Unpin> HttpBody for Timed<F> {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        // First: one that trickles in has always something to read.
+        // First, because a body that trickles in always has something to read.
         if self.time_out.as_mut().poll(cx).is_ready() {
             metrics::SLOW_CLIENTS.of(Slow::Body).increment(1);
             return Poll::Ready(Some(Err(io::Error::from(io::ErrorKind::TimedOut).into())));

@@ -1,4 +1,4 @@
-//! From what a socket sent to an event, as far as it can be read.
+//! Decodes the frames of a socket into events, as far as they can be read. No state, no I/O.
 
 use std::borrow::Cow;
 
@@ -8,7 +8,7 @@ use socketioxide::handler::Value;
 use super::reply::{About, Frame, Rejected};
 use crate::protocol::{ClientEvent, Malformed, Sizes};
 
-/// What an event is about.
+/// The call or user that an event refers to.
 pub fn about(event: &ClientEvent) -> About {
     match event {
         ClientEvent::Initiate { to, .. } => About { to: Some(to.clone()), call_id: None },
@@ -26,7 +26,7 @@ pub fn about(event: &ClientEvent) -> About {
     }
 }
 
-/// The event's name, as far as it can be read, and the event.
+/// The event's name, if it can be read, and the event.
 pub fn decode<'a>(
     value: &'a Value,
     sizes: &Sizes,
@@ -54,8 +54,9 @@ pub fn decode<'a>(
     (frame.name.into(), event)
 }
 
-/// Name and payload of a frame as almost all are, `["name",{…}]`, which so is read once less. What stands
-/// between may turn out to be more than one object: that is not a payload, and the frame is not plain.
+/// Name and payload of a frame of the usual form `["name",{…}]`, which saves one pass over the
+/// text. If the text between turns out to be more than one object, it is no payload, and the frame
+/// is decoded in full.
 fn plain(text: &str) -> Option<(&str, &str)> {
     let rest = text.strip_prefix("[\"")?;
     let (name, rest) = rest.split_at(rest.find(['"', '\\'])?);
@@ -63,7 +64,7 @@ fn plain(text: &str) -> Option<(&str, &str)> {
     payload.starts_with('{').then_some((name, payload))
 }
 
-/// The length of what came, in bytes.
+/// The length of a received value, in bytes.
 pub fn size_of(value: &Value) -> usize {
     match value {
         Value::Str(text, attachments) => {

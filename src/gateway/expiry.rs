@@ -1,4 +1,4 @@
-//! A socket whose token has an end: what it may still do, and how it gets a new one.
+//! Sockets whose token expires: the events that remain permitted, and the refresh of tokens.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -18,7 +18,8 @@ use crate::{
 };
 
 impl Session {
-    /// From now on its client can be warned. Nothing if it is gone already.
+    /// Starts the lease of the socket's token, so that its client is warned in time. Does nothing
+    /// if the socket is gone.
     pub(super) fn begin_lease(&self) {
         let expires_at = self.expires_at();
         if expires_at.as_millis() == NEVER_MS {
@@ -32,12 +33,12 @@ impl Session {
     }
 
     pub(super) fn has_expired(&self) -> bool {
-        // Without tokens the clock is not even asked.
+        // Without tokens, not even the clock is read.
         let expires_at = self.expires_at();
         expires_at.as_millis() != NEVER_MS && expires_at <= self.context.access.now()
     }
 
-    /// Takes a new token of the same user.
+    /// Verifies a new token of the same user and renews the lease.
     pub(super) async fn refresh(
         &self,
         socket: &Socket,
@@ -45,7 +46,8 @@ impl Session {
     ) -> Result<Answer, Rejected> {
         let context = &self.context;
         let source = seat_of(socket).ok_or(Rejected::Unauthenticated)?.source();
-        // Who came in with a good token need not suffer for what others try at its address, once.
+        // A client that connected with a valid token may try once even if others exhausted the
+        // limit of its address.
         if self.has_failed.load(Ordering::Relaxed) {
             context.limits.takes_tokens(source)?;
         }
@@ -62,7 +64,7 @@ impl Session {
         Ok(Answer::Refreshed { expires_at })
     }
 
-    /// Its time is over: it stays for the call that it is in, and for that alone.
+    /// The token has expired: the socket is kept for its current call only, or closed.
     pub(super) fn expired(self: &Arc<Self>) {
         if self.has_expired() && self.kept_call().is_none() {
             debug!(socket = %self.socket, "a token expired: closed");
@@ -70,7 +72,7 @@ impl Session {
         }
     }
 
-    /// Whether this may still be done without a good token.
+    /// Whether an event is permitted without a valid token.
     pub(super) fn serves_expired(self: &Arc<Self>, event: &ClientEvent) -> bool {
         match event {
             ClientEvent::AuthRefresh { .. } => true,
@@ -88,12 +90,14 @@ impl Session {
         }
     }
 
-    /// Whether it is kept for the call that an event names; without a name its live call is meant.
+    /// Whether the socket is kept for the call that an event names; without a name its live call is
+    /// meant.
     fn is_kept_for(self: &Arc<Self>, named: Option<CallId>) -> bool {
         self.kept_call().is_some_and(|kept| named.is_none_or(|named| named == kept))
     }
 
-    /// The call that it is kept for: the one that was live when its token expired, no later one.
+    /// The call that the socket is kept for: the one that was live when its token expired, no later
+    /// one.
     fn kept_call(self: &Arc<Self>) -> Option<CallId> {
         let (context, socket) = (&self.context, self.socket);
         let call = self.device.get().and_then(|device| context.calls.call_of(device))?;
@@ -102,7 +106,7 @@ impl Session {
         }
         context.leases.keep(socket, call);
         debug!(%socket, %call, "a token expired: kept for its call");
-        // Of others it hears nothing more.
+        // Events of other calls are no longer sent to it.
         let calls = context.calls.clone();
         tokio::spawn(async move { calls.unsubscribe_all(socket).await });
         Some(call)

@@ -1,4 +1,5 @@
-//! What a socket sent and is not handled yet, in order.
+//! The inbox of a socket: received events that are not processed yet, in order. Bounded; holds no
+//! task and does no I/O.
 
 use std::collections::VecDeque;
 
@@ -7,14 +8,14 @@ use crate::{
     metrics::Buffer,
 };
 
-/// Most events of one socket that wait to be handled.
+/// The most events in the inbox of a socket.
 pub const MAX_EVENTS: usize = 1_024;
-/// Most bytes of them.
+/// The most bytes in it.
 pub const MAX_BYTES: usize = 2 * 1024 * 1024;
 
-/// A bounded queue, drained by at most one task at a time, which runs only while there is
-/// something to drain: an idle socket has no task. At first it is held: nothing is drained until it
-/// is released, or its end is in it.
+/// A bounded queue with at most one draining task, which lives only while the queue is non-empty:
+/// an idle socket has no task. The queue starts paused, and is drained after `release` or once it
+/// contains the end.
 #[derive(Debug)]
 pub struct Inbox<T> {
     waiting: VecDeque<(T, usize)>,
@@ -31,14 +32,15 @@ enum Drain {
     Running,
 }
 
-/// What the one who put something in has to do.
+/// The action that a push requires of its caller.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Pushed {
-    /// Start a task that drains.
+    /// Start a task that drains the queue.
     Drain,
-    /// Nothing: a task drains already, or is not to yet, or nothing is taken any more.
+    /// None: a task drains already, the queue is paused, or it accepts nothing any more.
     Nothing,
-    /// Close the socket: it is beyond its bound. What waits is dropped, and nothing more is taken.
+    /// Close the socket, because it exceeds its bound. The queue is dropped and accepts nothing any
+    /// more.
     Overflow,
 }
 
@@ -57,7 +59,7 @@ impl<T> Inbox<T> {
         self.held.bytes()
     }
 
-    /// Puts an event in that is `size_bytes` long.
+    /// Appends an event of `size_bytes`.
     pub fn push(&mut self, event: T, size_bytes: usize) -> Pushed {
         if self.closed {
             return Pushed::Nothing;
@@ -71,8 +73,8 @@ impl<T> Inbox<T> {
         if self.drain == Drain::Held { Pushed::Nothing } else { self.start() }
     }
 
-    /// Takes nothing more but the end, and drops what waits: whoever is closed for sending too much gets no
-    /// more of our time.
+    /// Drops the queue and accepts only the end from now on: a socket that is closed for sending
+    /// too much gets no more processing time.
     pub fn close(&mut self) {
         if !std::mem::replace(&mut self.closed, true) {
             self.waiting = VecDeque::new();
@@ -80,7 +82,7 @@ impl<T> Inbox<T> {
         }
     }
 
-    /// Puts the end in, for which there is always room. There is one: the first.
+    /// Appends the end, for which there is always room. Only the first one counts.
     pub fn push_end(&mut self, end: T) -> Pushed {
         self.closed = true;
         if std::mem::replace(&mut self.ended, true) {
@@ -90,12 +92,12 @@ impl<T> Inbox<T> {
         self.start()
     }
 
-    /// What waits may be drained from now on.
+    /// Lets the queue be drained from now on.
     pub fn release(&mut self) -> Pushed {
         if self.drain == Drain::Held { self.start() } else { Pushed::Nothing }
     }
 
-    /// Whether the end is among what waits, or has been taken.
+    /// Whether the end is in the queue or was taken from it.
     pub fn has_ended(&self) -> bool {
         self.ended
     }
@@ -107,7 +109,7 @@ impl<T> Inbox<T> {
         }
     }
 
-    /// The next event. None ends the draining.
+    /// The next event; `None` ends the draining task.
     pub fn pop(&mut self) -> Option<T> {
         let Some((event, size_bytes)) = self.waiting.pop_front() else {
             self.drain = Drain::Idle;

@@ -1,5 +1,5 @@
-//! Until when each socket's token is good, and whose turn it is to be told or closed. One queue for
-//! all sockets of the node: an idle socket has no timer and no task of its own.
+//! The leases of tokens: when each socket's token expires, and which socket is due for a warning or
+//! for closing. One queue for all sockets of the node: an idle socket has no timer and no task.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -12,9 +12,9 @@ use crate::{
     time::Timestamp,
 };
 
-/// How long before its token expires a client is told.
+/// The time between the warning and the expiry of a token.
 const WARNING: Duration = Duration::from_mins(1);
-/// How soon a socket is looked at again that has expired and is kept for its call.
+/// The interval at which an expired socket that is kept for its call is checked.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Default)]
@@ -23,9 +23,9 @@ pub struct Leases(Mutex<Index>);
 #[derive(Debug, Default)]
 struct Index {
     leases: HashMap<SocketId, Lease>,
-    /// Each socket once, at its `due_at`.
+    /// Each socket once, by its `due_at`.
     queue: BTreeSet<(Timestamp, SocketId)>,
-    /// The calls for which sockets are kept whose token has expired.
+    /// The calls for which sockets with an expired token are kept.
     kept: HashMap<SocketId, CallId>,
 }
 
@@ -35,12 +35,12 @@ struct Lease {
     due_at: Timestamp,
 }
 
-/// What is to be done about a socket.
+/// The action that is due for a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Due {
-    /// Tell it that its token expires then.
+    /// Warn its client that the token expires at this time.
     Warn(Timestamp),
-    /// Its token has expired.
+    /// The token has expired.
     Expired,
 }
 
@@ -49,13 +49,14 @@ impl Leases {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A socket has come with a token. It is warned a minute before the end, or at once.
+    /// Begins the lease of a socket. The warning is due a minute before the expiry, or at once if
+    /// that has passed.
     pub fn begin(&self, socket: SocketId, expires_at: Timestamp, now: Timestamp) {
         self.index().set(socket, expires_at, (expires_at - WARNING).max(now));
     }
 
-    /// A socket has a new token. Of a short one half is left when it is warned: a client that answers
-    /// each warning with a token must not do so without a pause.
+    /// Renews a lease. For a short token the warning is due after half of its time, so that a
+    /// client that answers each warning with a token does not do so without a pause.
     pub fn renew(&self, socket: SocketId, expires_at: Timestamp, now: Timestamp) {
         let half = now + (expires_at - now) / 2;
         let mut index = self.index();
@@ -63,7 +64,7 @@ impl Leases {
         index.set(socket, expires_at, (expires_at - WARNING).max(half));
     }
 
-    /// A socket is gone.
+    /// Ends the lease of a closed socket.
     pub fn forget(&self, socket: SocketId) {
         let mut index = self.index();
         index.kept.remove(&socket);
@@ -72,7 +73,8 @@ impl Leases {
         }
     }
 
-    /// Some of what is due, at most `limit`. Who has expired is due again until it is forgotten.
+    /// The sockets that are due, at most `limit`. An expired socket is due again until it is
+    /// forgotten.
     pub fn take_due(&self, now: Timestamp, limit: usize) -> Vec<(SocketId, Due)> {
         let mut index = self.index();
         let mut all = Vec::new();
@@ -97,7 +99,7 @@ impl Leases {
         self.index().kept.get(&socket).copied()
     }
 
-    /// Keeps an expired socket for this call, unless it is gone.
+    /// Keeps an expired socket for this call, unless the socket is gone.
     pub fn keep(&self, socket: SocketId, call: CallId) {
         let mut index = self.index();
         if index.leases.contains_key(&socket) {

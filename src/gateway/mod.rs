@@ -1,4 +1,5 @@
-//! Socket.IO: handshake, identity, order, answers, and the end of a connection.
+//! The gateway for Socket.IO: handshake, identity, order of events, acks, and the end of connections.
+//! Calls [`crate::calls`] for every decision about calls.
 
 mod abandoned;
 mod body;
@@ -57,27 +58,28 @@ use crate::{
     secret::Secret,
 };
 
-/// How long a connection may take to join the namespace.
+/// The time that a connection has to join the namespace.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long connections may take to end when the service stops.
+/// The time that connections have to close when the service stops.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long what a client was sent has to be written before its transport is closed.
+/// The time that packets sent before have to be written before the transport is closed.
 const LAST_WRITE_TIME: Duration = Duration::from_millis(50);
 const CLOSE_POLL: Duration = Duration::from_millis(20);
-/// How long the goodbye has to reach the clients.
+/// The time that the shutdown notice has to reach the clients.
 const GOODBYE_TIME: Duration = Duration::from_millis(100);
-/// Most packets that wait for a client to read them.
+/// The most packets that wait for a client to read them.
 const MAX_OUTGOING_PACKETS: usize = 2_048;
-/// Binary attachments are refused with an error, so a few must be let in to be refused.
+/// Binary attachments are refused with an error; a few must be accepted to be refused.
 const MAX_ATTACHMENTS: usize = 8;
-/// A small buffer for each connection: what comes is read ahead, into one for all (see [`wire`]).
+/// Each connection has a small buffer: data is read ahead into one buffer for all of them (see
+/// [`wire`]).
 const READ_BUFFER_BYTES: usize = 256;
-/// How often tokens are looked through for those that expire.
+/// The interval at which leases are checked.
 const LEASE_INTERVAL: Duration = Duration::from_millis(200);
-/// After how many of them others have their turn.
+/// After so many leases the task yields.
 const LEASE_BATCH: usize = 256;
 
-/// The library's server, before it takes any socket.
+/// The library's server before it accepts sockets.
 pub struct Gateway {
     engine: Engine,
     io: SocketIo,
@@ -93,7 +95,7 @@ pub struct Serving {
     doors: Arc<Doors>,
 }
 
-/// What it takes to let a socket in.
+/// Everything that is needed to admit a socket.
 #[derive(Clone)]
 struct Gate {
     context: Arc<Context>,
@@ -103,16 +105,16 @@ struct Gate {
     doors: Arc<Doors>,
 }
 
-/// What a node that stops leaves behind.
+/// How a node leaves the cluster.
 #[derive(Debug, Clone, Copy)]
 pub enum Leaving {
-    /// Nobody can come back: the calls end.
+    /// No node takes over: the calls end.
     ForGood,
-    /// Other nodes take the clients, whose transports are closed spread over this time.
+    /// Other nodes take over the clients, whose transports are closed one by one over this time.
     HandOver { window: Duration },
 }
 
-/// Why a connection is refused. All that the client's library passes on is a text.
+/// The reason for a refused connection. The client's library passes on only a text.
 #[derive(Debug)]
 struct Refused {
     error_type: ErrorType,
@@ -137,12 +139,12 @@ impl Gateway {
         Self { engine, io, upgraded: Upgraded::default(), limits }
     }
 
-    /// The way to this node's sockets.
+    /// The client sink of this node's sockets.
     pub fn outlet(&self) -> Arc<dyn Outlet> {
         Arc::new(SocketOutlet::new(self.io.clone(), self.upgraded.clone()))
     }
 
-    /// Takes sockets from now on, at the routes it answers.
+    /// Accepts sockets from now on, at the returned routes.
     pub fn serve(self, calls: Arc<Calls>, access: Arc<Access>, ice: Arc<Ice>) -> (Serving, Router) {
         let doors = Arc::new(Doors::default());
         let takes_tokens = !access.is_open();
@@ -176,13 +178,13 @@ impl Gateway {
 }
 
 impl Serving {
-    /// Warns clients whose tokens expire soon, and closes the sockets of those that have expired.
+    /// Warns clients whose tokens expire soon, and closes sockets whose tokens have expired.
     pub fn run_leases(&self) -> impl Future<Output = ()> + use<> {
         run_leases(self.io.clone(), self.context.clone())
     }
 
-    /// Cuts clients off that hold the most while the node's byte budget is used up, and says in `health` if that
-    /// takes long.
+    /// Disconnects the clients that hold the most while the node's byte budget is exhausted, and
+    /// reports in `health` if that lasts.
     pub fn run_shedder(&self, health: Health) -> impl Future<Output = ()> + use<> {
         let buffers = self.context.limits.buffers();
         let watching = buffers.clone().watch(health);
@@ -192,8 +194,8 @@ impl Serving {
         }
     }
 
-    /// Takes no more connections, says goodbye, and closes all transports. Clients reconnect by
-    /// themselves to whatever serves then.
+    /// Accepts no more connections, sends the shutdown notice, and closes all transports. Clients
+    /// reconnect by themselves to a node in service.
     pub async fn close(&self, leaving: Leaving) {
         self.doors.close_to_new();
         let window = match leaving {
@@ -207,7 +209,7 @@ impl Serving {
         self.doors.close_to_polling();
         let (websockets, polling): (Vec<_>, Vec<_>) =
             self.io.sockets().into_iter().partition(|one| self.upgraded.switch_of(one).is_some());
-        // At once: a balancer may have sent their next request to another node already.
+        // At once, because a balancer may already send their next request to another node.
         for session in polling.iter().filter_map(session_of) {
             session.disconnected(DisconnectReason::ClosingServer);
         }
@@ -228,7 +230,7 @@ impl Serving {
         .await;
         let signed_off = async {
             while self.context.session_count() > 0 {
-                // Whoever was let in at the last moment.
+                // Sockets that were admitted in the last moment.
                 for socket in self.io.sockets() {
                     self.upgraded.close_transport(socket);
                 }
@@ -241,7 +243,7 @@ impl Serving {
         }
     }
 
-    /// Sets the gauges of what is connected now.
+    /// Sets the gauges of current connections.
     pub fn sample(&self) {
         self.context.limits.buffers().sample();
         let sockets = self.io.sockets();
@@ -266,7 +268,7 @@ impl Serving {
             {
                 session.hush();
             }
-            // One that is gone, or reads too slowly, is closed without a word.
+            // A socket that is gone or reads too slowly is closed without the notice.
             if socket.emit(draining.name(), &draining).is_ok() {
                 metrics::SENT.of(Sent::Draining).increment(1);
                 metrics::SENT_BYTES.of(Sent::Draining).increment(draining.size_bytes() as u64);
@@ -283,15 +285,16 @@ async fn count_refused(admitted: impl Future<Output = Result<(), Refused>>) -> R
     admitted.await.inspect_err(refused)
 }
 
-/// Runs before the client is told that it is connected: whatever it sends then finds a receiver,
-/// and whoever it names itself is online.
+/// Runs before the client is told that it is connected, so that everything it sends afterwards
+/// finds a session, and its user is online.
 async fn admit(
     gate: Gate,
     socket: SocketRef,
     TryData(auth): TryData<Map<String, Value>>,
 ) -> Result<(), Refused> {
     let Gate { context, io, engine, upgraded, doors } = gate;
-    // One at a time: whoever says it a thousand times does not have a thousand tokens checked at once.
+    // One at a time per socket: repeating the event a thousand times must not have a thousand
+    // tokens verified at once.
     let _turn = context.entering.take(socket_id(socket.id)).ok_or_else(Refused::again)?;
     if doors.are_closed() {
         upgraded.close_transport(socket);
@@ -338,10 +341,10 @@ async fn admit(
         Some(user) => {
             match session.join(&socket, user).await {
                 Ok(()) => {}
-                // To try again and again would not help: the user's other sockets have to go first.
+                // Retrying is useless until other sockets of the user are closed.
                 Err(NotJoined::TooMany(too_many)) => return Err(too_many.into()),
                 Err(NotJoined::Unavailable(error)) => {
-                    // A client that is refused does not try again by itself; one whose transport closes
+                    // A refused client does not retry by itself; a client whose transport closes
                     // does.
                     upgraded.close_transport(socket);
                     return Err(Refused::unavailable(error));
@@ -353,15 +356,15 @@ async fn admit(
             tokio::spawn(expect_identity(io, socket.id, Arc::downgrade(&session), limits));
         }
     }
-    // Its session began before: an upgrade that comes meanwhile finds it.
+    // The session began earlier: an upgrade in the meantime finds it.
     if let Some(kill) = upgraded.switch_of(&socket) {
         kill.note_joined();
     }
     Ok(())
 }
 
-/// Whose token a client shows, in what it says when it connects or in the head of its handshake.
-/// None where nobody needs one.
+/// The user of the token that a client presents, in the CONNECT packet or in the head of its
+/// handshake. `None` if no token is required.
 async fn identify(
     Context { access, limits, .. }: &Context,
     socket: &SocketRef,
@@ -387,7 +390,8 @@ async fn greet(socket: SocketRef) {
     }
 }
 
-/// The place of a socket's connection. Each has one: the library keeps it with its first request.
+/// The seat of a socket's connection. Each connection has one, which the library keeps with its
+/// first request.
 fn seat_of(socket: &Socket) -> Option<Seat> {
     socket.req_parts().extensions.get::<Seat>().cloned()
 }
@@ -396,13 +400,14 @@ fn session_of(socket: &SocketRef) -> Option<Arc<Session>> {
     socket.extensions.get::<Arc<Session>>()
 }
 
-/// Holds on to nothing meanwhile: most sockets say who they are, or are gone, long before.
+/// Holds no strong reference meanwhile: most sockets identify themselves or close long before.
 async fn expect_identity(io: SocketIo, sid: Sid, session: Weak<Session>, limits: Arc<Limits>) {
     tokio::time::sleep(limits.settings().identify).await;
     let is_unknown = session.upgrade().is_some_and(|session| !session.is_identified());
     if let Some(socket) = io.get_socket(sid).filter(|_| is_unknown) {
         limits.closed(Limit::Identify, sid);
-        // Its queue is full only if it reads nothing, and then its transport is cut off.
+        // The queue is full only if the client reads nothing, and then its transport is closed
+        // anyway.
         let _ = socket.disconnect();
     }
 }
@@ -429,20 +434,20 @@ async fn run_leases(io: SocketIo, context: Arc<Context>) {
             if is_last {
                 break;
             }
-            // Thousands may expire together: others have their turn.
+            // Thousands of tokens may expire together: others get their turn.
             tokio::task::yield_now().await;
         }
     }
 }
 
-/// The user whom the client named when it connected.
+/// The user whom the client named in the CONNECT packet.
 fn user_of(field: &str, auth: &Map<String, Value>) -> Result<Option<UserId>, Refused> {
     let given = auth.get(field).filter(|value| !value.is_null());
     let user = given.map(UserId::from_value).transpose();
     user.map_err(|error| Refused::invalid(field, error))
 }
 
-/// A field of what the client said when it connected.
+/// A field of the CONNECT packet's payload.
 fn parse<T>(field: &str, auth: &Map<String, Value>) -> Result<Option<T>, Refused>
 where
     T: FromStr<Err: fmt::Display>,
@@ -467,7 +472,8 @@ impl Refused {
         Self { error_type: ErrorType::TemporarilyUnavailable, message }
     }
 
-    /// Whether the same may be let in later: its transport is closed, so that it tries again by itself.
+    /// Whether a retry may succeed: then the transport is closed, so that the client retries by
+    /// itself.
     fn may_pass(&self) -> bool {
         matches!(self.error_type, ErrorType::TemporarilyUnavailable | ErrorType::RateLimited)
     }

@@ -1,4 +1,4 @@
-//! From a call's news to the sockets of this node.
+//! The client sink: emits the events of calls to the sockets of this node.
 
 use socketioxide::{SendError, SocketError, SocketIo, extract::SocketRef, socket::Sid};
 use tracing::{debug, error, warn};
@@ -11,7 +11,7 @@ use crate::{
     protocol::ServerEvent,
 };
 
-/// The sockets that the library holds, in their rooms `user:<userId>`.
+/// The sockets that the library holds, in rooms named `user:<userId>`.
 pub struct SocketOutlet {
     io: SocketIo,
     upgraded: Upgraded,
@@ -48,7 +48,7 @@ pub fn sid_of(socket: SocketId) -> Sid {
 impl Outlet for SocketOutlet {
     fn sockets_of(&self, user: &UserId) -> Vec<SocketId> {
         let sockets = self.io.within(room_of(user)).sockets();
-        // One that is not connected yet would lose what it is sent. It is welcomed when it is.
+        // A socket that is not connected yet would lose the event. It is welcomed when it is.
         let connected = sockets.into_iter().filter(|socket| socket.connected());
         connected.map(|socket| socket_id(socket.id)).collect()
     }
@@ -101,7 +101,7 @@ impl Outlet for SocketOutlet {
     }
 
     fn disconnect(&self, user: &UserId) {
-        // Those too that are not connected yet.
+        // Includes sockets that are not connected yet.
         for socket in self.io.within(room_of(user)).sockets() {
             self.dismiss(socket);
         }

@@ -1,11 +1,11 @@
-//! Spreads something over a time.
+//! Spreads work over a period of time.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Does something with each of these, in their order, spread evenly over `window`. Goes by the time that has passed:
-/// where the clock is coarse, or each takes its time, several are done at once.
+/// Calls `each` for every item in order, spread evenly over `window`. The pace follows elapsed
+/// time: if the clock is coarse or an item takes long, several items are processed at once.
 pub async fn spread<T>(all: Vec<T>, window: Duration, mut each: impl FnMut(T)) {
     let began = Instant::now();
     let count = u32::try_from(all.len()).unwrap_or(u32::MAX).max(1);

@@ -1,4 +1,4 @@
-//! From what came of an event to what its client is told: the one match from failure to code.
+//! Replies to clients: acks and `call:error`, and the one mapping from failures to error types.
 
 use std::{fmt, time::Duration};
 
@@ -15,10 +15,10 @@ use crate::{
     protocol::{Answer, ErrorBody, ErrorType, MAX_NAME_CHARS, MAX_WATCHED_USERS, Malformed},
 };
 
-/// When to try again what failed because the shared state could not be reached.
+/// `retryAfterMs` if the shared state could not be reached.
 const RETRY_UNAVAILABLE_MS: u64 = 1_000;
 
-/// The same where too many asked for presence together.
+/// `retryAfterMs` if too many presence requests came at the same time.
 const RETRY_PRESENCE_MS: u64 = 2_000;
 
 /// An ack.
@@ -45,22 +45,23 @@ impl From<Result<Answer, ErrorBody>> for Ack {
     }
 }
 
-/// Why an event was not carried out.
+/// The reason why an event was refused or failed.
 #[derive(Debug)]
 pub enum Rejected {
     /// The socket has no user yet.
     Unauthenticated,
     /// The socket belongs to another user.
     AnotherUser,
-    /// There is no token to refresh.
+    /// The server has no token authentication.
     NoTokens,
-    /// The socket's token has expired, and this is not about the call that it is kept for.
+    /// The socket's token has expired, and the event is not about the call that the socket is kept
+    /// for.
     Expired,
-    /// A new token is not accepted.
+    /// The new token is not valid.
     Token(CheckError),
     Binary,
     Malformed(Malformed),
-    /// The socket sends more than it may.
+    /// The socket exceeds a limit.
     TooFast {
         retry_after: Duration,
     },
@@ -101,7 +102,7 @@ impl From<Failure> for Rejected {
     }
 }
 
-/// What the event was about, as far as it is known.
+/// The call and user that the event referred to, as far as they are known.
 #[derive(Debug, Clone, Default)]
 pub struct About {
     pub to: Option<UserId>,
@@ -210,7 +211,7 @@ impl Rejected {
     }
 }
 
-/// An event as it came: `[name, payload, …]`. What follows the payload is ignored.
+/// A received event: `[name, payload, …]`. Elements after the payload are ignored.
 pub struct Frame<'a> {
     pub name: String,
     pub payload: Option<&'a RawValue>,

@@ -1,7 +1,8 @@
-//! Cuts clients off while the node's byte budget is used up: those that hold the most first.
+//! Load shedding: disconnects clients while the node's byte budget is exhausted, those that hold
+//! the most first.
 //!
-//! A transport is closed, so the client's library connects again by itself. Devices that could not come back
-//! to their call are left alone, and those that could come last: no call is ended here.
+//! Only transports are closed, so that clients reconnect by themselves. Devices that could not
+//! return to their call are spared, and devices in a call come last: no call is ended here.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,10 +19,10 @@ use crate::{
     metrics::{self, Limit, Slow},
 };
 
-/// How long transports have to close before more of them are chosen.
+/// The time that transports have to close before more of them are chosen.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// One client, and what is buffered for and from it.
+/// A client, and the bytes that are buffered for it and from it.
 struct Holder {
     bytes: usize,
     is_in_call: bool,
@@ -29,7 +30,7 @@ struct Holder {
     session: Option<Arc<Session>>,
 }
 
-/// Runs for as long as the gateway does.
+/// Runs until the gateway stops.
 pub async fn run(io: SocketIo, upgraded: Upgraded, buffers: Buffers) {
     loop {
         buffers.pressed().await;
@@ -47,11 +48,11 @@ fn shed(io: &SocketIo, upgraded: &Upgraded, buffers: &Buffers) {
         let bytes = session.as_ref().map_or(0, |session| session.held_bytes())
             + switch.as_ref().map_or(0, Kill::held_bytes);
         if switch.as_ref().is_some_and(Kill::is_killed) {
-            // It is about to give back what it holds.
+            // Its memory is about to be freed.
             freed += bytes;
         } else if bytes > FLOOR_BYTES {
             let is_in_call = session.as_ref().is_some_and(|session| session.call().is_some());
-            // A client on polling is not told to connect again when its session ends.
+            // A client on polling is not told to reconnect when its session ends.
             let comes_back =
                 switch.is_some() && session.as_ref().is_none_or(|session| session.may_come_back());
             if comes_back || !is_in_call {

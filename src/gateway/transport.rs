@@ -1,4 +1,4 @@
-//! `/socket.io/`: websockets on the project's own [`Wire`], polling as the library has it.
+//! The routes of `/socket.io/`: websockets on the project's own [`Wire`], polling by the library.
 
 use std::{
     pin::pin,
@@ -45,9 +45,9 @@ use crate::{
 
 /// Engine.IO's packet that closes a session.
 const CLOSE_PACKET: &str = "1";
-/// What stands between packets in a polling request.
+/// The separator of packets in a polling request.
 const PACKET_SEPARATOR: u8 = 0x1e;
-/// How long the body of a polling request may take.
+/// The time-out for the body of a polling request.
 const BODY_TIME: Duration = Duration::from_secs(10);
 
 pub type Engine = SocketIoService<NotFoundService, LocalAdapter>;
@@ -57,23 +57,23 @@ struct Transport {
     engine: Engine,
     io: SocketIo,
     upgraded: Upgraded,
-    /// The sessions that are sending right now. A client sends one request after the other.
+    /// The sessions with a POST in progress. A client sends one request after the other.
     posting: Turns<Sid>,
-    /// What sessions on polling send: requests, and the packets in them.
+    /// The rate of requests and packets of sessions on polling.
     packets: Arc<Buckets<Sid>>,
     doors: Arc<Doors>,
     context: Arc<Context>,
     limits: Arc<Limits>,
-    /// Whether tokens are of use here.
+    /// Whether tokens are verified here.
     takes_tokens: bool,
 }
 
-/// What a node that stops takes no more of.
+/// The kinds of requests that a stopping node no longer accepts.
 #[derive(Debug, Default)]
 pub struct Doors {
-    /// Set when no new connection is taken.
+    /// Set when no new connection is accepted.
     closed_to_new: AtomicBool,
-    /// Set when polling clients are to go elsewhere, too.
+    /// Set when polling clients are sent to other nodes, too.
     closed_to_polling: AtomicBool,
 }
 
@@ -82,7 +82,7 @@ impl Doors {
         self.closed_to_new.store(true, Ordering::Relaxed);
     }
 
-    /// Whether no new connection is taken.
+    /// Whether no new connection is accepted.
     pub fn are_closed(&self) -> bool {
         self.closed_to_new.load(Ordering::Relaxed)
     }
@@ -92,8 +92,8 @@ impl Doors {
     }
 }
 
-/// The token that came in the head of a connection's first request. The library keeps that request
-/// for as long as the connection lives; the token is taken out when it is looked at.
+/// The token in the head of a connection's first request. The library keeps that request for as
+/// long as the connection lives; the token is removed when it is verified.
 #[derive(Debug, Clone)]
 pub struct Bearer(Arc<Mutex<Option<Secret>>>);
 
@@ -103,9 +103,9 @@ impl Bearer {
     }
 }
 
-/// Where clients connect; without the slash, too, which some of them leave out (`addTrailingSlash: false`).
+/// The paths of clients; some omit the slash (`addTrailingSlash: false`).
 pub const PATHS: [&str; 2] = ["/socket.io/", "/socket.io"];
-/// When to try again where a node has stopped: others take its connections at once.
+/// `Retry-After` on a stopping node: others accept its connections at once.
 const RETRY_ELSEWHERE_S: u16 = 1;
 
 /// The routes of the transport.
@@ -139,7 +139,7 @@ async fn serve(State(transport): State<Transport>, request: Request) -> Response
     response
 }
 
-/// The fault of a request with this address, if it is refused.
+/// The reason to refuse a request with this address, if there is one.
 fn suspect(uri: &Uri) -> Option<Refused> {
     let is_websocket = match query_value(uri, "transport") {
         Some("websocket") => true,
@@ -174,7 +174,7 @@ async fn answer(transport: Transport, request: Request) -> Response {
         };
     }
     if request.headers().contains_key(header::UPGRADE) {
-        // The library would upgrade it past the guards of the wire.
+        // The library would upgrade the request without the guards of [`Wire`].
         return StatusCode::BAD_REQUEST.into_response();
     }
     if transport.doors.closed_to_polling.load(Ordering::Relaxed) {
@@ -201,7 +201,7 @@ fn sid_of(uri: &Uri) -> Option<Sid> {
     query_value(uri, "sid")?.parse().ok()
 }
 
-/// The client's library tries again by itself, later each time.
+/// The client's library retries by itself, with growing delays.
 fn turn_away(too_many: &TooMany) -> Response {
     let status = match too_many.what {
         What::Sockets => StatusCode::SERVICE_UNAVAILABLE,
@@ -211,12 +211,12 @@ fn turn_away(too_many: &TooMany) -> Response {
     (status, [(header::RETRY_AFTER, retry_after)], too_many.to_string()).into_response()
 }
 
-/// Whether a request wants a websocket of Engine.IO 4.
+/// Whether a request asks for a websocket of Engine.IO 4.
 fn is_websocket(uri: &Uri) -> bool {
     query_value(uri, "transport") == Some("websocket") && query_value(uri, "EIO") == Some("4")
 }
 
-/// What to answer to a websocket handshake (RFC 6455, 4.2); None if the request is not one.
+/// The `Sec-WebSocket-Accept` of a handshake (RFC 6455, 4.2); `None` if the request is not one.
 fn websocket_accept(request: &Request) -> Option<HeaderValue> {
     let headers = request.headers();
     let is_handshake = request.method() == Method::GET
@@ -232,7 +232,7 @@ impl Transport {
         pass_on(self.engine, request).await
     }
 
-    /// A polling client fetches what waits for it.
+    /// The GET of a polling client, which fetches packets.
     async fn fetch(self, sid: Sid, request: Request) -> Response {
         let session = || self.io.get_socket(sid).as_ref().and_then(session_of);
         let mut fetching = pin!(pass_on(self.engine, request));
@@ -253,8 +253,8 @@ impl Transport {
         response
     }
 
-    /// A polling client sends. What is too large is refused before it is read, and what comes too
-    /// slowly ends the session.
+    /// The POST of a polling client. A body that is too large is refused before it is read, and one
+    /// that is too slow ends the session.
     async fn post(self, sid: Sid, request: Request) -> Response {
         let mut bound = self.limits.settings().message_bytes;
         let has_joined = self.context.has_joined(socket_id(sid));
@@ -281,7 +281,8 @@ impl Transport {
         self.limits.source_of(request.extensions(), request.headers())
     }
 
-    /// Counts packets of a session on polling, of which a request is one too. One that sends too many is over.
+    /// Counts packets of a session on polling, and each request as one. Returns false if there are
+    /// too many, and then the session ends.
     fn takes_packets(&self, count: u32, sid: Sid, source: Source) -> bool {
         let is_fine = self.limits.packets(&self.packets, count, sid);
         if !is_fine {
@@ -291,8 +292,8 @@ impl Transport {
         is_fine
     }
 
-    /// Looks at the body of a request as it comes: it must not be longer than `bound`, whatever its head says,
-    /// nor have too many packets in it.
+    /// Checks the body of a request as it arrives: its length must not exceed `bound`, whatever its
+    /// head says, nor its packets their limit.
     fn checks(
         self,
         sid: Sid,
@@ -314,7 +315,7 @@ impl Transport {
         }
     }
 
-    /// The place of the connection that a request opens; none is needed by one that has it.
+    /// The seat of the connection that a request opens; a request of an open session needs none.
     fn seat(
         &self,
         request: &Request,
@@ -350,7 +351,7 @@ impl Transport {
                 Ok(stream) => TokioIo::new(stream),
                 Err(error) => return debug!(%error, "websocket handshake broken off"),
             };
-            // In a box: the library moves it through several futures, and each has room for it.
+            // Boxed, because the library moves it through several futures, each with room for it.
             let wire = Box::new(Wire::new(stream, kill, meter, registration.flatten()));
             let mut engine = self.engine;
             let served =
@@ -367,10 +368,9 @@ impl Transport {
         (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
     }
 
-    /// A request that holds on to nothing of the one that came. The library keeps the head of a
-    /// session's first request for as long as the session lives, and each piece of it is a slice of
-    /// the 16 KiB buffer that it was read into. The session's place goes with it, and is free again when
-    /// the session is gone.
+    /// A request that shares no memory with the received one. The library keeps the head of a
+    /// session's first request for as long as the session lives, and each part of it is a slice of
+    /// the 16 KiB read buffer. The seat moves along, and is freed with the session.
     fn detached(&self, request: &Request, seat: Option<Seat>) -> Request {
         let mut detached = Request::new(Body::empty());
         *detached.method_mut() = request.method().clone();
@@ -393,9 +393,9 @@ async fn pass_on(mut engine: Engine, request: Request) -> Response {
     }
 }
 
-/// Ends a session that is on polling, or between its transports: if its upgrade breaks off half-way the
-/// library would leave it there for ever, with its user online. If the upgrade has gone through, or
-/// the session is gone, this is refused.
+/// Ends a session on polling, or between two transports: if an upgrade breaks off, the library
+/// would keep the session and its user online forever. If the upgrade is complete or the session
+/// gone, the library refuses this.
 pub fn end_polling(engine: Engine, sid: Sid) {
     let uri = format!("/socket.io/?EIO=4&transport=polling&sid={sid}");
     let close = http::Request::post(uri).body(Body::from(CLOSE_PACKET));

@@ -1,4 +1,4 @@
-//! What may be done for one key once at a time.
+//! Mutual exclusion per key, without waiting.
 
 use std::{
     collections::HashSet,
@@ -6,11 +6,11 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-/// The keys for which it is being done right now.
+/// The keys that are taken.
 #[derive(Debug)]
 pub struct Turns<K>(Arc<Mutex<HashSet<K>>>);
 
-/// It is one's turn while this lives.
+/// A taken key, released on drop.
 pub struct Turn<K: Copy + Eq + Hash> {
     turns: Turns<K>,
     key: K,
@@ -29,7 +29,7 @@ impl<K> Clone for Turns<K> {
 }
 
 impl<K: Copy + Eq + Hash> Turns<K> {
-    /// None while another has this key's turn.
+    /// Takes the key; `None` if it is taken already.
     pub fn take(&self, key: K) -> Option<Turn<K>> {
         self.keys().insert(key).then(|| Turn { turns: self.clone(), key })
     }

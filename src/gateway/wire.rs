@@ -1,4 +1,5 @@
-//! The connection under an upgraded websocket, with what the library has no public way to do.
+//! The byte stream below an upgraded websocket: buffering bounds, rate limits and a kill switch,
+//! for which the library has no public interface.
 
 use std::{
     cell::RefCell,
@@ -29,23 +30,23 @@ use crate::{
     metrics::{self, Buffer, Slow},
 };
 
-/// Most bytes that wait for a client to read them.
+/// The most bytes that wait for a client to read them.
 pub const MAX_WAITING_BYTES: usize = 2 * 1024 * 1024;
-/// How many bits of a number count bytes that were sent. Those above count pieces.
+/// The number of low bits that count sent bytes. The bits above count pieces.
 const COUNT_BITS: u32 = 40;
-/// By how much a piece may be shorter than it was noted.
+/// The largest difference between a piece's real and noted length.
 const PIECE_ERROR_BYTES: u64 = 256;
-/// How long a client may take nothing of what is sent to it.
+/// A connection ends if its client accepts no data for this long.
 const WRITE_STALL: Duration = Duration::from_secs(10);
-/// How much is read from a connection at once. One buffer a thread is enough: what a connection's own,
-/// small buffer does not take at once is kept only until it does.
+/// The size of a read. One buffer per thread is enough: only data that does not fit into a
+/// connection's own small buffer is kept for it.
 const READ_AHEAD_BYTES: usize = 16 * 1024;
 
 thread_local! {
     static READ_AHEAD: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_AHEAD_BYTES].into());
 }
 
-/// Ends one connection. The client sees its transport close and reconnects by itself, which it
+/// Closes one connection. The client sees its transport close and reconnects by itself, which it
 /// would not do after a disconnect of the socket.
 #[derive(Debug, Clone)]
 pub struct Kill(Arc<KillState>);
@@ -53,17 +54,17 @@ pub struct Kill(Arc<KillState>);
 #[derive(Debug)]
 struct KillState {
     killed: AtomicBool,
-    /// Whether the socket has joined the namespace: until then its messages must be short.
+    /// Whether the socket has joined the namespace. Until then its messages must be short.
     joined: AtomicBool,
     reader: AtomicWaker,
     writer: AtomicWaker,
-    /// Bytes that have come of a message that is not complete.
+    /// Bytes received of a message that is not complete.
     unfinished: Charge,
-    /// Bytes that the client was sent and that its connection has not taken yet, roughly.
+    /// Bytes sent to the client that its connection has not accepted yet, approximately.
     waiting: Charge,
-    /// Those of them since the last flush; above [`COUNT_BITS`] how many pieces they came in.
+    /// Those of them since the last flush; the bits above [`COUNT_BITS`] count their pieces.
     unflushed: AtomicU64,
-    /// Bytes that the connection has taken since the last flush.
+    /// Bytes that the connection has accepted since the last flush.
     written_bytes: AtomicUsize,
 }
 
@@ -81,7 +82,7 @@ impl Kill {
         }))
     }
 
-    /// What is buffered for or from the client.
+    /// The bytes that are buffered for and from the client.
     pub fn held_bytes(&self) -> usize {
         self.0.unfinished.bytes() + self.0.waiting.bytes()
     }
@@ -99,7 +100,7 @@ impl Kill {
         self.0.writer.wake();
     }
 
-    /// The socket has joined the namespace.
+    /// Records that the socket has joined the namespace.
     pub fn note_joined(&self) {
         self.0.joined.store(true, Ordering::Relaxed);
     }
@@ -108,7 +109,8 @@ impl Kill {
         self.0.joined.load(Ordering::Relaxed)
     }
 
-    /// Notes that the client is sent this much. False if it lags too far behind.
+    /// Records that this much is sent to the client. Returns false if the client lags too far
+    /// behind.
     pub fn note_sent(&self, bytes: usize) -> bool {
         self.0.unflushed.fetch_add((1 << COUNT_BITS) + bytes as u64, Ordering::Relaxed);
         self.0.waiting.add(bytes) <= MAX_WAITING_BYTES
@@ -119,9 +121,10 @@ impl Kill {
         self.0.waiting.sub(bytes);
     }
 
-    /// All that was sent before the flush before this one has left: the library writes what waits, then
-    /// flushes. What is sent is counted roughly, so without this a long life would add up the errors. If all that
-    /// was sent since may have been written, it has: an idle client holds nothing.
+    /// Everything that was sent before the previous flush has left: the library writes all pending
+    /// data, then flushes. Sizes are estimates whose errors would add up over a long life. If
+    /// everything sent since may have been written, the count returns to 0: an idle client holds
+    /// nothing.
     fn note_flushed(&self) {
         let unflushed = self.0.unflushed.swap(0, Ordering::Relaxed);
         let written = self.0.written_bytes.swap(0, Ordering::Relaxed) as u64;
@@ -131,7 +134,7 @@ impl Kill {
         self.0.waiting.set(usize::try_from(left).unwrap_or(usize::MAX));
     }
 
-    /// Whether it is over for the one who polls; if not, `waker` is woken when it is.
+    /// Whether the connection was killed; if not, `waker` is woken when it is.
     fn poll_killed(&self, waker: &AtomicWaker, cx: &Context<'_>) -> bool {
         waker.register(cx.waker());
         self.is_killed()
@@ -143,11 +146,11 @@ impl Kill {
 }
 
 /// The kill switches of websockets that began as polling: the library keeps the request of a
-/// session's first transport, so theirs cannot travel in it.
+/// session's first transport, so their switches cannot travel in it.
 #[derive(Debug, Clone, Default)]
 pub struct Upgraded(Arc<Mutex<HashMap<Sid, Kill>>>);
 
-/// Keeps a kill switch in [`Upgraded`] while the connection lives, and says when it ends.
+/// Keeps a kill switch in [`Upgraded`] while the connection lives, and reports its end.
 pub struct Registration {
     sid: Sid,
     upgraded: Upgraded,
@@ -160,7 +163,7 @@ impl Upgraded {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A session has one upgraded connection: a second is not registered, nor served.
+    /// A session has one upgraded connection: a second one is neither registered nor served.
     pub fn register(
         &self,
         sid: Sid,
@@ -177,18 +180,19 @@ impl Upgraded {
         }
     }
 
-    /// The switch of `socket`'s transport. None for polling, which has no connection to close.
+    /// The kill switch of `socket`'s transport. `None` for polling, which has no connection to
+    /// close.
     pub fn switch_of(&self, socket: &SocketRef) -> Option<Kill> {
         let own = socket.req_parts().extensions.get::<Kill>().cloned();
         own.or_else(|| self.switch_at(socket.id))
     }
 
-    /// The switch of a session that began as polling, when it is on a websocket.
+    /// The kill switch of a session that began as polling and is now on a websocket.
     pub fn switch_at(&self, sid: Sid) -> Option<Kill> {
         self.switches().get(&sid).cloned()
     }
 
-    /// Notes that `socket` is sent this much. False if its client lags too far behind.
+    /// Records that `socket` is sent this much. Returns false if its client lags too far behind.
     pub fn keeps_up(&self, socket: &SocketRef, bytes: usize) -> bool {
         match self.switch_of(socket) {
             Some(switch) => switch.note_sent(bytes),
@@ -211,7 +215,7 @@ impl Upgraded {
 impl Drop for Registration {
     fn drop(&mut self) {
         self.upgraded.switches().remove(&self.sid);
-        // Whoever still holds the switch must not wait for this connection.
+        // Holders of the switch must not wait for this connection.
         self.kill.kill();
         if let Some(ended) = self.ended.take() {
             ended();
@@ -219,16 +223,16 @@ impl Drop for Registration {
     }
 }
 
-/// A byte stream that ends when it is killed or when its client sends more than it may, and that fails when the
-/// other side takes nothing for [`WRITE_STALL`]: the library would wait for such a reader for ever.
+/// A byte stream that ends when it is killed or its client exceeds its limits, and that fails if
+/// the client accepts nothing for [`WRITE_STALL`], for which the library has no time-out.
 pub struct Wire<S> {
     stream: S,
     kill: Kill,
     meter: Meter,
-    /// What has been read and not been asked for yet, from `taken` on.
+    /// Data that was read ahead, from `taken` on.
     ahead: Vec<u8>,
     taken: usize,
-    /// Runs while a write waits.
+    /// Runs while a write is pending.
     stall: Option<Pin<Box<Sleep>>>,
     _registration: Option<Registration>,
 }
@@ -239,7 +243,7 @@ impl<S> Wire<S> {
         Self { stream, kill, meter, ahead, taken, stall: None, _registration: registration }
     }
 
-    /// Hands out what was read ahead.
+    /// Copies data that was read ahead.
     fn take_ahead(&mut self, buffer: &mut ReadBuf<'_>) {
         let waiting = &self.ahead[self.taken..];
         let count = waiting.len().min(buffer.remaining());
@@ -250,7 +254,7 @@ impl<S> Wire<S> {
         }
     }
 
-    /// Passes a write's progress on, unless it is over.
+    /// Passes on the progress of a write, unless the connection is killed or stalls.
     fn guard<T>(
         &mut self,
         cx: &mut Context<'_>,
@@ -281,7 +285,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if !self.ahead.is_empty() && !self.kill.is_killed() {
-            // As for any other read: others have their turn in between.
+            // As for any other read: other tasks get their turn.
             ready!(coop::poll_proceed(cx)).made_progress();
             self.take_ahead(buffer);
             return Poll::Ready(Ok(()));
@@ -312,8 +316,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        // Nothing more, not even what was on its way: a client that reads why it is refused does not
-        // come back by itself.
+        // Data in flight is dropped, too: a client that reads why it is refused does not reconnect
+        // by itself.
         if self.kill.poll_killed(&self.kill.0.writer, cx) {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
@@ -350,7 +354,7 @@ mod tests {
         time::Clock,
     };
 
-    /// Of a client that has joined long ago and sends nothing that is a frame: bytes alone are not limited.
+    /// The meter of a joined client that sends bytes without frames: bytes alone are not limited.
     fn meter() -> Meter {
         let settings = Settings::with(&["off".to_owned()]).unwrap();
         let refusals = Arc::new(Refusals::new(Clock::System));
@@ -433,7 +437,7 @@ mod tests {
         let kill = kill();
         let mut wire = Wire::new(near, kill.clone(), meter(), None);
         for _ in 0..10 {
-            // It is said to be much, and is little.
+            // Noted as much, and is little.
             assert!(kill.note_sent(MAX_WAITING_BYTES / 4));
             wire.write_all(&[0; 8]).await.unwrap();
             wire.flush().await.unwrap();

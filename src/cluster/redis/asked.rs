@@ -1,4 +1,4 @@
-//! What Redis is asked, and how long it takes to answer.
+//! Runs scripts and commands on Redis, with metrics of their duration and result.
 
 use std::time::Instant;
 
@@ -6,13 +6,13 @@ use fred::{prelude::*, types::scripts::Script};
 
 use crate::metrics::{self, Command};
 
-/// A script, and what its runs are counted as.
+/// A script, and the name under which its runs are counted.
 pub struct Named {
     script: Script,
     command: Command,
 }
 
-/// One file each, beside this one.
+/// The scripts, each from a file beside this one.
 pub struct Scripts {
     pub look: Named,
     pub mark: Named,
@@ -57,13 +57,14 @@ impl Named {
         keys: Vec<String>,
         arguments: Vec<String>,
     ) -> Result<T, Error> {
-        // In a box: else each operation of the cluster has room for all that the library may have to do.
+        // Boxed: otherwise each operation's future has room for everything that the library may
+        // have to do.
         let ran = Box::pin(self.script.evalsha_with_reload(client, keys, arguments));
         timed(self.command, ran).await
     }
 }
 
-/// Counts how long Redis takes, and whether it answers.
+/// Measures the duration and the result of a request to Redis.
 pub async fn timed<T>(
     command: Command,
     asked: impl Future<Output = Result<T, Error>>,

@@ -1,4 +1,4 @@
-//! The way to Redis.
+//! The connections to Redis: URL, TLS, requirements on the server, reconnection.
 
 use std::time::Duration;
 
@@ -12,24 +12,24 @@ use tracing::{debug, warn};
 
 use crate::health::{Health, Part};
 
-/// A bound to how often a command is tried on a connection that breaks.
+/// The most attempts of a command whose connection breaks.
 const COMMAND_ATTEMPTS: u32 = 2;
-/// How long a command may take.
+/// The time-out of a command.
 const COMMAND_TIMEOUT: Duration = Duration::from_millis(1_500);
-/// The oldest Redis that will do: it has sharded channels.
+/// The oldest major version that has sharded channels.
 const MIN_MAJOR: u32 = 7;
 const RETRY_CONNECT: Duration = Duration::from_millis(500);
 
-/// The connections of one node. Redis answers a connection's commands in order, so commands that must not
-/// wait for others have their own.
+/// The connections of one node. Redis answers a connection's commands in order, so commands that
+/// must not wait for others have a connection of their own.
 pub struct Connections {
-    /// Records, claims, sockets, deadlines, and what nodes send each other.
+    /// For records, claims, sockets, deadlines and messages to other nodes.
     pub commands: Client,
-    /// The heartbeat alone.
+    /// For the heartbeat only.
     pub lease: Client,
-    /// Whose presence this node watches, and what it asks of presence: clients ask for much of it at a time.
+    /// For presence: subscriptions and queries, of which clients may send many at a time.
     pub presence: Client,
-    /// What other nodes send this one.
+    /// For messages of other nodes.
     pub messages: SubscriberClient,
 }
 
@@ -55,7 +55,8 @@ pub async fn connect(url: &str, health: &Health) -> Result<Connections, ConnectE
     let commands = connected(|| builder.build(), health).await?;
     let lease = connected(|| builder.build(), health).await?;
     let presence = connected(|| builder.build(), health).await?;
-    // Room is taken for all of it at once, for each kind of event: 45 MiB. Only messages come in such numbers.
+    // The library allocates this room for each kind of event in advance: 45 MiB. Only messages come
+    // in such numbers.
     builder.with_performance_config(|performance| {
         performance.broadcast_channel_capacity = 65_536;
     });
@@ -66,7 +67,7 @@ pub async fn connect(url: &str, health: &Health) -> Result<Connections, ConnectE
     Ok(Connections { commands, lease, presence, messages })
 }
 
-/// The library takes any other for `redis`, without TLS.
+/// The library takes any other scheme for `redis`, without TLS.
 fn has_known_scheme(url: &str) -> bool {
     let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme);
     let (server, kind) = scheme.split_once('-').unwrap_or((scheme, "cluster"));
@@ -74,7 +75,7 @@ fn has_known_scheme(url: &str) -> bool {
         && matches!(kind, "cluster" | "sentinel")
 }
 
-/// A URL that cannot be used, or authorities of TLS that cannot be read.
+/// The URL or the certificate authorities are unusable.
 fn unusable(error: Error) -> ConnectError {
     let unread = || load_native_certs().errors.first().map(ToString::to_string);
     match error.kind() {
@@ -83,7 +84,7 @@ fn unusable(error: Error) -> ConnectError {
     }
 }
 
-/// Connects, however long Redis is away. What waiting cannot mend is an error.
+/// Connects, and retries for as long as Redis is down. Returns only errors that waiting cannot fix.
 async fn connected<C: ClientLike + 'static>(
     build: impl Fn() -> Result<C, Error>,
     health: &Health,
@@ -114,9 +115,9 @@ async fn connected<C: ClientLike + 'static>(
     }
 }
 
-/// Begins the library's task anew whenever it ends. It makes lost connections again by itself, but some
-/// errors end it for good, for one a command that is told twice to ask another server while a slot
-/// moves: then nothing that this client is asked would ever be answered again.
+/// Restarts the library's task whenever it ends. The library reconnects by itself, but some errors
+/// end its task, for one a command that is redirected twice while a slot moves: then none of this
+/// client's commands would ever get a reply.
 async fn keep_connected<C: ClientLike>(client: C, mut task: ConnectHandle) {
     loop {
         match task.await {
@@ -133,14 +134,14 @@ async fn keep_connected<C: ClientLike>(client: C, mut task: ConnectHandle) {
     }
 }
 
-/// Why the server's certificate is not trusted, if it is that. The library passes the reason on in
-/// words alone.
+/// The reason why the server's certificate is not trusted, if that is the error. The library
+/// reports it as text only.
 fn distrust(error: &Error) -> Option<&str> {
     let (_, why) = error.details().split_once("InvalidCertificate(")?;
     why.split(|c: char| !c.is_ascii_alphanumeric()).next()
 }
 
-/// Refuses a Redis that is too old, and warns of one that may throw state away.
+/// Refuses a Redis that is too old, and warns of an eviction policy that may lose state.
 async fn check(client: &Client) -> Result<(), ConnectError> {
     let server: String =
         client.info(Some(InfoKind::Server)).await.map_err(ConnectError::Refused)?;
@@ -158,7 +159,7 @@ async fn check(client: &Client) -> Result<(), ConnectError> {
     Ok(())
 }
 
-/// Waits until Redis has read what it had saved: until then it refuses commands.
+/// Waits until Redis has loaded its data: until then it refuses commands.
 async fn loaded(client: &Client, health: &Health) -> Result<(), ConnectError> {
     let mut is_told = false;
     loop {
@@ -175,12 +176,12 @@ async fn loaded(client: &Client, health: &Health) -> Result<(), ConnectError> {
     }
 }
 
-/// A field of what INFO says.
+/// A field of the reply to INFO.
 fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     info.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':'))
 }
 
-/// Why a node cannot join. One sentence.
+/// The reason why a node cannot join, in one sentence.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     #[error("its URL must begin with redis:// or rediss://, or these with -cluster or -sentinel")]

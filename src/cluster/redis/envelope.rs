@@ -1,7 +1,7 @@
-//! What nodes publish on each other's channels, as text.
+//! The text format of messages on the nodes' channels.
 //!
-//! Nodes of different builds run side by side while they are replaced: a build reads what earlier
-//! ones write, and passes over what later ones have added.
+//! Nodes of different builds run side by side during an upgrade: a build reads the format of
+//! earlier builds, and ignores additions of later ones.
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -15,7 +15,7 @@ use crate::{
     ids::NodeId,
 };
 
-/// The version of this format. A later one is what this build must not try to read.
+/// The version of this format. A build must not try to read a higher one.
 const FORMAT: u8 = 1;
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -25,7 +25,7 @@ pub struct Envelope<M = Message> {
     pub content: Content<M>,
 }
 
-/// Why something published cannot be read.
+/// The reason why a published text cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Unreadable {
     #[error("it has format {0}, and this build knows {FORMAT}")]
@@ -45,14 +45,14 @@ impl Envelope {
         String::from_utf8(text).expect("JSON is text")
     }
 
-    /// How long its text will be, or somewhat less than that.
+    /// The length of the text, or somewhat less.
     fn about_bytes(&self) -> usize {
         let Content::Frame(frame) = &self.content else { return AROUND_BYTES };
         AROUND_BYTES + frame.messages.iter().map(Message::about_bytes).sum::<usize>()
     }
 
-    /// Messages that this build does not know become [`Message::Void`]: they have numbers too, and
-    /// would be asked for again and again.
+    /// Messages of a kind that this build does not know become [`Message::Void`]: they are
+    /// numbered, too, and would otherwise be requested again and again.
     pub fn read(text: &str) -> Result<Self, Unreadable> {
         let envelope = match serde_json::from_str(text) {
             Ok(envelope) => envelope,
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
     use crate::cluster::link::Receiver;
 
-    /// What nodes of other versions publish: each kind of content and of message, one a line.
+    /// Messages of other builds: each kind of content and of message, one per line.
     const GOLDEN: &str = include_str!("../../../tests/golden/messages_1.txt");
 
     fn kind(envelope: &Envelope) -> &'static str {
@@ -116,7 +116,7 @@ mod tests {
     fn the_format_of_messages_is_what_other_versions_write_and_read() {
         let mut kinds = Vec::new();
         for line in GOLDEN.lines() {
-            // Read as it is, not by way of what passes over the unknown.
+            // Parsed strictly, without the tolerance for unknown kinds.
             let envelope: Envelope = serde_json::from_str(line).unwrap();
             assert_eq!(envelope.write(), line);
             assert_eq!(Envelope::read(line).unwrap(), envelope);
@@ -200,7 +200,7 @@ mod tests {
             other => panic!("{other:?}"),
         };
         assert_eq!((trace(line), trace(&traced)), (None, text.parse().ok()));
-        // A message whose trace is not understood is passed on without it.
+        // A message whose trace cannot be parsed is delivered without it.
         assert_eq!(trace(&with("\"mood\"")), None);
         assert_eq!(trace(&with("{\"mood\":1}")), None);
     }
@@ -211,7 +211,7 @@ mod tests {
         let unknown = [
             r#"{"mood":{"good":true}}"#,
             r#""mood""#,
-            // A known kind with a word that is not.
+            // A known kind with an unknown value.
             r#"{"presence":{"user":"anna","presence":"asleep","order":7}}"#,
         ];
         let mut receiver = Receiver::default();

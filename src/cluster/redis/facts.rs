@@ -1,4 +1,4 @@
-//! What Redis knows, read from its answers.
+//! The formats of Redis' data: users' hashes and records, read and written.
 
 use std::str::FromStr;
 
@@ -11,22 +11,22 @@ use crate::{
     protocol::Presence,
 };
 
-/// The version of the record's format that this build writes. A build reads all that went before.
+/// The version of the record format that this build writes. A build reads all earlier ones.
 const RECORD_FORMAT: u8 = b'1';
-/// About how long a record is.
+/// The approximate size of a record.
 const AROUND_BYTES: usize = 1024;
 
-/// The field of a node in a user's hash for its number of sockets.
+/// The field of a user's hash with the number of sockets on a node.
 pub fn sockets_field(node: NodeId) -> String {
     format!("node:{node}")
 }
 
-/// The field of a node in a user's hash that says that it watches the user.
+/// The field of a user's hash which says that a node watches the user.
 pub fn watch_field(node: NodeId) -> String {
     format!("watch:{node}")
 }
 
-/// The node that such a field names.
+/// The node whose field this is.
 pub fn watcher(field: &str) -> Option<NodeId> {
     node_in(field, "watch:")
 }
@@ -36,15 +36,15 @@ pub fn watcher(field: &str) -> Option<NodeId> {
 pub struct Facts {
     /// The user's latest call.
     pub claim: Option<CallId>,
-    /// The nodes with sockets of the user, and how many.
+    /// The nodes with sockets of the user, and the number of sockets.
     pub nodes: Vec<(NodeId, usize)>,
     pub watchers: Vec<NodeId>,
     pub order: u64,
 }
 
 impl Facts {
-    /// Reads fields and values, each on a line: no name has a line break. Of a field that stands there
-    /// twice the later counts. Fields that this build does not know are ignored.
+    /// Parses fields and values, one per line: no name contains a line break. Of a repeated field
+    /// the later value counts. Unknown fields are ignored.
     pub fn read(lines: &str) -> Self {
         let mut facts = Self::default();
         let mut lines = lines.split('\n');
@@ -80,7 +80,7 @@ fn node_in(field: &str, prefix: &str) -> Option<NodeId> {
     NodeId::from_str(field.strip_prefix(prefix)?).ok()
 }
 
-/// A record as it is kept: the format's version, then JSON.
+/// The text of a record: the format's version, then JSON.
 pub fn write_record(call: &Call) -> String {
     let mut record = Vec::with_capacity(AROUND_BYTES);
     record.push(RECORD_FORMAT);
@@ -88,8 +88,8 @@ pub fn write_record(call: &Call) -> String {
     String::from_utf8(record).expect("JSON is text")
 }
 
-/// `''` is no record. One that cannot be read is an error of the whole operation: to go on as if
-/// there was none would break the rule of one call a user.
+/// `''` is no record. A record that cannot be read fails the whole operation: to continue as if
+/// there were none would break the rule of one call per user.
 pub fn read_record(text: &str) -> Result<Option<Call>, Unavailable> {
     if text.is_empty() {
         return Ok(None);
@@ -101,7 +101,7 @@ pub fn read_record(text: &str) -> Result<Option<Call>, Unavailable> {
     })
 }
 
-/// Those of several records that this build can read. One that it cannot must not hold up the others.
+/// The records that this build can read. An unreadable one must not block the others.
 pub fn readable(records: Value) -> Vec<Call> {
     let read = |record| read_record(&text(record)).ok().flatten();
     list(records).into_iter().filter_map(read).collect()
@@ -123,11 +123,11 @@ mod tests {
     use super::*;
     use crate::trace::TraceContext;
 
-    /// What nodes of other versions have written: an answered call whose caller is lost.
+    /// A record of another build: an answered call whose caller is lost.
     const RECORD: &str = include_str!("../../../tests/golden/record_1.txt");
-    /// The same with steps of each shape, as builds write it that keep a timeline.
+    /// The same call with steps of each shape, written by builds that keep a timeline.
     const WITH_TIMELINE: &str = include_str!("../../../tests/golden/record_1_timeline.txt");
-    /// The same of a call that is traced.
+    /// The same call, traced.
     const TRACED: &str = include_str!("../../../tests/golden/record_1_traced.txt");
 
     #[test]

@@ -1,4 +1,4 @@
-//! That this node lives, and which others do not any more.
+//! Heartbeats of this node, the cluster's time, and the eviction of dead nodes.
 
 use std::{
     collections::HashMap,
@@ -30,28 +30,28 @@ use crate::{
 };
 
 const HEARTBEAT: Duration = Duration::from_secs(2);
-/// How long a node that starts waits for the others to say that the cluster's time is right, and how often it asks:
-/// after a jump that takes them three heartbeats.
+/// The longest time that a starting node waits for others to confirm the cluster's time, and the
+/// interval of its attempts. After a jump, the confirmation takes three heartbeats.
 const MAX_WAIT_FOR_TIME: Duration = Duration::from_secs(8);
 const RETRY_TIME: Duration = Duration::from_millis(500);
-/// A heartbeat is no later than Redis' time, unless that was set back.
+/// A heartbeat is not later than Redis' time, unless Redis' clock was set back.
 const MAX_AHEAD: Duration = Duration::from_secs(1);
-/// A node that was silent for so long is dead.
+/// A node whose last heartbeat is older than this is dead.
 const DEAD_AFTER: Duration = Duration::from_secs(8);
-/// How long whoever took a dead node's users off it has to see to their calls.
+/// The time that a node has to handle the calls of evicted users.
 const SEE_OFF_LEASE: Duration = Duration::from_secs(5);
-/// After so many heartbeats in a row that failed while Redis answered another command, the node is not sent
-/// new clients: [`DEAD_AFTER`] is near, and then other nodes evict it.
+/// After so many heartbeats in a row that failed while Redis answered another command, the node is
+/// not sent new clients: [`DEAD_AFTER`] is near, and then other nodes evict it.
 const LEASE_FAILURES: u32 = 2;
-/// Most users that are taken off a dead node at a time.
+/// The most users that are evicted from a dead node at a time.
 const BURY_USERS: usize = 100;
 
-/// What a heartbeat brought.
+/// The result of a heartbeat.
 struct Heard {
-    /// The node was not known to the cluster.
+    /// The cluster did not know the node.
     was_unknown: bool,
     reading: Reading,
-    /// The nodes that seem dead.
+    /// The nodes whose heartbeats are overdue.
     silent: Vec<NodeId>,
 }
 
@@ -60,7 +60,7 @@ impl Redis {
         self.timekeeper.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says that this node lives, and reads the time.
+    /// Sends a heartbeat and reads the time.
     async fn beat(&self) -> Result<Heard, Error> {
         let (confirmed, found) = match self.timekeeper().confirms() {
             Some((at, offset)) => (at.as_millis().to_string(), offset.to_string()),
@@ -88,7 +88,7 @@ impl Redis {
         Ok(Heard { was_unknown: added > 0, reading, silent })
     }
 
-    /// Takes the cluster's time, as soon as it is certain.
+    /// Adopts the cluster's time as soon as it is certain.
     pub(super) async fn take_time(&self) -> Result<(), Error> {
         let until = Instant::now() + MAX_WAIT_FOR_TIME;
         loop {
@@ -96,7 +96,8 @@ impl Redis {
             let nodes: u64 = self.client.zcard(self.keys.nodes()).await?;
             let is_alone = nodes <= 1 || Instant::now() >= until;
             if self.timekeeper().begin(&reading, is_alone) {
-                // A node that starts before the next heartbeat must see that the time was confirmed.
+                // A node that starts before the next heartbeat must see that the time was
+                // confirmed.
                 self.beat().await?;
                 return Ok(());
             }
@@ -105,7 +106,7 @@ impl Redis {
         }
     }
 
-    /// Keeps the clock by this reading. Answers whether Redis' time of day is not what it was.
+    /// Corrects the clock with this reading. Returns whether Redis' time of day has jumped.
     async fn keep_time(&self, reading: &Reading) -> bool {
         let (jump_ms, verdict) = {
             let mut timekeeper = self.timekeeper();
@@ -122,7 +123,7 @@ impl Redis {
             Verdict::Agree(offset) => {
                 let arguments = vec![reading.offset.to_string(), offset.to_string()];
                 let agreed = self.run(&self.scripts.agree, vec![self.keys.clock()], arguments);
-                // If it fails, the next heartbeat finds the same again.
+                // If this fails, the next heartbeat leads to the same result.
                 if agreed.await.is_ok_and(|agreed| text(agreed) == "1") {
                     let ms = offset.ms_at(reading.redis);
                     warn!(ms, "the cluster's time is ahead of Redis' by this, and nears it slowly");
@@ -132,10 +133,10 @@ impl Redis {
         jump_ms.is_some()
     }
 
-    /// Heartbeats, for ever. Whatever else has to be done is done elsewhere: a node that waits for something
-    /// would be taken for dead.
+    /// Sends heartbeats until the node leaves. All other work is done by other tasks: a node whose
+    /// heartbeat waits would be evicted.
     pub(super) async fn live(self: Arc<Self>, inbox: mpsc::Sender<Inbound>, leaving: Shutdown) {
-        // A request that finds another one waiting is the same.
+        // A request that finds another one pending is merged with it.
         let (start_over, start_overs) = mpsc::channel(1);
         tokio::spawn(self.clone().start_over(start_overs, inbox.clone()));
         let (bury, burials) = mpsc::channel(1);
@@ -146,11 +147,11 @@ impl Redis {
         let mut lease_reconnections = self.lease.reconnect_rx();
         let mut leaving = pin!(leaving.wait());
         ticks.tick().await;
-        // The last beat that was heard, and since when none was missed.
+        // The time of the last reply, and of the first one after the last failure.
         let (mut heard, mut since) = (Instant::now(), Instant::now());
         let (mut lease_failures, mut was_away) = (0, false);
         loop {
-            // A Redis that is back may be empty: better found out now than at the next beat.
+            // A Redis that has reconnected may be empty: the next heartbeat is sent at once.
             let has_reconnected = tokio::select! {
                 _ = ticks.tick() => false,
                 _ = reconnections.recv() => true,
@@ -162,7 +163,7 @@ impl Redis {
             };
             if has_reconnected {
                 metrics::REDIS_RECONNECTS.of(Connection::Commands).increment(1);
-                // What failed meanwhile is done again, from what is the case now.
+                // Repeats failed work, from the present state.
                 let _ = start_over.try_send(());
             }
             let asked = Instant::now();
@@ -175,7 +176,7 @@ impl Redis {
                     heard = asked;
                     lease_failures = 0;
                     if std::mem::take(&mut was_away) {
-                        // Commands may have failed on connections that have lasted.
+                        // Commands may have failed on connections that did not break.
                         let _ = start_over.try_send(());
                     }
                     self.health.well(Part::Redis);
@@ -195,7 +196,8 @@ impl Redis {
             if let Ok(Heard { reading, .. }) = &beat
                 && self.keep_time(reading).await
             {
-                // By the new time, nodes that have not been heard of since seem dead: they have a heartbeat's time.
+                // By the new time, nodes without a heartbeat since the jump seem dead: they get the
+                // time of one heartbeat.
                 since = asked;
             }
             match beat {
@@ -203,7 +205,7 @@ impl Redis {
                     info!("this node was not known to the cluster any more: it joins again");
                     let _ = start_over.try_send(());
                 }
-                // Others may have been away as this node was, and take longer to be back.
+                // Other nodes may have been cut off like this one, and may return later.
                 Ok(_) if asked - since < DEAD_AFTER => {}
                 Ok(heard) => {
                     let _ = bury.try_send(heard);
@@ -218,8 +220,8 @@ impl Redis {
         timed(Command::Other, self.client.ping::<()>(None)).await.is_ok()
     }
 
-    /// Whenever that is asked for, lets this node say again who is here, once it can be heard by who finds
-    /// them.
+    /// Whenever requested, reports that this node must announce its sockets again, once it receives
+    /// the messages of nodes that see the announcement.
     async fn start_over(
         self: Arc<Self>,
         mut asked: mpsc::Receiver<()>,
@@ -256,7 +258,8 @@ impl Redis {
         self.remind_of_unseen(inbox).await
     }
 
-    /// Passes those on again whom nobody has seen off: whoever was to do it died, or Redis was away.
+    /// Reports evictions again that nobody has acknowledged: the node that was to handle them died,
+    /// or Redis was down.
     async fn remind_of_unseen(&self, inbox: &mpsc::Sender<Inbound>) -> Result<(), Unavailable> {
         let now = self.now();
         let arguments = vec![
@@ -291,7 +294,7 @@ impl Redis {
         for (user, (facts, call)) in std::iter::zip(users, looked) {
             let is_live = call.as_ref().is_some_and(Call::is_live);
             if facts.nodes.iter().any(|(other, _)| *other == node) {
-                // The node was not dead, and has said since that the user is there.
+                // The node was not dead, and has attached the user again since.
                 back.push(user.clone());
             } else {
                 departed.push(Departed { edge: facts.edge(user, is_live), call });

@@ -1,4 +1,4 @@
-//! What came of marking a user: `mark.lua` answers it.
+//! A user's entry for a node: the values that `mark.lua` writes, and its reply.
 
 use fred::types::Value;
 
@@ -10,33 +10,33 @@ use crate::{
     protocol::Presence,
 };
 
-/// Whether the records of the users' latest calls are read too.
+/// Whether the records of the users' latest calls are read as well.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Calls {
     Wanted,
     Unwanted,
 }
 
-/// What a node has to do with a user, as far as it is written.
+/// The relation of a node to a user, as it is written to Redis.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Own {
     pub sockets: Option<usize>,
     pub is_watched: bool,
 }
 
-/// What is written of it. Whether the user is watched is always written: a rollback may have brought an old
-/// value back.
+/// The fields to write. Whether the user is watched is always written, because a rollback may have
+/// restored an old value.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Aspect {
     Watched,
     Both,
 }
 
-/// The value of a field that stays what it is.
+/// The value of a field that is not changed.
 const AS_IT_IS: &str = "=";
 
 impl Own {
-    /// The values of the node's two fields; an empty one is removed.
+    /// The values of the node's two fields; an empty one removes the field.
     pub fn values(self) -> [String; 2] {
         let sockets =
             self.sockets.map(|count| if count > 0 { count.to_string() } else { String::new() });
@@ -45,18 +45,18 @@ impl Own {
     }
 }
 
-/// A user after a mark.
+/// A user after the write.
 #[derive(Clone)]
 pub struct Marked {
-    /// Its watchers are known only if the presence has changed.
+    /// The watchers are known only if the presence has changed.
     pub edge: Edge,
     has_changed: bool,
-    /// The user's latest call, if it was wanted.
+    /// The user's latest call, if it was requested.
     call: Option<Call>,
 }
 
 impl Marked {
-    /// One user's part of what the script answers.
+    /// Parses one user's part of the script's reply.
     pub fn read(user: &UserId, answer: Vec<Value>) -> Result<Self, Unavailable> {
         let mut answer = answer.into_iter();
         let mut next = || answer.next().unwrap_or(Value::Null);
@@ -73,7 +73,7 @@ impl Marked {
         Ok(Self { edge, has_changed, call: read_record(&text(next()))? })
     }
 
-    /// The same user marked again: what the first mark changed is part of the edge too.
+    /// Merges a later write of the same user: the change of the first write is part of the result.
     pub fn then(self, mut later: Self) -> Self {
         if self.has_changed && !later.has_changed {
             later.edge.watchers = self.edge.watchers;
@@ -82,7 +82,7 @@ impl Marked {
         later
     }
 
-    /// The edge, if the presence has changed.
+    /// The presence change, if there is one.
     pub fn changed(self) -> Option<Edge> {
         Some(self.edge).filter(|_| self.has_changed)
     }

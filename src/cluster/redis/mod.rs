@@ -1,5 +1,5 @@
-//! The cluster on Redis: records, claims, presence and deadlines in keys of one hash tag, messages
-//! on one sharded channel a node.
+//! The Redis backend: records, claims, presence and deadlines in keys of one hash tag, messages on
+//! one sharded channel per node.
 
 mod asked;
 mod bus;
@@ -50,20 +50,20 @@ use crate::{
     time::{Clock, SharedClock, Timestamp},
 };
 
-/// How many such scripts one operation has under way.
+/// The most scripts of one operation that run at the same time.
 const MARKS_AT_ONCE: usize = 4;
-/// Most messages that come in and wait.
+/// The most messages in this node's inbox.
 const INBOX_MESSAGES: usize = 65_536;
-/// How long a due call is left to whoever took it.
+/// The time for which a due call is hidden after a node has taken it.
 const LIVE_LEASE: Duration = Duration::from_secs(5);
-/// About how many keys are looked through at a time for claims whose records are gone.
+/// The approximate number of keys per scan for claims without a record.
 const UNCLAIM_KEYS: usize = 1_000;
-/// Most ended calls that are forgotten by one script.
+/// The most ended calls that one script removes.
 const FORGOTTEN_AT_ONCE: usize = 256;
-/// How long a node that leaves tries to send what it still has for others.
+/// The time that a leaving node has to send its queued messages.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 const LAST_WORDS_POLL: Duration = Duration::from_millis(5);
-/// How much longer than its longest life a record is kept if nobody attends to it.
+/// A record that nobody attends to expires this much later than its longest life.
 const RECORD_MARGIN: Duration = Duration::from_hours(24);
 
 /// One node of a cluster on Redis.
@@ -71,30 +71,31 @@ pub struct Redis {
     node: NodeId,
     keys: Keys,
     client: Client,
-    /// The heartbeat's own connection: it waits for no other command.
+    /// The connection of the heartbeat, which waits for no other command.
     lease: Client,
-    /// For presence alone: no step of a call waits for it.
+    /// The connection for presence, which no step of a call waits for.
     presence: Client,
     bus: Bus,
     scripts: Scripts,
     clock: Arc<SharedClock>,
     timekeeper: Mutex<Timekeeper>,
     local: Mutex<Local>,
-    /// Set when the node has signed off: no more heartbeats.
+    /// Triggered when the node has left: no more heartbeats.
     leaving: Trigger,
     health: Health,
-    /// Whether the last script that was answered was not carried out.
+    /// Whether the last script failed.
     is_failing: AtomicBool,
 }
 
-/// What this node has to do with each user.
+/// The relation of this node to each user.
 #[derive(Default)]
 struct Local {
     sockets: HashMap<UserId, BTreeSet<SocketId>>,
     watched: HashSet<UserId>,
-    /// Users who were taken off this node, perhaps: the answer was lost.
+    /// Users whose removal from this node had no reply: it may have been applied.
     untidied: BTreeSet<UserId>,
-    /// Where to go on looking for claims whose records are gone. None if there is no need to.
+    /// The position at which the scan for claims without a record continues. `None` if no scan is
+    /// needed.
     unclaim_from: Option<String>,
 }
 
@@ -117,7 +118,7 @@ impl Local {
     }
 }
 
-/// Key names. All state has one hash tag, so that one script can work on it in a Redis Cluster too.
+/// Key names. All state has one hash tag, so that one script can access it in a Redis Cluster, too.
 struct Keys {
     prefix: String,
 }
@@ -169,9 +170,9 @@ impl Keys {
 }
 
 impl Redis {
-    /// Joins the cluster that `namespace` names on the Redis at `url`. Waits for Redis if it is away.
-    /// `clock` is set to the cluster's time, again with each heartbeat. What waits for and from other nodes is counted
-    /// in `buffers`.
+    /// Joins the cluster `namespace` on the Redis at `url`. Waits for Redis if it is down. `clock`
+    /// is set to the cluster's time now and with each heartbeat. Messages to and from other nodes
+    /// are counted in `buffers`.
     pub async fn join(
         url: &str,
         namespace: &str,
@@ -199,7 +200,7 @@ impl Redis {
         let (listener, own) = (bus.clone(), subscriber.clone());
         tokio::spawn(listener.listen(own, sender.clone(), health.clone(), leaves.clone()));
         tokio::spawn(async move {
-            // Finds a connection that is frozen: time-outs of commands do not cover this one.
+            // Detects a frozen connection: command time-outs do not cover this one.
             let _ = subscriber.enable_heartbeat(Duration::from_millis(500), false).await;
         });
         let redis = Arc::new(Self {
@@ -245,7 +246,7 @@ impl Redis {
         let ran = script.run(client, keys, arguments).await;
         let failed_before = self.is_failing.swap(ran.is_err(), Ordering::Relaxed);
         let answer = ran.map_err(|error| {
-            // Of thousands that fail in a row, one line is enough.
+            // One line is enough for thousands of failures in a row.
             if failed_before {
                 debug!(%error, "Redis did not carry another script out");
             } else {
@@ -257,7 +258,7 @@ impl Redis {
         Ok(answer)
     }
 
-    /// Users and their latest calls.
+    /// Reads users and the records of their latest calls.
     async fn look(&self, users: &[UserId]) -> Result<Vec<(Facts, Option<Call>)>, Unavailable> {
         self.look_on(&self.client, users).await
     }
@@ -285,8 +286,9 @@ impl Redis {
         Ok(all)
     }
 
-    /// Writes what this node has to do with these users, as it is now; answers them in their order, each edge with
-    /// an order above `after`. With the records of their latest calls, if they are wanted.
+    /// Writes this node's present relation to these users. Returns them in their order, each
+    /// presence change with an order above `after`, with the records of their latest calls if
+    /// `records` asks for them.
     async fn mark(
         &self,
         users: &[UserId],
@@ -303,8 +305,8 @@ impl Redis {
         Ok(marked)
     }
 
-    /// The same for as many users as one script takes. Two writes of one user can overtake each other: then
-    /// the one that finds the other's state writes again.
+    /// [`Self::mark`] for as many users as one script accepts. Two writes for one user can overtake
+    /// each other: then the one that finds the other's state writes again.
     async fn mark_some(
         &self,
         users: &[UserId],
@@ -361,7 +363,7 @@ impl Redis {
         marked.into_iter().next().ok_or(Unavailable)
     }
 
-    /// A script has said whether it came upon calls whose records are gone.
+    /// Processes the script's reply that tells whether it found calls whose records are gone.
     fn note_gone(&self, answer: &str) {
         if answer == "1" {
             warn!(
@@ -371,12 +373,12 @@ impl Redis {
         }
     }
 
-    /// Looks a part of all users through for claims whose records are gone, if there are any.
+    /// Scans a part of all users for claims without a record, if a record is known to be gone.
     async fn unclaim(&self) {
         let Some(from) = self.local().unclaim_from.take() else { return };
         let arguments =
             vec![self.keys.call_prefix(), self.keys.user_prefix(), from, UNCLAIM_KEYS.to_string()];
-        // If it fails, the next record that is gone has it begin anew.
+        // If this fails, the next missing record restarts the scan.
         let scanned = self.run(&self.scripts.unclaim, vec![self.keys.deadlines()], arguments).await;
         let next = scanned.map(text).ok().filter(|next| next != "0");
         let mut local = self.local();
@@ -385,7 +387,8 @@ impl Redis {
         }
     }
 
-    /// Writes a record over the version `over`, 0 if there must be none, and the users' claims.
+    /// Writes a record over the version `over` (0 requires that there is none) and the users'
+    /// claims.
     async fn write(&self, change: Change, over: u64) -> Result<Committed, Unavailable> {
         let Change { call, claims } = &change;
         let claim_of = |user: &UserId| match claims.iter().find(|claim| claim.user == *user) {
@@ -517,7 +520,7 @@ impl Cluster for Redis {
             let users = members.into_iter().filter_map(|user| user.parse::<UserId>().ok());
             users.filter(|user| !is_here(user)).collect()
         };
-        // Those whose removal was not answered come first. The rest is found there again.
+        // Users whose removal had no reply come first. A repeated scan finds the rest.
         let (taken, next) = {
             let mut local = self.local();
             let mut taken: Vec<UserId> = local.untidied.iter().cloned().collect();
@@ -556,7 +559,7 @@ impl Cluster for Redis {
             facts.edge(user, call.as_ref().is_some_and(Call::is_live))
         };
         let mut all = Vec::with_capacity(users.len());
-        // Redis does nothing else while it runs a script: one must not take long.
+        // Redis does nothing else while it runs a script, so a script must be short.
         for some in users.chunks(USERS_AT_ONCE) {
             let looked = self.look_on(&self.presence, some).await?;
             all.extend(std::iter::zip(some, looked).map(edge));
@@ -592,7 +595,7 @@ impl Cluster for Redis {
         from: Option<&str>,
         limit: usize,
     ) -> Result<(Vec<Call>, Option<String>), Unavailable> {
-        // A cursor that Redis did not give is as good as none.
+        // An invalid cursor restarts the iteration.
         let from = from.filter(|from| from.parse::<u64>().is_ok()).unwrap_or("0");
         let keys = vec![self.keys.deadlines()];
         let arguments = vec![self.keys.call_prefix(), from.to_owned(), limit.to_string()];
