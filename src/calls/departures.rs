@@ -1,4 +1,4 @@
-//! The sockets that left while the shared state could not be reached.
+//! Departures: sockets that left while the shared state was unavailable, to be detached later.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -10,10 +10,10 @@ use crate::{
     ids::{SocketId, UserId},
 };
 
-/// Most of them that are kept: several times the sockets of a node.
+/// The most departures of a node: several times its number of sockets.
 pub const MAX_DEPARTURES: usize = 100_000;
 
-/// Those of this node, and whether they may return.
+/// The pending departures of this node, and whether each device may return.
 #[derive(Default)]
 pub struct Departures {
     index: Mutex<Index>,
@@ -22,18 +22,18 @@ pub struct Departures {
 #[derive(Default)]
 struct Index {
     sockets: BTreeMap<SocketId, (Device, bool)>,
-    /// How many there are of each user.
+    /// The number of departures of each user.
     users: HashMap<UserId, usize>,
 }
 
-/// How often a user may be among them.
+/// How many departures of a user are kept.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Often {
     Always,
     OnceAUser,
 }
 
-/// There is no room for another.
+/// There is no room for another departure.
 pub struct Full;
 
 impl Departures {
@@ -55,7 +55,7 @@ impl Departures {
         Ok(())
     }
 
-    /// Some of them, at most so many. They stay.
+    /// Up to `limit` departures, which stay in the queue.
     pub fn some(&self, limit: usize) -> Vec<(Device, bool)> {
         self.index().sockets.values().take(limit).cloned().collect()
     }

@@ -1,4 +1,4 @@
-//! The devices on this node: they come, are told of their users' calls, and go.
+//! The devices on this node: joining, the welcome with the user's call, and leaving.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -24,14 +24,16 @@ use crate::{
 /// A device on this node.
 pub(super) struct Present {
     pub device: Device,
-    /// Whether it is signed on. Until then nothing rings there: it is welcomed when it is.
+    /// Whether the device is attached to the shared state. Before that nothing rings there; it is
+    /// welcomed afterwards.
     has_joined: bool,
-    /// The latest call whose end it knows. The record may go back to before, or be put back by who has missed it.
+    /// The latest call whose end the device knows. The record may be rolled back, or restored by a
+    /// node that missed the end.
     knows_end_of: Option<CallId>,
 }
 
 impl Calls {
-    /// A socket says who it is: from now on its user is online.
+    /// A socket has identified itself: its user is online from now on.
     pub async fn join(&self, device: &Device) -> Result<(), Unavailable> {
         let present = Present { device: device.clone(), has_joined: false, knows_end_of: None };
         self.devices().insert(device.socket, present);
@@ -44,15 +46,16 @@ impl Calls {
             }
             Err(error) => {
                 self.devices().remove(&device.socket);
-                // It may have been carried out all the same. Once a user is enough, however often
-                // their clients try.
+                // The write may have been applied. One pending departure per user is enough,
+                // however often clients retry.
                 self.depart(device, false, Often::OnceAUser);
                 Err(error)
             }
         }
     }
 
-    /// Signs a device on, and announces what that has changed: later, if it is not known now.
+    /// Attaches a device and announces the presence change; if the reply is lost, the change is
+    /// announced later.
     pub(super) async fn attach(&self, device: &Device) -> Result<(), Unavailable> {
         let attached = self.cluster.attach(&device.user, device.socket).await;
         self.announce(attached.inspect_err(|_| self.unannounced.note([&device.user]))?);
@@ -63,30 +66,30 @@ impl Calls {
         self.devices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether its socket is joining or has joined, and is not gone.
+    /// Whether the device's socket is joining or has joined, and is not gone.
     pub(super) fn is_connected(&self, device: &Device) -> bool {
         self.devices().contains_key(&device.socket)
     }
 
-    /// Whether it is signed on, and its socket is not gone.
+    /// Whether the device is attached, and its socket is not gone.
     pub(super) fn has_joined(&self, device: &Device) -> bool {
         self.devices().get(&device.socket).is_some_and(|present| present.has_joined)
     }
 
-    /// Whether it was told the end of the call already, after it was taken for lost.
+    /// Whether the device was already told the end of the call, after it had been marked lost.
     pub(super) fn knows_end_of(&self, call: &Call, device: &Device) -> bool {
         let devices = self.devices();
         devices.get(&device.socket).is_some_and(|present| present.knows_end_of == Some(call.id))
     }
 
-    /// Notes that it was.
+    /// Records that the device was told the end of the call.
     pub(super) fn told_end_of(&self, call: &Call, device: &Device) {
         if let Some(present) = self.devices().get_mut(&device.socket) {
             present.knows_end_of = Some(call.id);
         }
     }
 
-    /// Notes that the devices here that were in this call when it ended know that.
+    /// Records that the local devices in this call know its end.
     pub(super) fn note_end(&self, call: &Call) {
         let mut devices = self.devices();
         for socket in
@@ -98,8 +101,8 @@ impl Calls {
         }
     }
 
-    /// Whether a device here that is in this live call by its record knows its end: who has put it back had
-    /// missed that.
+    /// Whether a local device that is in this live call by its record knows its end: then the node
+    /// that restored the call had missed the end.
     pub(super) fn has_ended_here(&self, call: &Call) -> bool {
         let devices = self.devices();
         let knows = |socket| {
@@ -109,7 +112,7 @@ impl Calls {
         call.is_live() && parties.into_iter().any(|party| party.link.socket().is_some_and(knows))
     }
 
-    /// The sockets of `user` here that may ring.
+    /// The local sockets of `user` on which a call may ring.
     pub(super) fn joined_sockets_of(&self, user: &UserId) -> Vec<SocketId> {
         let mut sockets = self.outlet.sockets_of(user);
         let devices = self.devices();
@@ -117,9 +120,8 @@ impl Calls {
         sockets
     }
 
-    /// Tells a socket that joined, and that can be reached now, of the call that its user is in: a
-    /// device that was lost gets its call back, a device of a user who is being called rings. What
-    /// cannot be found out now is told later.
+    /// Tells a joined socket about its user's call: a lost device resumes its call, a device of a
+    /// called user rings. Until the record can be read, the welcome stays pending.
     pub async fn welcome(&self, device: &Device) -> Result<(), Unavailable> {
         let welcomed = self.tell_of_call(device, Event::Joined(device.clone())).await;
         if welcomed.is_err() {
@@ -132,14 +134,14 @@ impl Calls {
         self.unwelcomed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Welcomes who could not be told of their call when they joined. The shared state may have come back empty:
-    /// then some other node puts the call back.
+    /// Welcomes sockets whose call could not be read when they joined. The shared state may have
+    /// come back empty: then another node restores the call.
     pub(super) async fn welcome_late(&self) -> Result<(), Unavailable> {
         let now = self.clock.now();
         let is_due = |(_, at): &&(_, Option<Timestamp>)| at.is_none_or(|at| now - at >= UNSURE);
         let due: Vec<_> = {
             let mut unwelcomed = self.unwelcomed();
-            // So they are no more than there are devices here.
+            // Therefore pending welcomes are never more than local devices.
             unwelcomed.retain(|_, (device, _)| self.is_connected(device));
             unwelcomed.values().filter(is_due).cloned().collect()
         };
@@ -154,7 +156,7 @@ impl Calls {
         let is_known = !self.is_connected(device)
             || self.tell_of_call(device, Event::Joined(device.clone())).await?
             || found_none_at.is_some();
-        // It may have left and been signed off before it was put into its call.
+        // The socket may have left and been detached before it was bound to its call.
         self.sign_off_if_gone(device).await?;
         if is_known {
             self.unwelcomed().remove(&device.socket);
@@ -164,7 +166,7 @@ impl Calls {
         Ok(())
     }
 
-    /// Says whether there is a call.
+    /// Tells the device about its user's call. Returns whether there is one.
     pub(super) async fn tell_of_call(
         &self,
         device: &Device,
@@ -174,14 +176,14 @@ impl Calls {
         self.tell_of_latest(device, found, back).await
     }
 
-    /// The same where `found` is the latest call of its user.
+    /// The same, given the latest call of the user.
     pub(super) async fn tell_of_latest(
         &self,
         device: &Device,
         found: Option<Call>,
         back: Event,
     ) -> Result<bool, Unavailable> {
-        // The shared state may have forgotten the call that the device comes back to.
+        // The shared state may have lost the call that the device returns to.
         let seen = self.live.of_user(&device.user).map(|live| live.snapshot());
         let seen = seen.filter(|seen| {
             seen.is_live()
@@ -200,8 +202,8 @@ impl Calls {
         Ok(true)
     }
 
-    /// A socket is gone; `may_return` unless its client left on purpose. What cannot be noted now is
-    /// noted later.
+    /// A socket is gone; `may_return` unless its client left on purpose. If the shared state is
+    /// unavailable, the departure stays pending.
     pub async fn leave(&self, device: &Device, may_return: bool) {
         self.leaving().insert(device.socket);
         self.devices().remove(&device.socket);
@@ -211,11 +213,11 @@ impl Calls {
             self.depart(device, may_return, Often::Always);
         }
         self.leaving().remove(&device.socket);
-        // Last: nothing of the call waits for it.
+        // Last, because no step of a call depends on it.
         self.unwatch(unwatched).await;
     }
 
-    /// Whether the device on this socket has left, and its call may not know it yet.
+    /// Whether the device of this socket has left, which its call's record may not show yet.
     pub(super) fn is_leaving(&self, socket: SocketId) -> bool {
         self.leaving().contains(&socket) || self.departures.holds(socket)
     }
@@ -234,7 +236,7 @@ impl Calls {
         self.signed_off(device, may_return, detached).await
     }
 
-    /// Does the rest after a device is off this node, as far as the shared state knows.
+    /// Handles the consequences after a device was detached.
     async fn signed_off(
         &self,
         device: &Device,
@@ -245,7 +247,7 @@ impl Calls {
         if self.is_connected(device) {
             return self.attach(device).await;
         }
-        // The shared state may have forgotten the call that this device is in.
+        // The shared state may have lost the call that this device is in.
         let seen = self.live.of_user(&device.user).map(|live| live.snapshot());
         let own = seen.filter(|call| call.is_live() && call.is_bound_to(device));
         let Some(call) = own.or(detached.call) else { return Ok(()) };
@@ -260,8 +262,8 @@ impl Calls {
         }
     }
 
-    /// Notes that a device is to be signed off as soon as that can be done. Where there is no room left for
-    /// it, it is found when this node tells again who is here.
+    /// Queues the departure of a device. If the queue is full, the stale entry is removed when this
+    /// node next announces its sockets.
     fn depart(&self, device: &Device, may_return: bool, often: Often) {
         if self.departures.note(device, may_return, often).is_err() {
             metrics::LIMITS.of(Limit::Departures).increment(1);
@@ -269,14 +271,14 @@ impl Calls {
         }
     }
 
-    /// Signs off who could not be signed off when they left, many at a time.
+    /// Detaches the devices whose departure is pending, in batches.
     pub(super) async fn sign_off_late(&self) -> Result<(), Unavailable> {
         loop {
             let some = self.departures.some(AT_ONCE);
             if some.is_empty() {
                 return Ok(());
             }
-            // One that could not join may have tried again.
+            // A device that could not join may have tried again.
             let (back, gone): (Vec<_>, Vec<_>) =
                 some.into_iter().partition(|(device, _)| self.is_connected(device));
             for (device, _) in back {

@@ -1,5 +1,5 @@
-//! New calls of which it is not known whether they were written. Their callers were told that they failed, and
-//! nobody was rung.
+//! New calls whose commit had no reply. Their callers were asked to retry, and no callee device
+//! rang.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -16,13 +16,13 @@ use crate::{
     time::Timestamp,
 };
 
-/// Most of them that are looked after. What is beyond ends with its ringing time.
+/// The most such calls of a node. A call beyond it ends when its ringing time ends.
 const MAX_DOUBTFUL: usize = 1_000;
-/// How long one that was written after all waits for its caller, who was told to try again a second later: an
-/// attempt that is on its way just then may fail once more. It may also be written so late.
+/// The time that an applied call waits for its caller's retry. The caller was told to retry after a
+/// second, the retry may fail once more, and the commit may be applied late.
 const TAKEN_UP_WITHIN: Duration = Duration::from_secs(3);
 
-/// Those of this node.
+/// The calls of this node.
 #[derive(Default)]
 pub struct Doubtful {
     calls: Mutex<Vec<Doubt>>,
@@ -32,7 +32,7 @@ pub struct Doubtful {
 struct Doubt {
     id: CallId,
     caller: Device,
-    /// When the shared state was asked about it.
+    /// The time at which the shared state was first asked about the call.
     asked_at: Option<Timestamp>,
 }
 
@@ -41,7 +41,7 @@ impl Doubtful {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that it is not known whether `call` was written.
+    /// Records that `call` may or may not have been written.
     pub fn note(&self, call: &Call, caller: &Device) {
         let mut calls = self.calls();
         if calls.len() < MAX_DOUBTFUL {
@@ -51,17 +51,17 @@ impl Doubtful {
         }
     }
 
-    /// Notes that it is known what came of the call.
+    /// Records that the outcome of the call is known.
     pub fn settle(&self, id: CallId) {
         self.calls().retain(|doubt| doubt.id != id);
     }
 
-    /// Whether the call is doubtful, and was begun by `socket`.
+    /// Whether the outcome of the call is unknown and `socket` placed it.
     pub fn is_of(&self, id: CallId, socket: SocketId) -> bool {
         self.calls().iter().any(|doubt| doubt.id == id && doubt.caller.socket == socket)
     }
 
-    /// Those to look at: that were not asked about yet, or whose callers did not try again in time.
+    /// The calls to check: those that were not read yet, or whose callers did not retry in time.
     fn due(&self, now: Timestamp) -> Vec<Doubt> {
         let is_due = |doubt: &&Doubt| doubt.asked_at.is_none_or(|at| now - at >= TAKEN_UP_WITHIN);
         self.calls().iter().filter(is_due).cloned().collect()
@@ -75,8 +75,8 @@ impl Doubtful {
 }
 
 impl Calls {
-    /// Ends the calls that were written although their callers were told that they failed, unless they try
-    /// again meanwhile: then these calls ring.
+    /// Ends the calls that were written although their callers were told that they failed, unless
+    /// the caller has retried: then the call rings.
     pub(super) async fn undo_doubtful(&self) -> Result<(), Unavailable> {
         let now = self.clock.now();
         let due = self.doubtful.due(now);
@@ -93,7 +93,7 @@ impl Calls {
             self.recorder.record(call);
         }
         match call {
-            // Its end is on the record, or its caller has tried again.
+            // The record has an end, or the caller has retried.
             Some(call) if !call.is_live() || self.live.get(*id).is_some() => {
                 self.doubtful.settle(*id);
             }
@@ -104,7 +104,7 @@ impl Calls {
         Ok(())
     }
 
-    /// Ends a doubtful call, since its caller has begun another.
+    /// Ends a call of unknown outcome, because its caller has placed another one.
     pub(super) async fn give_up_doubtful(
         &self,
         id: CallId,

@@ -1,4 +1,4 @@
-//! Clients end calls, and are told how they ended.
+//! Events by which clients end calls: `call:reject`, `call:busy`, `call:end`.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::{
 };
 
 impl Calls {
-    /// `call:reject`. Answers the ended call, also if it had ended before.
+    /// `call:reject`. Returns the ended call, also if it had ended before.
     pub async fn reject(
         &self,
         device: &Device,
@@ -20,10 +20,10 @@ impl Calls {
         self.finish(device, target, Event::Reject { by: device.clone(), reason }).await
     }
 
-    /// `call:busy`. Answers the call, which rings on if another device of the callee does, or has ended now
-    /// or before.
+    /// `call:busy`. Returns the call, which keeps ringing if another device of the callee rings;
+    /// otherwise it has ended, now or before.
     pub async fn busy(&self, device: &Device, target: &CallRef) -> Result<Call, Failure> {
-        // Other devices of the user may not be counted again yet.
+        // Other devices of the user may not have been attached again yet.
         if self.is_unsure() {
             return Err(Unavailable.into());
         }
@@ -31,7 +31,7 @@ impl Calls {
         self.finish(device, target, Event::Busy { by: device.clone(), sockets }).await
     }
 
-    /// `call:end`. Answers the ended call, also if it had ended before.
+    /// `call:end`. Returns the ended call, also if it had ended before.
     pub async fn end(
         &self,
         device: &Device,
@@ -50,17 +50,17 @@ impl Calls {
         let live = self.find(device, target).await?;
         self.reappear(&live, device).await?;
         let before = live.snapshot();
-        // The answer to this event says what came of an earlier one too.
+        // The reply to this event also covers an earlier one without a reply.
         let was_unanswered = live.answer(device.socket);
         let result = match self.transition(before.clone(), &event).await {
             Err(Failure::Refused(Refusal::Over)) => self.ended_already(&live, &before).await,
-            // It had said that it is busy.
+            // The device had already reported that it is busy.
             Err(Failure::Refused(Refusal::NothingToDo)) => self.busy_already(&live).await,
             other => other.map_err(|failure| self.unless_unsure(failure, &live, device)),
         };
         match &result {
             Ok(_) => {}
-            // Another refusal says nothing of what came of an earlier one.
+            // Another refusal says nothing about the earlier event.
             Err(failure) if was_unanswered || matches!(failure, Failure::Unavailable(_)) => {
                 live.leave_unanswered(device.socket, &before, &self.reach());
             }
@@ -69,15 +69,16 @@ impl Calls {
         result
     }
 
-    /// The call in which the device is known to be busy, perhaps by a change whose answer was lost.
+    /// The call in which the device is already recorded as busy, perhaps by a commit without a
+    /// reply.
     async fn busy_already(&self, live: &LiveCall) -> Result<Call, Failure> {
         let call = self.cluster.load(live.id()).await?.ok_or(Refusal::NotInCall)?;
         self.take_in(&call).await?;
         Ok(call)
     }
 
-    /// The call as it ended already, by whomever: perhaps by this node, which was not answered then and has
-    /// told nobody, or by one that died before it told anybody.
+    /// The call as it ended before. This node may have ended it without getting a reply, or a node
+    /// that died before it notified anybody: therefore everybody is notified now.
     async fn ended_already(&self, live: &LiveCall, before: &Call) -> Result<Call, Failure> {
         let ended = self.cluster.load(live.id()).await?.ok_or(Refusal::NotInCall)?;
         if live.is(Call::is_live) {

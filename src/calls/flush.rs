@@ -1,8 +1,9 @@
-//! Order across moves. While both devices stay where they are, all that one says goes one way. When one
-//! moves to another node, what it says next goes another way, and could overtake what is still on the old
-//! one. So the node of the sender first has the old way flushed: it sends a question after the last
-//! message, holds what comes meanwhile, and goes on when the answer is there. Who is asked gives back what
-//! waits with it, takes back what has not left it, and has the way beyond flushed before it answers.
+//! Order across moves. While both devices stay where they are, all messages of a sender take one
+//! path. After a device moves to another node, the next messages take another path, and could
+//! overtake those that are still on the old one. Therefore the sender's node first drains the old
+//! path: it sends a `Flush` after the last message, holds new messages, and continues when the
+//! reply arrives. The node that receives the `Flush` returns its buffered messages, recalls its
+//! unsent ones, and has the path beyond it drained before it replies.
 
 use std::{
     collections::BTreeSet,
@@ -23,30 +24,31 @@ use crate::{
     time::Timestamp,
 };
 
-/// How long messages are held at the most for a node that says nothing: it may be dead, or cut off.
+/// The longest time that messages are held for a silent node, which may be dead or cut off.
 const MAX_FLUSH: Duration = Duration::from_secs(1);
-/// How long that node waits for the next one. Messages wait with it: they are for a device that is on the next
-/// one, or has left it just now.
+/// The time that the next node on the path has. Messages at that node are for a device on it, or
+/// for one that has just left it.
 const MAX_FLUSH_BEYOND: Duration = Duration::from_secs(5);
 
-/// The way of the messages for one party, as this node knows it.
+/// The path of the messages for one party, as this node knows it.
 #[derive(Default)]
 pub struct Course {
-    /// The other node that they were last sent to from here, and may still be on their way to.
+    /// The other node that messages were last sent to from here, and where some may still be in
+    /// flight.
     sent_to: Option<NodeId>,
     asked: Option<Asked>,
-    /// The node that has asked meanwhile.
+    /// The node that sent a `Flush` meanwhile, and waits for the reply.
     asker: Option<NodeId>,
 }
 
-/// The node that was asked, and has not answered yet.
+/// The node that received a `Flush`, and has not replied yet.
 struct Asked {
     node: NodeId,
-    /// How long messages are held for it, while there is somebody who waits for them.
+    /// The end of the time for which messages are held, while the receiving device is connected.
     until: Timestamp,
 }
 
-/// When flushes have lasted too long.
+/// The time-outs of pending flushes.
 #[derive(Default)]
 pub struct Overdue(Mutex<BTreeSet<(Timestamp, CallId)>>);
 
@@ -56,7 +58,7 @@ impl Overdue {
         due.insert((at, id));
     }
 
-    /// The next call with a flush that has had its time.
+    /// The next call with a flush that has timed out.
     pub fn next(&self, now: Timestamp) -> Option<CallId> {
         let mut due = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (at, _) = due.first()?;
@@ -68,12 +70,13 @@ impl Overdue {
 }
 
 impl View {
-    /// Whether messages for this party are held, for others to arrive first.
+    /// Whether messages for this party are held until earlier ones have arrived.
     pub fn holds(&self, to: Role) -> bool {
         self.courses[to as usize].asked.is_some()
     }
 
-    /// Keeps a message until the old way is flushed: before the others if it came on that way.
+    /// Holds a message until the old path is drained. A message that came on that path goes before
+    /// the others.
     pub fn hold(&mut self, relay: &Relay) {
         let to = relay.from.other();
         if relay.given_back {
@@ -83,8 +86,8 @@ impl View {
         }
     }
 
-    /// A message for this party is about to go to this node, this one or another. Answers whether it may:
-    /// not before those have arrived that went elsewhere.
+    /// Records that a message for this party is about to go to this node. Returns whether it may:
+    /// not before messages on another path have arrived.
     pub fn takes_course(&mut self, to: Role, node: NodeId, reach: &Reach) -> bool {
         let own = reach.cluster.node();
         match self.courses[to as usize].sent_to {
@@ -99,14 +102,15 @@ impl View {
         }
     }
 
-    /// Begins a flush wherever the change from `before` has a party on another node.
+    /// Starts a flush for each party that the change from `before` moved to another node.
     pub fn flush_moved(&mut self, before: &Call, reach: &Reach) {
         if !self.call.is_live() || self.call.is_ringing() {
             return;
         }
         let own = reach.cluster.node();
         if before.is_ringing() && self.call.caller.link.node() == Some(own) {
-            // What the caller sent while it rang may still be on its way to where it was answered.
+            // Messages that the caller sent while the call rang may still be in flight to the node
+            // where it was answered.
             let answered_on = self.call.answered_on().filter(|node| *node != own);
             self.courses[Role::Callee as usize].sent_to = answered_on;
         }
@@ -121,7 +125,7 @@ impl View {
             }
             let has_moved = before.party(to).link.socket() != self.call.party(to).link.socket();
             if has_moved && self.holds(to) {
-                // From now on somebody waits for what is held.
+                // From now on a connected device waits for the held messages.
                 self.hold_for(to, MAX_FLUSH, reach);
             }
         }
@@ -143,7 +147,7 @@ impl View {
         }
     }
 
-    /// From now on messages for this party are held so long at the most.
+    /// From now on messages for this party are held for at most `most`.
     fn hold_for(&mut self, to: Role, most: Duration, reach: &Reach) {
         if let Some(asked) = &mut self.courses[to as usize].asked {
             asked.until = reach.now + most;
@@ -151,19 +155,20 @@ impl View {
         }
     }
 
-    /// Puts what has not left for that node before all that waits.
+    /// Puts messages that were not sent to that node yet before all held ones.
     pub fn take_back(&mut self, to: Role, node: NodeId, reach: &Reach) {
         let recalled = reach.cluster.recall(node, self.call.id, to);
         let messages = recalled.into_iter().map(|relay| (relay.signal, relay.payload));
         self.waiting_for(to).put_recalled(messages);
     }
 
-    /// Whether messages are held here until an old way is flushed.
+    /// Whether messages are held here until an old path is drained.
     pub fn flushes(&self) -> bool {
         self.courses.iter().any(|course| course.asked.is_some())
     }
 
-    /// The way is clear: what was held goes on, or back to the node that asks for it.
+    /// The old path is drained: held messages are sent, or returned to the node that asked for
+    /// them.
     fn end_flush(&mut self, to: Role, reach: &Reach) {
         let Course { asker, .. } = std::mem::take(&mut self.courses[to as usize]);
         if let Some(asker) = asker {
@@ -177,7 +182,7 @@ impl View {
         self.settle_for_lost(to);
     }
 
-    /// Sends what waits for a party, whose device is there, on its way.
+    /// Sends the buffered messages of a party whose device is connected.
     pub fn release(&mut self, to: Role, reach: &Reach) {
         let waiting = self.waiting_for(to).take();
         for (signal, payload) in waiting.messages {
@@ -186,7 +191,7 @@ impl View {
         }
     }
 
-    /// Gives what waits for a party to the node of its sender.
+    /// Returns the buffered messages for a party to the node of their sender.
     pub fn return_waiting(&mut self, to: Role, node: NodeId, reach: &Reach) {
         let waiting = self.waiting_for(to).take();
         for (signal, payload) in waiting.messages {
@@ -197,11 +202,11 @@ impl View {
 }
 
 impl LiveCall {
-    /// The node `by` has the sender of the messages for `to` now, and asks whether all that came this
-    /// way has arrived.
+    /// The node `by` now has the sender of the messages for `to`, and asks whether all messages on
+    /// this path have arrived.
     pub fn flush_for(&self, to: Role, by: NodeId, reach: &Reach) {
         let mut view = self.view();
-        // What this node has sent to the one that asks comes there before the answer.
+        // Messages from this node to the asking one arrive there before the reply.
         let beyond = view.courses[to as usize].sent_to.take().filter(|node| *node != by);
         if let Some(node) = beyond {
             view.take_back(to, node, reach);
@@ -218,7 +223,7 @@ impl LiveCall {
         }
     }
 
-    /// The node `by` lives, and waits for another itself.
+    /// The node `by` is alive and waits for another node itself.
     pub fn flushing(&self, to: Role, by: NodeId, reach: &Reach) {
         let mut view = self.view();
         if view.courses[to as usize].asked.as_ref().is_some_and(|asked| asked.node == by) {
@@ -226,7 +231,7 @@ impl LiveCall {
         }
     }
 
-    /// The node `by` has passed on, or given back, all that was sent to it for this party.
+    /// The node `by` has delivered or returned all messages for this party.
     pub fn flushed(&self, to: Role, by: NodeId, reach: &Reach) {
         let mut view = self.view();
         if view.courses[to as usize].asked.as_ref().is_some_and(|asked| asked.node == by) {
@@ -234,11 +239,11 @@ impl LiveCall {
         }
     }
 
-    /// A flush has had its time: what has not arrived by now may arrive late.
+    /// A flush has timed out: messages that have not arrived yet may be late.
     pub fn give_up_flush(&self, reach: &Reach) {
         let mut view = self.view();
         for to in [Role::Caller, Role::Callee] {
-            // Nobody waits for what is held while the party is away.
+            // While the party is disconnected, no device waits for the held messages.
             let is_there = matches!(view.call.to_party(to), Route::Bound(..));
             let asked = view.courses[to as usize].asked.as_ref();
             let late = asked.filter(|asked| is_there && asked.until <= reach.now);

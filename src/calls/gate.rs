@@ -1,4 +1,4 @@
-//! Whether somebody may call somebody: a question that the rules cannot answer.
+//! Authorization of new calls by a port outside of the rules.
 
 use std::sync::Arc;
 
@@ -11,33 +11,33 @@ use crate::{
     telemetry::{Span, SpanKind},
 };
 
-/// Says who may call whom.
+/// Decides whether a user may call another one.
 #[async_trait]
 pub trait Gate: Send + Sync + 'static {
-    /// May take its time, which is bounded: the events of one socket wait for it, nobody else does.
+    /// May take a bounded time. Only the events of the caller's socket wait for it.
     async fn may_call(&self, attempt: &Attempt) -> Verdict;
 }
 
-/// What a [`Gate`] says.
+/// The decision of a [`Gate`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     Allowed,
-    /// Not allowed, for this reason, in words for the caller.
+    /// Refused, with a reason for the caller.
     Refused(Arc<str>),
-    /// It cannot be told now.
+    /// No decision is possible at the moment.
     Unknown,
 }
 
 impl Calls {
-    /// Has each new call pass `gate` first.
+    /// Lets `gate` decide on each new call.
     #[must_use]
     pub fn guarded_by(mut self, gate: Arc<dyn Gate>) -> Self {
         self.gate = Some(gate);
         self
     }
 
-    /// Asks the gate, if there is one, unless the attempt is refused by the rules or was made before.
-    /// What it is decided on is looked up anew after that: the gate may have taken its time.
+    /// Asks the gate, if there is one, unless the rules refuse the attempt or it is a repetition.
+    /// The data of the decision is read again afterwards, because the gate may have taken its time.
     pub(super) async fn pass_gate(&self, attempt: &Attempt, span: &Span) -> Result<(), Failure> {
         let Some(gate) = &self.gate else { return Ok(()) };
         let lobby = self.cluster.lobby(&attempt.from.user, &attempt.to).await?;

@@ -1,4 +1,4 @@
-//! Messages that wait for somebody, within limits.
+//! A bounded buffer of messages for a device.
 
 use std::collections::VecDeque;
 
@@ -10,44 +10,44 @@ use crate::{
     time::Timestamp,
 };
 
-/// Most messages that wait for a device that is lost.
+/// The most messages in the buffer of a lost device.
 pub const MAX_WAITING_MESSAGES: usize = 64;
-/// Most bytes of messages that wait for a device that is lost.
+/// The most bytes in the buffer of a lost device.
 pub const MAX_WAITING_BYTES: usize = 256 * 1024;
-/// Most messages of a caller that are kept for devices that join while it rings, and most of the
-/// ringing devices that wait for an answer.
+/// The most messages of a caller that are kept for devices that join while the call rings, and the
+/// most of ringing devices that are buffered until an answer.
 pub const MAX_REPLAY_MESSAGES: usize = 1_024;
-/// Most bytes of the same.
+/// The most bytes of these messages.
 pub const MAX_REPLAY_BYTES: usize = 1024 * 1024;
 
-/// Messages that wait, within limits and the node's byte budget.
+/// Buffered messages, within a bound and the node's byte budget.
 pub struct Held {
     pub messages: VecDeque<(Signal, Payload)>,
     charge: Charge,
-    /// How many at the front came back from the node that had them: they were on their way first.
+    /// The number of messages at the front that another node has returned: they were sent first.
     given_back: usize,
 }
 
-/// No room for another message.
+/// There is no room for another message.
 pub enum Full {
-    /// Until then, what waits here fills its own bound.
+    /// The buffer's own bound is reached, until this time.
     Until(Timestamp),
-    /// The node's byte budget is used up.
+    /// The node's byte budget is exhausted.
     Budget,
 }
 
 impl Held {
-    /// Nothing yet; what comes is counted by `charge`.
+    /// An empty buffer, whose messages are counted by `charge`.
     pub fn new(charge: Charge) -> Self {
         Self { messages: VecDeque::new(), charge, given_back: 0 }
     }
 
-    /// As empty as a new one, in the same budget.
+    /// An empty buffer in the same budget.
     pub fn sibling(&self) -> Self {
         Self::new(self.charge.sibling())
     }
 
-    /// What waits; nothing waits here from now on.
+    /// Takes all messages out.
     pub fn take(&mut self) -> Self {
         let empty = self.sibling();
         std::mem::replace(self, empty)
@@ -57,7 +57,7 @@ impl Held {
         self.charge.bytes()
     }
 
-    /// Whether the node's byte budget has room for this here.
+    /// Whether the node's byte budget has room for this message.
     pub fn fits_budget(&self, payload: &Payload) -> Result<(), Full> {
         if self.charge.has_room(payload.len_bytes()) {
             return Ok(());
@@ -101,15 +101,15 @@ impl Held {
         Ok(())
     }
 
-    /// Puts a message that has come back before those that had not left, and those before all that
-    /// came later. There is room: it was counted where it comes from.
+    /// Puts a returned message before the unsent ones, which precede all later messages. There is
+    /// always room: the message was counted on the node that returns it.
     pub fn put_given_back(&mut self, signal: Signal, payload: &Payload) {
         self.put(self.given_back, signal, payload.clone());
         self.given_back += 1;
     }
 
-    /// Puts messages that had not left before those that came later. What is found only now not to have left
-    /// was sent before what was taken back until now.
+    /// Puts unsent messages before all later ones. Messages that are recalled last were sent before
+    /// those that were recalled earlier.
     pub fn put_recalled(&mut self, messages: impl Iterator<Item = (Signal, Payload)>) {
         for (place, (signal, payload)) in (self.given_back..).zip(messages) {
             self.put(place, signal, payload);

@@ -1,5 +1,5 @@
-//! What this node keeps of each call that concerns one of its sockets: the newest record it has
-//! seen, who rings, and messages that wait.
+//! A node's view of the calls of its sockets: the newest record seen, ringing sockets, buffered
+//! messages.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -26,8 +26,8 @@ use crate::{
     time::Timestamp,
 };
 
-/// How long a call that does not concern this node any more is remembered, so that a late older
-/// version is known to be old.
+/// The time for which a node remembers a call that it no longer takes part in, so that a late,
+/// older version is recognised.
 const RETIRED_MEMORY: Duration = Duration::from_secs(10);
 
 /// All calls that this node knows.
@@ -42,28 +42,29 @@ struct Index {
     calls: BTreeMap<CallId, Arc<LiveCall>>,
     /// The live call of each user.
     users: HashMap<UserId, CallId>,
-    /// The calls that do not concern this node any more, and when each may be forgotten.
+    /// The calls that this node no longer takes part in, and when each may be forgotten.
     retired: HashMap<CallId, Timestamp>,
-    /// When to forget retired calls, in that order; more than once each that was kept in between.
+    /// When to forget retired calls, in order. A call that was kept in between is listed more than
+    /// once.
     forget: VecDeque<(Timestamp, CallId)>,
 }
 
-/// One call, as this node knows it. What is told to local sockets about a call is told under its
-/// lock, so that nobody hears of a newer version before an older one.
+/// One call, as this node knows it. Events of a call are sent to local sockets under its lock, so
+/// that no socket gets a newer version before an older one.
 pub struct LiveCall {
     id: CallId,
     view: Mutex<View>,
 }
 
-/// What to do with a message that came from another node.
+/// The result of receiving a message from another node.
 pub enum Received {
     Done,
-    /// It was sent after a change of the record that has not been heard of here.
+    /// The message was sent after a change of the record that this node has not seen.
     Outdated,
 }
 
 impl LiveCalls {
-    /// Counts what waits for devices in `buffers`.
+    /// Counts buffered messages in `buffers`.
     pub fn new(buffers: Buffers) -> Self {
         Self { index: Mutex::default(), buffers }
     }
@@ -72,7 +73,8 @@ impl LiveCalls {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// This node's view of `call`; a new one if there is none yet, which is kept while it lives.
+    /// The node's view of `call`. A new one is created if there is none, and kept while the call
+    /// lives.
     pub fn open(&self, call: &Call) -> Arc<LiveCall> {
         let mut index = self.index();
         if let Some(live) = index.calls.get(&call.id) {
@@ -97,9 +99,9 @@ impl LiveCalls {
         index.calls.get(index.users.get(user)?).cloned()
     }
 
-    /// Notes that `call` has ended, or does not concern this node any more. It is remembered for a
-    /// while from now on, however long ago it changed, also if it was never in view: whoever has read an
-    /// older version finds this one.
+    /// Records that `call` has ended, or that this node no longer takes part in it. It is
+    /// remembered for a while from now on, whenever it changed and even if it was never in view, so
+    /// that an older version is recognised.
     pub fn retire(&self, call: &Call, now: Timestamp) {
         let mut index = self.index();
         for party in [&call.caller, &call.callee] {
@@ -113,7 +115,7 @@ impl LiveCalls {
         index.forget.push_back((now + RETIRED_MEMORY, call.id));
     }
 
-    /// Notes that a live call concerns this node, perhaps again.
+    /// Records that this node takes part in a live call, perhaps again.
     pub fn keep(&self, call: &Call) {
         let mut index = self.index();
         if index.retired.remove(&call.id).is_some() {
@@ -123,12 +125,13 @@ impl LiveCalls {
         }
     }
 
-    /// Whether news of `call` are so late that a newer version may have been known here, and forgotten.
+    /// Whether a notification of `call` is so late that this node may have known a newer version
+    /// and forgotten it.
     pub fn may_have_forgotten(&self, call: &Call, now: Timestamp) -> bool {
         now - call.updated_at >= RETIRED_MEMORY && self.get(call.id).is_none()
     }
 
-    /// Drops what retired calls leave behind.
+    /// Removes the remains of retired calls whose time is over.
     pub fn forget_retired(&self, now: Timestamp) {
         let mut index = self.index();
         while let Some((_, id)) = index.forget.pop_front_if(|(at, _)| *at <= now) {
@@ -139,12 +142,12 @@ impl LiveCalls {
         }
     }
 
-    /// All calls in view, by their ids.
+    /// All calls in view, by id.
     pub fn all(&self) -> Vec<Arc<LiveCall>> {
         self.index().calls.values().cloned().collect()
     }
 
-    /// Those that come after this one, at most so many.
+    /// The calls after this id, at most `limit`.
     pub fn after(&self, id: Option<CallId>, limit: usize) -> Vec<Arc<LiveCall>> {
         let from = id.map_or(Bound::Unbounded, Bound::Excluded);
         let index = self.index();
@@ -185,23 +188,24 @@ impl LiveCall {
         self.view().call.clone()
     }
 
-    /// Whether this is so of the newest version seen here.
+    /// Whether the predicate holds for the newest version seen here.
     pub fn is(&self, so: impl FnOnce(&Call) -> bool) -> bool {
         self.peek(so)
     }
 
-    /// What this says of the newest version seen here.
+    /// The result of `say` for the newest version seen here.
     pub fn peek<T>(&self, say: impl FnOnce(&Call) -> T) -> T {
         say(&self.view().call)
     }
 
-    /// Whether some socket here rings.
+    /// Whether a local socket rings.
     pub fn rings_here(&self) -> bool {
         let view = self.view();
         view.call.is_ringing() && !view.rung.is_empty()
     }
 
-    /// Tells the caller's socket of the call that it has placed, unless more has been heard of it since.
+    /// Notifies the caller's socket of the call that it has placed, unless a newer version was seen
+    /// since.
     pub fn tell_placed(&self, version: u64, news: News, socket: SocketId, reach: &Reach) -> bool {
         let view = self.view();
         let is_news = view.call.version == version;
@@ -211,15 +215,15 @@ impl LiveCall {
         is_news
     }
 
-    /// A socket is gone: nothing is kept for it.
+    /// Removes everything that is kept for a socket that is gone.
     pub fn forget_device(&self, socket: SocketId) {
         let mut view = self.view();
         view.rung.retain(|rung| *rung != socket);
         view.early.remove(&socket);
     }
 
-    /// Rings those of `sockets` that do not ring yet, and gives them what the caller sent so far.
-    /// Nothing if it does not ring any more. The node `told_by` knows that it rings here.
+    /// Rings those of `sockets` that do not ring yet, and sends them the caller's messages so far.
+    /// Does nothing if the call no longer rings. The node `told_by` knows that it rings here.
     pub fn ring(&self, sockets: &[SocketId], told_by: Option<NodeId>, reach: &Reach) {
         let mut view = self.view();
         if !view.call.is_ringing() {
@@ -243,12 +247,13 @@ impl LiveCall {
         }
     }
 
-    /// The call rings on these nodes, and this one is the caller's.
+    /// Records the nodes where the call rings; this node is the caller's.
     pub fn rings_on(&self, nodes: &[NodeId], reach: &Reach) {
         let mut view = self.view();
         if view.ring_nodes.is_some() {
-            // A node that is no longer among them may still have to take what it was sent. One that is
-            // new says what it lacks as soon as it rings, or is given all (`rings_also_on`).
+            // A node that is no longer in the list may still have to receive messages in flight. A
+            // new node reports what it lacks as soon as it rings, or gets everything
+            // (`rings_also_on`).
             return;
         }
         let own = reach.cluster.node();
@@ -256,7 +261,7 @@ impl LiveCall {
         view.inherited = view.replay.messages.len();
     }
 
-    /// Another node rings, and has the first `have` messages of what the caller sent.
+    /// The call rings on another node too, which has the first `have` messages of the caller.
     pub fn rings_also_on(&self, node: NodeId, have: usize, reach: &Reach) {
         let mut view = self.view();
         let Some(ring_nodes) = &mut view.ring_nodes else { return };
@@ -270,8 +275,8 @@ impl LiveCall {
         }
     }
 
-    /// Takes in what the caller sent before it moved to this node, and gives it to the devices that
-    /// began to ring here meanwhile.
+    /// Takes over the messages that the caller sent before it moved to this node, and sends them to
+    /// devices that began to ring here meanwhile.
     pub fn take_over(&self, messages: Vec<(Signal, Payload)>, reach: &Reach) {
         let mut view = self.view();
         for (signal, payload) in messages.iter().skip(view.inherited) {
@@ -289,8 +294,8 @@ impl LiveCall {
         }
     }
 
-    /// Takes a newer version in and tells the local sockets what it means. An older one is dropped. The
-    /// answer of `answered` has won, and its device was taken for lost since.
+    /// Processes a newer version and sends the derived events to local sockets. An older version is
+    /// dropped. The answer of `answered` has won, and its device has been marked lost since.
     pub fn observe(&self, newer: &Call, answered: Option<SocketId>, reach: &Reach) {
         let mut view = self.view();
         if !newer.succeeds(&view.call) {
@@ -332,8 +337,8 @@ impl LiveCall {
         }
     }
 
-    /// It is not known whether `socket` has ended the call, which was like `before`, or rings no more: if so,
-    /// it is told as the others are.
+    /// Records that the outcome of the end that `socket` sent is unknown; the call was `before`. If
+    /// it was applied, the socket is notified like the others.
     pub fn leave_unanswered(&self, socket: SocketId, before: &Call, reach: &Reach) {
         let mut view = self.view();
         if view.call.is_live() {
@@ -345,7 +350,7 @@ impl LiveCall {
             return;
         }
         if view.call.ended_by() != Some(socket) && !view.call.is_busy_on(socket) {
-            // It was told with the others.
+            // The socket was notified with the others.
             return;
         }
         let told = news(before, &view.call, &[socket], &[socket]);
@@ -354,7 +359,8 @@ impl LiveCall {
         }
     }
 
-    /// The ack of the event of `socket` will say what came of it. Whether nobody knew of an earlier one.
+    /// The ack for the event of `socket` will report the outcome. Returns whether the outcome of an
+    /// earlier event was unknown.
     pub fn answer(&self, socket: SocketId) -> bool {
         let mut view = self.view();
         let before = view.unanswered.len();
@@ -362,8 +368,8 @@ impl LiveCall {
         view.unanswered.len() < before
     }
 
-    /// Whether a device that was lost on this node is not back yet, something waits here for one, or it is not
-    /// known what became of messages.
+    /// Whether this node must wait before it stops: a device that was lost here has not returned, a
+    /// message is buffered for one, or the fate of messages is unknown.
     pub fn awaits_device(&self, node: NodeId) -> bool {
         let view = self.view();
         let is_lost_here = |role| {
@@ -375,8 +381,8 @@ impl LiveCall {
         view.call.is_live() && (waits || is_lost_here || view.flushes())
     }
 
-    /// Passes a message on, or keeps it for later, as the rules say. A first answer is not passed
-    /// on yet: its sender must win the call first.
+    /// Relays a message or buffers it, as the rules say. A first answer is not relayed yet, because
+    /// its sender must win the call first.
     pub fn relay(
         &self,
         device: &Device,
@@ -391,7 +397,7 @@ impl LiveCall {
         };
         let full = |full| Failure::full(full, reach.now);
         let until = view.call.deadline();
-        // The answer may have won without its device knowing it: then it has not been passed on.
+        // The answer may have won without a reply to its device: then it was not relayed.
         let waits_for_answer = matches!(route, Route::AfterAnswer(_))
             || (signal == Signal::Candidate && view.early.contains_key(&device.socket));
         if !view.has_room(&route, payload, reach) {
@@ -401,7 +407,7 @@ impl LiveCall {
             Route::Ringing => {
                 view.replay.keep_for_replay(signal, &payload.untracked(), until).map_err(full)?;
                 if view.rung.is_empty() && view.ring_nodes.as_ref().is_none_or(Vec::is_empty) {
-                    // No device rings. Those that join are given what is kept here.
+                    // No device rings. Devices that join get what is kept here.
                     payload.settle();
                 }
                 view.pass_to_ringing(signal, payload, reach);
@@ -428,16 +434,17 @@ impl LiveCall {
         Ok(route)
     }
 
-    /// Takes a message that another node passes on.
+    /// Processes a message that another node relays.
     pub fn receive(&self, relay: Relay, reach: &Reach) -> Received {
         let mut view = self.view();
         if relay.version > view.call.version {
             return Received::Outdated;
         }
         if !view.call.is_ringing() {
-            // Of the nodes that got it while it rang, one passes it on: where it was answered.
+            // Of the nodes that received it while the call rang, one relays it: the node where the
+            // call was answered.
             if !relay.to_ringing || view.call.answered_on() == Some(reach.cluster.node()) {
-                // What another node passes on was sent before what is held here.
+                // Messages relayed by another node were sent before those that are held here.
                 let given_back = relay.given_back || view.holds(relay.from.other());
                 view.deliver(Relay { given_back, ..relay }, reach);
             }
@@ -449,7 +456,7 @@ impl LiveCall {
             metrics::LIMITS.of(Limit::Waiting).increment(1);
             warn!(call = %self.id, "what a caller sent does not fit: not kept for late devices");
         } else if view.ring_nodes.is_some() {
-            // It was on its way while the caller moved here.
+            // The message was in flight while the caller moved here.
             let place = view.inherited;
             view.replay.messages.make_contiguous()[place..].rotate_right(1);
             view.inherited += 1;
@@ -458,7 +465,7 @@ impl LiveCall {
         Received::Done
     }
 
-    /// Lets the candidates go that waited for the answer of `device`, and drops those of devices
+    /// Releases the candidates that waited for the answer of `device`, and drops those of devices
     /// whose answer came too late.
     pub fn release_early(&self, device: &Device, reach: &Reach) {
         let mut view = self.view();
@@ -481,7 +488,7 @@ impl LiveCall {
     }
 }
 
-/// Which party a socket speaks for that takes part in the call.
+/// The party of a socket that takes part in the call.
 fn role_on(socket: SocketId, before: &Call, after: &Call) -> Role {
     let is_callers = [before, after].iter().any(|call| call.caller.link.is_on(socket));
     if is_callers { Role::Caller } else { Role::Callee }

@@ -1,5 +1,6 @@
-//! Carries calls out: takes a snapshot, asks the rules, commits what they decide, and tells those
-//! concerned. There is no rule about calls here.
+//! The driver: reads a call, lets the rules decide, commits the decision by compare-and-set, and
+//! notifies sockets and nodes. Called by the gateway and the HTTP API. Contains no rule about
+//! calls.
 
 mod departures;
 mod devices;
@@ -62,30 +63,30 @@ use crate::{
     time::{Clock, Timestamp},
 };
 
-/// How often a decision is made again because the record changed meanwhile.
+/// The most decisions on one event, if the record changes in between.
 const MAX_DECISIONS: usize = 4;
 
-/// When to try again what the node's byte budget has no room for.
+/// `retryAfterMs` if the node's byte budget has no room.
 const RETRY_BUDGET: Duration = Duration::from_secs(1);
 
-/// The sockets of this node.
+/// The client sink: the sockets of this node.
 pub trait Outlet: Send + Sync + 'static {
     /// The sockets of `user` on this node.
     fn sockets_of(&self, user: &UserId) -> Vec<SocketId>;
 
-    /// Sends `event` to a socket, after all that was sent to it before, and says whether the socket
-    /// takes it. Never waits. One that is gone takes nothing; one that does not keep up is closed. What
-    /// is meant `for_user` goes to nobody else.
+    /// Sends `event` to a socket, after all events before it, and returns whether the socket
+    /// accepts it. Never blocks. A socket that is gone accepts nothing, and one that does not keep
+    /// up is closed. An event `for_user` is sent only if the socket is that user's.
     fn emit(&self, socket: SocketId, event: &ServerEvent, for_user: Option<&UserId>) -> bool;
 
-    /// Closes a socket for good: its client does not come back by itself.
+    /// Closes a socket for good: its client does not reconnect by itself.
     fn close(&self, socket: SocketId);
 
-    /// Closes all sockets of `user` for good: their clients do not come back by themselves.
+    /// Closes all sockets of `user` for good: their clients do not reconnect by themselves.
     fn disconnect(&self, user: &UserId);
 }
 
-/// All calls, as seen from this node.
+/// The calls, as seen from this node.
 pub struct Calls {
     cluster: Arc<dyn Cluster>,
     outlet: Arc<dyn Outlet>,
@@ -94,17 +95,18 @@ pub struct Calls {
     clock: Clock,
     gate: Option<Arc<dyn Gate>>,
     traces: Traces,
-    /// Names a call that is made now.
+    /// Generates the id of a new call.
     name: Box<dyn Fn(Timestamp) -> CallId + Send + Sync>,
     live: LiveCalls,
     watchers: Watchers,
     presence_turns: PresenceTurns,
     /// The devices on this node.
     devices: Mutex<BTreeMap<SocketId, Present>>,
-    /// The sockets that are being signed off right now.
+    /// The sockets that are being detached at the moment.
     leaving: Mutex<HashSet<SocketId>>,
     departures: Departures,
-    /// Those that joined, and could not be told of their users' calls yet, and when none was found.
+    /// Pending welcomes: joined sockets whose user's call could not be read or was not found yet,
+    /// and the time at which none was found.
     unwelcomed: Mutex<BTreeMap<SocketId, (Device, Option<Timestamp>)>>,
     overdue: Overdue,
     recovery: Recovery,
@@ -113,10 +115,10 @@ pub struct Calls {
     unannounced: Unannounced,
 }
 
-/// Why something a client asked for did not happen.
+/// The reason why a request of a client failed.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Failure {
-    /// The rules do not allow it.
+    /// The rules refuse it.
     #[error("refused: {0:?}")]
     Refused(Refusal),
     /// This user may not call that one, for this reason.
@@ -125,16 +127,16 @@ pub enum Failure {
     /// The callee of this new call has no socket.
     #[error("the callee is offline")]
     Offline(CallId),
-    /// What waits for a device that is away fills its room.
+    /// The buffer for a disconnected device is full.
     #[error("too much is waiting")]
     Full { retry_after: Duration },
     /// The socket watches as many users as it may.
     #[error("too many users are watched")]
     TooManyWatched,
-    /// Too many ask for presence at this moment.
+    /// Too many presence requests are in progress.
     #[error("too many ask for presence")]
     PresenceBusy,
-    /// The shared state cannot be reached, or changes faster than a decision can be made.
+    /// The shared state is unavailable, or changes faster than a decision can be made.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
 }
@@ -179,38 +181,38 @@ impl Calls {
         }
     }
 
-    /// Counts what waits for devices in `buffers`.
+    /// Counts buffered messages in `buffers`.
     #[must_use]
     pub fn buffered_in(mut self, buffers: Buffers) -> Self {
         self.live = LiveCalls::new(buffers);
         self
     }
 
-    /// Has new calls named by `name`: a simulation repeats itself.
+    /// Generates call ids by `name`, so that a simulation is repeatable.
     #[must_use]
     pub fn named_by(mut self, name: impl Fn(Timestamp) -> CallId + Send + Sync + 'static) -> Self {
         self.name = Box::new(name);
         self
     }
 
-    /// What time it is.
+    /// The present time.
     pub fn now(&self) -> Timestamp {
         self.clock.now()
     }
 
-    /// What time it is, in microseconds.
+    /// The present time in microseconds.
     pub fn now_us(&self) -> u64 {
         self.clock.now_us()
     }
 
-    /// The node that this is.
+    /// The id of this node.
     pub fn node(&self) -> NodeId {
         self.cluster.node()
     }
 
-    /// Passes an offer, an answer or a candidate on, which came in on its socket at `received_us`. The
-    /// first answer wins the call. Almost all messages of a call take this way and wait for nothing: what
-    /// does not is in a box, so that its room is not taken for each of them.
+    /// Relays an offer, answer or candidate that arrived on its socket at `received_us`. The first
+    /// answer wins the call. Almost all messages of a call take this path and wait for nothing; the
+    /// rarer futures are boxed, so that not every message has room for them.
     pub async fn signal(
         &self,
         device: &Device,
@@ -236,17 +238,17 @@ impl Calls {
         match routed.map_err(|failure| self.unless_unsure(failure, &live, device))? {
             Route::Answers(_) => {
                 Box::pin(self.win(&live, device)).await?;
-                // It has won. If the call ended since, there is nobody to pass it on to.
+                // The answer has won. If the call has ended since, it has no receiver.
                 match relay(&live, self.trace_answer(&live)) {
                     Ok(_) => live.release_early(device, &self.reach()),
-                    // It has to be sent again: its device is in the call by now.
+                    // The client must send it again: its device is in the call by now.
                     Err(full @ Failure::Full { .. }) => return Err(full),
                     Err(_) => payload.settle(),
                 }
                 Ok(id)
             }
             Route::Bound(..) | Route::WhenBack(_) => {
-                // It may have won before, when nobody could tell it.
+                // The answer may have won before, while its commit had no reply.
                 if signal == Signal::Answer {
                     live.release_early(device, &self.reach());
                 }
@@ -256,7 +258,8 @@ impl Calls {
         }
     }
 
-    /// The first answer of a device: it is in the call then, also if it was before and nobody could say so.
+    /// Handles the first answer of a device: the device is in the call now, or already was by a
+    /// commit without a reply.
     async fn win(&self, live: &LiveCall, device: &Device) -> Result<(), Failure> {
         match self.transition(live.snapshot(), &Event::Answer(device.clone())).await {
             Err(Failure::Refused(Refusal::NothingToDo)) => {
@@ -267,7 +270,8 @@ impl Calls {
         }
     }
 
-    /// The live call of the user, or the call with this id, live or ended less than a minute ago.
+    /// The live call of the user, or the call with this id if it is live or ended less than a
+    /// minute ago.
     pub async fn sync(
         &self,
         device: &Device,
@@ -284,7 +288,7 @@ impl Calls {
         Ok(call.and_then(view))
     }
 
-    /// Checks that `device` may report on the media of this call.
+    /// Checks that `device` may report the media statistics of this call.
     pub async fn report(&self, device: &Device, id: CallId) -> Result<(), Failure> {
         let call = self.cluster.load(id).await?;
         let call = call.filter(|call| call.is_live() && call.is_bound_to(device));
@@ -292,7 +296,7 @@ impl Calls {
         self.confirm(&live, device).await
     }
 
-    /// The live call that this device is in, or that rings for it, as far as this node knows.
+    /// The live call that this device is in, or that rings on it, as far as this node knows.
     pub fn call_of(&self, device: &Device) -> Option<CallId> {
         let live = self.live.of_user(&device.user)?;
         let concerns = |call: &Call| {
@@ -301,7 +305,7 @@ impl Calls {
         live.is(concerns).then(|| live.id())
     }
 
-    /// Whether the live call that `target` means is known here, so that nothing has to be looked up.
+    /// Whether this node knows the live call that `target` refers to, so that no look-up is needed.
     pub fn has_in_view(&self, device: &Device, target: &CallRef) -> bool {
         self.in_view(device, target).is_some()
     }
@@ -314,8 +318,8 @@ impl Calls {
         known.filter(|live| live.is(|call| call.is_live() && is_meant(call, device, target)))
     }
 
-    /// The call that `target` means: the one with its id, else the latest one of the device's user,
-    /// if it is with the user named. It may have ended.
+    /// The call that `target` refers to: the one with its id, else the latest call of the device's
+    /// user, provided that it is with the named user. It may have ended.
     async fn find(&self, device: &Device, target: &CallRef) -> Result<Arc<LiveCall>, Failure> {
         if let Some(live) = self.in_view(device, target) {
             return Ok(live);
@@ -331,8 +335,7 @@ impl Calls {
         }
     }
 
-    /// Notes that `device`, if it came back to this call, has shown by what it sends that it knows
-    /// it.
+    /// Confirms that a resumed `device` knows its call, because it has sent a message about it.
     async fn confirm(&self, live: &LiveCall, device: &Device) -> Result<(), Failure> {
         if !live.is(|call| call.awaits_confirmation(device)) {
             return Ok(());
@@ -343,7 +346,7 @@ impl Calls {
         }
     }
 
-    /// Decides, commits, and tells; again on the newer record when somebody was faster.
+    /// Decides, commits and notifies; decides again on the newer record after a conflict.
     async fn transition(&self, mut call: Call, event: &Event) -> Result<Call, Failure> {
         let mut span = Span::NONE;
         for _ in 0..MAX_DECISIONS {
@@ -377,7 +380,7 @@ impl Calls {
         Err(Unavailable.into())
     }
 
-    /// A change is written: history, the sockets here and the other nodes hear of it.
+    /// Passes a written change to the history, the local sockets and the other nodes.
     fn tell_changed(&self, before: &Call, after: &Call, callee_nodes: &[NodeId]) {
         tally::changed(before, after);
         self.recorder.record(after);
@@ -420,7 +423,7 @@ fn is_meant(call: &Call, device: &Device, target: &CallRef) -> bool {
 }
 
 impl Failure {
-    /// When what waits for a device has room again: when the device is back, or its grace over.
+    /// The time at which a full buffer has room again: when the device returns or its grace ends.
     fn full(full: Full, now: Timestamp) -> Self {
         let retry_after = match full {
             Full::Until(until) => until - now,

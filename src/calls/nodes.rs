@@ -1,4 +1,4 @@
-//! What nodes tell each other about calls.
+//! Notifications between nodes about calls, and the recovery of records.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -19,15 +19,15 @@ use crate::{
     metrics::{self, Path},
 };
 
-/// How long a node that stops stays at the most for devices that are not back elsewhere yet.
+/// The longest time that a stopping node waits for devices that have not reconnected elsewhere.
 const MAX_HAND_OVER: Duration = Duration::from_secs(5);
 const HAND_OVER_POLL: Duration = Duration::from_millis(20);
-/// How often a record is asked for on which a message waits.
+/// The most attempts to load a record that a message waits for.
 const LOAD_ATTEMPTS: usize = 20;
 const LOAD_PAUSE: Duration = Duration::from_millis(100);
 
 impl Calls {
-    /// Takes what comes from the cluster, in order, until nothing can come any more.
+    /// Processes the input from the cluster in order, until the inbox ends.
     pub async fn run_inbox(&self, mut inbox: mpsc::Receiver<Inbound>) {
         while let Some(inbound) = inbox.recv().await {
             let taken = match inbound {
@@ -44,9 +44,10 @@ impl Calls {
         }
     }
 
-    /// Waits until the devices that were lost here are back elsewhere, or too late, and until what they have
-    /// sent has arrived: until then there may be messages for them on the way here, and others may ask for
-    /// theirs. Not longer than the closing of connections took.
+    /// Waits until the devices that were lost here have reconnected elsewhere or are too late, and
+    /// until their messages have arrived: before that, messages for them may be in flight to this
+    /// node, and other nodes may ask for theirs. Waits no longer than the closing of connections
+    /// took.
     pub async fn hand_over(&self, window: Duration) {
         let handed_over = async {
             while self.live.all().iter().any(|live| live.awaits_device(self.node())) {
@@ -66,7 +67,8 @@ impl Calls {
         for some in users.chunks(AT_ONCE) {
             let lost = some.iter().map(|Departed { edge, call }| {
                 self.announce([edge.clone()]);
-                // That node may have changed a call, and died before it announced what that made of the other party.
+                // The dead node may have changed a call, and died before it announced the presence
+                // of the other party.
                 if let Some(call) = call {
                     self.unannounced.note_parties(call);
                 }
@@ -83,7 +85,7 @@ impl Calls {
         result
     }
 
-    /// If the device of `user` in this call was on that node, it is lost.
+    /// Marks the device of `user` in this call lost, if it was on that node.
     pub(super) async fn lose_device_on(
         &self,
         node: NodeId,
@@ -92,7 +94,7 @@ impl Calls {
     ) -> Result<(), Unavailable> {
         let Some(call) = call else { return Ok(()) };
         if !call.is_live() {
-            // That node may have ended it, and died before the row was written.
+            // The dead node may have ended the call, and died before the row was written.
             self.recorder.record(&call);
             return Ok(());
         }
@@ -113,7 +115,7 @@ impl Calls {
         }
     }
 
-    /// A device that left meanwhile was signed off, and has just been signed on again.
+    /// Detaches a device that left meanwhile and has just been attached again.
     pub(super) async fn sign_off_if_gone(&self, device: &Device) -> Result<(), Unavailable> {
         if self.is_connected(device) {
             return Ok(());
@@ -121,8 +123,8 @@ impl Calls {
         self.sign_off(device, true).await
     }
 
-    /// Compares each live call in view with its record: a message may have been lost, never the record,
-    /// unless the shared state has gone back. Then what was seen here is put back.
+    /// Compares each live call in view with its record, because a notification may have been lost.
+    /// If the shared state was rolled back, the record as seen here is restored.
     pub(super) async fn look_up(&self) -> Result<(), Unavailable> {
         let mut live = self.live.all();
         live.retain(|live| live.is(Call::is_live));
@@ -133,7 +135,8 @@ impl Calls {
         let seen = &live.snapshot();
         match self.cluster.load(seen.id).await? {
             Some(call) if call.succeeds(seen) => {
-                // Whoever wrote it may not know that it did, and have announced nothing.
+                // The writing node may not know that its commit was applied, and may have announced
+                // nothing.
                 self.recorder.record(&call);
                 self.unannounced.note_parties(&call);
                 self.take_in(&call).await
@@ -146,12 +149,12 @@ impl Calls {
         }
     }
 
-    /// Takes in a record that another node has changed.
+    /// Processes a record that another node has changed.
     pub(super) async fn take_in(&self, call: &Call) -> Result<(), Unavailable> {
         self.take_in_from(None, call).await
     }
 
-    /// The same; the node `told_by` knows that the call rings here then.
+    /// The same; the node `told_by` then knows that the call rings here.
     async fn take_in_from(&self, told_by: Option<NodeId>, call: &Call) -> Result<(), Unavailable> {
         if !call.is_live() {
             self.recorder.ended_elsewhere(call);
@@ -161,18 +164,18 @@ impl Calls {
         }
         self.observe(call, call);
         self.ring_here(call, told_by);
-        // More may be known here than what has come.
+        // This node may know a newer version than the received one.
         let newest = self.live.get(call.id).map(|live| live.snapshot());
         self.reclaim(newest.as_ref().unwrap_or(call)).await
     }
 
-    /// A device that is connected here was taken for lost: it takes its place again, or hears the end.
+    /// Restores a device that is connected here but marked lost, or notifies it of the end.
     async fn reclaim(&self, call: &Call) -> Result<(), Unavailable> {
         for party in [&call.caller, &call.callee] {
             let Some(device) = self.taken_for_lost(party) else { continue };
             info!(call = %call.id, "a connected device was taken for lost: it takes its place again");
             match self.transition(call.clone(), &Event::Stayed(device)).await {
-                // The record is gone: somebody may put it back yet.
+                // The record is gone; another node may still restore it.
                 Err(Failure::Refused(Refusal::NotInCall)) => self.unanswered.note(call),
                 Ok(_) | Err(Failure::Refused(_)) => {}
                 Err(_) => return Err(Unavailable),
@@ -181,7 +184,7 @@ impl Calls {
         Ok(())
     }
 
-    /// The device of a party that is connected here, and that the record says is lost.
+    /// The device of a party that is connected here although the record marks it lost.
     pub(super) fn taken_for_lost(&self, party: &Party) -> Option<Device> {
         let Link::Lost { device: lost, .. } = &party.link else { return None };
         let here = self.joined_sockets_of(&party.user);
@@ -192,17 +195,18 @@ impl Calls {
     }
 
     async fn put_back(&self, seen: &Call, found: Option<&Call>) -> Result<(), Unavailable> {
-        // One that has left, and is not signed off yet, ends its part on the record too.
+        // A device that has left and is not detached yet also ends its part in the record.
         let is_here = |role: Role| {
             let link = &seen.party(role).link;
             let was_lost_here = link.lost_until().is_some() && link.node() == Some(self.node());
             let is_bound = |socket| self.devices().contains_key(&socket) || self.is_leaving(socket);
             was_lost_here || link.socket().is_some_and(is_bound)
         };
-        // Whoever rings must hear of an end: if nobody else puts the call back, it comes by the deadline.
+        // A ringing socket must get an end: if nobody else restores the call, the end comes with
+        // the deadline.
         let rings_here = || self.live.get(seen.id).is_some_and(|live| live.rings_here());
-        // An end that was forgotten would keep its users busy for as long as a call may last.
-        // One of which other nodes have not heard yet would be put back by them as if it lived.
+        // A lost end would keep its users busy for as long as a call may last, and nodes that have
+        // not seen the end would restore the call as live.
         let has_ended = !seen.is_live();
         if has_ended || is_here(Role::Caller) || is_here(Role::Callee) || rings_here() {
             self.restore(seen, found).await?;
@@ -212,8 +216,8 @@ impl Calls {
         Ok(())
     }
 
-    /// The record of a call: as it was found, or as it is put back where the shared state has gone
-    /// back to before what was seen here.
+    /// The record of a call: as it was found, or restored if the shared state was rolled back
+    /// behind what was seen here.
     pub(super) async fn recovered(
         &self,
         id: CallId,
@@ -221,7 +225,7 @@ impl Calls {
     ) -> Result<Option<Call>, Unavailable> {
         let Some(live) = self.live.get(id) else { return Ok(found) };
         let seen = live.snapshot();
-        // Of a call that is none of this node's by now, the end may have been missed here.
+        // This node may have missed the end of a call that it no longer takes part in.
         let is_ours = |role| seen.party(role).link.node() == Some(self.node());
         let concerns = is_ours(Role::Caller) || is_ours(Role::Callee) || live.rings_here();
         let is_newer = found.as_ref().is_none_or(|found| seen.succeeds(found));
@@ -231,25 +235,26 @@ impl Calls {
         self.restore(&seen, found.as_ref()).await.map(Some)
     }
 
-    /// Puts the record of a live call back as it was seen here. Where a party is in another call by now, or
-    /// its time is over, it is put back with its end. Answers the call as it is then.
+    /// Restores the record of a live call as it was seen here. If a party is in another call by
+    /// now, or the deadline has passed, the record is restored with its end. Returns the resulting
+    /// call.
     async fn restore(&self, seen: &Call, found: Option<&Call>) -> Result<Call, Unavailable> {
         metrics::RESTORED.increment(1);
         let over = found.map(|found| found.version);
         warn!(call = %seen.id, ?over, "the record of a call was gone: it is put back");
         let call = found.map_or_else(|| seen.clone(), |found| seen.put_over(found));
         if let Some(found) = found.filter(|found| found.is_live() || !call.is_live()) {
-            // Its claims went back with it.
+            // The rollback restored its claims, too.
             if self.write_back(&call, Vec::new(), over).await? {
                 self.observe(seen, &call);
                 self.spread(found, &call, &[]);
             }
             return Ok(call);
         }
-        // What was put back as ended, by who had seen less of it, claims nobody.
+        // An end that was restored by a node with an older view has no claims.
         let lobby = self.cluster.lobby(&call.caller.user, &call.callee.user).await?;
         let Some(end) = call.end_when_forgotten(&lobby, self.clock.now()) else {
-            // Whoever is in another call by now keeps that as their latest.
+            // A user who is in another call by now keeps that one as the latest.
             let claim = |(role, latest): (Role, &Option<Call>)| {
                 let was = latest.as_ref().map(|call| call.id);
                 let is_free = latest.as_ref().is_none_or(|call| !call.is_live());
@@ -273,7 +278,8 @@ impl Calls {
         Ok(ended)
     }
 
-    /// Writes a record as it was seen here, and announces what that makes of its users. Says whether it did.
+    /// Writes a record as it was seen here, and announces its users' presence. Returns whether it
+    /// was written.
     async fn write_back(
         &self,
         call: &Call,
@@ -284,7 +290,7 @@ impl Calls {
         let restored = self.cluster.restore(change, over).await;
         let restored = restored.inspect_err(|_| self.unannounced.note_parties(call))?;
         let Some(stored) = restored else { return Ok(false) };
-        // While the record was gone its users seemed free, and nobody was told.
+        // While the record was gone its users seemed available, and no watcher was notified.
         if over.is_none() {
             self.unannounced.note_parties(call);
         }
@@ -302,7 +308,7 @@ impl Calls {
                     }
                     return Ok(());
                 }
-                // Where it was placed it is known who was told of that.
+                // The node that places a call knows which nodes it has notified.
                 let is_placing = call.is_as_placed() && call.caller.link.node() == Some(from);
                 self.take_in_from(is_placing.then_some(from), &call).await?;
             }
@@ -361,8 +367,8 @@ impl Calls {
         Ok(())
     }
 
-    /// Passes a message on that came from another node. If it is ahead of what is known here of its
-    /// call, the record is looked up first.
+    /// Relays a message from another node. If the message is ahead of the version known here, the
+    /// record is read first.
     async fn pass_on(&self, relay: Relay) -> Result<(), Unavailable> {
         let received_us = relay.received_us;
         let origin = received_us.map(|received_us| Origin { received_us, path: Path::Remote });
@@ -383,7 +389,7 @@ impl Calls {
         Ok(())
     }
 
-    /// Loads a record on which a message waits that would be lost otherwise.
+    /// Loads a record with retries, because a message that waits for it would be lost otherwise.
     async fn load_patiently(&self, id: CallId) -> Result<Option<Call>, Unavailable> {
         for _ in 1..LOAD_ATTEMPTS {
             if let Ok(found) = self.cluster.load(id).await {
@@ -394,14 +400,14 @@ impl Calls {
         self.cluster.load(id).await
     }
 
-    /// Takes the change from `before` to `after` in: tells the sockets here, and keeps the call in
-    /// view only while it concerns this node.
+    /// Processes the change from `before` to `after`: notifies local sockets, and keeps the call in
+    /// view only while this node takes part in it.
     pub(super) fn observe(&self, before: &Call, after: &Call) {
         let live = self.live.open(before);
-        // Whoever does not know yet that its answer won may be taken for lost by now.
+        // A device that does not know yet that its answer has won may have been marked lost since.
         let answered = self.taken_for_lost(&after.callee).map(|device| device.socket);
         live.observe(after, answered, &self.reach());
-        // What is known here may be newer than what has come.
+        // This node may know a newer version than the received one.
         let concerns = live.is(|seen| {
             let is_here = |role| seen.party(role).link.node() == Some(self.node());
             let is_ours = seen.is_ringing() || is_here(Role::Caller) || is_here(Role::Callee);
@@ -418,7 +424,7 @@ impl Calls {
         }
     }
 
-    /// Rings the devices of the callee on this node, if the call rings.
+    /// Rings the local devices of the callee, if the call rings.
     pub(super) fn ring_here(&self, call: &Call, told_by: Option<NodeId>) {
         if call.is_ringing() {
             let sockets = self.joined_sockets_of(&call.callee.user);
@@ -426,8 +432,8 @@ impl Calls {
         }
     }
 
-    /// Sends the record to the other nodes that it concerns: those that hold a party's device, or
-    /// held it until this change, and while it rings those that hold a socket of the callee.
+    /// Sends the record to the other nodes that need it: those with a party's device, or that had
+    /// it until this change, and while the call rings those with a socket of the callee.
     pub(super) fn spread(&self, before: &Call, after: &Call, callee_nodes: &[NodeId]) {
         let parties = [&before.caller, &before.callee, &after.caller, &after.callee];
         let bound = parties.into_iter().filter_map(|party| party.link.node());

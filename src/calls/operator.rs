@@ -1,4 +1,4 @@
-//! What an operator may do, on whatever node the call or the user is.
+//! Operations for operators, which work whichever node has the call or the user.
 
 use tracing::info;
 
@@ -9,11 +9,12 @@ use crate::{
     ids::{CallId, UserId},
 };
 
-/// How many parts of all calls are looked through for one page.
+/// The most parts of all calls that are read for one page.
 const MAX_PARTS: usize = 16;
 
 impl Calls {
-    /// Some of the live calls of all nodes, about `limit`, and where to go on; None at the end.
+    /// A page of about `limit` live calls of all nodes, and the position to continue at; `None` at
+    /// the end.
     pub async fn live_calls(
         &self,
         mut from: Option<String>,
@@ -37,7 +38,7 @@ impl Calls {
         Ok(self.cluster.latest(user).await?.filter(Call::is_live))
     }
 
-    /// Ends a call. Answers the ended call, also if it had ended before.
+    /// Ends a call. Returns the ended call, also if it had ended before.
     pub async fn terminate(&self, id: CallId) -> Result<Call, Failure> {
         let call = self.cluster.load(id).await?.ok_or(Refusal::NotInCall)?;
         match self.transition(call, &Event::Terminated).await {
@@ -51,7 +52,7 @@ impl Calls {
         }
     }
 
-    /// Has the sockets of `user` closed on all nodes. Answers on how many nodes there are any.
+    /// Closes the sockets of `user` on all nodes. Returns the number of nodes that had any.
     pub async fn disconnect(&self, user: &UserId) -> Result<usize, Unavailable> {
         let nodes = self.cluster.nodes_of(user).await?;
         info!(user = %user.logged(), nodes = nodes.len(), "an operator disconnects a user");

@@ -1,4 +1,4 @@
-//! Clients place calls, and place them again.
+//! Placing calls, and repeated attempts to place them.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ pub struct Initiate {
 }
 
 impl Calls {
-    /// Places a call. Answers the call as it was placed: it rings, or ended at once.
+    /// Places a call. Returns it as it was placed: ringing, or ended at once.
     pub async fn initiate(&self, device: &Device, initiate: Initiate) -> Result<Call, Failure> {
         let attempt = Attempt {
             id: (self.name)(self.clock.now()),
@@ -57,7 +57,7 @@ impl Calls {
             let lobby = self.cluster.lobby(&device.user, &attempt.to).await?;
             drop(looking);
             let placement = match self.rules.place(attempt, &lobby, self.clock.now()) {
-                // Its caller was told that it failed, and tries something else.
+                // The caller was told that its call failed, and has placed another one.
                 Err(Refusal::CallInProgress(id)) if self.doubtful.is_of(id, device.socket) => {
                     self.give_up_doubtful(id, device).await?;
                     continue;
@@ -69,7 +69,7 @@ impl Calls {
                 Placement::Repeated(call) => {
                     tally::attempted(call.call_type, Outcome::Repeated);
                     if call.is_ringing() && self.doubtful.is_of(call.id, device.socket) {
-                        // Nobody has heard of it yet.
+                        // The call has no notified node yet.
                         let callee_nodes = self.cluster.nodes_of(&attempt.to).await?;
                         self.doubtful.settle(call.id);
                         return placed(self.tell_placed(call, lobby.callee_sockets, &callee_nodes));
@@ -113,8 +113,8 @@ impl Calls {
         Err(Unavailable.into())
     }
 
-    /// The call of an attempt that is repeated: by a new socket, if the call does not know that its device has
-    /// come back.
+    /// Handles a repeated attempt. Its socket may be new, and the record may not show yet that the
+    /// device has returned.
     async fn repeated_by(&self, call: Call, device: &Device) -> Result<Call, Failure> {
         match self.transition(call.clone(), &Event::Joined(device.clone())).await {
             Err(Failure::Refused(_)) => Ok(call),
@@ -122,7 +122,7 @@ impl Calls {
         }
     }
 
-    /// Rings for an attempt that is repeated: the first time may have failed half-way.
+    /// Rings again for a repeated attempt, because the first one may have failed half-way.
     async fn tell_again(&self, call: &Call) -> Result<(), Unavailable> {
         if call.is_ringing() {
             let callee_nodes = self.cluster.nodes_of(&call.callee.user).await?;
@@ -131,7 +131,7 @@ impl Calls {
         Ok(())
     }
 
-    /// The caller hears of its call before this node rings. Answers the call as it was placed, or with its
+    /// Notifies the caller before this node rings. Returns the call as it was placed, or with its
     /// end: a device that has just joined elsewhere may have been faster.
     fn tell_placed(&self, call: Call, devices: usize, callee_nodes: &[NodeId]) -> Call {
         debug!(call = %call.id, status = call.status().as_str(), "call placed");
@@ -148,14 +148,14 @@ impl Calls {
         call
     }
 
-    /// Rings all devices of the callee.
+    /// Rings on all devices of the callee.
     fn ring_on(&self, call: &Call, callee_nodes: &[NodeId]) {
         let live = self.live.open(call);
         live.rings_on(callee_nodes, &self.reach());
         self.ring_here(call, None);
         self.spread(call, call, callee_nodes);
         if call.is_as_placed() {
-            // They do not say that it rings there.
+            // These nodes do not report that it rings there.
             for node in callee_nodes.iter().filter(|node| **node != self.node()) {
                 live.rings_also_on(*node, 0, &self.reach());
             }
@@ -163,7 +163,7 @@ impl Calls {
     }
 }
 
-/// A call that could not ring because the callee is offline is a failure to its caller.
+/// For its caller, a call that could not ring because the callee is offline is a failure.
 fn placed(call: Call) -> Result<Call, Failure> {
     match &call.state {
         State::Ended { cause: Cause::Offline, .. } => Err(Failure::Offline(call.id)),

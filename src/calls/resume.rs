@@ -1,4 +1,4 @@
-//! The live calls that the process before this one left behind.
+//! Resumes the live calls that the previous process of a single node left in the history.
 
 use tracing::{debug, info};
 
@@ -10,8 +10,8 @@ use crate::{
 };
 
 impl Calls {
-    /// Takes up those of `left` that can go on, each with when it was last known to live. To be done before any
-    /// client is let in.
+    /// Resumes those of `left` that can continue, each given with the time at which it was last
+    /// known to be live. Must be called before any client is admitted.
     pub async fn resume(&self, left: Vec<(Call, Timestamp)>) -> Result<(), Unavailable> {
         let now = self.clock.now();
         let mut resumed = 0;

@@ -1,4 +1,4 @@
-//! What happens by the clock: calls fall due, and what could not be done when it came up is done.
+//! Periodic work: calls that are due, and pending work whose first attempt failed.
 
 use std::time::Duration;
 
@@ -12,24 +12,24 @@ use crate::{
     metrics::{self, Found, Limit},
 };
 
-/// How many calls or devices are attended to at a time.
+/// The number of calls or devices that are processed concurrently.
 pub(super) const AT_ONCE: usize = 64;
-/// Most calls that one sweep takes at a time.
+/// The most calls that a sweep takes at a time.
 const SWEEP_BATCH: usize = 256;
-/// Most of these in one sweep.
+/// The most batches of one sweep.
 const MAX_SWEEP_BATCHES: usize = 16;
-/// How often the deadlines are looked through.
+/// The interval at which due calls are read.
 pub const SWEEP_INTERVAL: Duration = Duration::from_millis(200);
-/// How often ended calls that wait for history are looked through.
+/// The interval at which ended calls that wait for the history are read.
 const STORE_INTERVAL: Duration = Duration::from_secs(1);
-/// How often a node looks up the records of the calls that concern it.
+/// The interval at which a node reads the records of its calls.
 const LOOK_UP_INTERVAL: Duration = Duration::from_secs(15);
 
-/// How often presence that was put off is looked through.
+/// The interval at which deferred presence updates are sent.
 const PRESENCE_TICK: Duration = Duration::from_millis(100);
 
 impl Calls {
-    /// One turn of all that is done by the clock, the calls that are due first.
+    /// Runs all periodic work once, due calls first.
     pub async fn sweep(&self) -> Result<(), Unavailable> {
         let attended = self.attend().await;
         let late = [
@@ -41,7 +41,7 @@ impl Calls {
         late.into_iter().fold(attended, Result::and)
     }
 
-    /// Attends to the calls whose deadline has passed.
+    /// Handles the calls whose deadline has passed.
     async fn attend(&self) -> Result<(), Unavailable> {
         metrics::SWEEPS.increment(1);
         self.live.forget_retired(self.clock.now());
@@ -53,7 +53,7 @@ impl Calls {
         self.attend_to_due().await
     }
 
-    /// Does what could not be done when it came up.
+    /// Repeats pending work whose first attempt failed.
     async fn catch_up(&self) -> Result<(), Unavailable> {
         let late = [
             self.tell_unanswered().await,
@@ -89,7 +89,8 @@ impl Calls {
         }
     }
 
-    /// Has those ended calls stored here whose node has not done it: it may be dead, or not reach the database.
+    /// Stores ended calls whose node has not stored them, because it is dead or cannot reach the
+    /// database.
     async fn store_unstored(&self) -> Result<(), Unavailable> {
         for _ in 0..MAX_SWEEP_BATCHES {
             let limit = self.recorder.room().min(SWEEP_BATCH);
@@ -113,8 +114,8 @@ impl Calls {
         Ok(())
     }
 
-    /// Does all that is done by the clock, until `shutdown` completes. Each thing has a turn of its own: what is
-    /// late must not keep calls from their end.
+    /// Runs all periodic work until `shutdown` completes. Each kind has a loop of its own: a late
+    /// one must not delay the end of calls.
     pub async fn run_sweeper(&self, shutdown: impl Future<Output = ()>) {
         let all = async {
             tokio::join!(
@@ -144,14 +145,14 @@ impl Calls {
     }
 }
 
-/// Counts a failure among those of sweeps.
+/// Counts a failed sweep.
 async fn counted(
     attended: impl Future<Output = Result<(), Unavailable>>,
 ) -> Result<(), Unavailable> {
     attended.await.inspect_err(|_| metrics::SWEEPS_FAILED.increment(1))
 }
 
-/// Does something at an interval, for ever. Of failures in a row one is logged.
+/// Runs `work` at an interval, without end. Of consecutive failures one is logged.
 async fn every<T: Future<Output = Result<(), Unavailable>>>(
     interval: Duration,
     failed: &str,
@@ -173,7 +174,7 @@ async fn every<T: Future<Output = Result<(), Unavailable>>>(
     }
 }
 
-/// Does something with all of these, some at a time, until one of them fails. None is cut short.
+/// Processes all items, a few at a time, until one fails. Operations in progress are completed.
 pub(super) async fn some_at_a_time<'a, T, F: Future<Output = Result<(), Unavailable>>>(
     all: &'a [T],
     attend: impl Fn(&'a T) -> F,

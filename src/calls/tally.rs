@@ -1,4 +1,4 @@
-//! What of calls is counted. Each transition is committed by one node, which counts it.
+//! Metrics of calls. Each transition is committed by one node, which counts it.
 
 use std::collections::HashSet;
 
@@ -11,7 +11,7 @@ use crate::{
     protocol::MediaStats,
 };
 
-/// A call was placed: it rings, or ended at once.
+/// Counts a placed call, which rings or has ended at once.
 pub fn placed(call: &Call) {
     let outcome = match call.end_reason() {
         None => Outcome::Ringing,
@@ -28,10 +28,10 @@ pub fn attempted(call_type: CallType, outcome: Outcome) {
     metrics::ATTEMPTS.of((call_type, outcome)).increment(1);
 }
 
-/// No call was placed.
+/// Counts an attempt that placed no call.
 pub fn not_placed(call_type: CallType, failure: &Failure) {
     let outcome = match failure {
-        // It was counted when it was placed.
+        // Was counted when it was placed.
         Failure::Offline(_) => return,
         Failure::Refused(Refusal::SelfCall) => Outcome::SelfCall,
         Failure::Refused(Refusal::CallInProgress(_)) => Outcome::InCall,
@@ -46,10 +46,10 @@ pub fn not_placed(call_type: CallType, failure: &Failure) {
     attempted(call_type, outcome);
 }
 
-/// A transition was committed.
+/// Counts a committed transition.
 pub fn changed(before: &Call, after: &Call) {
     if !before.is_live() {
-        // A device that comes back too late is told, which makes a version. The end stays as it was.
+        // A device that returns too late is notified, which makes a version with the same end.
         return keeps_its_end(before, after);
     }
     let rang = |outcome, until| metrics::RING.of(outcome).record(until - after.created_at);
@@ -75,7 +75,7 @@ pub fn changed(before: &Call, after: &Call) {
     }
 }
 
-/// Counts it if a call that has ended ends in another way, or lives again.
+/// Counts a violation if an ended call ends in another way, or is live again.
 pub fn keeps_its_end(before: &Call, after: &Call) {
     if !before.is_live() && after.state != before.state {
         metrics::violated(Invariant::EndChanged);
@@ -83,7 +83,7 @@ pub fn keeps_its_end(before: &Call, after: &Call) {
     }
 }
 
-/// A device has told how its media does.
+/// Counts a device's media statistics.
 pub fn reported(stats: &MediaStats) {
     let candidate = label(stats.candidate_type.as_deref().unwrap_or_default(), Candidate::Unknown);
     let media = match candidate {
@@ -95,7 +95,7 @@ pub fn reported(stats: &MediaStats) {
     if let Some(state) = stats.ice_state.as_deref() {
         metrics::MEDIA_ICE.of(label(state, metrics::Ice::Unknown)).increment(1);
     }
-    // What a client says is not to be trusted: one absurd number would spoil the sums for ever.
+    // Values of clients are not trusted: one absurd number would distort the sums forever.
     let measured = |histogram: &metrics::Histogram, value: Option<f64>, unit: f64, most: f64| {
         if let Some(value) = value {
             histogram.record((value / unit).min(most));
@@ -107,7 +107,7 @@ pub fn reported(stats: &MediaStats) {
 }
 
 impl Calls {
-    /// Sets the gauges of what is here now.
+    /// Sets the gauges of this node's calls.
     pub fn sample(&self) {
         let devices = self.devices();
         let users: HashSet<_> = devices.values().map(|present| &present.device.user).collect();
@@ -126,7 +126,7 @@ impl Calls {
         metrics::NODE_QUEUE.set(as_gauge(self.cluster.queued()));
     }
 
-    /// A call is counted where the caller's device is, or was when it was lost.
+    /// A call is counted on the node of the caller's device, or of its last device if it is lost.
     fn counts_here(&self, call: &Call) -> Option<Live> {
         if !call.is_live() || call.caller.link.node() != Some(self.node()) {
             return None;

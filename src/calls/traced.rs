@@ -1,6 +1,6 @@
-//! What of a call is noted in its trace. The attempt is the root, and ends when it has become a call,
-//! so that it reaches the collector whatever happens to its node. Each step that follows, on whatever
-//! node, is below it; what other nodes make of a step is below that step.
+//! Spans of calls. The attempt is the root span, and ends when the call is placed, so that it
+//! reaches the collector whatever happens to its node. Each later step, on whatever node, is a
+//! child of the root; the consequences of a step on other nodes are children of that step.
 
 use super::{Calls, Failure, live::LiveCall};
 use crate::{
@@ -24,7 +24,7 @@ const FROM_NODE: &str = "switchboard.from_node";
 const TO_NODES: &str = "switchboard.to_nodes";
 
 impl Calls {
-    /// Has what becomes of calls noted in `traces`.
+    /// Records spans of calls in `traces`.
     #[must_use]
     pub fn traced_by(mut self, traces: Traces) -> Self {
         self.traces = traces;
@@ -42,7 +42,8 @@ impl Calls {
         span
     }
 
-    /// Notes, once, that `event` is about to make `next` of a call, and in `next` which step made it.
+    /// Records, once, that `event` is about to change the call into `next`, and sets the step in
+    /// `next`.
     pub(super) fn trace_change(&self, span: &mut Span, event: &Event, next: &mut Call) {
         if next.traceparent.is_none() || !self.traces.is_on() {
             return;
@@ -54,7 +55,7 @@ impl Calls {
         next.traceparent = span.context();
     }
 
-    /// Commits, as a part of this step.
+    /// Commits within this step's span.
     pub(super) async fn commit(
         &self,
         change: Change,
@@ -70,7 +71,7 @@ impl Calls {
         })
     }
 
-    /// Notes what a change has made of a call, and how long the phase was that it ended.
+    /// Records the result of a change, and the duration of the phase that it ended.
     pub(super) fn trace_changed(&self, span: &mut Span, before: &Call, after: &Call) {
         if !span.is_noted() {
             return;
@@ -98,7 +99,7 @@ impl Calls {
         }
     }
 
-    /// Another node has changed a record.
+    /// The span for a record that another node has changed.
     pub(super) fn trace_news(&self, from: NodeId, call: &Call) -> Span {
         let mut span = self.traces.step(call.traceparent, "take in", SpanKind::Consumer);
         if span.is_noted() {
@@ -108,8 +109,8 @@ impl Calls {
         span
     }
 
-    /// An offer to a call that rings is passed on. Of messages only this and the answer that wins are
-    /// noted: nobody waits for the others to be connected, and there may be a thousand.
+    /// The span for relaying an offer to a ringing call. Of messages only this one and the winning
+    /// answer have spans: no user waits for the others, and a call may have a thousand of them.
     pub(super) fn trace_offer(&self, live: &LiveCall, signal: Signal) -> Span {
         if signal != Signal::Offer || !self.traces.is_on() {
             return Span::NONE;
@@ -118,7 +119,7 @@ impl Calls {
         self.traces.step(live.peek(ringing), "pass offer on", SpanKind::Producer)
     }
 
-    /// The answer that has won a call is passed on.
+    /// The span for relaying the winning answer.
     pub(super) fn trace_answer(&self, live: &LiveCall) -> Span {
         if !self.traces.is_on() {
             return Span::NONE;
@@ -127,7 +128,7 @@ impl Calls {
         self.traces.step(answered, "pass answer on", SpanKind::Producer)
     }
 
-    /// Another node has sent a message to pass on.
+    /// The span for a message that another node relays.
     pub(super) fn trace_relay(&self, from: NodeId, relay: &Relay) -> Span {
         let name = match relay.signal {
             Signal::Offer => "deliver offer",
@@ -142,7 +143,7 @@ impl Calls {
     }
 }
 
-/// Notes what came of an attempt.
+/// Records the result of an attempt.
 pub fn placed(span: &mut Span, attempt: &Attempt, placed: &Result<Call, Failure>) {
     if !span.is_noted() {
         return;
@@ -168,7 +169,7 @@ pub fn placed(span: &mut Span, attempt: &Attempt, placed: &Result<Call, Failure>
     span.set(OUTCOME, outcome);
 }
 
-/// Notes on which nodes a call rings.
+/// Records the nodes on which a call rings.
 pub fn rings_on(span: &mut Span, nodes: &[NodeId]) {
     if span.is_noted() {
         span.set(TO_NODES, nodes.iter().map(NodeId::to_string).collect::<Vec<_>>().join(" "));
@@ -179,7 +180,7 @@ fn root(call: &Call) -> Option<TraceContext> {
     call.traceparent.map(TraceContext::root)
 }
 
-/// A user as the log may name them.
+/// A user's id in the form that the log permits.
 fn shown(user: &UserId) -> String {
     user.logged().to_string()
 }

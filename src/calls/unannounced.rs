@@ -1,5 +1,5 @@
-//! Users whose presence may have changed without anybody having been told: a write was not answered, or the node
-//! that made it has died. What their presence is now is told as soon as the shared state says so.
+//! Users whose presence may have changed without a notification, because a write had no reply or
+//! the writing node died. Their presence is announced as soon as the shared state is available.
 
 use std::{
     collections::BTreeMap,
@@ -18,18 +18,18 @@ use crate::{
     time::Timestamp,
 };
 
-/// Most users that are looked after.
+/// The most users in the queue.
 const MAX_UNANNOUNCED: usize = 50_000;
-/// How many are asked about at a time, and how often in one sweep.
+/// The number of users per request, and the most requests per sweep.
 const BATCH: usize = 256;
 const MAX_BATCHES: usize = 16;
-/// For how long a write may still be carried out once the shared state answers again.
+/// The time within which a write may still be applied after the shared state is available again.
 const LATE: Duration = Duration::from_secs(2);
 
-/// Those of this node.
+/// The users of this node's queue.
 #[derive(Default)]
 pub struct Unannounced {
-    /// When each was announced; None if that is still to be done.
+    /// The time at which each was announced; `None` if that is pending.
     users: Mutex<BTreeMap<UserId, Option<Timestamp>>>,
 }
 
@@ -38,7 +38,7 @@ impl Unannounced {
         self.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that the presence of these users is to be announced.
+    /// Queues the presence of these users for announcement.
     pub fn note<'a>(&self, users: impl IntoIterator<Item = &'a UserId>) {
         let mut noted = self.users();
         for user in users {
@@ -53,19 +53,20 @@ impl Unannounced {
         }
     }
 
-    /// Notes that the presence of both parties is to be announced.
+    /// Queues the presence of both parties.
     pub fn note_parties(&self, call: &Call) {
         self.note([&call.caller.user, &call.callee.user]);
     }
 
-    /// Some of those to announce now: for the first time, or once more for what was carried out late.
+    /// The users to announce now: for the first time, or once more for writes that were applied
+    /// late.
     fn due(&self, now: Timestamp) -> Vec<UserId> {
         let mut users = self.users();
         let is_due = |at: &Option<Timestamp>| at.is_none_or(|at| now - at >= LATE);
         let due = users.iter().filter(|(_, at)| is_due(at)).take(BATCH);
         let due: Vec<UserId> = due.map(|(user, _)| user.clone()).collect();
         for user in &due {
-            // Who is noted while the shared state is asked stays.
+            // Users who were queued while the shared state was read stay queued.
             match users.get_mut(user) {
                 Some(at @ None) => *at = Some(now),
                 Some(Some(_)) | None => drop(users.remove(user)),
@@ -76,7 +77,7 @@ impl Unannounced {
 }
 
 impl Calls {
-    /// Announces the presence of those of whom it is not known what was told.
+    /// Announces the presence of the queued users.
     pub(super) async fn announce_unannounced(&self) -> Result<(), Unavailable> {
         for _ in 0..MAX_BATCHES {
             let due = self.unannounced.due(self.clock.now());

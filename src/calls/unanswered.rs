@@ -1,4 +1,5 @@
-//! Changes of calls whose commit was not answered. They may be written all the same, and then nobody was told.
+//! Pending commits: changes of calls whose commit had no reply. They may have been applied, and
+//! then nobody was notified.
 
 use std::{
     collections::BTreeMap,
@@ -16,12 +17,12 @@ use crate::{
     time::Timestamp,
 };
 
-/// Most calls that are looked after. What came of the others is found when all calls are looked up.
+/// The most pending commits. The outcome of others is found when all calls are looked up.
 const MAX_UNANSWERED: usize = 1_000;
-/// For how long a change may still be carried out once the shared state answers again.
+/// The time within which a commit may still be applied after the shared state is available again.
 const LATE: Duration = Duration::from_secs(2);
 
-/// Those of this node.
+/// The pending commits of this node.
 #[derive(Default)]
 pub struct Unanswered {
     calls: Mutex<BTreeMap<CallId, Change>>,
@@ -30,7 +31,7 @@ pub struct Unanswered {
 #[derive(Clone)]
 struct Change {
     before: Call,
-    /// When it was found to be not written yet.
+    /// The time at which the commit was found not to be applied yet.
     asked_at: Option<Timestamp>,
 }
 
@@ -39,7 +40,7 @@ impl Unanswered {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that `before` may have been changed.
+    /// Records that `before` may have been changed.
     pub fn note(&self, before: &Call) {
         let mut calls = self.calls();
         if calls.len() < MAX_UNANSWERED {
@@ -57,7 +58,7 @@ impl Unanswered {
 }
 
 impl Calls {
-    /// Tells what came of the changes whose commit was not answered.
+    /// Notifies sockets of pending commits that were applied.
     pub(super) async fn tell_unanswered(&self) -> Result<(), Unavailable> {
         let now = self.clock.now();
         let due = self.unanswered.due(now);
@@ -83,7 +84,7 @@ impl Calls {
         Ok(())
     }
 
-    /// If a call has changed, tells everybody what it is like now. Says whether it has.
+    /// If a call has changed, notifies everybody of its present state. Returns whether it has.
     async fn tell_if_written(
         &self,
         before: &Call,
@@ -102,8 +103,9 @@ impl Calls {
         Ok(true)
     }
 
-    /// The shared state has forgotten a call, and nobody puts it back. If it has ended, a device that was
-    /// taken for lost, and could not say that it is here, hears of it from this node or never.
+    /// The shared state has lost a call, and nobody restores it. If the call has ended, a device
+    /// that was marked lost and could not confirm its connection gets the end from this node or
+    /// from nobody.
     fn tell_forgotten(&self, before: &Call) {
         let seen = self.live.get(before.id).map_or_else(|| before.clone(), |live| live.snapshot());
         for party in [&seen.caller, &seen.callee] {

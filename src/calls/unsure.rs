@@ -1,5 +1,5 @@
-//! What a node does while it cannot know yet which calls there are: the shared state has come back empty, and
-//! each node puts back what it has seen.
+//! The recovery window: the shared state has come back empty, and each node restores the records
+//! that it has seen. Until then a missing record proves nothing.
 
 use std::time::Duration;
 
@@ -10,25 +10,25 @@ use crate::{
     time::Timestamp,
 };
 
-/// Longer than two nodes differ in when they notice that the shared state is back.
+/// Longer than the difference between two nodes in noticing that the shared state is back.
 pub(super) const UNSURE: Duration = Duration::from_secs(4);
-/// Longer than the news of an end takes to another node, unless they are lost.
+/// Longer than an end takes to be notified to another node, unless the notification is lost.
 const ENDED_LATELY: Duration = Duration::from_secs(10);
 
 impl Calls {
-    /// Whether a call that is not found may still be put back by this node or another.
+    /// Whether a missing call may still be restored by this node or another one.
     pub(super) fn is_unsure(&self) -> bool {
         self.recovery.is_under_way_at(self.clock.now())
     }
 
-    /// Whether other nodes may not have heard yet that the call has ended.
+    /// Whether other nodes may not have been notified yet that the call has ended.
     pub(super) fn ended_lately(&self, call: &Call) -> bool {
         let lately = |at: Timestamp| self.clock.now() - at < ENDED_LATELY;
         call.ended_at().is_some_and(lately)
     }
 
-    /// A device is told for good that it is not in its call only once that is known: its new socket may not
-    /// be on the record yet.
+    /// Turns the refusal of a device that is not in its call into `Unavailable` during the recovery
+    /// window: the record may not contain its new socket yet.
     pub(super) fn unless_unsure(
         &self,
         failure: Failure,
@@ -43,7 +43,7 @@ impl Calls {
         failure
     }
 
-    /// A device that was taken for lost, and sends something, is here: it takes its place again first.
+    /// Restores a device that was marked lost and sends something: it is connected.
     pub(super) async fn reappear(&self, live: &LiveCall, device: &Device) -> Result<(), Failure> {
         if !live.is(|call| call.has_lost(device)) {
             return Ok(());
@@ -54,8 +54,8 @@ impl Calls {
         }
     }
 
-    /// Tells the nodes that hold sockets of the parties of a call that was put back, or that lost a device
-    /// late: the device may have come to one of them while nothing was known of the call.
+    /// Sends a call that was restored, or that lost a device late, to the nodes that hold sockets
+    /// of its parties: a device may have connected to one of them while the call was unknown.
     pub(super) async fn tell_where_users_are(&self, call: &Call) -> Result<(), Unavailable> {
         for party in [&call.caller, &call.callee] {
             for node in self.cluster.nodes_of(&party.user).await? {

@@ -1,4 +1,4 @@
-//! What one node holds of a call: the newest record it has seen, who rings, and messages that wait.
+//! A node's view of one call: the newest record seen, ringing sockets, and buffered messages.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -20,43 +20,44 @@ use crate::{
     trace::TraceContext,
 };
 
-/// See [`LiveCall`](super::live::LiveCall), which locks it.
+/// Locked by [`LiveCall`](super::live::LiveCall).
 pub struct View {
     pub call: Call,
-    /// The local sockets that ring, or rang.
+    /// The local sockets that ring or rang.
     pub rung: Vec<SocketId>,
-    /// What the caller sent so far, for devices that join while it rings.
+    /// The caller's messages so far, for devices that join while the call rings.
     pub replay: Held,
-    /// The sockets that were told that nobody knows what came of their end of the call.
+    /// The sockets whose end of the call has an unknown outcome.
     pub unanswered: Vec<SocketId>,
     /// On the caller's node: the other nodes where the call rings.
     pub ring_nodes: Option<Vec<NodeId>>,
-    /// How much of `replay` the caller sent before this became its node.
+    /// The number of messages in `replay` from before the caller moved to this node.
     pub inherited: usize,
-    /// Candidates of ringing devices, which wait for their answer.
+    /// Candidates of ringing devices, buffered until their answer.
     pub early: HashMap<SocketId, Held>,
-    /// What waits for a party that lost its device, or for others to arrive first: caller, callee.
+    /// Messages buffered for a party that lost its device, or until earlier ones have arrived:
+    /// caller, callee.
     pub waiting: [Held; 2],
-    /// The ways to the parties: caller, callee.
+    /// The paths to the parties: caller, callee.
     pub courses: [Course; 2],
-    /// Whether the first answer has not been passed on here yet, of a call that rang here.
+    /// Whether the first answer of a call that rang here has not been relayed here yet.
     pub awaits_answer: bool,
 }
 
-/// How a call's news leave this node's view of it.
+/// The ways out of a view: to sockets and to other nodes.
 pub struct Reach<'a> {
     pub outlet: &'a dyn Outlet,
     pub cluster: &'a dyn Cluster,
     pub now: Timestamp,
     pub clock: &'a Clock,
     pub overdue: &'a Overdue,
-    /// Where the message comes from that is being passed on at once; none for what has waited.
+    /// The origin of the message that is relayed at the moment; `None` for buffered messages.
     pub origin: Option<Origin>,
-    /// The step that passes it on, if it is part of a trace.
+    /// The span that relays it, if the call is traced.
     pub trace: Option<TraceContext>,
 }
 
-/// Where and when a message came in from its sender's socket.
+/// Where and when a message arrived from its sender's socket.
 #[derive(Debug, Clone, Copy)]
 pub struct Origin {
     pub received_us: u64,
@@ -64,7 +65,7 @@ pub struct Origin {
 }
 
 impl Reach<'_> {
-    /// The message, with when it came in here and in which trace.
+    /// Adds the arrival time and the trace to a message.
     pub fn mark(&self, relay: Relay) -> Relay {
         let received_us = self.origin.map(|origin| origin.received_us);
         Relay { received_us, traceparent: self.trace, ..relay }
@@ -101,13 +102,14 @@ impl View {
         }
     }
 
-    /// A message of the caller for every node where it rings.
+    /// A message of the caller for every node where the call rings.
     pub fn relay_to_ringing(&self, signal: Signal, payload: Payload) -> Relay {
         Relay { to_ringing: true, ..self.relay(signal, payload, Role::Caller) }
     }
 
-    /// To the bound device of the party it is for, on whatever node. What a device does not take,
-    /// because it is lost or is just being lost, waits for it. After the end there is nobody to take it.
+    /// Delivers a message to the bound device of its party, on whatever node. A message that the
+    /// device does not accept, because it is lost or about to be, is buffered for it. After the end
+    /// it is dropped.
     pub fn deliver(&mut self, relay: Relay, reach: &Reach) {
         let to = relay.from.other();
         if !self.call.is_live() {
@@ -131,7 +133,8 @@ impl View {
         }
     }
 
-    /// Whether all nodes that a message of a device here goes to have room for it. If not, nobody gets it.
+    /// Whether all nodes that a message of a local device goes to have room for it. If not, it is
+    /// sent to none of them.
     pub fn has_room(&self, route: &Route, payload: &Payload, reach: &Reach) -> bool {
         let own = reach.cluster.node();
         let has_room = |node: &NodeId| {
@@ -146,13 +149,14 @@ impl View {
 
     fn send(&mut self, relay: Relay, node: NodeId, socket: SocketId, reach: &Reach) {
         let (own, to) = (reach.cluster.node(), relay.from.other());
-        // A node that has not heard of a move looks it up.
+        // A node that has not seen a move looks up the record.
         let version = relay.version.max(self.call.version);
         if let Route::Bound(_, senders, _) = self.call.to_party(relay.from)
             && node != own
             && senders != own
         {
-            // It came here when the device had left: from its sender's node it goes on in its order.
+            // The message arrived after the device had left: the sender's node sends it on in
+            // order.
             let relay = Relay { version, to_ringing: false, given_back: true, ..relay };
             return reach.cluster.send(senders, Message::Relay(relay));
         }
@@ -175,14 +179,14 @@ impl View {
         }
     }
 
-    /// What waits for a lost device waits on the node where its sender is: there it stays in order
-    /// with what is sent after it, and does not go with this node.
+    /// Messages for a lost device are buffered on the sender's node: there they stay in order with
+    /// later ones, and are not lost with this node.
     pub fn give_back(&mut self, to: Role, reach: &Reach) {
         let Route::WhenBack(_) = self.call.to_party(to) else { return };
         let Route::Bound(_, node, _) = self.call.to_party(to.other()) else { return };
         let (own, party) = (reach.cluster.node(), self.call.party(to));
-        // If it was only taken for lost, it takes its place again, and this goes on from here. If not, the
-        // sender's node asks for it.
+        // If the device was only marked lost, it is restored and delivery continues here. If not,
+        // the sender's node asks for these messages.
         let may_be_here =
             party.link.node() == Some(own) && !reach.outlet.sockets_of(&party.user).is_empty();
         if node != own && !may_be_here {
@@ -190,7 +194,7 @@ impl View {
         }
     }
 
-    /// Keeps a message for a device that is lost, if there is room.
+    /// Buffers a message for a lost device, if there is room.
     pub fn wait(&mut self, to: Role, signal: Signal, payload: &Payload) {
         let (id, until) = (self.call.id, self.call.deadline());
         if self.waiting_for(to).keep_for_lost(signal, payload, until).is_err() {
@@ -200,8 +204,8 @@ impl View {
         self.settle_for_lost(to);
     }
 
-    /// What waits for a device that is away, and for nothing else, is where it should be: if it is lost, so is the
-    /// sender's node.
+    /// Settles the receipts of messages that are buffered only because the device is disconnected:
+    /// this node holds them for the sender.
     pub fn settle_for_lost(&mut self, to: Role) {
         if let Route::WhenBack(_) = self.call.to_party(to)
             && !self.holds(to)
@@ -212,7 +216,7 @@ impl View {
         }
     }
 
-    /// Keeps a message of a ringing device until it answers. All of them share the room.
+    /// Buffers a message of a ringing device until it answers. All ringing devices share the room.
     pub fn keep_early(
         &mut self,
         from: SocketId,
@@ -231,8 +235,8 @@ impl View {
         Ok(())
     }
 
-    /// Puts what was sent to the node that held the party's device, and that nobody there has heard,
-    /// before what waits for it: the device has left that node.
+    /// Takes back the messages that were sent to the party's former node and are known to be
+    /// unreceived there, and puts them before the buffered ones.
     pub fn recall(&mut self, before: &Call, role: Role, reach: &Reach) {
         let Some(node) = before.party(role).link.node() else { return };
         let stays = self.call.party(role).link.socket().is_some()
@@ -243,7 +247,7 @@ impl View {
         self.take_back(role, node, reach);
     }
 
-    /// Gives what the caller sent to the node that the caller has moved to.
+    /// Sends the caller's messages so far to the node that the caller has moved to.
     pub fn hand_over(&mut self, reach: &Reach) {
         let Route::Bound(_, node, _) = self.call.to_party(Role::Caller) else { return };
         if node != reach.cluster.node() && self.ring_nodes.take().is_some() {

@@ -1,4 +1,4 @@
-//! Which sockets of this node want to know about whose presence.
+//! Presence subscriptions of this node's sockets, and the rate at which updates are sent.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -19,15 +19,15 @@ use crate::{
     time::Timestamp,
 };
 
-/// How often at most watchers hear of one user: the first change at once, all later ones within this time as
-/// the last of them.
+/// The shortest interval between two updates of one user: the first change is sent at once, and of
+/// later ones within this time the last.
 pub const PRESENCE_INTERVAL: Duration = Duration::from_secs(1);
-/// Most requests for presence that one node makes of the shared state at a time. A socket makes one.
+/// The most presence requests of one node to the shared state at a time. A socket has at most one.
 const PRESENCE_AT_ONCE: usize = 16;
-/// How long a request waits for its turn among them.
+/// The time that a presence request waits for its turn.
 const TURN_WAIT: Duration = Duration::from_secs(1);
 
-/// Whose turn it is to ask the shared state for presence: what is asked for calls must not wait behind it.
+/// Limits the presence requests to the shared state, so that calls do not wait behind them.
 pub struct PresenceTurns(Semaphore);
 
 impl Default for PresenceTurns {
@@ -37,7 +37,7 @@ impl Default for PresenceTurns {
 }
 
 impl PresenceTurns {
-    /// However long it takes.
+    /// Waits without a time-out.
     async fn wait(&self) -> SemaphorePermit<'_> {
         self.0.acquire().await.expect("it is never closed")
     }
@@ -57,7 +57,7 @@ pub struct Watchers {
 struct Index {
     users: BTreeMap<UserId, Watched>,
     sockets: HashMap<SocketId, BTreeSet<UserId>>,
-    /// The users whose watchers are to be told later, in the order in which that is due.
+    /// The users with a deferred update, in the order in which the updates are due.
     put_off: VecDeque<(Timestamp, UserId)>,
     /// Counts the changes of presence that became known here.
     changes: u64,
@@ -66,9 +66,10 @@ struct Index {
 #[derive(Default)]
 struct Watched {
     sockets: Vec<SocketId>,
-    /// The newest presence seen, and its order among all edges of the user.
+    /// The newest presence seen, and its order among all changes of the user.
     newest: Option<(u64, Presence)>,
-    /// What all of the sockets know, if they know the same, and when they were last told.
+    /// The status that all of the sockets have, if they have the same, and the time of the last
+    /// update.
     told: Option<Presence>,
     told_at: Option<Timestamp>,
     is_put_off: bool,
@@ -111,7 +112,7 @@ impl Watchers {
         Ok(users.into_iter().filter(|user| !is_known(user)).cloned().collect())
     }
 
-    /// Answers those of `users` that nobody here watches any more.
+    /// Returns those of `users` that no local socket watches any more.
     pub fn remove(&self, socket: SocketId, users: &[UserId]) -> Vec<UserId> {
         let mut index = self.index();
         let mut unwatched = Vec::new();
@@ -125,15 +126,15 @@ impl Watchers {
         unwatched
     }
 
-    /// The socket is gone. Answers the users that nobody here watches any more.
+    /// Removes a closed socket. Returns the users that no local socket watches any more.
     pub fn forget(&self, socket: SocketId) -> Vec<UserId> {
         let mut index = self.index();
         let own = index.sockets.remove(&socket).unwrap_or_default();
         own.into_iter().filter(|user| index.unwatch(socket, user)).collect()
     }
 
-    /// The watched users that come after this one, in order, at most so many; and the highest order of an edge that is
-    /// known of any of them.
+    /// The watched users after this one, in order, at most `limit`, and the highest order known of
+    /// any of them.
     pub fn after(&self, user: Option<&UserId>, limit: usize) -> (Vec<UserId>, u64) {
         let from = user.map_or(Bound::Unbounded, Bound::Excluded);
         let index = self.index();
@@ -146,13 +147,13 @@ impl Watchers {
         (users, newest)
     }
 
-    /// Those of `users` that somebody here watches.
+    /// Those of `users` that a local socket watches.
     pub fn watched(&self, users: Vec<UserId>) -> Vec<UserId> {
         let index = self.index();
         users.into_iter().filter(|user| index.users.contains_key(user)).collect()
     }
 
-    /// Those of `users` whom nobody here watches.
+    /// Those of `users` that no local socket watches.
     pub fn unwatched(&self, users: &[UserId]) -> Vec<UserId> {
         let index = self.index();
         users.iter().filter(|user| !index.users.contains_key(*user)).cloned().collect()
@@ -203,16 +204,16 @@ impl Watchers {
         }
     }
 
-    /// Tells those who watch the user, unless they know something newer.
+    /// Notifies the watchers of a user, unless they have a newer status.
     pub fn announce(&self, edge: &Edge, outlet: &dyn Outlet, now: Timestamp) {
         self.index().take_in(edge, None, outlet, now);
     }
 
-    /// Tells what was put off and is due.
+    /// Sends deferred updates that are due.
     pub fn tell_due(&self, outlet: &dyn Outlet, now: Timestamp) {
         let mut index = self.index();
         let Index { users, put_off, .. } = &mut *index;
-        // A clock that was set back must put off nothing for longer than it says.
+        // A clock that was set back must not defer an update for longer than the interval.
         let is_due = |at: Timestamp| at <= now || at - now > PRESENCE_INTERVAL;
         while let Some((_, user)) = put_off.pop_front_if(|(at, _)| is_due(*at)) {
             if let Some(watched) = users.get_mut(&user)
@@ -222,7 +223,7 @@ impl Watchers {
             }
         }
         if put_off.is_empty() {
-            // A crowd that is over gives its memory back.
+            // Frees the memory after a burst.
             *put_off = VecDeque::new();
         }
     }
@@ -240,7 +241,7 @@ impl Index {
         }
     }
 
-    /// Whether nobody watches the user any more.
+    /// Removes a subscription. Returns whether nobody watches the user any more.
     fn unwatch(&mut self, socket: SocketId, user: &UserId) -> bool {
         let Some(watched) = self.users.get_mut(user) else { return true };
         watched.sockets.retain(|other| *other != socket);
@@ -253,7 +254,7 @@ impl Index {
 }
 
 impl Watched {
-    /// Tells the sockets of the newest presence now, or later if they were told just before.
+    /// Sends the newest presence to the sockets now, or later if they were notified just before.
     fn tell_or_put_off(
         &mut self,
         user: &UserId,
@@ -274,7 +275,7 @@ impl Watched {
         }
     }
 
-    /// Tells the sockets, unless all of them know it.
+    /// Sends the newest presence to the sockets, unless all of them have it.
     fn tell(&mut self, user: &UserId, but: Option<SocketId>, outlet: &dyn Outlet, now: Timestamp) {
         let Some((_, status)) = self.newest.filter(|(_, newest)| self.told != Some(*newest)) else {
             return;
@@ -287,16 +288,16 @@ impl Watched {
         }
     }
 
-    /// A socket that watches the user is answered this.
+    /// Returns the presence in reply to a subscription.
     fn answer(&mut self, presence: Presence) -> Presence {
         if self.told != Some(presence) {
-            // Others were told something else: the next time all are told.
+            // Other sockets have another status: the next update goes to all.
             self.told = None;
         }
         presence
     }
 
-    /// Whether `edge` is newer than what was known and says something else.
+    /// Whether `edge` is newer than the known change and differs from it.
     fn advance(&mut self, edge: &Edge) -> bool {
         let (order, presence) = match self.newest {
             Some((order, presence)) => (order, Some(presence)),
@@ -335,13 +336,13 @@ impl Calls {
         self.watchers.catch_up(socket, as_of, &*self.outlet, self.clock.now());
     }
 
-    /// The presence of `users` now, in their order. Watches nobody.
+    /// The present presence of `users`, in their order, without a subscription.
     pub async fn presence(&self, users: &[UserId]) -> Result<Vec<Edge>, Failure> {
         let _turn = self.presence_turns.take().await?;
         Ok(self.cluster.presence(users).await?)
     }
 
-    /// Tells watchers of what was put off, if that is due.
+    /// Sends deferred updates that are due.
     pub fn tell_presence(&self) {
         self.watchers.tell_due(&*self.outlet, self.clock.now());
     }
@@ -350,12 +351,12 @@ impl Calls {
         self.unwatch(self.watchers.remove(socket, users)).await;
     }
 
-    /// The same for all users that this socket watches.
+    /// Ends all subscriptions of this socket.
     pub async fn unsubscribe_all(&self, socket: SocketId) {
         self.unwatch(self.watchers.forget(socket)).await;
     }
 
-    /// Tells the cluster that nobody here watches `users`, unless somebody does again.
+    /// Tells the cluster that no local socket watches `users`, unless one has subscribed since.
     pub(super) async fn unwatch(&self, users: Vec<UserId>) {
         if users.is_empty() {
             return;
@@ -364,7 +365,7 @@ impl Calls {
         let mut result = self.cluster.unwatch(&users).await;
         let again = self.watchers.watched(users);
         if !again.is_empty() {
-            // Changes in between were sent to nobody here.
+            // Changes in between were not sent to this node.
             result = self.cluster.watch(&again, 0).await.map(|edges| {
                 for edge in edges {
                     self.watchers.announce(&edge, &*self.outlet, self.clock.now());
