@@ -2,7 +2,10 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::{sync::mpsc::Receiver, task::JoinError};
+use tokio::{
+    sync::mpsc::Receiver,
+    task::{JoinError, JoinHandle},
+};
 use tracing::{info, warn};
 
 use crate::{
@@ -23,7 +26,8 @@ use crate::{
     limits::{Limits, Refusals, buffers::Buffers},
     logs,
     metrics::{self, Exposition},
-    shutdown::{self, Shutdown},
+    secret::ServiceUrl,
+    shutdown::{self, Shutdown, Trigger},
     telemetry::{self, Exporter, Traces},
     time::{Clock, SharedClock, Timestamp},
 };
@@ -94,11 +98,14 @@ pub async fn serve(
         info!("{}", migrate(&config).await?);
     }
     let (store, left_live) = open_store(&config).await?;
+    let keeps_calls = left_live.is_some();
 
     let buffers = Buffers::new(config.limits.buffer_bytes);
-    let (cluster, inbox, leaving, clock) = join(&config, process.node, &health, &buffers).await?;
+    let (cluster, inbox, leaving, clock) =
+        join(&config, process.node, keeps_calls, &health, &buffers).await?;
     let keeping_up = tokio::spawn(process.metrics.clone().keep_up());
-    let (recorder, writer) = record(&config, store.clone(), cluster.clone(), &clock, &health);
+    let (recorder, writer) = record(store.clone(), cluster.clone(), &clock, &health);
+    let recorder = if keeps_calls { recorder.keeping_records() } else { recorder };
     let keeper = keeper(&config, store.clone(), clock.clone(), health.clone());
     let access = Arc::new(Access::new(checker, clock.clone()));
     access.prepare().await;
@@ -112,8 +119,9 @@ pub async fn serve(
     let calls = Calls::new(cluster.clone(), outlet, recorder.clone(), config.rules, clock.clone());
     let calls = calls.traced_by(traces).buffered_in(buffers);
     let calls = Arc::new(guarded(calls, config.authorize)?);
-    // The embedded cluster is always there.
-    let _ = calls.resume(left_live).await;
+    if let Some(left_live) = left_live {
+        resume(&config.database_url, &*store, &calls, left_live).await?;
+    }
     let ice = Arc::new(Ice::new(config.ice, clock));
     let (serving, socket_routes) = gateway.serve(calls.clone(), access.clone(), ice.clone());
     let serving = Arc::new(serving);
@@ -152,14 +160,7 @@ pub async fn serve(
     stop_listening.fire();
     leasing.abort();
     shedding.abort();
-    serving.close(leaving).await;
-    if let Leaving::HandOver { window } = leaving {
-        calls.hand_over(window).await;
-        cluster.stop_listening();
-        if tokio::time::timeout(LAST_NEWS, &mut receiving).await.is_err() {
-            warn!("not all messages of other nodes were relayed before the end");
-        }
-    }
+    close(&serving, leaving, &calls, &*cluster, &mut receiving, &stop_calls).await;
     stop_calls.fire();
     cluster.leave().await;
     receiving.abort();
@@ -175,6 +176,34 @@ pub async fn serve(
     stop_admin.fire();
     log_end(admin.await);
     Ok(())
+}
+
+/// Closes all connections, and leaves the calls to other nodes, to the next process, or to nobody.
+async fn close(
+    serving: &Serving,
+    leaving: Leaving,
+    calls: &Calls,
+    cluster: &dyn Cluster,
+    receiving: &mut JoinHandle<()>,
+    deadlines: &Trigger,
+) {
+    if let Leaving::Resumable = leaving {
+        // The grace of a device that leaves now begins when the next process has started.
+        deadlines.fire();
+    }
+    serving.close(leaving).await;
+    match leaving {
+        Leaving::ForGood => {}
+        // Calls that were placed while connections were closed.
+        Leaving::Resumable => calls.end_unresumable().await,
+        Leaving::HandOver { window } => {
+            calls.hand_over(window).await;
+            cluster.stop_listening();
+            if tokio::time::timeout(LAST_NEWS, receiving).await.is_err() {
+                warn!("not all messages of other nodes were relayed before the end");
+            }
+        }
+    }
 }
 
 fn log_start(config: &Config) {
@@ -195,7 +224,6 @@ fn log_end(part: Result<(), JoinError>) {
 
 /// What takes note of calls, and what writes it.
 fn record(
-    config: &Config,
     store: Arc<dyn Store>,
     cluster: Arc<dyn Cluster>,
     clock: &Clock,
@@ -203,12 +231,7 @@ fn record(
 ) -> (Recorder, Writer) {
     let node = cluster.node();
     let (recorder, writer) = history::recorder(store, cluster, health.clone());
-    let writer = writer.beating(node, clock.clone());
-    if is_embedded_whole(config) {
-        (recorder.keeping_records(), writer)
-    } else {
-        (recorder, writer)
-    }
+    (recorder, writer.beating(node, clock.clone()))
 }
 
 fn keeper(config: &Config, store: Arc<dyn Store>, clock: Clock, health: Health) -> Keeper {
@@ -222,12 +245,14 @@ fn keeper(config: &Config, store: Arc<dyn Store>, clock: Clock, health: Health) 
 async fn join(
     config: &Config,
     node: NodeId,
+    keeps_calls: bool,
     health: &Health,
     buffers: &Buffers,
 ) -> Result<(Arc<dyn Cluster>, Receiver<Inbound>, Leaving, Clock), StartError> {
     let Some(url) = &config.redis_url else {
         let (memory, inbox) = Hub::default().node(node);
-        return Ok((Arc::new(memory), inbox, Leaving::ForGood, Clock::System));
+        let leaving = if keeps_calls { Leaving::Resumable } else { Leaving::ForGood };
+        return Ok((Arc::new(memory), inbox, leaving, Clock::System));
     };
     let clock = SharedClock::starting_at(Clock::System.now());
     let namespace = &config.namespace;
@@ -317,36 +342,73 @@ fn is_partial(config: &Config) -> bool {
     config.redis_url.is_some() && !is_postgres(&config.database_url)
 }
 
-/// Whether the calls live in this process alone, and its history is a file that it alone uses.
-fn is_embedded_whole(config: &Config) -> bool {
-    config.redis_url.is_none() && !is_postgres(&config.database_url)
-}
-
-/// The history, and the calls that the run before left live in it, each with when it was last known to live.
+/// The history, and the calls that the run before left live in it, each with when it was last known to live. None of
+/// them if calls do not live in this process alone, or its history cannot keep them.
 async fn open_store(
     config: &Config,
-) -> Result<(Arc<dyn Store>, Vec<(Call, Timestamp)>), StartError> {
+) -> Result<(Arc<dyn Store>, Option<Vec<(Call, Timestamp)>>), StartError> {
     let url = &config.database_url;
     if is_postgres(url) {
         let refuse = |source| StartError::Postgres { url: url.to_string(), source };
         let postgres = Postgres::open(url.expose()).await.map_err(refuse)?;
-        return Ok((Arc::new(Measured(Arc::new(postgres))), Vec::new()));
+        let left_live = match config.redis_url {
+            None => take_live(&postgres).await,
+            Some(_) => None,
+        };
+        return Ok((Arc::new(Measured(Arc::new(postgres))), left_live));
     }
     let refuse = |source| StartError::Database { url: url.to_string(), source };
     let store = Sqlite::open(url.expose()).await.map_err(refuse)?;
-    if !is_embedded_whole(config) {
+    if is_partial(config) {
         warn!(
             "history is kept in SQLite, so each node has a part of it only, where calls may lack \
              their end: for one whole history of all nodes use Postgres"
         );
-        return Ok((Arc::new(Measured(Arc::new(store))), Vec::new()));
+        return Ok((Arc::new(Measured(Arc::new(store))), None));
     }
-    // Nobody else can hold the calls that an earlier run left open: the file is ours alone. Those that go on
-    // after all get a later row.
     let left_live = store.left_live().await.map_err(refuse)?;
+    Ok((Arc::new(Measured(Arc::new(store))), Some(left_live)))
+}
+
+/// The calls that the process before this one left in Postgres, if this one may keep its own there.
+async fn take_live(postgres: &Postgres) -> Option<Vec<(Call, Timestamp)>> {
+    match postgres.take_live().await {
+        Ok(Some(left_live)) => Some(left_live),
+        Ok(None) => {
+            warn!(
+                "another process without Redis keeps its live calls in this database: the calls of this one \
+                 end with it"
+            );
+            None
+        }
+        Err(error) => {
+            warn!(%error, "live calls cannot be kept in the database: they end with this process");
+            None
+        }
+    }
+}
+
+/// Resumes the calls that the process before this one left, and ends the rows of those that cannot go on.
+async fn resume(
+    database_url: &ServiceUrl,
+    store: &dyn Store,
+    calls: &Calls,
+    left: Vec<(Call, Timestamp)>,
+) -> Result<(), StartError> {
+    // The embedded cluster is always there.
+    let resumed = calls.resume(&left).await.unwrap_or_default();
+    if is_postgres(database_url) {
+        let over: Vec<_> =
+            left.into_iter().filter(|(call, _)| !resumed.contains(&call.id)).collect();
+        if let Err(error) = history::close_left(store, &over).await {
+            warn!(%error, calls = over.len(), "rows of calls of the last run stay without an end");
+        }
+        return Ok(());
+    }
+    // Nobody else can hold the calls that an earlier run left open: the file is ours alone.
     let made_before = Clock::System.now() + ORPHAN_MARGIN;
-    history::close_orphans(&store, made_before).await.map_err(refuse)?;
-    Ok((Arc::new(Measured(Arc::new(store))), left_live))
+    let closed = history::close_orphans_but(store, made_before, &resumed).await;
+    closed.map_err(|source| StartError::Database { url: database_url.to_string(), source })
 }
 
 async fn receive(calls: Arc<Calls>, inbox: Receiver<Inbound>) {

@@ -110,6 +110,8 @@ struct Gate {
 pub enum Leaving {
     /// No node takes over: the calls end.
     ForGood,
+    /// The next process on the same history resumes the calls: devices may come back to them.
+    Resumable,
     /// Other nodes take over the clients, whose transports are closed one by one over this time.
     HandOver { window: Duration },
 }
@@ -201,6 +203,10 @@ impl Serving {
         let window = match leaving {
             Leaving::ForGood => {
                 self.context.end_calls();
+                Duration::ZERO
+            }
+            Leaving::Resumable => {
+                self.context.calls.end_unresumable().await;
                 Duration::ZERO
             }
             Leaving::HandOver { window } => window,

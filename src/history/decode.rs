@@ -1,13 +1,18 @@
 //! Decoding rows of both databases: ids and names as text, times as Unix milliseconds.
 
-use std::{collections::BTreeMap, str::FromStr};
+use std::{
+    collections::{BTreeMap, HashMap},
+    str::FromStr,
+};
 
+use serde::Serialize;
 use serde_json::value::RawValue;
 use sqlx::{ColumnIndex, Decode, Type};
+use tracing::warn;
 
 use super::{Count, Percentiles, Period, Row, Stats, Tally};
 use crate::{
-    call::{CallType, EndReason, Status, Step},
+    call::{Call, CallType, EndReason, Status, Step},
     ids::NodeId,
     time::Timestamp,
 };
@@ -68,6 +73,27 @@ pub fn whole<'r>(row: &'r impl Source<'r>) -> Result<Row, sqlx::Error> {
 /// When a node was last noted to live.
 pub fn beat<'r>(row: &'r impl Source<'r>) -> Result<(NodeId, Timestamp), sqlx::Error> {
     Ok((parse(row, "node")?, time(row, "alive_at")?.ok_or(unknown("alive_at"))?))
+}
+
+/// A call that the process before this one held live, with when it was last known to live; None if this version
+/// cannot read its record.
+pub fn left_live<'r>(
+    row: &'r impl Source<'r>,
+    beats: &HashMap<NodeId, Timestamp>,
+) -> Result<Option<(Call, Timestamp)>, sqlx::Error> {
+    let record = row.text("record")?.ok_or(unknown("record"))?;
+    match serde_json::from_str::<Call>(record) {
+        Ok(call) => {
+            let node = call.timeline.last().map(|step| step.node);
+            let alive_at = node.and_then(|node| beats.get(&node).copied());
+            let last_alive_at = alive_at.unwrap_or(call.updated_at);
+            Ok(Some((call, last_alive_at)))
+        }
+        Err(error) => {
+            warn!(%error, "the record of a live call cannot be read");
+            Ok(None)
+        }
+    }
 }
 
 /// What time it is in the database.
@@ -196,4 +222,9 @@ pub fn millis(time: Timestamp) -> i64 {
 /// A row's timeline as JSON.
 pub fn timeline(row: &Row) -> String {
     serde_json::to_string(&row.timeline).expect("steps are plain data")
+}
+
+/// A call, or its id, as JSON.
+pub fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("calls and ids are plain data")
 }

@@ -1,12 +1,14 @@
 //! Maintenance of the history: partitions for coming months, retention, and an end for calls that died unnoticed.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use tracing::{info, warn};
 
-use super::{Store, StoreError};
+use super::{Row, Store, StoreError};
 use crate::{
+    call::Call,
     health::{Health, Part},
+    ids::CallId,
     time::{Clock, Timestamp},
 };
 
@@ -121,9 +123,20 @@ impl Keeper {
 /// The true end is not known. They end at the last moment at which they were known to live: when they last
 /// changed, or their node last said so. They give way to the true end if it is written after all.
 pub async fn close_orphans(store: &dyn Store, made_before: Timestamp) -> Result<(), StoreError> {
+    close_orphans_but(store, made_before, &BTreeSet::new()).await
+}
+
+/// The same, without these calls.
+pub async fn close_orphans_but(
+    store: &dyn Store,
+    made_before: Timestamp,
+    but: &BTreeSet<CallId>,
+) -> Result<(), StoreError> {
     let mut beats = None;
+    let limit = BATCH_ROWS.saturating_add(u32::try_from(but.len()).unwrap_or(u32::MAX));
     loop {
-        let mut rows = store.open(made_before, BATCH_ROWS).await?;
+        let mut rows = store.open(made_before, limit).await?;
+        rows.retain(|row| !but.contains(&row.id));
         if rows.is_empty() {
             return Ok(());
         }
@@ -133,14 +146,32 @@ pub async fn close_orphans(store: &dyn Store, made_before: Timestamp) -> Result<
         };
         for row in &mut rows {
             let alive_at = row.node().and_then(|node| beats.get(&node).copied());
-            let ended_at = alive_at.map_or(row.updated_at, |at| at.max(row.updated_at));
-            let (status, reason) = row.status.when_orphaned();
-            row.status = status;
-            row.end_reason = Some(reason);
-            row.ended_at = Some(ended_at);
-            row.duration_s = row.started_at.map(|started| (ended_at - started).as_secs());
+            close(row, alive_at);
         }
         store.save(&rows).await?;
         info!(calls = rows.len(), "closed the rows of calls without an end");
     }
+}
+
+/// The same for these calls alone, each with when it was last known to live: other processes may have open rows in
+/// this database.
+pub async fn close_left(store: &dyn Store, left: &[(Call, Timestamp)]) -> Result<(), StoreError> {
+    for some in left.chunks(BATCH_ROWS as usize) {
+        let closed = some.iter().map(|(call, last_alive_at)| {
+            let mut row = Row::from(call);
+            close(&mut row, Some(*last_alive_at));
+            row
+        });
+        store.save(&closed.collect::<Vec<_>>()).await?;
+    }
+    Ok(())
+}
+
+fn close(row: &mut Row, alive_at: Option<Timestamp>) {
+    let ended_at = alive_at.map_or(row.updated_at, |at| at.max(row.updated_at));
+    let (status, reason) = row.status.when_orphaned();
+    row.status = status;
+    row.end_reason = Some(reason);
+    row.ended_at = Some(ended_at);
+    row.duration_s = row.started_at.map(|started| (ended_at - started).as_secs());
 }

@@ -16,7 +16,7 @@ use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
 pub use backlog::{Backlog, MAX_BACKLOG_ROWS, Refused};
-pub use keeper::{Keeper, close_orphans};
+pub use keeper::{Keeper, close_left, close_orphans, close_orphans_but};
 pub use measured::Measured;
 pub use migrated::Migrated;
 pub use postgres::{OpenError, Postgres};
@@ -82,7 +82,7 @@ impl From<sqlx::Error> for StoreError {
 
 impl StoreError {
     /// Whether the failure is transient, so that a retry may succeed.
-    fn is_away(&self) -> bool {
+    pub fn is_away(&self) -> bool {
         match &self.0 {
             // An unreachable server may return; an untrusted certificate stays untrusted.
             sqlx::Error::Io(error) => error.kind() != io::ErrorKind::InvalidData,

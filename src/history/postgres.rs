@@ -1,6 +1,7 @@
 //! The history of all nodes in Postgres.
 
 mod connections;
+mod owner;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -11,6 +12,7 @@ use std::{
 
 use async_trait::async_trait;
 use connections::Connections;
+use owner::Owner;
 use sqlx::{
     Row as _,
     migrate::{MigrateError, Migrator},
@@ -24,7 +26,7 @@ use super::{
     is_without_partition,
 };
 use crate::{
-    call::{CallType, EndReason, Status},
+    call::{Call, CallType, EndReason, Status},
     ids::{CallId, NodeId, UserId},
     time::Timestamp,
 };
@@ -55,6 +57,8 @@ pub struct Postgres {
     readers: Connections,
     /// For the writer and the keeper.
     writers: Connections,
+    /// The right to keep live calls here, for a process that has taken it.
+    owner: Owner,
     /// The days whose partition is known to exist.
     days: Mutex<HashSet<i64>>,
 }
@@ -103,6 +107,32 @@ impl Postgres {
         Ok(migrated)
     }
 
+    /// Takes the right to keep live calls here, and answers the calls that the process before this one held live,
+    /// newest first, each with when it was last known to live. Without those whose record this version cannot read.
+    /// None if another process has the right.
+    pub async fn take_live(&self) -> Result<Option<Vec<(Call, Timestamp)>>, StoreError> {
+        if !self.owner.take().await? {
+            return Ok(None);
+        }
+        let beats = self.beats().await?;
+        let left = sqlx::query(include_str!("postgres/left_live.sql"));
+        let left = self.writers.ask(KEEPER_TIMEOUT, left).await?;
+        let left = left.iter().map(|row| decode::left_live(row, &beats));
+        Ok(Some(left.filter_map(Result::transpose).collect::<Result<_, _>>()?))
+    }
+
+    /// Keeps the records of live calls, and forgets those of calls that have ended.
+    async fn keep_live(&self, rows: &[&Row]) -> Result<(), sqlx::Error> {
+        let live = rows.iter().filter_map(|row| row.record.as_deref());
+        let (live, records): (Vec<String>, Vec<String>) =
+            live.map(|call| (call.id.to_string(), decode::json(call))).unzip();
+        let ended = rows.iter().filter(|row| row.ended_at.is_some());
+        let ended: Vec<String> = ended.map(|row| row.id.to_string()).collect();
+        let keep = sqlx::query(include_str!("postgres/keep_live.sql"));
+        self.writers.ask(STATEMENT_TIMEOUT, keep.bind(live).bind(records).bind(ended)).await?;
+        Ok(())
+    }
+
     async fn apply_migrations(&self) -> Result<Migrated, OpenError> {
         let before = self.schema_versions().await?;
         match MIGRATIONS.run(self.writers.pool()).await {
@@ -121,7 +151,8 @@ impl Postgres {
             .application_name("switchboard");
         Ok(Self {
             readers: Connections::new(options.clone(), READER_CONNECTIONS),
-            writers: Connections::new(options, WRITER_CONNECTIONS),
+            writers: Connections::new(options.clone(), WRITER_CONNECTIONS),
+            owner: Owner::new(options),
             days: Mutex::default(),
         })
     }
@@ -246,7 +277,11 @@ impl Store for Postgres {
             }
             inserted => inserted,
         };
-        Ok(inserted?)
+        inserted?;
+        if self.owner.is_owner() {
+            self.keep_live(&rows).await?;
+        }
+        Ok(())
     }
 
     async fn list(&self, query: &Query) -> Result<Vec<Row>, StoreError> {
@@ -314,6 +349,7 @@ impl Store for Postgres {
     }
 
     async fn beat(&self, node: NodeId, at: Timestamp) -> Result<(), StoreError> {
+        self.owner.keep().await;
         let sql = "INSERT INTO calls_heartbeats (node, alive_at) VALUES ($1::uuid, calls_from_ms($2)) \
                    ON CONFLICT (node) DO UPDATE SET alive_at = excluded.alive_at";
         let beat = sqlx::query(sql).bind(node.to_string()).bind(millis(at));
@@ -346,6 +382,7 @@ impl Store for Postgres {
     }
 
     async fn close(&self) {
+        self.owner.release().await;
         self.readers.close().await;
         self.writers.close().await;
     }

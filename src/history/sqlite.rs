@@ -10,7 +10,6 @@ use std::{
 };
 
 use async_trait::async_trait;
-use serde::Serialize;
 use sqlx::{
     QueryBuilder, Row as _, SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
@@ -19,7 +18,7 @@ use tracing::{info, warn};
 
 use super::{
     Migrated, Period, Query, Row, Stats, Store, StoreError,
-    decode::{self, millis, number},
+    decode::{self, json, millis, number},
 };
 use crate::{
     call::{Call, CallType, EndReason, Status},
@@ -88,19 +87,8 @@ impl Sqlite {
     pub async fn left_live(&self) -> Result<Vec<(Call, Timestamp)>, StoreError> {
         let beats = self.beats().await?;
         let rows = sqlx::query("SELECT record FROM live_calls").fetch_all(&self.pool).await?;
-        let mut calls = Vec::with_capacity(rows.len());
-        for row in rows {
-            match serde_json::from_str::<Call>(row.try_get("record")?) {
-                Ok(call) => {
-                    let node = call.timeline.last().map(|step| step.node);
-                    let alive_at = node.and_then(|node| beats.get(&node).copied());
-                    let last_alive_at = alive_at.unwrap_or(call.updated_at);
-                    calls.push((call, last_alive_at));
-                }
-                Err(error) => warn!(%error, "the record of a live call cannot be read"),
-            }
-        }
-        Ok(calls)
+        let left = rows.iter().map(|row| decode::left_live(row, &beats));
+        Ok(left.filter_map(Result::transpose).collect::<Result<_, _>>()?)
     }
 }
 
@@ -253,10 +241,6 @@ impl Store for Sqlite {
     async fn close(&self) {
         self.pool.close().await;
     }
-}
-
-fn json(value: &impl Serialize) -> String {
-    serde_json::to_string(value).expect("calls and ids are plain data")
 }
 
 /// A statement that writes all these rows.

@@ -397,6 +397,7 @@ test('every reason to end and every error has its own sentence', async (t) => {
       'completed',
       'connection_lost',
       'superseded',
+      'terminated',
       'max_duration',
       'answered_elsewhere',
       'declined_elsewhere',

@@ -66,7 +66,7 @@ export function troubleWords(call, connection) {
   }
 }
 
-const MISSED_FOR = ['cancelled', 'no_answer', 'busy', 'connection_lost', 'superseded'];
+const MISSED_FOR = ['cancelled', 'no_answer', 'busy', 'connection_lost', 'superseded', 'terminated'];
 
 /** The end of a call: { title, detail, missed }. */
 export function endWords(call) {
@@ -95,6 +95,8 @@ function endTitle({ otherName: other, direction }, reason, byMe) {
       return 'The call ended because the connection was lost.';
     case 'superseded':
       return 'The call ended because a new one replaced it.';
+    case 'terminated':
+      return 'The service ended the call.';
     case 'max_duration':
       return 'The call ended because it reached the longest time allowed.';
     case 'answered_elsewhere':
