@@ -168,10 +168,13 @@ async fn answer(transport: Transport, request: Request) -> Response {
         Err(too_many) => return turn_away(&too_many),
     };
     if is_websocket {
-        return match websocket_accept(&request) {
-            Some(accept) => transport.upgrade(request, accept, seat),
-            None => StatusCode::BAD_REQUEST.into_response(),
+        let Some(accept) = websocket_accept(&request) else {
+            return StatusCode::BAD_REQUEST.into_response();
         };
+        if !is_new && let Some(refusal) = transport.refusal(sid_of(request.uri())).await {
+            return refusal;
+        }
+        return transport.upgrade(request, accept, seat);
     }
     if request.headers().contains_key(header::UPGRADE) {
         // The library would upgrade the request without the guards of [`Wire`].
@@ -329,6 +332,17 @@ impl Transport {
         }
     }
 
+    /// The refusal of a websocket for the session `sid`, if it is not one that is on polling. The library would take
+    /// the handshake and then close the connection without a word.
+    async fn refusal(&self, sid: Option<Sid>) -> Option<Response> {
+        let Some(sid) = sid else { return Some(StatusCode::BAD_REQUEST.into_response()) };
+        // A post of no packets: it tells what the library knows, and changes nothing.
+        let uri = polling_uri(sid);
+        let Ok(post) = http::Request::post(uri).body(Body::empty()) else { return None };
+        let response = pass_on(self.engine.clone(), post).await;
+        (!response.status().is_success()).then_some(response)
+    }
+
     fn upgrade(self, mut request: Request, accept: HeaderValue, seat: Option<Seat>) -> Response {
         let sid = sid_of(request.uri());
         let kill = Kill::new(self.limits.buffers());
@@ -397,11 +411,14 @@ async fn pass_on(mut engine: Engine, request: Request) -> Response {
 /// would keep the session and its user online forever. If the upgrade is complete or the session
 /// gone, the library refuses this.
 pub fn end_polling(engine: Engine, sid: Sid) {
-    let uri = format!("/socket.io/?EIO=4&transport=polling&sid={sid}");
-    let close = http::Request::post(uri).body(Body::from(CLOSE_PACKET));
+    let close = http::Request::post(polling_uri(sid)).body(Body::from(CLOSE_PACKET));
     if let (Ok(close), Ok(runtime)) = (close, Handle::try_current()) {
         runtime.spawn(pass_on(engine, close));
     }
+}
+
+fn polling_uri(sid: Sid) -> String {
+    format!("/socket.io/?EIO=4&transport=polling&sid={sid}")
 }
 
 fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool {

@@ -23,7 +23,9 @@ after(() => Promise.all([open.stop(), strict.stop()]));
 async function ask(base, path, headers = {}, method = 'GET') {
   const { hostname, port } = new URL(base);
   const sent = request({ host: hostname, port, path, headers, method, agent: false }).end();
-  const [response] = await once(sent, 'response');
+  const upgraded = once(sent, 'upgrade').then(([head, socket]) => (socket.destroy(), [head]));
+  const [response] = await Promise.race([once(sent, 'response'), upgraded]);
+  if (response.statusCode === 101) return { status: 101, body: '' };
   let body = '';
   for await (const chunk of response.setEncoding('utf8')) body += chunk;
   return { status: response.statusCode, body };
@@ -93,6 +95,16 @@ describe('a refusal tells what to change', ONE_NODE, () => {
   ]) {
     test(`of a handshake: ${reason}`, async () => {
       await refused(open, reason, mentions, async () => assert.equal((await ask(open.url, path)).status, 400));
+    });
+  }
+
+  const WEBSOCKET = { connection: 'Upgrade', upgrade: 'websocket', 'sec-websocket-version': '13', 'sec-websocket-key': 'dGhlIHNhbXBsZSBub25jZQ==' };
+  for (const [what, sid] of [['that is not here', 'AAAAAAAAAAAAAAAA'], ['that cannot be', 'x']]) {
+    test(`of a handshake: a websocket for a session ${what}`, async (t) => {
+      const server = await startServer({ env: JSON_LOG });
+      t.after(() => server.stop());
+      const path = `/socket.io/?EIO=4&transport=websocket&sid=${sid}`;
+      await refused(server, 'handshake_session', 'cookie', async () => assert.equal((await ask(server.url, path, WEBSOCKET)).status, 400));
     });
   }
 
