@@ -122,7 +122,7 @@ fn content(messages: usize) -> Content {
         })
     };
     let messages = (0..messages).map(|_| relay()).collect();
-    Content::Frame(Frame { link: 1, first: 0, oldest: 0, messages })
+    Content::Frame(Frame { link: 1, first: 0, oldest: 0, messages, wants_receipt: false })
 }
 
 /// Messages for the same node are batched.

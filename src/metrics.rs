@@ -113,7 +113,7 @@ labels! {
     }
     Connection { Commands = "commands", Messages = "messages", Lease = "lease" }
     /// What is published on a node's channel.
-    Publish { Messages = "messages", Progress = "progress", Ask = "ask", Canary = "canary" }
+    Publish { Messages = "messages", Progress = "progress", Ask = "ask", Receipt = "receipt", Canary = "canary" }
     /// Messages between nodes.
     Said {
         Call = "call", Rings = "rings", Kept = "kept", Relay = "relay", Flush = "flush",

@@ -3,7 +3,9 @@
 //!
 //! Publishing is at most once, and an answer that somebody heard it is no proof: a server that is
 //! frozen, or a connection that is being replaced, swallows messages. So the sender keeps the last
-//! ones and says now and then how far it has come.
+//! ones. When it has been quiet for a while and some are not confirmed, it reports its progress and asks for
+//! a receipt, again and again. A receipt confirms them, and the sender drops them and is silent. A receiver
+//! confirms nothing unasked: builds that do not know receipts never get one.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -13,11 +15,20 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::Message;
+use super::{Message, outgoing::CLOSE_AFTER};
 use crate::{metrics::Publish, time::Timestamp};
 
-/// For how long a sent message is kept to be sent again.
+/// For how long a sent message that is not confirmed is kept to be sent again.
 pub const KEEP: Duration = Duration::from_secs(30);
+/// For how long if no answer of Redis says that somebody heard it.
+const KEEP_UNHEARD: Duration = Duration::from_mins(5);
+/// A link from which nothing came for so long, while the node heard its channel, is dropped by its receiver. Its
+/// sender has closed it by then, or forgotten all that the receiver had: nothing can arrive twice.
+pub const DROP_AFTER: Duration = Duration::from_mins(10);
+const _: () = assert!(
+    DROP_AFTER.as_secs() > KEEP_UNHEARD.as_secs() + KEEP.as_secs()
+        && DROP_AFTER.as_secs() > CLOSE_AFTER.as_secs() + KEEP.as_secs()
+);
 /// Most messages that are kept, and most that wait for a missing one.
 pub const MAX_KEPT: usize = 8_192;
 /// About how many bytes of them.
@@ -35,6 +46,16 @@ pub struct Frame<M = Message> {
     /// The oldest number that the sender could still send. What is older is lost for good.
     pub oldest: u64,
     pub messages: Vec<M>,
+    /// The receiver answers with a [`Receipt`] if it lacks nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub wants_receipt: bool,
+}
+
+/// Confirms all messages of a link before number `next`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receipt {
+    pub link: u64,
+    pub next: u64,
 }
 
 /// What goes from one node to another.
@@ -44,6 +65,8 @@ pub enum Content<M = Message> {
     Frame(Frame<M>),
     /// Send again from this number on.
     Again(u64),
+    /// The answer to a frame that asked for it.
+    Receipt(Receipt),
     /// From this very node: its channel works.
     Canary,
 }
@@ -61,8 +84,11 @@ pub struct Sender {
 /// The receiving end.
 #[derive(Debug, Default)]
 pub struct Receiver {
-    link: u64,
+    /// None before the first frame.
+    link: Option<u64>,
     expected: u64,
+    /// For how long nothing has come, while the node heard its channel.
+    quiet: Duration,
     /// Messages that came before one that is missing.
     early: BTreeMap<u64, Message>,
     early_bytes: usize,
@@ -77,6 +103,11 @@ pub struct Delivery {
     pub ask_from: Option<u64>,
     /// How many messages are lost for good.
     pub lost: u64,
+    /// The link was not known and does not start at its beginning: messages may be lost, or have been taken before the
+    /// link was dropped.
+    pub starts_midway: bool,
+    /// What the frame asked for.
+    pub receipt: Option<Receipt>,
 }
 
 impl Content {
@@ -86,6 +117,7 @@ impl Content {
             Self::Frame(frame) if frame.messages.is_empty() => Publish::Progress,
             Self::Frame(_) => Publish::Messages,
             Self::Again(_) => Publish::Ask,
+            Self::Receipt(_) => Publish::Receipt,
             Self::Canary => Publish::Canary,
         }
     }
@@ -102,8 +134,12 @@ impl Sender {
         let first = self.next();
         self.kept_bytes += messages.iter().map(Message::about_bytes).sum::<usize>();
         self.kept.extend(messages.iter().map(|message| (now, message.clone())));
-        self.forget(now);
-        Frame { link: self.link, first, oldest: self.oldest, messages }
+        self.forget(now, u64::MAX);
+        self.frame(first, messages)
+    }
+
+    fn frame(&self, first: u64, messages: Vec<Message>) -> Frame {
+        Frame { link: self.link, first, oldest: self.oldest, messages, wants_receipt: false }
     }
 
     /// Takes the messages out that have these numbers and that `takes` says so of.
@@ -144,6 +180,11 @@ impl Sender {
         while self.kept_bytes > bytes && self.oldest < unheard && self.drop_oldest() {}
     }
 
+    /// The receiver has the messages before this number.
+    pub fn confirm(&mut self, next: u64) {
+        while self.oldest < next && self.drop_oldest() {}
+    }
+
     fn drop_oldest(&mut self) -> bool {
         let Some((_, message)) = self.kept.pop_front() else { return false };
         self.kept_bytes -= message.about_bytes();
@@ -151,10 +192,11 @@ impl Sender {
         true
     }
 
-    /// How far this end has come; None if there is nothing that could have been missed.
+    /// How far this end has come, with the wish for a receipt; None if there is nothing that could have been
+    /// missed.
     pub fn progress(&mut self, now: Timestamp) -> Option<Frame> {
-        self.forget(now);
-        let progress = self.again(u64::MAX, 0);
+        self.forget(now, u64::MAX);
+        let progress = Frame { wants_receipt: true, ..self.frame(self.next(), Vec::new()) };
         (!self.is_idle()).then_some(progress)
     }
 
@@ -174,8 +216,12 @@ impl Sender {
             has_room
         };
         let messages = self.kept.iter().skip(skip).take(limit).take_while(fits);
-        let messages = messages.map(|(_, message)| message.clone()).collect();
-        Frame { link: self.link, first, oldest: self.oldest, messages }
+        self.frame(first, messages.map(|(_, message)| message.clone()).collect())
+    }
+
+    /// The link's name.
+    pub fn link(&self) -> u64 {
+        self.link
     }
 
     /// The number of the next message to come.
@@ -183,9 +229,13 @@ impl Sender {
         self.oldest + self.kept.len() as u64
     }
 
-    fn forget(&mut self, now: Timestamp) {
-        let is_old = |sent: Timestamp| sent + KEEP <= now;
-        while self.kept.front().is_some_and(|(sent, _)| is_old(*sent)) || self.kept.len() > MAX_KEPT
+    /// Drops what is too old to be sent again. The messages from number `unheard` on are kept for longer.
+    pub fn forget(&mut self, now: Timestamp, unheard: u64) {
+        let is_old = |sent: Timestamp, number: u64| {
+            sent + if number < unheard { KEEP } else { KEEP_UNHEARD } <= now
+        };
+        while self.kept.front().is_some_and(|(sent, _)| is_old(*sent, self.oldest))
+            || self.kept.len() > MAX_KEPT
         {
             self.drop_oldest();
         }
@@ -204,10 +254,21 @@ impl Receiver {
         self.early_bytes = 0;
     }
 
+    /// So much time has passed in which the node heard its channel. Whether nothing has come on this link for
+    /// [`DROP_AFTER`] of it: the receiver may be dropped.
+    pub fn is_over_after(&mut self, span: Duration) -> bool {
+        self.quiet += span;
+        self.quiet >= DROP_AFTER
+    }
+
     pub fn receive(&mut self, frame: Frame) -> Delivery {
         let mut delivery = Delivery::default();
-        if frame.link != self.link {
-            *self = Self { link: frame.link, ..Self::default() };
+        self.quiet = Duration::ZERO;
+        if self.link != Some(frame.link) {
+            // After a link that was known, all of this one is new.
+            delivery.starts_midway = self.link.is_none() && frame.oldest > 0;
+            let expected = if delivery.starts_midway { frame.oldest } else { 0 };
+            *self = Self { link: Some(frame.link), expected, ..Self::default() };
         }
         let sent_up_to = frame.first.saturating_add(frame.messages.len() as u64);
         for (number, message) in (frame.first..sent_up_to).zip(frame.messages) {
@@ -239,6 +300,8 @@ impl Receiver {
         }
         if self.expected < sent_up_to || !self.early.is_empty() {
             delivery.ask_from = Some(self.expected);
+        } else if frame.wants_receipt {
+            delivery.receipt = Some(Receipt { link: frame.link, next: self.expected });
         }
         delivery
     }
@@ -249,7 +312,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::ids::CallId;
+    use crate::{
+        cluster::outgoing::{Outgoing, end_of},
+        ids::CallId,
+    };
 
     fn at(seconds: u64) -> Timestamp {
         Timestamp::from_millis(1_800_000_000_000) + Duration::from_secs(seconds)
@@ -269,17 +335,72 @@ mod tests {
     #[test]
     fn what_is_too_old_is_lost_loudly_and_the_rest_goes_on() {
         let (mut sender, mut receiver) = (Sender::new(at(0)), Receiver::default());
-        sender.send(vec![message(1)], at(0));
-        let late = message(2);
+        receiver.receive(sender.send(vec![message(1)], at(0)));
+        sender.send(vec![message(2)], at(0));
+        let late = message(3);
         let delivery = receiver.receive(sender.send(vec![late.clone()], at(60)));
-        assert_eq!(delivery, Delivery { messages: vec![late], ask_from: None, lost: 1 });
+        assert_eq!(delivery, Delivery { messages: vec![late], lost: 1, ..Delivery::default() });
+    }
+
+    #[test]
+    fn a_receipt_is_given_on_request_when_nothing_is_missing() {
+        let (mut sender, mut receiver) = (Sender::new(at(0)), Receiver::default());
+        let first = sender.send(vec![message(1)], at(0));
+        let progress = sender.progress(at(0)).unwrap();
+        let early = receiver.receive(progress.clone());
+        assert_eq!((early.receipt, early.ask_from), (None, Some(0)));
+        assert_eq!(receiver.receive(first).receipt, None, "it was not asked for");
+        let older_build = Frame { wants_receipt: false, ..progress.clone() };
+        assert_eq!(receiver.receive(older_build).receipt, None);
+        let receipt = receiver.receive(progress).receipt.unwrap();
+        assert_eq!(receipt, Receipt { link: sender.link(), next: 1 });
+        sender.confirm(receipt.next);
+        assert_eq!((sender.progress(at(0)), sender.kept_bytes()), (None, 0));
+        let next = receiver.receive(sender.send(vec![message(2)], at(1)));
+        assert_eq!((next.messages.len(), next.lost), (1, 0));
+    }
+
+    #[test]
+    fn a_receiver_from_whose_sender_nothing_comes_is_over() {
+        let (mut sender, mut receiver) = (Sender::new(at(0)), Receiver::default());
+        let half = DROP_AFTER / 2;
+        receiver.receive(sender.send(vec![message(1)], at(0)));
+        assert!(!receiver.is_over_after(half));
+        receiver.receive(sender.send(vec![message(2)], at(1)));
+        assert!(!receiver.is_over_after(half));
+        assert!(receiver.is_over_after(half));
+    }
+
+    #[test]
+    fn an_unknown_link_that_starts_midway_is_reported_once_and_not_as_lost_messages() {
+        let mut sender = Sender::new(at(0));
+        sender.send(vec![message(1); 5_000], at(0));
+        let late = [message(2), message(3)];
+        let mut receiver = Receiver::default();
+        let delivery = receiver.receive(sender.send(vec![late[0].clone()], at(60)));
+        let messages = vec![late[0].clone()];
+        let expected = Delivery { messages, starts_midway: true, ..Delivery::default() };
+        assert_eq!(delivery, expected);
+        let delivery = receiver.receive(sender.send(vec![late[1].clone()], at(61)));
+        assert_eq!(delivery, Delivery { messages: vec![late[1].clone()], ..Delivery::default() });
+        // After a link that was known, all of the next one is new.
+        let mut sender = Sender::new(at(100));
+        sender.send(vec![message(4)], at(100));
+        let delivery = receiver.receive(sender.send(vec![message(5)], at(160)));
+        assert_eq!((delivery.lost, delivery.starts_midway), (1, false));
     }
 
     #[test]
     fn numbers_at_the_end_of_all_numbers_are_taken_at_once() {
         let mut receiver = Receiver::default();
         let messages = vec![message(1)];
-        let frame = |first, oldest| Frame { link: 1, first, oldest, messages: messages.clone() };
+        let frame = |first, oldest| Frame {
+            link: 1,
+            first,
+            oldest,
+            messages: messages.clone(),
+            wants_receipt: false,
+        };
         assert_eq!(receiver.receive(frame(u64::MAX, 0)).messages, []);
         let delivery = receiver.receive(frame(7, u64::MAX));
         assert_eq!((delivery.messages, delivery.lost), (messages, u64::MAX - 1));
@@ -357,7 +478,173 @@ mod tests {
                     });
                 }
             }
-            prop_assert_eq!(got, sent);
+            prop_assert_eq!(&got, &sent);
+            let receipt = sender.progress(at(2)).and_then(|frame| receiver.receive(frame).receipt);
+            let next = sent.len() as u64;
+            prop_assert_eq!(receipt, Some(Receipt { link: sender.link(), next }));
+            sender.confirm(next);
+            prop_assert!(sender.is_idle());
+        }
+
+        /// Whatever happens to frames, answers of Redis, asks and receipts, and whenever either end drops the link:
+        /// nothing arrives twice or out of order, and nothing is lost unnoticed.
+        #[test]
+        fn nothing_is_doubled_and_no_loss_is_hidden(
+            steps in prop::collection::vec((0_u8..7, 0_usize..8), 1..120),
+        ) {
+            let mut link = Link::new();
+            for (step, choice) in steps {
+                link.step(step, choice);
+            }
+            link.put();
+            for _ in 0..2_000 {
+                link.step(1, 0);
+                while !link.replies.is_empty() {
+                    link.step(3, 0);
+                }
+            }
+            prop_assert!(link.outgoing.is_done() && link.outgoing.next(link.now).is_empty());
+            prop_assert!(link.got.is_sorted_by(|one, next| one < next), "{:?}", link.got);
+            prop_assert_eq!(link.got.last(), Some(&link.sent));
+            let missing = link.sent - link.got.len() as u64;
+            prop_assert!(missing == link.lost || link.was_midway, "{missing}, {}", link.lost);
+        }
+    }
+
+    /// Both ends of a link, and what is on its way between them.
+    struct Link {
+        now: Timestamp,
+        outgoing: Outgoing,
+        /// For how long the sender has had nothing to do.
+        done: Duration,
+        receiver: Option<Receiver>,
+        late_frames: Vec<Content>,
+        replies: Vec<Content>,
+        late_replies: Vec<Content>,
+        /// Messages are their numbers, from 1 on.
+        sent: u64,
+        got: Vec<u64>,
+        lost: u64,
+        was_midway: bool,
+    }
+
+    impl Link {
+        fn new() -> Self {
+            Self {
+                now: at(0),
+                outgoing: Outgoing::new(at(0)),
+                done: Duration::ZERO,
+                receiver: None,
+                late_frames: Vec::new(),
+                replies: Vec::new(),
+                late_replies: Vec::new(),
+                sent: 0,
+                got: Vec::new(),
+                lost: 0,
+                was_midway: false,
+            }
+        }
+
+        fn put(&mut self) {
+            self.sent += 1;
+            self.outgoing.put(Message::Dropped { count: self.sent });
+            self.done = Duration::ZERO;
+        }
+
+        fn step(&mut self, step: u8, choice: usize) {
+            match step {
+                0 => (0..=choice).for_each(|_| self.put()),
+                1 => self.publish(choice),
+                2 if !self.late_frames.is_empty() => {
+                    let late = self.late_frames.remove(choice % self.late_frames.len());
+                    self.arrives(late);
+                }
+                3 if !self.replies.is_empty() => {
+                    let reply = self.replies.remove(0);
+                    match choice {
+                        0..5 => self.is_replied(&reply),
+                        5 => self.late_replies.push(reply),
+                        _ => {}
+                    }
+                }
+                4 if !self.late_replies.is_empty() => {
+                    let late = self.late_replies.remove(choice % self.late_replies.len());
+                    self.is_replied(&late);
+                }
+                5 => self.passes(Duration::from_millis(500), true),
+                6 => self.passes(
+                    Duration::from_secs([3, 20, 31, 100, 121, 301, 601, 601][choice]),
+                    choice != 6,
+                ),
+                _ => {}
+            }
+        }
+
+        fn publish(&mut self, fate: usize) {
+            for content in self.outgoing.next(self.now) {
+                let heard = end_of(&content);
+                let copy = || match &content {
+                    Content::Frame(frame) => Content::Frame(frame.clone()),
+                    other => panic!("{other:?}"),
+                };
+                match fate {
+                    0..3 => self.arrives(copy()),
+                    3 => {
+                        self.arrives(copy());
+                        self.arrives(copy());
+                    }
+                    4 => self.late_frames.push(copy()),
+                    // Swallowed, with an answer of Redis that somebody heard it.
+                    5 => {}
+                    // Heard without an answer, or by nobody.
+                    6 => return self.arrives(copy()),
+                    _ => continue,
+                }
+                self.outgoing.heard(heard);
+            }
+            self.outgoing.landed();
+        }
+
+        fn arrives(&mut self, content: Content) {
+            let Content::Frame(frame) = content else { return };
+            let delivery = self.receiver.get_or_insert_default().receive(frame);
+            let numbers = delivery.messages.iter().map(|message| match message {
+                Message::Dropped { count } => *count,
+                other => panic!("{other:?}"),
+            });
+            self.got.extend(numbers);
+            self.lost += delivery.lost;
+            self.was_midway |= delivery.starts_midway;
+            self.replies.extend(delivery.ask_from.map(Content::Again));
+            self.replies.extend(delivery.receipt.map(Content::Receipt));
+        }
+
+        fn is_replied(&mut self, reply: &Content) {
+            match reply {
+                Content::Again(number) => self.outgoing.send_again(*number),
+                Content::Receipt(receipt) => self.outgoing.confirmed(*receipt),
+                other => panic!("{other:?}"),
+            }
+        }
+
+        /// Nothing is on its way for longer than a second.
+        fn passes(&mut self, span: Duration, is_channel_heard: bool) {
+            self.now = self.now + span;
+            if span > Duration::from_secs(1) {
+                self.late_frames.clear();
+                self.replies.clear();
+                self.late_replies.clear();
+            }
+            if is_channel_heard {
+                self.receiver.take_if(|receiver| receiver.is_over_after(span));
+            }
+            if self.outgoing.is_done() {
+                self.done += span;
+                if self.done >= CLOSE_AFTER {
+                    self.outgoing = Outgoing::new(self.now);
+                    self.done = Duration::ZERO;
+                }
+            }
         }
     }
 }

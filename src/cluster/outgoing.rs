@@ -4,7 +4,7 @@ use std::{collections::VecDeque, ops::Range, time::Duration};
 
 use super::{
     Message, Relay,
-    link::{BATCH_BYTES, Content, Frame, MAX_KEPT_BYTES, Sender},
+    link::{BATCH_BYTES, Content, Frame, MAX_KEPT_BYTES, Receipt, Sender},
 };
 use crate::{call::Role, ids::CallId, time::Timestamp};
 
@@ -17,6 +17,11 @@ const QUEUE_BYTES: usize = 16 * 1024 * 1024;
 const CALL_BYTES: usize = 128 * 1024;
 /// Most messages that travel together.
 const BATCH_MESSAGES: usize = 256;
+
+/// How often a link reports its progress while messages are not confirmed.
+pub const PROGRESS: Duration = Duration::from_millis(500);
+/// For how long a link has nothing to send, and all confirmed, until its sender closes it.
+pub const CLOSE_AFTER: Duration = Duration::from_mins(2);
 
 /// How long what a node has not heard is kept for it.
 pub const FORGET_AFTER: Duration = Duration::from_secs(20);
@@ -37,6 +42,8 @@ pub struct Outgoing {
     link: Sender,
     /// The number of the first message that nobody has heard.
     unheard: u64,
+    /// The number of the first message that the node has not confirmed.
+    unconfirmed: u64,
     /// The numbers that are being published: whether anybody hears them is not known yet.
     flying: Range<u64>,
     /// The number after the last message that has been published, heard or not.
@@ -47,6 +54,8 @@ pub struct Outgoing {
     asked: Option<u64>,
     /// What to ask the node for likewise.
     asks: Option<u64>,
+    /// The receipt that the node asked for.
+    receipt: Option<Receipt>,
     /// The node was taken for dead since the last message was put in.
     is_forgotten: bool,
 }
@@ -59,11 +68,13 @@ impl Outgoing {
             allowance_bytes: usize::MAX,
             link: Sender::new(now),
             unheard: 0,
+            unconfirmed: 0,
             flying: 0..0,
             published: 0,
             dropped: 0,
             asked: None,
             asks: None,
+            receipt: None,
             is_forgotten: false,
         }
     }
@@ -136,6 +147,21 @@ impl Outgoing {
         self.asks = Some(from);
     }
 
+    /// Gives the node a receipt.
+    pub fn give(&mut self, receipt: Receipt) {
+        self.receipt = Some(receipt);
+    }
+
+    /// The node gave a receipt: the messages that it confirms have been heard, and cannot be asked for any more.
+    pub fn confirmed(&mut self, receipt: Receipt) {
+        // One for another link of this node says nothing about this one.
+        if receipt.link == self.link.link() && receipt.next <= self.link.next() {
+            self.heard(receipt.next);
+            self.link.confirm(receipt.next);
+            self.unconfirmed = self.unconfirmed.max(receipt.next);
+        }
+    }
+
     /// The node was taken for dead. What it has not heard stays for now: it may be cut off only.
     pub fn forget(&mut self) {
         self.is_forgotten = true;
@@ -146,15 +172,26 @@ impl Outgoing {
         self.is_forgotten && !self.has_more() && self.link.is_idle()
     }
 
-    /// Whether something waits that has not been published yet.
-    pub fn has_more(&self) -> bool {
-        !self.queue.is_empty() || self.asked.is_some() || self.asks.is_some()
+    /// Whether nothing is to be sent, and all that was sent is confirmed: the next message may begin another link. After
+    /// a message that was forgotten unconfirmed it may not: the gap in the numbers tells the node of it.
+    pub fn is_done(&self) -> bool {
+        !self.has_more() && self.unconfirmed == self.link.next()
     }
 
-    /// What to publish next; how far the link has come if there is nothing. New messages wait until
-    /// somebody has heard those before: else they would push them out of what is kept.
+    /// Whether something waits that has not been published yet.
+    pub fn has_more(&self) -> bool {
+        !self.queue.is_empty()
+            || self.asked.is_some()
+            || self.asks.is_some()
+            || self.receipt.is_some()
+    }
+
+    /// What to publish next; how far the link has come if there is nothing but messages that are not confirmed. New
+    /// messages wait until somebody has heard those before: else they would push them out of what is kept.
     pub fn next(&mut self, now: Timestamp) -> Vec<Content> {
+        self.link.forget(now, self.unheard);
         let mut contents: Vec<_> = self.asks.take().map(Content::Again).into_iter().collect();
+        contents.extend(self.receipt.take().map(Content::Receipt));
         let asked = self.asked.take().map(|from| self.link.again(from, BATCH_MESSAGES));
         contents.extend(asked.map(Content::Frame));
         let unheard = self.link.again(self.unheard, BATCH_MESSAGES);
@@ -274,7 +311,7 @@ impl Hearing {
 pub fn end_of(content: &Content) -> u64 {
     match content {
         Content::Frame(Frame { first, messages, .. }) => first + messages.len() as u64,
-        Content::Again(_) | Content::Canary => 0,
+        Content::Again(_) | Content::Receipt(_) | Content::Canary => 0,
     }
 }
 
@@ -332,6 +369,90 @@ mod tests {
         }
         assert_eq!(publish(&mut outgoing), messages[..BATCH_MESSAGES]);
         assert_eq!(publish(&mut outgoing), messages[BATCH_MESSAGES..]);
+    }
+
+    /// What the node would answer to a frame that asks for a receipt.
+    fn receipt_for(contents: &[Content]) -> Receipt {
+        match contents {
+            [Content::Frame(Frame { link, first, messages, wants_receipt: true, .. })] => {
+                assert_eq!(*messages, []);
+                Receipt { link: *link, next: *first }
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_link_whose_messages_are_confirmed_keeps_nothing_and_is_silent() {
+        let mut outgoing = Outgoing::new(NOW);
+        assert!(outgoing.is_done());
+        for number in 1..=2 {
+            outgoing.put(rings());
+            assert_eq!(publish(&mut outgoing).len(), 1);
+            assert!(!outgoing.is_done() && outgoing.held_bytes() > 0);
+            let receipt = receipt_for(&outgoing.next(NOW));
+            assert_eq!(receipt.next, number);
+            outgoing.confirmed(receipt);
+            assert_eq!(outgoing.next(NOW), []);
+            assert!(outgoing.is_done() && !outgoing.is_busy() && outgoing.held_bytes() == 0);
+        }
+    }
+
+    #[test]
+    fn the_progress_is_reported_until_a_receipt_arrives_or_the_messages_are_too_old() {
+        let mut outgoing = Outgoing::new(NOW);
+        outgoing.put(rings());
+        publish(&mut outgoing);
+        let receipt = receipt_for(&outgoing.next(NOW));
+        for other in [
+            Receipt { link: receipt.link + 1, ..receipt },
+            Receipt { next: 2, ..receipt },
+            Receipt { next: 0, ..receipt },
+        ] {
+            outgoing.confirmed(other);
+            assert_eq!(receipt_for(&outgoing.next(NOW + PROGRESS)), receipt);
+        }
+        assert_eq!(outgoing.next(NOW + KEEP), []);
+        assert!(!outgoing.is_done(), "the node learns of the loss by the next number");
+    }
+
+    #[test]
+    fn a_receipt_says_that_the_messages_before_it_were_heard() {
+        let call = CallId::generate(NOW);
+        let mut outgoing = Outgoing::new(NOW);
+        let mut deliveries = [(); 3].map(|()| {
+            let Message::Relay(relay) = relay(call, 1) else { panic!("it is one") };
+            let (payload, delivered) = relay.payload.tracked();
+            outgoing.put(Message::Relay(Relay { payload, ..relay }));
+            delivered
+        });
+        // Redis has not answered.
+        let contents = outgoing.next(NOW);
+        let [Content::Frame(Frame { link, .. })] = &contents[..] else { panic!("{contents:?}") };
+        outgoing.confirmed(Receipt { link: *link, next: 2 });
+        drop(contents);
+        let settled = deliveries.each_mut().map(|delivered| delivered.try_recv().is_ok());
+        assert_eq!(settled, [true, true, false]);
+        // Only the last one is sent again, and can be taken back.
+        let again = outgoing.next(NOW);
+        assert!(matches!(&again[..], [Content::Frame(frame)] if frame.first == 2));
+        outgoing.heard(2);
+        outgoing.landed();
+        assert_eq!(outgoing.recall(call, Role::Callee).len(), 1);
+    }
+
+    #[test]
+    fn what_nobody_heard_is_kept_for_longer() {
+        let mut outgoing = Outgoing::new(NOW);
+        outgoing.put(rings());
+        for seconds in [0, 30, 299] {
+            let unheard = outgoing.next(NOW + Duration::from_secs(seconds));
+            assert_eq!(end_of(&unheard[0]), 1);
+        }
+        assert_eq!(outgoing.next(NOW + Duration::from_mins(5)), []);
+        outgoing.put(rings());
+        let next = outgoing.next(NOW + Duration::from_mins(5));
+        assert!(matches!(&next[..], [Content::Frame(Frame { first: 1, oldest: 1, .. })]));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-// The cost of a call for Redis, by its own counters. Periodic work (heartbeats, sweeps,
-// links that say how far they have come) is measured over a span of the same length and taken off.
+// The cost of a call for Redis, by its own counters. Periodic work (heartbeats, sweeps, canaries) is measured over a
+// span of the same length and taken off.
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
@@ -251,6 +251,40 @@ test('between two devices on one node only the transitions cost anything', async
     await wholeCall(two);
   });
   assert.ok(Math.abs(transitions.publishes) <= 4, `${transitions.publishes} publishes`);
+});
+
+test('nodes with calls between them publish nothing but canaries while nobody sends', async (t) => {
+  const started = await startCluster(4);
+  t.after(() => started.stop());
+  const { nodes } = started;
+  const pairs = [];
+  for (const [index, callers] of nodes.entries()) {
+    for (const callees of nodes.slice(index + 1)) {
+      const two = await pair(t, callers, callees);
+      for (const name of ['ring', 'offer', 'answer', 'candidates']) await steps[name](two);
+      pairs.push(two);
+    }
+  }
+  const published = async (work) => {
+    const before = await scrape(started);
+    await work();
+    return (await scrape(started)).byLabels('switchboard_node_publishes_total', before);
+  };
+  const areSilent = async () => {
+    const { canary = 0, ...others } = await published(() => idling(3_000));
+    return canary >= nodes.length && Object.keys(others).length === 0;
+  };
+  // The messages are confirmed after half a second.
+  await eventually(areSilent, 'the nodes are silent', 12_000);
+  // And again after some more; no link reports its progress more than a few times meanwhile.
+  const { messages, progress, receipt } = await published(async () => {
+    for (const two of pairs) await steps.candidates(two);
+    await eventually(areSilent, 'the nodes are silent', 12_000);
+  });
+  assert.ok(messages >= pairs.length * 2, `${messages} publishes with messages`);
+  const directions = nodes.length * (nodes.length - 1);
+  assert.ok(progress >= directions && progress <= 4 * directions, `${progress} reports`);
+  assert.ok(receipt >= directions && receipt <= progress, `${receipt} receipts`);
 });
 
 test('what waits for the same node travels together', async (t) => {

@@ -12,7 +12,9 @@ use switchboard::{
     cluster::{
         Inbound, Message, Relay,
         link::{Content, Receiver},
-        outgoing::{FORGET_AFTER, Hearing, Outgoing, end_of, may_be_forgotten},
+        outgoing::{
+            CLOSE_AFTER, FORGET_AFTER, Hearing, Outgoing, PROGRESS, end_of, may_be_forgotten,
+        },
     },
     ids::{CallId, NodeId},
     time::Timestamp,
@@ -24,7 +26,6 @@ use tokio::{
 
 use super::{faults::RedisAccess, simulation::Simulation, state::Mistake};
 
-const PROGRESS: Duration = Duration::from_millis(500);
 const RETRY: Duration = Duration::from_millis(100);
 const TIMEOUT: Duration = Duration::from_secs(1);
 /// A node drops its connection after this long without a reply.
@@ -106,14 +107,25 @@ impl Bus {
         let mut unheard_since: Option<Timestamp> = None;
         let mut hearing = Hearing::default();
         let node = self.0.node;
-        let mut pause = PROGRESS;
+        let mut retries = false;
         loop {
-            if pause == PROGRESS {
-                let _ = tokio::time::timeout(pause, peer.wake.notified()).await;
-            } else {
-                tokio::time::sleep(pause).await;
-            }
-            pause = PROGRESS;
+            let is_done = unheard_since.is_none() && peer.outgoing().is_done();
+            let pause = match retries {
+                true => RETRY,
+                false if is_done => CLOSE_AFTER,
+                false => PROGRESS,
+            };
+            let is_unused = tokio::select! {
+                biased;
+                () = peer.wake.notified(), if !retries => {
+                    if !peer.outgoing().has_more() {
+                        continue;
+                    }
+                    false
+                }
+                () = tokio::time::sleep(pause) => pause == CLOSE_AFTER,
+            };
+            retries = false;
             loop {
                 let now = self.0.sim.now();
                 let contents = peer.outgoing().next(now);
@@ -128,7 +140,7 @@ impl Bus {
                     match published {
                         Some(false) => {
                             unheard_since.get_or_insert(now);
-                            pause = RETRY;
+                            retries = true;
                         }
                         Some(true) if hearing.proves(before, asked, self.0.sim.now()) => {
                             unheard_since = None;
@@ -137,10 +149,10 @@ impl Bus {
                         Some(true) => {
                             unheard_since = None;
                             is_known = false;
-                            pause = RETRY;
+                            retries = true;
                         }
                         None => {
-                            pause = RETRY;
+                            retries = true;
                             is_known = false;
                         }
                     }
@@ -149,14 +161,14 @@ impl Bus {
                     peer.outgoing().landed();
                 }
                 let mut peers = self.peers();
-                if unheard_since.is_some_and(|since| now - since > FORGET_AFTER)
-                    || peer.outgoing().is_over()
-                {
+                let nobody_listens = unheard_since.is_some_and(|since| now - since > FORGET_AFTER)
+                    || peer.outgoing().is_over();
+                if nobody_listens || is_unused && peer.outgoing().is_done() {
                     peers.remove(&to);
                     return;
                 }
                 drop(peers);
-                if pause == RETRY || !peer.outgoing().has_more() {
+                if retries || !peer.outgoing().has_more() {
                     break;
                 }
             }
@@ -239,11 +251,14 @@ impl Bus {
                 Content::Again(number) => {
                     self.outgoing(from, |outgoing| outgoing.send_again(number));
                 }
+                Content::Receipt(receipt) => {
+                    self.outgoing(from, |outgoing| outgoing.confirmed(receipt));
+                }
                 Content::Frame(frame) => {
                     let doubled = (sim.mistake == Some(Mistake::DuplicatesTaken))
                         .then(|| frame.messages.clone());
                     let delivery = links.entry(from).or_default().receive(frame);
-                    if delivery.lost > 0 {
+                    if delivery.lost > 0 || delivery.starts_midway {
                         let _ = inbox.send(Inbound::Reset).await;
                     }
                     for message in doubled.unwrap_or(delivery.messages) {
@@ -256,6 +271,9 @@ impl Bus {
                     if let Some(number) = delivery.ask_from {
                         self.outgoing(from, |outgoing| outgoing.ask(number));
                     }
+                    if let Some(receipt) = delivery.receipt {
+                        self.outgoing(from, |outgoing| outgoing.give(receipt));
+                    }
                 }
             }
         }
@@ -266,6 +284,7 @@ fn copy(content: &Content) -> Content {
     match content {
         Content::Frame(frame) => Content::Frame(frame.clone()),
         Content::Again(number) => Content::Again(*number),
+        Content::Receipt(receipt) => Content::Receipt(*receipt),
         Content::Canary => Content::Canary,
     }
 }

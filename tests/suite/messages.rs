@@ -90,6 +90,30 @@ async fn all_arrive(
 }
 
 #[tokio::test]
+async fn what_the_receiver_has_confirmed_is_not_kept() {
+    let server = RedisServer::standalone();
+    let buffers = Buffers::default();
+    let (sender, _inbox) = join_within(&server, &buffers).await;
+    let (receiver, mut inbox) = join(&server).await;
+    let call = CallId::generate(START);
+    for _ in 0..2 {
+        for _ in 0..100 {
+            sender.send(receiver.node(), relay(call, 10_000));
+        }
+        let last = rings();
+        sender.send(receiver.node(), last.clone());
+        arrives(&mut inbox, &last).await;
+        assert!(buffers.used_bytes() > 500_000, "it may be asked for again");
+        let confirmed = async {
+            while buffers.used_bytes() > 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), confirmed).await.expect("it is confirmed");
+    }
+}
+
+#[tokio::test]
 async fn a_failover_loses_no_message() {
     let mut server = RedisServer::sentinel();
     let (sender, node, inbox) = sender_and_inbox(&server).await;

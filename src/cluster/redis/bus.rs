@@ -20,7 +20,9 @@ use crate::{
     cluster::{
         AROUND_BYTES, Inbound, Message, Relay,
         link::{Content, Delivery, Frame, MAX_KEPT, Receiver},
-        outgoing::{FORGET_AFTER, Hearing, Outgoing, end_of, may_be_forgotten},
+        outgoing::{
+            CLOSE_AFTER, FORGET_AFTER, Hearing, Outgoing, PROGRESS, end_of, may_be_forgotten,
+        },
     },
     health::{Health, Part},
     ids::{CallId, NodeId},
@@ -30,8 +32,6 @@ use crate::{
     time::{Clock, Timestamp},
 };
 
-/// How often a link says how far it has come while something could have been missed.
-const PROGRESS: Duration = Duration::from_millis(500);
 /// How often the node checks that its own channel reaches it.
 const CANARY: Duration = Duration::from_secs(2);
 const RETRY: Duration = Duration::from_millis(100);
@@ -91,6 +91,29 @@ impl Incoming {
         }
         self.held.set(self.receiver.early_bytes());
         delivery
+    }
+}
+
+/// The links from all peers.
+struct Links {
+    by_node: HashMap<NodeId, Incoming>,
+    buffers: Buffers,
+}
+
+impl Links {
+    fn new(buffers: Buffers) -> Self {
+        Self { by_node: HashMap::new(), buffers }
+    }
+
+    fn receive(&mut self, from: NodeId, frame: Frame) -> Delivery {
+        let link = self.by_node.entry(from).or_insert_with(|| Incoming::new(&self.buffers));
+        link.receive(frame, &self.buffers)
+    }
+
+    /// So much time has passed in which the node heard its channel. Drops the links that are over by then: those of
+    /// nodes that died or left.
+    fn pass(&mut self, span: Duration) {
+        self.by_node.retain(|_, link| !link.receiver.is_over_after(span));
     }
 }
 
@@ -253,22 +276,29 @@ impl Bus {
     }
 
     /// Sends what is queued for one peer, all that waits together, one publish at a time: that
-    /// keeps the order. Ends when nobody has listened for a while.
+    /// keeps the order. Ends when nobody has listened for a while, or nothing was to be sent.
     async fn run_peer(self, to: NodeId, peer: Arc<Peer>) {
         let mut unheard_since = None;
         let mut hearing = Hearing::default();
-        let mut pause = PROGRESS;
+        let mut retries = false;
         loop {
-            tokio::select! {
-                () = peer.wake.notified(), if pause == PROGRESS => {
-                    // What has woken this may have gone out with the last publish.
+            let is_done = unheard_since.is_none() && peer.outgoing().is_done();
+            let pause = match retries {
+                true => RETRY,
+                false if is_done => CLOSE_AFTER,
+                false => PROGRESS,
+            };
+            let is_unused = tokio::select! {
+                () = peer.wake.notified(), if !retries => {
+                    // What has woken this may have gone out with the last publish, or be a receipt.
                     if !peer.outgoing().has_more() {
                         continue;
                     }
+                    false
                 }
-                () = tokio::time::sleep(pause) => {}
-            }
-            pause = PROGRESS;
+                () = tokio::time::sleep(pause) => pause == CLOSE_AFTER,
+            };
+            retries = false;
             loop {
                 tokio::task::yield_now().await;
                 let now = self.0.clock.now();
@@ -287,7 +317,7 @@ impl Bus {
                         Some(0) => {
                             metrics::PUBLISHES_UNHEARD.increment(1);
                             unheard_since.get_or_insert(now);
-                            pause = RETRY;
+                            retries = true;
                         }
                         Some(_) if hearing.proves(before, asked, self.0.clock.now()) => {
                             unheard_since = None;
@@ -297,11 +327,11 @@ impl Bus {
                         Some(_) => {
                             unheard_since = None;
                             is_known = false;
-                            pause = RETRY;
+                            retries = true;
                         }
                         // It is Redis that is away, not the node. It may be heard all the same.
                         None => {
-                            pause = RETRY;
+                            retries = true;
                             is_known = false;
                         }
                     }
@@ -311,17 +341,17 @@ impl Bus {
                 }
                 // With the lock on all peers: what is put in from now on gets a new link.
                 let mut peers = self.peers();
-                if unheard_since.is_some_and(|since| now - since > FORGET_AFTER)
-                    || peer.outgoing().is_over()
-                {
+                let nobody_listens = unheard_since.is_some_and(|since| now - since > FORGET_AFTER)
+                    || peer.outgoing().is_over();
+                if nobody_listens || is_unused && peer.outgoing().is_done() {
                     peers.remove(&to);
                     if peer.is_crowded.load(Ordering::Relaxed) {
                         self.0.crowded.fetch_sub(1, Ordering::Relaxed);
                     }
-                    return debug!(peer = %to, "nobody listens for a node: its link is closed");
+                    return debug!(peer = %to, nobody_listens, "the link to a node is closed");
                 }
                 drop(peers);
-                if pause == RETRY || !peer.outgoing().has_more() {
+                if retries || !peer.outgoing().has_more() {
                     break;
                 }
             }
@@ -387,7 +417,7 @@ impl Bus {
         let mut messages = subscriber.message_rx();
         let mut reconnections = subscriber.reconnect_rx();
         let mut canary = tokio::time::interval(CANARY);
-        let mut links: HashMap<NodeId, Incoming> = HashMap::new();
+        let mut links = Links::new(self.0.buffers.clone());
         let mut inbox = Inbox::new(inbox, &self.0.buffers);
         let (mut alive, mut is_canary_out) = (false, false);
         let mut heard_at = Instant::now();
@@ -398,6 +428,7 @@ impl Bus {
                         let Some(text) = message.value.into_string() else { continue };
                         if self.take(&text, &mut links, &mut inbox).await {
                             alive = true;
+                            links.pass(CANARY);
                             let away = heard_at.max(*self.looked_up_at()).elapsed();
                             heard_at = Instant::now();
                             if may_be_forgotten(away) {
@@ -455,12 +486,7 @@ impl Bus {
     }
 
     /// Takes one envelope. Says whether it was the canary.
-    async fn take(
-        &self,
-        text: &str,
-        links: &mut HashMap<NodeId, Incoming>,
-        inbox: &mut Inbox,
-    ) -> bool {
+    async fn take(&self, text: &str, links: &mut Links, inbox: &mut Inbox) -> bool {
         let envelope = match Envelope::read(text) {
             Ok(envelope) => envelope,
             Err(error) => {
@@ -472,6 +498,9 @@ impl Bus {
         match envelope.content {
             Content::Canary => return from == self.0.node,
             Content::Again(number) => self.outgoing(from, |outgoing| outgoing.send_again(number)),
+            Content::Receipt(receipt) => {
+                self.outgoing(from, |outgoing| outgoing.confirmed(receipt));
+            }
             Content::Frame(frame) => {
                 if !inbox.has_room_for(&frame) {
                     // It is asked for again when the next one comes, or the sender says how far it is.
@@ -482,11 +511,15 @@ impl Bus {
                     return false;
                 }
                 inbox.is_full = false;
-                let link = links.entry(from).or_insert_with(|| Incoming::new(&self.0.buffers));
-                let delivery = link.receive(frame, &self.0.buffers);
+                let delivery = links.receive(from, frame);
                 metrics::NODE_LOST.increment(delivery.lost);
                 if delivery.lost > 0 {
                     warn!(peer = %from, count = delivery.lost, "messages of a node are lost");
+                }
+                if delivery.starts_midway {
+                    warn!(peer = %from, "a node that was away goes on: its messages may be lost");
+                }
+                if delivery.lost > 0 || delivery.starts_midway {
                     // Its records say what they would have said of calls.
                     inbox.put(Inbound::Reset, 0).await;
                 }
@@ -506,8 +539,47 @@ impl Bus {
                     metrics::NODE_GAPS.increment(1);
                     self.outgoing(from, |outgoing| outgoing.ask(number));
                 }
+                if let Some(receipt) = delivery.receipt {
+                    self.outgoing(from, |outgoing| outgoing.give(receipt));
+                }
             }
         }
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::link::DROP_AFTER;
+
+    #[test]
+    fn the_link_of_a_node_from_which_nothing_comes_is_dropped_with_what_waits_there() {
+        let now = Timestamp::from_millis(1_800_000_000_000);
+        let buffers = Buffers::default();
+        let mut links = Links::new(buffers.clone());
+        let nodes = [NodeId::generate(now), NodeId::generate(now)];
+        let frame = |first| Frame {
+            link: 1,
+            first,
+            oldest: 0,
+            messages: vec![Message::Void],
+            wants_receipt: false,
+        };
+        for node in nodes {
+            // The first message is missing.
+            assert_eq!(links.receive(node, frame(1)).ask_from, Some(0));
+        }
+        let held_bytes = buffers.used_bytes();
+        let mut passed = Duration::ZERO;
+        while passed < DROP_AFTER {
+            assert_eq!(buffers.used_bytes(), held_bytes, "after {passed:?}");
+            links.receive(nodes[0], frame(1));
+            links.pass(CANARY);
+            passed += CANARY;
+        }
+        assert_eq!(buffers.used_bytes(), held_bytes / 2);
+        assert_eq!(links.receive(nodes[0], frame(0)).messages.len(), 2);
+        assert_eq!((links.by_node.len(), buffers.used_bytes()), (1, 0));
     }
 }

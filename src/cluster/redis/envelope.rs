@@ -72,11 +72,12 @@ impl Envelope<Box<RawValue>> {
             })
         };
         let content = match content {
-            Content::Frame(Frame { link, first, oldest, messages }) => {
+            Content::Frame(Frame { link, first, oldest, messages, wants_receipt }) => {
                 let messages = messages.into_iter().map(known).collect();
-                Content::Frame(Frame { link, first, oldest, messages })
+                Content::Frame(Frame { link, first, oldest, messages, wants_receipt })
             }
             Content::Again(number) => Content::Again(number),
+            Content::Receipt(receipt) => Content::Receipt(receipt),
             Content::Canary => Content::Canary,
         };
         Envelope { v, from, content }
@@ -94,6 +95,7 @@ mod tests {
     fn kind(envelope: &Envelope) -> &'static str {
         match &envelope.content {
             Content::Again(_) => "again",
+            Content::Receipt(_) => "receipt",
             Content::Canary => "canary",
             Content::Frame(frame) => match frame.messages.first() {
                 None => "progress",
@@ -135,7 +137,8 @@ mod tests {
             "void",
             "dropped",
         ];
-        assert_eq!(kinds, [&messages[..], &["progress", "again", "canary"]].concat());
+        let others = ["progress", "again", "canary", "progress", "receipt"];
+        assert_eq!(kinds, [&messages[..], &others].concat());
     }
 
     #[test]
