@@ -114,6 +114,10 @@ pub enum Link {
         until: Timestamp,
         /// The node that held its socket, and has its buffered messages.
         node: NodeId,
+        /// When the connection of that socket began: an earlier one of the device is dead too. Earlier builds do
+        /// not say.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        since: Option<Timestamp>,
     },
 }
 
@@ -140,6 +144,9 @@ pub struct BusyDevice {
     /// Its socket, the latest one.
     pub socket: SocketId,
     pub device: Option<DeviceId>,
+    /// When the connection of that socket began. Earlier builds do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
     /// Whether that socket is gone, and the device may come back on another one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_gone: bool,
@@ -453,6 +460,14 @@ impl Link {
         }
     }
 
+    /// When the connection of the party's socket began, as far as the record says.
+    pub fn since(&self) -> Option<Timestamp> {
+        match self {
+            Link::Bound(Binding { since, .. }) | Link::Lost { since, .. } => *since,
+            Link::Open => None,
+        }
+    }
+
     /// Until when a lost device may come back; None unless it is lost.
     pub fn lost_until(&self) -> Option<Timestamp> {
         match self {
@@ -473,6 +488,12 @@ impl Role {
 }
 
 impl Device {
+    /// Whether its connection began no earlier than one of the same device at `since`. Of two connections the
+    /// earlier is dead, however late its node learns that or announces it.
+    fn is_as_late_as(&self, since: Option<Timestamp>) -> bool {
+        since.is_none_or(|since| since <= self.connected_at)
+    }
+
     fn bind(&self) -> Link {
         Link::Bound(self.binding(true))
     }

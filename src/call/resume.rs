@@ -31,7 +31,9 @@ impl Rules {
                 Link::Lost { device, .. } => device.clone(),
                 Link::Open => return None,
             };
-            *link = Link::Lost { device, until: now + self.reconnect_grace, node };
+            // All connections of before are gone, and this machine's time of day may have been set back.
+            let (until, since) = (now + self.reconnect_grace, None);
+            *link = Link::Lost { device, until, node, since };
         }
         next.note(What::Lost, None, node);
         Some(next)

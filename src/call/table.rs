@@ -303,3 +303,38 @@ fn an_earlier_connection_of_a_device_does_not_take_the_place_of_a_later_one() {
     binding.since = None;
     assert!(joined(&unknown, "a1+").is_ok());
 }
+
+#[test]
+fn an_earlier_connection_does_not_take_the_place_of_a_later_one_that_is_lost() {
+    let joined = |call: &Call, name| RULES.apply(call, &Event::Joined(device(name)), node(), now());
+    let stayed = |call: &Call, name| RULES.apply(call, &Event::Stayed(device(name)), node(), now());
+    let active = after(&[Event::Answer(device("b1"))]);
+    let back = joined(&active, "a1++").unwrap();
+    let lost = RULES.apply(&back, &gone("a1++"), node(), now()).unwrap();
+    // Its node has not noticed that it is dead: whoever is bound to it hears nothing.
+    assert_eq!(joined(&lost, "a1+"), Err(Refusal::NothingToDo));
+    assert_eq!(stayed(&lost, "a1+"), Err(Refusal::NothingToDo));
+    assert!(stayed(&lost, "a1++").is_ok(), "it was only taken for lost");
+    assert!(joined(&lost, "a1+++").is_ok());
+    let mut unknown = lost.clone();
+    let Link::Lost { since, .. } = &mut unknown.caller.link else { panic!("{unknown:?}") };
+    *since = None;
+    assert!(joined(&unknown, "a1+").is_ok(), "of an earlier build");
+}
+
+#[test]
+fn an_earlier_connection_does_not_take_the_place_of_a_later_one_that_is_busy() {
+    let by = device("b1++");
+    let ringing = ringing();
+    let sockets = vec![(node(), 2)];
+    let busy = RULES.apply(&ringing, &Event::Busy { by, sockets }, node(), now()).unwrap();
+    let joined = |call: &Call, name| RULES.apply(call, &Event::Joined(device(name)), node(), now());
+    assert_eq!(joined(&busy, "b1+"), Err(Refusal::NothingToDo));
+    assert!(busy.is_busy_on(device("b1++").socket));
+    let moved = joined(&busy, "b1+++").unwrap();
+    assert!(moved.is_busy_on(device("b1+++").socket));
+    assert_eq!(joined(&moved, "b1++"), Err(Refusal::NothingToDo));
+    let lost = RULES.apply(&moved, &gone("b1+++"), node(), now()).unwrap();
+    assert_eq!(joined(&lost, "b1++"), Err(Refusal::NothingToDo));
+    assert!(joined(&lost, "b1++++").unwrap().is_busy_on(device("b1++++").socket));
+}

@@ -120,7 +120,8 @@ impl Rules {
                     Some(id) if *may_return => {
                         let until = now + self.reconnect_grace;
                         let (device, node) = (id.clone(), device.node);
-                        call.party_mut(role).link = Link::Lost { device, until, node };
+                        let since = call.party(role).link.since();
+                        call.party_mut(role).link = Link::Lost { device, until, node, since };
                         Ok(())
                     }
                     Some(_) | None => call.end(Cause::Lost { role }, now),
@@ -222,6 +223,7 @@ impl Call {
                     node: device.node,
                     socket: device.socket,
                     device: device.id.clone(),
+                    since: Some(device.connected_at),
                     is_gone: false,
                 });
                 Ok(())
@@ -250,12 +252,15 @@ impl Call {
         }
     }
 
-    /// The place of `device` among the busy ones, if it has said so on an earlier socket.
+    /// The place of `device` among the busy ones, if it has said so on a socket of an earlier connection.
     fn was_busy_on(&self, device: &Device) -> Option<usize> {
         let is_callee = self.role_of(&device.user) == Some(Role::Callee);
         let id = device.id.as_ref().filter(|_| is_callee)?;
-        let is_it =
-            |busy: &BusyDevice| busy.device.as_ref() == Some(id) && busy.socket != device.socket;
+        let is_it = |busy: &BusyDevice| {
+            busy.device.as_ref() == Some(id)
+                && busy.socket != device.socket
+                && device.is_as_late_as(busy.since)
+        };
         self.busy.iter().position(is_it)
     }
 
@@ -264,6 +269,7 @@ impl Call {
         if let Some(place) = self.was_busy_on(device) {
             let busy = &mut self.busy[place];
             (busy.node, busy.socket, busy.is_gone) = (device.node, device.socket, false);
+            busy.since = Some(device.connected_at);
         }
     }
 
@@ -305,13 +311,16 @@ impl Call {
         let is_live = self.is_live();
         let link = &mut self.party_mut(role).link;
         let is_it = match (&*link, &device.id) {
-            (Link::Lost { device: lost, .. }, Some(id)) => lost == id,
-            // The client noticed the death of the old socket before the server. A connection that began
-            // before the one that is bound is the dead one, whose node took long to say that it is here.
+            // A connection that began before the one that is lost, or bound, is dead: its node took long to say
+            // that it is here, and has not noticed.
+            (Link::Lost { device: lost, since, .. }, Some(id)) => {
+                lost == id && device.is_as_late_as(*since)
+            }
+            // The client noticed the death of the old socket before the server.
             (Link::Bound(binding), Some(id)) if moves => {
                 binding.device.as_ref() == Some(id)
                     && binding.socket != device.socket
-                    && binding.since.is_none_or(|since| since <= device.connected_at)
+                    && device.is_as_late_as(binding.since)
             }
             (Link::Open | Link::Bound(_), Some(_)) | (_, None) => false,
         };

@@ -70,6 +70,8 @@ pub struct Context {
     pub(super) limits: Arc<Limits>,
     /// Set when the whole service ends: no device can come back to a call.
     ends_calls: AtomicBool,
+    /// When the latest connection began, in milliseconds.
+    latest_ms: AtomicU64,
     /// The sockets that are connected, or gone and not signed off yet.
     sessions: Mutex<HashSet<SocketId>>,
     /// The sockets that are being let in right now.
@@ -86,7 +88,7 @@ impl Context {
         limits: Arc<Limits>,
     ) -> Self {
         let (leases, sessions, entering) = (Leases::default(), Mutex::default(), Turns::default());
-        let ends_calls = AtomicBool::new(false);
+        let (ends_calls, latest_ms) = (AtomicBool::new(false), AtomicU64::new(0));
         Self {
             calls,
             access,
@@ -96,6 +98,7 @@ impl Context {
             ice,
             limits,
             ends_calls,
+            latest_ms,
             sessions,
             entering,
         }
@@ -104,6 +107,14 @@ impl Context {
     /// From now on a socket that goes away takes its call with it.
     pub fn end_calls(&self) {
         self.ends_calls.store(true, Ordering::Relaxed);
+    }
+
+    /// When a connection began that begins now: no earlier than the ones before, also if the machine's time of day
+    /// is set back.
+    fn connected_at(&self) -> Timestamp {
+        let now_ms = self.calls.now().as_millis();
+        let latest_ms = self.latest_ms.fetch_max(now_ms, Ordering::Relaxed);
+        Timestamp::from_millis(now_ms.max(latest_ms))
     }
 
     pub(super) fn sessions(&self) -> MutexGuard<'_, HashSet<SocketId>> {
@@ -201,7 +212,7 @@ impl Session {
         let is_new = context.sessions().insert(socket);
         let buffers = context.limits.buffers().clone();
         is_new.then(|| {
-            let connected_at = context.calls.now();
+            let connected_at = context.connected_at();
             Arc::new(Self {
                 context,
                 socket,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use switchboard::{
-    call::{Call, Cause, Device, EndReason, Link, Role, State as CallState, What},
+    call::{BusyDevice, Call, Cause, Device, EndReason, Link, Role, State as CallState, What},
     history::Row,
     ids::{CallId, SocketId, UserId},
     payload::Payload,
@@ -74,6 +74,8 @@ pub struct InvariantChecker {
     got: BTreeSet<(CallId, UserId, String)>,
     log: VecDeque<String>,
     calls: BTreeMap<CallId, Call>,
+    /// The number of the latest connection by which each party of a call was bound to it.
+    latest: BTreeMap<(CallId, UserId), u64>,
     sockets: BTreeMap<SocketId, SocketView>,
 }
 
@@ -186,13 +188,15 @@ impl InvariantChecker {
     fn note_moves(&mut self, before: &Call, after: &Call) {
         for role in [Role::Caller, Role::Callee] {
             let Some(socket) = after.party(role).link.socket() else { continue };
-            if let (Link::Bound(left), Link::Bound(taken)) =
-                (&before.party(role).link, &after.party(role).link)
-                && !self.may_forget
-                && left.device == taken.device
-                && number_of(taken.socket) < number_of(left.socket)
-            {
-                self.violated(LATER, || format!("{} after {}", brief(after), brief(before)));
+            let latest = before.party(role).link.socket().map_or(0, number_of);
+            let latest = *self
+                .latest
+                .entry((after.id, after.party(role).user.clone()))
+                .and_modify(|known| *known = latest.max(*known))
+                .or_insert(latest);
+            if number_of(socket) < latest && !self.may_forget {
+                let what = || format!("{} after {latest} connections", brief(after));
+                self.violated(LATER, what);
             }
             let moved = match &before.party(role).link {
                 Link::Open => false,
@@ -200,6 +204,13 @@ impl InvariantChecker {
             };
             if let Some(view) = self.sockets.get_mut(&socket).filter(|_| moved) {
                 view.calls.entry(after.id).or_default().came_back = true;
+            }
+        }
+        for busy in &after.busy {
+            let is_it = |other: &&BusyDevice| other.device == busy.device;
+            let was = before.busy.iter().find(is_it).map_or(0, |was| number_of(was.socket));
+            if number_of(busy.socket) < was && !self.may_forget {
+                self.violated(LATER, || format!("{busy:?} of {} after {was}", brief(after)));
             }
         }
     }
