@@ -218,17 +218,7 @@ async fn presence_can_be_asked_for_without_watching() {
 #[tokio::test]
 async fn presence_is_not_made_up_when_redis_is_away() {
     let mut server = RedisServer::standalone();
-    let node = NodeId::generate(Clock::System.now());
-    let (cluster, _inbox) = Redis::join(
-        server.url(),
-        "test",
-        node,
-        shared_clock(),
-        Health::default(),
-        &Buffers::default(),
-    )
-    .await
-    .unwrap();
+    let (cluster, _inbox) = join(&server).await;
     server.kill_first();
     assert_eq!(cluster.presence(&[user("anna")]).await, Err(Unavailable));
 }
@@ -329,17 +319,8 @@ async fn a_record_that_is_gone_is_put_back_over_the_claims_that_it_was_decided_o
 #[tokio::test]
 async fn who_left_before_redis_went_back_is_taken_off_the_node() {
     let server = RedisServer::standalone();
-    let node = NodeId::generate(Clock::System.now());
-    let (cluster, _inbox) = Redis::join(
-        server.url(),
-        "test",
-        node,
-        shared_clock(),
-        Health::default(),
-        &Buffers::default(),
-    )
-    .await
-    .unwrap();
+    let (cluster, _inbox) = join(&server).await;
+    let node = cluster.node();
     cluster.attach(&user("anna"), socket("1")).await.unwrap();
     server.run(&["hset", "sb:{test}:user:ben", &format!("node:{node}"), "1"]);
     server.run(&["sadd", &format!("sb:{{test}}:node:{node}"), "ben"]);
@@ -485,17 +466,7 @@ async fn a_node_whose_clock_is_wrong_goes_by_that_of_redis() {
 #[tokio::test]
 async fn users_of_a_dead_node_are_heard_of_until_they_are_seen_off() {
     let server = RedisServer::standalone();
-    let node = NodeId::generate(Clock::System.now());
-    let (redis, mut inbox) = Redis::join(
-        server.url(),
-        "test",
-        node,
-        shared_clock(),
-        Health::default(),
-        &Buffers::default(),
-    )
-    .await
-    .unwrap();
+    let (redis, mut inbox) = join(&server).await;
     // A node that has attached a user and then went silent.
     let dead = NodeId::generate(START);
     server.run(&["HSET", "sb:{test}:user:anna", &format!("node:{dead}"), "1", "order", "1"]);
@@ -533,17 +504,7 @@ async fn users_of_a_dead_node_are_heard_of_until_they_are_seen_off() {
 #[tokio::test]
 async fn users_of_a_dead_node_that_is_back_are_not_heard_of() {
     let server = RedisServer::standalone();
-    let node = NodeId::generate(Clock::System.now());
-    let (_redis, mut inbox) = Redis::join(
-        server.url(),
-        "test",
-        node,
-        shared_clock(),
-        Health::default(),
-        &Buffers::default(),
-    )
-    .await
-    .unwrap();
+    let (_redis, mut inbox) = join(&server).await;
     // A node that was evicted has since attached anna again, but not ben.
     let back = NodeId::generate(START);
     server.run(&["HSET", "sb:{test}:user:anna", &format!("node:{back}"), "1", "order", "1"]);
@@ -565,18 +526,8 @@ async fn users_of_a_dead_node_that_is_back_are_not_heard_of() {
 #[tokio::test]
 async fn a_node_with_users_that_has_not_been_heard_of_since_redis_was_empty_can_be_buried() {
     let server = RedisServer::standalone();
-    let node = NodeId::generate(Clock::System.now());
-    let (redis, mut inbox) = Redis::join(
-        server.url(),
-        "test",
-        node,
-        shared_clock(),
-        Health::default(),
-        &Buffers::default(),
-    )
-    .await
-    .unwrap();
-    let last_beat = || server.run(&["ZSCORE", "sb:{test}:nodes", &node.to_string()]);
+    let (redis, mut inbox) = join(&server).await;
+    let last_beat = || server.run(&["ZSCORE", "sb:{test}:nodes", &redis.node().to_string()]);
     assert!(last_beat().parse::<u64>().is_ok());
     let mut presumed = None;
     for _ in 0..5 {
