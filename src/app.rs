@@ -222,7 +222,7 @@ fn log_end(part: Result<(), JoinError>) {
     }
 }
 
-/// What takes note of calls, and what writes it.
+/// The recorder of calls, and the writer behind it.
 fn record(
     store: Arc<dyn Store>,
     cluster: Arc<dyn Cluster>,

@@ -37,7 +37,7 @@ pub enum Part {
     Redis,
     /// This node's place among the nodes: its heartbeat is not renewed, though Redis answers its other commands.
     Lease,
-    /// What other nodes send this one.
+    /// Messages of other nodes.
     Channel,
     /// Writing the call history.
     History,

@@ -47,7 +47,7 @@ impl UserId {
 
     /// The largest whole number that every JSON parser reads exactly: 2^53 - 1.
     pub const MAX_NUMBER: i64 = 9_007_199_254_740_991;
-    /// What clients may send as one, in words.
+    /// The description of an id, for error texts.
     pub const EXPECTED_JSON: &str = "a string of 1 to 128 bytes without control characters (or a whole number up to 9007199254740991)";
 
     /// Reads a user id from JSON text: a string, or a whole number, whose decimal text is the id. Many

@@ -47,7 +47,7 @@ labels! {
     Closed { Client = "client", Transport = "transport", Heartbeat = "heartbeat", Server = "server" }
     /// The reason for closing a slow client.
     Slow { Queue = "queue", Stalled = "stalled", Body = "body", Budget = "budget" }
-    /// What the node buffers.
+    /// The buffers of the node.
     Buffer {
         Frames = "frames", Inboxes = "inboxes", Clients = "clients", Calls = "calls", Links = "links",
     }
@@ -112,7 +112,7 @@ labels! {
         Other = "other",
     }
     Connection { Commands = "commands", Messages = "messages", Lease = "lease" }
-    /// What is published on a node's channel.
+    /// The kinds of messages on a node's channel.
     Publish { Messages = "messages", Progress = "progress", Ask = "ask", Receipt = "receipt", Canary = "canary" }
     /// Messages between nodes.
     Said {

@@ -70,7 +70,7 @@ impl Payload {
     pub fn settle(&self) {
         let Some(Receipt(told)) = &self.receipt else { return };
         if let Some(told) = told.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            // Whoever asked may be gone.
+            // The receiver may be gone.
             let _ = told.send(());
         }
     }

@@ -38,7 +38,7 @@ pub struct RedisUsed {
     pub script_us: u64,
     pub input_bytes: u64,
     pub output_bytes: u64,
-    /// What the data take now.
+    /// The memory of the data.
     pub memory_bytes: u64,
     pub cpu_s: f64,
 }

@@ -241,8 +241,8 @@ impl Call {
             && sockets.iter().any(|(node, count)| *count > busy_on(*node))
     }
 
-    /// The socket of a busy device is gone. What was said stays said: the device, if it comes back, does not
-    /// ring again, and the call, if nobody answers it, ends as busy.
+    /// The socket of a busy device is gone. The report stays valid: if the device returns, it does
+    /// not ring again, and a call that nobody answers ends as busy.
     fn busy_gone(&mut self, device: &Device, may_return: bool) {
         for busy in self.busy.iter_mut().filter(|busy| busy.socket == device.socket) {
             busy.is_gone = true;

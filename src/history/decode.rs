@@ -70,13 +70,13 @@ pub fn whole<'r>(row: &'r impl Source<'r>) -> Result<Row, sqlx::Error> {
     Ok(Row { timeline: steps.into_iter().filter_map(known).collect(), ..listed(row)? })
 }
 
-/// When a node was last noted to live.
+/// The time of a node's last heartbeat.
 pub fn beat<'r>(row: &'r impl Source<'r>) -> Result<(NodeId, Timestamp), sqlx::Error> {
     Ok((parse(row, "node")?, time(row, "alive_at")?.ok_or(unknown("alive_at"))?))
 }
 
-/// A call that the process before this one held live, with when it was last known to live; None if this version
-/// cannot read its record.
+/// A live call of the previous process, with the time at which it was last known to be live. `None` if this build cannot
+/// read its record.
 pub fn left_live<'r>(
     row: &'r impl Source<'r>,
     beats: &HashMap<NodeId, Timestamp>,
@@ -96,7 +96,7 @@ pub fn left_live<'r>(
     }
 }
 
-/// What time it is in the database.
+/// The time of day in the database.
 pub fn now<'r>(row: &'r impl Source<'r>) -> Result<Timestamp, sqlx::Error> {
     time(row, "now")?.ok_or(unknown("now"))
 }

@@ -85,8 +85,8 @@ impl Keeper {
         }
     }
 
-    /// Neither duty waits until the other succeeds. What goes by the age of calls waits until all clocks
-    /// agree: a wrong one would take all history.
+    /// Each duty runs even if the other fails. Work that depends on the age of calls waits until
+    /// all clocks agree: a wrong clock would remove all history.
     async fn put_in_order(&self) -> Result<(), KeepError> {
         let now = self.clock.now();
         let agreed = self.compare_clocks(now).await;
@@ -118,10 +118,11 @@ impl Keeper {
     }
 }
 
-/// Ends the rows of calls from before `made_before` whose last witness died while they were live.
+/// Ends the rows of calls from before `made_before` whose last node ended while they were live.
 ///
-/// The true end is not known. They end at the last moment at which they were known to live: when they last
-/// changed, or their node last said so. They give way to the true end if it is written after all.
+/// Their true end is unknown. They end at the last moment at which they were known to be live:
+/// their last change, or their node's last heartbeat. If the true end is written later, it replaces
+/// this one.
 pub async fn close_orphans(store: &dyn Store, made_before: Timestamp) -> Result<(), StoreError> {
     close_orphans_but(store, made_before, &BTreeSet::new()).await
 }

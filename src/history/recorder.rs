@@ -28,7 +28,8 @@ use crate::{
 const BATCH_ROWS: usize = 1024;
 /// Time to gather rows before a write, so that many calls share one, and a short call is written once.
 const GATHER: Duration = Duration::from_millis(250);
-/// How often it is noted that calls are live. What a killed process loses of their duration is no more.
+/// The interval of heartbeats for live calls. A killed process loses at most this much of their
+/// duration.
 pub const HEARTBEAT: Duration = Duration::from_secs(5);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(5);
@@ -48,7 +49,7 @@ pub struct Recorder {
 /// The other end of a [`Recorder`]: the task that writes.
 pub struct Writer {
     backlog: Arc<Backlog>,
-    /// Who notes that its calls are live, and by which clock.
+    /// The node whose calls are reported as live, and the clock for it.
     beats_as: Option<(NodeId, Clock)>,
     store: Arc<dyn Store>,
     cluster: Arc<dyn Cluster>,
@@ -78,7 +79,8 @@ async fn tick(ticks: &mut Option<Interval>) {
 }
 
 impl Recorder {
-    /// Has the whole records of live calls written too: the process alone holds them, and may die.
+    /// Writes the whole records of live calls, too, because only this process has them, and it may
+    /// be killed.
     #[must_use]
     pub fn keeping_records(mut self) -> Self {
         self.keeps_records = true;

@@ -46,7 +46,7 @@ impl Operators {
     }
 }
 
-/// What there is, for who opens the address.
+/// The endpoints, as text for a person who opens the address.
 const ENDPOINTS: &str = "\
 GET /livez    200 while the process runs
 GET /readyz   200 while the node is to be sent new clients; what it does without at the moment

@@ -93,7 +93,7 @@ mod tests {
         assert_eq!(spent[200], Spent::Wait(Kind::Event, Duration::from_millis(20)));
         assert_eq!(spent.iter().filter(|spent| matches!(spent, Spent::Wait(..))).count(), 1_000);
         assert_eq!(spent[1_200], Spent::Enough(Kind::Event));
-        // Whoever does wait is served.
+        // A client that waits is served.
         assert_eq!(budget.spend(&settings, "x", false, NOW_US + 20_000), Spent::Fine);
     }
 }

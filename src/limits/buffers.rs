@@ -1,11 +1,13 @@
-//! How many bytes this node buffers, for clients, calls and other nodes: one budget for all of it.
+//! The node's byte budget: one budget for everything that is buffered for clients, calls and other
+//! nodes.
 //!
-//! Each holder has a [`Charge`], which gives back what it counts when it is dropped. A holder may grow to a
-//! share of what is free (dynamic thresholds, as in switches: Choudhury and Hahne, 1998), so the largest are
-//! refused first and a small one is not refused while anything is free. Above [`SHED_ABOVE`] the gateway cuts
-//! off the clients that hold the most.
+//! Each holder has a [`Charge`], which releases what it counts when it is dropped. A holder may
+//! grow to a share of the free bytes (dynamic thresholds, as in switches: Choudhury and Hahne,
+//! 1998). Therefore the largest holders are refused first, and a small one is not refused while
+//! anything is free. Above [`SHED_ABOVE`] the gateway disconnects the clients that hold the most.
 //!
-//! Counts payloads, and estimates what is around them. The allocator's share is not in it.
+//! Counts payloads, and estimates the structures around them. The allocator's overhead is not
+//! included.
 
 use std::{
     array,
@@ -27,14 +29,15 @@ use crate::{
     metrics::{self, Buffer, Label},
 };
 
-/// The share of the free bytes that one holder may have: one in so many.
+/// The share of the free bytes that one holder may have, as a divisor.
 const SHARE: usize = 8;
-/// What one holder may have in any case, while it is free.
+/// The bytes that one holder may have in any case, while they are free.
 pub const FLOOR_BYTES: usize = 16 * 1024;
-/// From which share of the budget on clients are cut off, and down to which: eighths.
+/// The part of the budget, in eighths, above which clients are disconnected until it is below
+/// again.
 const SHED_ABOVE: usize = 7;
 const SHED_TO: usize = 6;
-/// For how long more than that is used before the node is sent no new clients.
+/// The node is not sent new clients after more than that was used for this long.
 const LONG: Duration = Duration::from_secs(5);
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -50,7 +53,7 @@ struct Shared {
     pressed: Notify,
 }
 
-/// What one holder buffers. Counted in the budget until it is dropped.
+/// The bytes of one holder, counted in the budget until this is dropped.
 #[derive(Debug)]
 pub struct Charge {
     buffers: Buffers,
@@ -59,7 +62,7 @@ pub struct Charge {
 }
 
 impl Default for Buffers {
-    /// Without a bound: for tests and tools.
+    /// Without a bound, for tests and tools.
     fn default() -> Self {
         Self::new(usize::MAX)
     }
@@ -84,30 +87,32 @@ impl Buffers {
         self.0.budget_bytes.saturating_sub(self.used_bytes())
     }
 
-    /// How much a holder may have in all that has `held_bytes` of it already, and `floor_bytes` in any case.
+    /// The bytes that a holder may have in all if it has `held_bytes` already; at least
+    /// `floor_bytes`.
     pub fn allowance_bytes(&self, held_bytes: usize, floor_bytes: usize) -> usize {
         let free = self.free_bytes();
         (free / SHARE).max(floor_bytes).min(held_bytes.saturating_add(free))
     }
 
-    /// How much has to go until nobody has to be cut off.
+    /// The number of bytes to release before shedding ends.
     pub fn excess_bytes(&self) -> usize {
         self.used_bytes().saturating_sub(self.0.budget_bytes / 8 * SHED_TO)
     }
 
-    /// Whether so much is used that clients are cut off.
+    /// Whether so much is used that clients are disconnected.
     pub fn are_pressed(&self) -> bool {
         self.used_bytes() > self.0.budget_bytes / 8 * SHED_ABOVE
     }
 
-    /// Waits until so much is used that clients are to be cut off.
+    /// Waits until so much is used that clients must be disconnected.
     pub async fn pressed(&self) {
         while !self.are_pressed() {
             self.0.pressed.notified().await;
         }
     }
 
-    /// Says in `health` when the budget has been used up for long, and when it is not any more. For ever.
+    /// Reports in `health` that the budget has been exhausted for long, and its recovery. Runs
+    /// without end.
     pub async fn watch(self, health: Health) {
         let mut ticks = tokio::time::interval(WATCH_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -152,7 +157,7 @@ impl Charge {
         &self.buffers.0.used[self.buffer.index()]
     }
 
-    /// Counts `bytes` more, whether there is room or not. Answers how many it has then.
+    /// Counts `bytes` more, whether there is room or not. Returns the holder's total.
     pub fn add(&self, bytes: usize) -> usize {
         self.total().fetch_add(bytes, Ordering::Relaxed);
         if self.buffers.are_pressed() {
@@ -189,7 +194,7 @@ impl Charge {
         self.total().fetch_sub(before.min(bytes), Ordering::Relaxed);
     }
 
-    /// It has this much now.
+    /// Sets the holder's total.
     pub fn set(&self, bytes: usize) {
         let before = self.bytes.swap(bytes, Ordering::Relaxed);
         if bytes >= before {
@@ -202,13 +207,13 @@ impl Charge {
         }
     }
 
-    /// A holder of the same kind that has nothing.
+    /// An empty holder of the same kind.
     #[must_use]
     pub fn sibling(&self) -> Self {
         self.buffers.holder(self.buffer)
     }
 
-    /// What this holder has; it has nothing from now on.
+    /// Moves the bytes of this holder to a new one.
     #[must_use]
     pub fn take(&mut self) -> Self {
         let empty = self.sibling();

@@ -44,7 +44,7 @@ use crate::{
 /// `Retry-After` where it depends on others.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// The same where it is a matter of one question's time.
+/// `Retry-After` where a slot is free after the time of one query.
 const RETRY_READING: Duration = Duration::from_secs(1);
 
 /// The limits, and how much of them is used.
@@ -91,11 +91,11 @@ pub enum What {
     AddressPresenceIds,
 }
 
-/// Whose readings of history are counted together.
+/// The key by which concurrent readings of history are counted.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Reader {
     User(UserId),
-    /// Where nobody shows who they are.
+    /// For requests without a verified identity.
     Address(Source),
 }
 
@@ -158,14 +158,14 @@ impl Limits {
         &self.settings
     }
 
-    /// With the budget of the node, which others share.
+    /// Uses a byte budget that is shared with others.
     #[must_use]
     pub fn buffered_in(mut self, buffers: Buffers) -> Self {
         self.buffers = buffers;
         self
     }
 
-    /// What all buffers of the node have in common.
+    /// The node's byte budget.
     pub fn buffers(&self) -> &Buffers {
         &self.buffers
     }
@@ -287,7 +287,7 @@ impl Limits {
         admitted
     }
 
-    /// Notes that somebody is turned away, for what they `said`.
+    /// Records a refused client; `said` is the text that was refused.
     pub fn refuse(&self, reason: Refused, source: Source, said: Option<&str>) {
         self.refusals.note(reason, source, said);
     }

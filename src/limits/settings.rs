@@ -12,8 +12,8 @@ pub struct Settings {
     pub events: Option<Quota>,
     /// `call:ice-candidate` of one socket.
     pub candidates: Option<Quota>,
-    /// Packets of one connection, whatever they are: websocket frames, packets and requests on polling. Unless it
-    /// is said, as many as a socket with all its events, candidates and refusals may send.
+    /// Packets of one connection of any kind: websocket frames, packets and requests on polling. By
+    /// default, as many as a socket with all its events, candidates and refusals may send.
     pub frames: Option<Quota>,
     /// `call:initiate` of one user.
     pub call_attempts: Option<Quota>,
@@ -21,7 +21,8 @@ pub struct Settings {
     pub requests: Option<Quota>,
     /// The same of one address.
     pub address_requests: Option<Quota>,
-    /// Readings of history over HTTP of one user at a time; where nobody shows who they are, of one address.
+    /// Concurrent readings of history over HTTP of one user; of one address where there is no
+    /// authentication.
     pub history_reads: Option<u32>,
     /// User ids in `presence:subscribe` and in requests for presence of one user.
     pub presence_ids: Option<Quota>,
@@ -41,7 +42,7 @@ pub struct Settings {
     pub identify: Duration,
     /// Bound on a message of the transport, in bytes.
     pub message_bytes: usize,
-    /// What the node buffers in all.
+    /// The node's byte budget.
     pub buffer_bytes: usize,
     pub sizes: Sizes,
 }
@@ -73,7 +74,7 @@ impl Default for Settings {
 
 /// The time over which frames are counted.
 const FRAMES_PERIOD: Duration = Duration::from_secs(5);
-/// What `identify` may be.
+/// The permitted values of `identify`.
 const IDENTIFY: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_mins(10);
 /// Largest configurable message: the bounds of queues assume it.
@@ -83,7 +84,7 @@ const MAX_SDP_BYTES: usize = 128 * 1024;
 /// Largest configurable candidate and `callerInfo`.
 const MAX_SMALL_BYTES: usize = 64 * 1024;
 const MIB: usize = 1024 * 1024;
-/// What `buffers` may be. Less would refuse what a few calls need.
+/// The least value of `buffers`. Below it, a few calls would be refused.
 const MIN_BUFFER_BYTES: usize = 4 * MIB;
 const MAX_BUFFER_BYTES: usize = 1024 * 1024 * MIB;
 /// Overhead of a message around a description.
@@ -102,7 +103,7 @@ impl Settings {
         }
         if settings.frames.is_some() && !changes.iter().any(|one| one.trim().starts_with("frames="))
         {
-            // Whoever may send more events may send their frames.
+            // A higher limit on events raises the default limit on frames.
             let parts = settings.events.zip(settings.candidates);
             settings.frames = parts.map(|(events, candidates)| {
                 Quota::sum(&[events, candidates, REFUSALS], FRAMES_PERIOD)
@@ -140,7 +141,7 @@ impl Settings {
             change.split_once('=').ok_or_else(|| format!("expected NAME=VALUE, not {change:?}"))?;
         let refuse = |expected: String| format!("{name}: expected {expected}, not {value:?}");
         let quota = || unless_off::<Quota>(value, "200/4s").map_err(refuse);
-        // One question has to fit.
+        // One request must fit.
         let ids = || match quota()? {
             Some(ids) if (ids.count() as usize) < MAX_WATCHED_USERS => {
                 Err(refuse(format!("{MAX_WATCHED_USERS} user ids or more")))

@@ -192,7 +192,8 @@ impl Log {
                 JsonLines(self.node).finish(line, Level::INFO, module_path!().into()).to_string()
             }
         };
-        // Whoever started the service may have closed its output, or may not read it: it serves all the same.
+        // The reader of the service's output may have closed it or stopped reading: the service
+        // continues.
         thread::spawn(move || {
             let mut stdout = io::stdout().lock();
             let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());

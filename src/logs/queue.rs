@@ -29,7 +29,7 @@ struct Shared {
     state: Mutex<State>,
     /// Something waits.
     filled: Condvar,
-    /// What waited has been written.
+    /// The queue is empty and written.
     emptied: Condvar,
 }
 
@@ -152,7 +152,7 @@ mod tests {
 
     impl Write for Stalled {
         fn write(&mut self, part: &[u8]) -> io::Result<usize> {
-            // Whoever held it is gone: it takes all from now on.
+            // The sender is dropped: from now on the writer accepts everything.
             let _ = self.go_on.recv();
             self.taken.lock().unwrap().extend_from_slice(part);
             Ok(part.len())

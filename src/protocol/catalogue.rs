@@ -23,7 +23,7 @@ pub struct ClientMessage {
     pub summary: &'static str,
     /// Required fields.
     pub needs: &'static [Field],
-    /// Of these fields it must have at least one.
+    /// At least one of these fields is required.
     pub needs_one: &'static [Field],
     /// Optional fields. Null equals absent.
     pub takes: &'static [Field],

@@ -141,11 +141,12 @@ fn present<'de: 'a, 'a, D: Deserializer<'de>>(field: D) -> Result<Option<&'a Raw
 }
 
 impl ClientEvent {
-    /// Reads the payload, JSON, of the event called `name`. What is passed on may be as long as `sizes`
-    /// say.
+    /// Reads the payload, JSON, of the event called `name`. Relayed payloads may be as long as
+    /// `sizes` permits.
     ///
     /// # Errors
-    /// [`Malformed`] for an event that is not known and for a payload that is not what it takes.
+    ///
+    /// [`Malformed`] for an unknown event, and for a payload that is not valid for the event.
     pub fn decode(name: &str, payload: Option<&str>, sizes: &Sizes) -> Result<Self, Malformed> {
         if name == USER_CONNECTED {
             return Self::user_connected(payload);
@@ -458,7 +459,7 @@ fn candidate(raw: Option<&RawValue>, sizes: &Sizes) -> Result<Payload, Malformed
     if matches!(raw.get(), "null" | "\"\"") || is_candidate() {
         return Ok(payload);
     }
-    // What wrappers of RTCPeerConnection give out, one level too deep or too high.
+    // The output of wrappers of RTCPeerConnection, one level too deep or too high.
     let cure = if raw.get().starts_with('"') {
         ": this is the text of one alone; send what `event.candidate.toJSON()` gives"
     } else if serde_json::from_str::<Wrapped>(raw.get()).is_ok() {

@@ -1,4 +1,4 @@
-// One attack in a process of its own: `node attacker.mjs NAME PORT`. Ends at SIGTERM, and says what came of it.
+// One attack in a process of its own: `node attacker.mjs NAME PORT`. Ends on SIGTERM, and prints its counts.
 
 import { begin } from '../support/attacks.mjs';
 

@@ -1,9 +1,9 @@
-// Calls go on at a steady rate while somebody tries to drown the server; every attack in turn, each on a server
-// of its own. Writes the table into docs/operations/security.md. `make abuse` builds what it needs.
+// Runs every attack in turn beside calls at a steady rate, each on a server of its own. Writes the table into
+// docs/operations/security.md. `make abuse` builds what it needs.
 //
-// The server runs on the first core, the calls and the attack on the second; the attack steps back for the calls,
-// so that what is measured is the server. SECONDS and ONLY (a part of an
-// attack's name) change its size; with ONLY nothing is written.
+// The server runs on the first core, the calls and the attack on the second; the attack has a lower priority than the
+// calls, so that the server is what is measured. SECONDS and ONLY (a part of an attack's name) change the size; with
+// ONLY nothing is written.
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -37,7 +37,7 @@ function start(args) {
   return { child, done };
 }
 
-/** How long calls take meanwhile, from the attempt to the answer, and the candidates in them. */
+/** The latencies of calls, from the attempt to the answer, and of candidates. */
 async function calls(server, seconds) {
   const url = server.url.replace('http', 'ws');
   const args = ['bench', 'calls', '--json', '--url', url, '--rate', `${RATE}`, '--pairs', '8', '--warm-up', '1s', '--duration', `${seconds}s`];
@@ -50,7 +50,7 @@ const mib = (bytes) => Math.round(bytes / 1024 / 1024);
 const ms = (number) => (number === undefined ? '–' : number.toFixed(number < 10 ? 1 : 0));
 const latency = (figures) => `${ms(figures.setup_p50_ms)} / ${ms(figures.setup_p99_ms)}`;
 
-/** Counters of the server: limits hit, and clients disconnected. */
+/** The server's counters: limits reached, and disconnected clients. */
 async function answers(server, before, outcome) {
   const after = await scrape(server);
   const counted = ['switchboard_limits_hit_total', 'switchboard_slow_clients_closed_total', 'switchboard_sockets_closed_total']

@@ -47,7 +47,7 @@ def main():
         if os.environ.get("SEED"):
             command += ["--seed", os.environ["SEED"]]
         env = {**os.environ, "SCHEMATHESIS_HOOKS": str(HERE / "hooks.py"), "TEST_USER": user, "TEST_CALL": calls[0]}
-        # In the server's folder, which is thrown away: schemathesis leaves files where it runs.
+        # In the server's folder, which is removed: schemathesis leaves files in its working folder.
         result = subprocess.run(command, env=env, cwd=server.folder.name, timeout=DEADLINE_S)
     finally:
         server.stop()

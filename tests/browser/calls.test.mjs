@@ -1,4 +1,4 @@
-// Calls through the web page, from the first ring to the words about their end.
+// Calls through the web page, from the first ring to the text about their end.
 
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';

@@ -11,8 +11,8 @@ import { serverAndBrowser } from './support.mjs';
 
 let elsewhere; // another site: an empty page
 let origin;
-let closed; // a server that names no origin
-let here; // one that names that site's
+let closed; // a server without configured origins
+let here; // a server with that site's origin
 before(async () => {
   elsewhere = createServer((_, response) => {
     response.writeHead(200, { 'content-type': 'text/html' });

@@ -1,4 +1,4 @@
-// A clock that can be moved while a process runs, by libfaketime. Only the time of day moves: the steady clock goes on.
+// A movable time of day for a running process, by libfaketime. Its monotonic clock is not affected.
 
 import { existsSync } from 'node:fs';
 import { rm, writeFile } from 'node:fs/promises';
@@ -9,7 +9,7 @@ const LIBRARY = ['x86_64-linux-gnu', 'aarch64-linux-gnu', 'arm-linux-gnueabihf']
   .map((machine) => `/usr/lib/${machine}/faketime/libfaketimeMT.so.1`)
   .find((path) => existsSync(path));
 
-/** Nothing if libfaketime is not installed. */
+/** Returns nothing if libfaketime is not installed. */
 export async function movableClock() {
   if (!LIBRARY) return undefined;
   const dir = await privateFolder();
@@ -22,7 +22,7 @@ export async function movableClock() {
       FAKETIME_DONT_RESET: '1',
       FAKETIME_NO_CACHE: '1',
     },
-    /** Moves it by so many seconds from the true time. */
+    /** Sets the time of day to this many seconds from the true time. */
     move: (seconds) => writeFile(file, `${seconds < 0 ? '' : '+'}${seconds}s\n`),
     stop: () => rm(dir, { recursive: true, force: true }),
   };

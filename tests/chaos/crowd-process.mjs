@@ -1,10 +1,10 @@
-// `node crowd-process.mjs URL COUNT`: so many lean clients, each a user of its own with one websocket, who come back by
-// themselves as the library does. Prints a line when all are joined, and again each time that all are back.
+// `node crowd-process.mjs URL COUNT`: lean clients, each a user of its own with one websocket, which reconnect by
+// themselves like the library. Prints a line when all have joined, and again each time that all have reconnected.
 
 import WebSocket from 'ws';
 
 const [url, count] = [process.argv[2].replace('http', 'ws'), Number(process.argv[3])];
-/** How many may be connecting for the first time at once. After that, nobody waits for anybody. */
+/** The most first connections at a time. Reconnections are not limited. */
 const AT_ONCE = 50;
 const DELAY_MS = 400;
 const LONGEST_DELAY_MS = 2_000;
@@ -51,7 +51,7 @@ class Client {
     this.isJoined = false;
     const delay = Math.min(LONGEST_DELAY_MS, DELAY_MS * 2 ** this.attempts);
     this.attempts += 1;
-    // The library waits for half of it to one and a half times as long.
+    // The library waits between half and one and a half times as long.
     setTimeout(() => this.#open(), delay * (0.5 + Math.random()));
   }
 }

@@ -1,4 +1,4 @@
-// Many lean clients in a process of their own, who do nothing but stay connected.
+// Many lean clients in a process of their own, which only stay connected.
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -17,7 +17,7 @@ export async function startCrowd(url, count) {
   const becomesWhole = (turn) => eventually(() => whole >= turn, `all ${count} are connected`, WITHIN_MS);
   await becomesWhole(1);
   return {
-    /** Resolves when all have lost their connection and are back; to be called before they lose it. */
+    /** Resolves when all have lost their connection and reconnected; must be called before they lose it. */
     back: () => becomesWhole(whole + 1),
     async stop() {
       child.kill('SIGKILL');

@@ -1,11 +1,11 @@
-// A device of one user, which only ever speaks with its peer, and tells the ledger all that it hears.
+// A device of one user, which communicates with one peer and reports all its events to the ledger.
 
 import { candidate } from '../support/calls.mjs';
 import { Person } from '../support/load.mjs';
 import { Diary } from './diary.mjs';
 
 const SAID = 'call:ice-candidate';
-/** How long a message may be on its way to a connection that a node does not know to be dead. */
+/** The longest time that a message may be in flight to a connection whose loss the node has not noticed. */
 const ON_ITS_WAY_MS = 15_000;
 const BACK = ['call:resumed', 'call:peer-reconnected'];
 
@@ -15,11 +15,11 @@ export class Device extends Person {
   constructor(url, name, ledger) {
     super(url, name);
     this.ledger = ledger;
-    /** When it was without a connection. */
+    /** The periods without a connection. */
     this.absences = [];
     this.returns = 0;
     this.diary = new Diary();
-    /** The last word on the presence of each user whom it watches. */
+    /** The last status received for each watched user. */
     this.presence = new Map();
     this.watched = [];
     this.socket.onAny((event, payload) => {
@@ -43,7 +43,7 @@ export class Device extends Person {
     this.socket.on('presence:update', ({ userId, status }) => this.presence.set(userId, status));
   }
 
-  /** As any person does; what came of each try is written down. */
+  /** As `Person.request`; records the result of each attempt. */
   async request(event, payload, { onAgain = () => {}, onRefused = () => {}, ...options } = {}) {
     const write = (what, callId = payload.callId) => this.#write(callId, event, `${event} ${worthKnowing(payload)}: ${what}`);
     let sentAt;
@@ -76,32 +76,32 @@ export class Device extends Person {
     else diary.note(line);
   }
 
-  /** Says the next of its numbered messages in a call, until it is acknowledged. */
+  /** Sends the next numbered message of a call, until it is acknowledged. */
   async say(call) {
     const speech = call.speech.get(this.userId);
     const number = speech.next;
     speech.next += 1;
     const text = `said ${call.id} ${this.userId} ${this.peer.userId} ${number}`;
     const message = { toUserId: this.peer.userId, callId: call.id, candidate: { ...candidate(number), candidate: text } };
-    // A refusal says that it is not known to have arrived: it may have.
+    // A refused message is not known to have arrived, but may have.
     const onAgain = () => speech.again.add(number);
     await this.request(SAID, message, { onAgain, onRefused: onAgain });
     speech.sent.set(number, { fault: this.ledger.fault, at: Date.now() });
   }
 
-  /** Resolves when this device, or the other side's, was away and is back in the call; only the latest one that asks hears. */
+  /** Resolves when this device or its peer has reconnected to the call; only the latest waiter is notified. */
   someoneIsBack() {
     return new Promise((resolve) => (this.#tellBack = resolve));
   }
 
-  /** Asks how a call stands, and tells the ledger if it has ended. */
+  /** Asks for the state of a call, and reports its end to the ledger. */
   async sync(call) {
     const { call: found } = await this.request('call:sync', { callId: call.id });
     if (found?.endedAt) this.ledger.told(call.id, this.userId, found.reason);
     return found;
   }
 
-  /** Whether its connection was lost while a message that was acknowledged then may have been on its way to it. */
+  /** Whether the connection was lost while a message acknowledged at this time may have been in flight to it. */
   wasCutAround(at) {
     return this.absences.some(({ from }) => Math.abs(from - at) < ON_ITS_WAY_MS);
   }
@@ -111,7 +111,7 @@ export class Device extends Person {
     return Math.max(0, ...lengths);
   }
 
-  /** Watches these users from now on, on each of its connections. */
+  /** Watches these users from now on, on each connection. */
   async watch(userIds) {
     this.watched = userIds;
     if (userIds.length === 0) return;
@@ -119,13 +119,13 @@ export class Device extends Person {
     for (const [userId, status] of Object.entries(presence)) this.presence.set(userId, status);
   }
 
-  /** Its network goes, without a word. */
+  /** Breaks the network without a packet. */
   drop() {
     this.socket.io.engine?.transport?.ws?.terminate();
   }
 }
 
-/** The fields that a story needs, as far as they are there. */
+/** The fields to record in the diary, as far as they are present. */
 function worthKnowing({ callId, clientCallId, reason, status, fromUserId, candidate: said, call } = {}) {
   const fields = { callId, clientCallId, reason, status, fromUserId, said: said?.candidate?.split(' ').at(-1), call: call?.status };
   return JSON.stringify(fields).replaceAll('"', '');

@@ -1,13 +1,13 @@
-// A log of all clients and their calls, moment by moment, to debug failures.
+// The diary: a log of all clients and their calls, for debugging failures.
 
-/** Most messages of a call that are written down; of all else there is little. */
+/** The most recorded messages of a call; all other events are few. */
 const MOST_MESSAGES = 300;
 /** Events of a client within this time before and after a call may belong to it. */
 const AROUND_MS = 15_000;
-/** Most lines of a node's log that are told with a call. */
+/** The most lines of a node's log in the report of a call. */
 const MOST_LOG_LINES = 40;
 
-/** Notes in the order in which they were made. */
+/** Notes in order. */
 export class Diary {
   #notes = [];
   #messages = [];
@@ -16,7 +16,7 @@ export class Diary {
     this.#notes.push({ at: Date.now(), text });
   }
 
-  /** One of many: the oldest go. */
+  /** Records a message; the oldest are dropped. */
   message(text) {
     this.#messages.push({ at: Date.now(), text });
     if (this.#messages.length > MOST_MESSAGES) this.#messages.shift();
@@ -27,7 +27,7 @@ export class Diary {
   }
 }
 
-/** All that is known of a call: what its clients did and heard, and what the nodes' logs say of it. */
+/** The report of a call: its clients' actions and events, and the nodes' log lines. */
 export function storyOf(call, nodes) {
   const [from, to] = [call.beganAt - AROUND_MS, (call.endedAt ?? Date.now()) + AROUND_MS];
   const told = toldBy([call.diary, call.caller.diary, call.callee.diary], from, to);
@@ -38,7 +38,7 @@ export function storyOf(call, nodes) {
   return [...told, ...logged].join('\n');
 }
 
-/** The lines of these diaries. */
+/** The lines of these diaries in a period. */
 export function toldBy(diaries, from, to) {
   const notes = diaries.flatMap((diary) => diary.between(from, to)).sort((one, other) => one.at - other.at);
   return notes.map(({ at, text }) => `    ${clock(at)} ${text}`);

@@ -1,6 +1,6 @@
-// The faults and their repair. A fault strikes, and returns a function if something is left to repair once clients have
-// recovered. A fault without effect is an error. With `loses` a
-// node or a connection dies, and what was on its way there with it.
+// The faults and their repair. A fault strikes, and returns a function if something must be repaired after clients have
+// recovered. A fault without effect is an error. With `loses` a node or a connection ends, and messages in flight with
+// it.
 
 import { readdirSync } from 'node:fs';
 import { readdir } from 'node:fs/promises';
@@ -12,12 +12,12 @@ import { redisCli } from './redis.mjs';
 
 const run = promisify(execFile);
 
-/** A dead node is noticed after 10 s at the most, and then its devices have their grace of 10 s. */
+/** A dead node is evicted within 10 s, and then its devices have a grace of 10 s. */
 const DEATH_AND_GRACE_MS = 21_000;
 const STILL_MS = 15_000;
 
 const openFiles = ({ pid }) => readdirSync(`/proc/${pid}/fd`).length;
-/** The nodes, those with the most clients first: one that was just replaced has none. */
+/** The nodes, those with the most clients first: a node that was just replaced has none. */
 const busiest = ({ nodes }) => [...nodes].sort((one, other) => openFiles(other) - openFiles(one));
 const others = (testbed, node) => testbed.nodes.filter((other) => other !== node);
 const times = (text, words) => text.split(words).length - 1;
@@ -36,7 +36,7 @@ async function standing(pid, ms, meanwhile = () => {}) {
   }
 }
 
-/** The node stands still until the others take it for dead, and longer. */
+/** Freezes a node for longer than it takes the others to evict it. */
 async function nodeStanding(testbed, node, meanwhile) {
   const logs = () => others(testbed, node).map((other) => times(other.logs(), 'a node is dead')).reduce((sum, count) => sum + count, 0);
   const before = logs();
@@ -56,12 +56,12 @@ async function postgresAway(testbed, end, ms) {
   await testbed.postgres.start();
 }
 
-/** Cuts a part of the connections, so that clients have to come back while something is the matter. */
+/** Cuts a part of the connections, so that clients must reconnect during a fault. */
 function dropSome(people, every) {
   for (const device of people.devices.filter((_, index) => index % every === 0)) device.drop();
 }
 
-/** No file can be opened any more: the limit is the lowest number that is free. */
+/** No more files can be opened: the limit is the lowest free descriptor. */
 async function withoutFiles(node, meanwhile) {
   const open = new Set((await readdir(`/proc/${node.pid}/fd`)).map(Number));
   let free = 0;
@@ -116,7 +116,7 @@ const SINGLE = [
       } finally {
         await free();
       }
-      // It may have given up for good.
+      // It may have shut down for good.
       if (!testbed.postgres.isRunning) await testbed.postgres.start();
       if (!/history cannot be written/.test(testbed.cluster.logs())) throw new Error('no node saw that the disk was full');
     },
@@ -139,7 +139,7 @@ const SINGLE = [
         await pause(4_000);
         const { headers } = await fetch(testbed.nodes.find(({ hasMovableClock }) => hasMovableClock).url);
         const aheadMs = Date.parse(headers.get('date')) - Date.now();
-        // The library makes this header anew only when time has gone on: a clock that is put back does not show.
+        // The library updates this header only when time has advanced, so a clock that was set back does not show.
         if (seconds > 0 && Math.abs(aheadMs - seconds * 1_000) > 60_000) throw new Error(`the clock is ${aheadMs} ms ahead`);
       }
     },

@@ -1,5 +1,4 @@
-// A testbed, people in it, and all the faults that it is for, one after the other. In the end the ledger is held against
-// the history.
+// Plays all faults for one kind of Redis on a testbed with users. In the end the ledger is compared with the history.
 
 import { FAULTS } from './faults.mjs';
 import { checkHistory } from './history.mjs';
@@ -8,16 +7,16 @@ import { People } from './people.mjs';
 import { Rounds } from './round.mjs';
 import { startTestbed } from './testbed.mjs';
 
-/** What must not happen under any fault. Messages may be lost with the connection or the node of their receiver. */
+/** Violations that no fault excuses. Messages may be lost with the connection or the node of their receiver. */
 const NEVER = ['ended', 'history', 'disorder', 'stranger', 'presence', 'failed', 'violated'];
 
-/** How many of the things that went wrong under a fault are told with their whole story. */
+/** The most violations under a fault that are reported with their whole story. */
 const MOST_STORIES = 5;
 
 /**
- * Plays the faults for one kind of Redis whose names `chosen` likes, each `rounds` times, and says what the slowest
- * pair did where one was slower than `slowMs`. Answers a result for each:
- * its figures, how often what went wrong, and what of it must not have.
+ * Plays the faults for one kind of Redis whose names satisfy `chosen`, `rounds` times each, and reports the slowest
+ * pair if it took longer than `slowMs`. Returns a result for each fault: its figures, the counts of violations, and the
+ * unexcused ones.
  */
 export async function playGroup(kind, { chosen = () => true, rounds, talking, dialling, everyMs, slowMs = Infinity, say = () => {} }) {
   const ledger = new Ledger();

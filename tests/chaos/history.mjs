@@ -1,19 +1,23 @@
-// Every call of the ledger has its one row, with the end that its parties were told, and there are no others.
+// Checks that every call of the ledger has exactly one row, with the end that its parties know, and that there are no
+// other rows.
 
 import { setTimeout as pause } from 'node:timers/promises';
 import { eventually } from '../support/check.mjs';
 
-/** A record whose node died is written down by another a minute after its end. */
+/** The row of a call whose node died is written by another node a minute after its end. */
 const WRITTEN_WITHIN_MS = 90_000;
 
-/** An attempt is carried out by then, also one that waits for Redis. */
+/** An attempt has been executed within this time, even if it waits for Redis. */
 const CARRIED_OUT_WITHIN_MS = 10_000;
-/** The time of a row is Redis'; all clocks are this machine's. */
+/** Rows have Redis' time; all clocks are this machine's. */
 const CLOCKS_DIFFER_MS = 500;
 
 const STATUS = { declined: 'rejected', cancelled: 'missed', no_answer: 'missed', busy: 'missed', offline: 'missed' };
 
-/** Notes in the ledger what is missing or wrong, once there was time to write it. `faultAt` says which fault was on. */
+/**
+ * Records missing and wrong rows in the ledger, after there was time to write them. `faultAt` returns the fault of a
+ * time.
+ */
 export async function checkHistory(postgres, ledger, faultAt) {
   const ended = [...ledger.calls.values()].filter((call) => call.reason);
   let rows = new Map();
@@ -37,8 +41,8 @@ export async function checkHistory(postgres, ledger, faultAt) {
 }
 
 /**
- * Whether a row can be of an attempt whose answer was lost, and that was made again after Redis had forgotten it: its
- * client knows the call by the second name only.
+ * Whether a row may be of an attempt whose reply was lost, and that was repeated after Redis had lost it: its client
+ * knows the call by the second id only.
  */
 function isOf({ caller, callee, callType, sentAt }, row) {
   const isTheirs = row.caller === caller && row.receiver === callee && row.callType === callType;
@@ -64,7 +68,7 @@ function whatIsWrong(call, rows) {
   if (caller !== call.caller.userId || receiver !== call.callee.userId) return `between ${caller} and ${receiver}`;
   if (reason !== call.reason) return `the row says ${reason || 'nothing'}`;
   const expected = STATUS[reason] ?? 'ended';
-  // One that lost a party may have ended before the answer or after it.
+  // A call that lost a party may have ended before or after the answer.
   if (reason !== 'connection_lost' && status !== expected) return `its status is ${status}`;
   if (!hasEnded) return 'it has no end';
   return undefined;

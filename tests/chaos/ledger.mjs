@@ -1,14 +1,14 @@
-// Sent and received events of each client, call by call, and the violations among them.
+// The ledger: sent and received events of each client, by call, and the violations among them.
 
 import { Diary, storyOf } from './diary.mjs';
 
-/** The defaults of the settings: how long a device may be away, and how long a call rings. */
+/** The default settings for the grace of a device and for the ringing time. */
 const GRACE_MS = 10_000;
 const RING_MS = 30_000;
-/** Clients and nodes do not notice a loss in the same moment: this close to the grace, either may be right. */
+/** Clients and nodes notice a loss at different moments: within this distance of the grace, both outcomes are right. */
 const NEARLY_MS = 500;
 
-/** Kinds of violations; a row of the table has a number for each. */
+/** The kinds of violations; each is a column of the table. */
 export const KINDS = {
   ended: 'calls ended wrongly, or in two ways, or without a word to one side',
   history: 'history rows missing or wrong',
@@ -25,27 +25,27 @@ export class Ledger {
   constructor() {
     this.calls = new Map();
     this.incidents = [];
-    /** The attempts to call that were never answered: who called whom, how, and when. */
+    /** The attempts that never got a reply: caller, callee, type and time. */
     this.unanswered = [];
-    /** Which fault what happens now is counted for. */
+    /** The fault to which events are attributed at the moment. */
     this.fault = 'none';
     /** Calls that ended because a party was away for longer than the grace. */
     this.excused = [];
     this.messages = 0;
   }
 
-  /** Something is wrong, with a call if it has to do with one. */
+  /** Records a violation, with its call if there is one. */
   note(kind, text, { fault = this.fault, call } = {}) {
     this.incidents.push({ kind, text, fault, call, at: Date.now() });
   }
 
-  /** An incident in words, and with the `nodes` all that is known of its call. */
+  /** A violation in words, with the story of its call if `nodes` are given. */
   tell({ kind, text, fault, call, at }, nodes) {
     const head = `${new Date(at).toISOString()} ${fault}: ${KINDS[kind]}: ${text}`;
     return call && nodes ? `${head}\n${storyOf(call, nodes)}` : head;
   }
 
-  /** A call that a client placed, once it knows its name. */
+  /** Records a call that a client placed, once its id is known. */
   placed(id, { caller, callee }, beganAt = Date.now()) {
     const known = this.calls.get(id);
     if (known) return known;
@@ -54,7 +54,7 @@ export class Ledger {
     return call;
   }
 
-  /** How a call ended, by what one side was told. */
+  /** Records the end of a call as one party knows it. */
   told(id, userId, reason) {
     const call = this.calls.get(id);
     if (!call || !reason) return;
@@ -65,7 +65,7 @@ export class Ledger {
     call.fault = this.fault;
   }
 
-  /** A side was told the end by an event. */
+  /** Records an end that a party got as an event. */
   #toldByEvent(call, device, reason) {
     this.told(call.id, device.userId, reason);
     call.events.set(device, (call.events.get(device) ?? 0) + 1);
@@ -73,7 +73,7 @@ export class Ledger {
     if (call.isJudged) this.#judgeEnder(call);
   }
 
-  /** A client that ends a call gets the ack only; an event too only if a try had no clear reply. */
+  /** A client that ends a call gets the ack only; it also gets an event only if an attempt had no clear reply. */
   #judgeEnder(call) {
     const { ender } = call;
     if (!ender || !call.events.has(ender) || call.isEndInDoubt || call.told.get(ender.userId) !== call.wants) return;
@@ -107,7 +107,8 @@ export class Ledger {
     const number = Number(text);
     if (!speech) return;
     if (speech.heard.has(number)) {
-      // Unacknowledged messages are repeated, and a device that returns while it rings gets everything again.
+      // Unacknowledged messages are repeated, and a device that reconnects while the call rings gets all messages
+      // again.
       const isAllowed = speech.again.has(number) || speech.callIsNew;
       if (!isAllowed) this.note('disorder', `${callId}: ${number} from ${from} came twice`, { call });
     } else if (number < speech.latest) {
@@ -117,7 +118,7 @@ export class Ledger {
     speech.latest = Math.max(speech.latest, number);
   }
 
-  /** How much was acknowledged and never came, counted for the fault under which it was sent. */
+  /** The number of acknowledged messages that never arrived, counted for the fault under which they were sent. */
   missing(call) {
     let count = 0;
     for (const [from, speech] of call.speech) {
@@ -132,7 +133,7 @@ export class Ledger {
     return count;
   }
 
-  /** Whether the call ended as its parties wanted, and both know. Says what is wrong otherwise. */
+  /** Checks that the call ended as its parties intended and that both know. Returns the violation otherwise. */
   judge(call) {
     const reasons = [...new Set(call.told.values())];
     if (reasons.length === 0) return false;
@@ -157,7 +158,7 @@ export class Ledger {
     return [call.caller, call.callee].some((device) => device.longestAwayMs(call.beganAt, until) >= GRACE_MS - NEARLY_MS);
   }
 
-  /** How often each thing went wrong under a fault. */
+  /** The counts of violations under a fault. */
   counts(fault) {
     const of = (kind) => this.incidents.filter((incident) => incident.kind === kind && incident.fault === fault).length;
     return Object.fromEntries(Object.keys(KINDS).map((kind) => [kind, of(kind)]));
@@ -167,15 +168,15 @@ export class Ledger {
 class Call {
   constructor(id, caller, callee, beganAt, fault) {
     Object.assign(this, { id, caller, callee, beganAt, fault });
-    /** By user: the reason that this side was told. */
+    /** By user: the end reason that this party knows. */
     this.told = new Map();
-    /** By device: by how many events it was told the end. */
+    /** By device: the number of end events. */
     this.events = new Map();
     this.diary = new Diary();
     this.speech = new Map([caller, callee].map(({ userId }) => [userId, new Speech()]));
   }
 
-  /** A side is about to end it, so that it ends for this reason. */
+  /** A party is about to end the call, for this reason. */
   isEndedBy(device, reason) {
     Object.assign(this, { ender: device, wants: reason });
   }
@@ -188,7 +189,7 @@ class Call {
     return this.told.size > 0;
   }
 
-  /** From the answer on, nothing is told anew. */
+  /** After the answer, no earlier message is sent again. */
   answered() {
     for (const speech of this.speech.values()) speech.callIsNew = false;
   }
@@ -198,11 +199,11 @@ class Call {
   }
 }
 
-/** The numbered messages of one side of a call. */
+/** The numbered messages of one party of a call. */
 class Speech {
   constructor() {
     this.next = 1;
-    /** By number: the fault under which it was acknowledged, and when. */
+    /** By number: the fault and the time at which it was acknowledged. */
     this.sent = new Map();
     this.again = new Set();
     this.heard = new Set();

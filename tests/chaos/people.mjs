@@ -1,4 +1,4 @@
-// Pairs of people: those who are in one call all the time and talk, and those who call each other again and again.
+// Pairs of users: some in one lasting call, some who call each other repeatedly, some idle after a fault.
 
 import { setTimeout as pause } from 'node:timers/promises';
 import { answer, offer } from '../support/calls.mjs';
@@ -6,14 +6,14 @@ import { eventually, someone } from '../support/check.mjs';
 import { Device } from './device.mjs';
 import { Diary, toldBy } from './diary.mjs';
 
-/** How long a side may take to hear of what happened: longer than a node that stands still for 15 s needs. */
+/** The longest wait for an event: longer than a node that freezes for 15 s needs. */
 const PATIENCE_MS = 25_000;
 const SAID_AGAIN_MS = 8_000;
-/** A call of those who rest ends so long after a fault at the most: while Redis stands still, or is being restarted. */
+/** The calls of idle pairs end within this time after a fault, while Redis is frozen or restarting. */
 const LONGEST_UNTIL_END_MS = 3_000;
-/** Within so long after all is well, the last word on each user's presence is what is so. */
+/** Within this time after recovery, each watcher's last status of a user is true. */
 const PRESENCE_WITHIN_MS = 15_000;
-/** What passes by itself if the shared state has forgotten a call's end for a moment. */
+/** Refusals that pass by themselves after the shared state has temporarily lost a call's end. */
 const PASSING = ['CALL_IN_PROGRESS'];
 
 class Pair {
@@ -70,7 +70,7 @@ class Pair {
     call.fault = this.ledger.fault;
   }
 
-  /** Calls, until the callee has the offer. */
+  /** Places a call, and waits until the callee has the offer. */
   async ring() {
     const call = await this.place();
     const { caller, callee } = this;
@@ -89,7 +89,7 @@ class Pair {
     call.answered();
   }
 
-  /** All that was said has come, or never will: then the pair waited for nothing. */
+  /** Waits until all messages have arrived, or never will: then the pair waited in vain. */
   async hearOut(call) {
     const beganAt = Date.now();
     await eventually(() => call.isOver || call.isHeard(), 'all is heard', PATIENCE_MS).catch(() => {});
@@ -98,7 +98,7 @@ class Pair {
 
   waitedForNothing() {}
 
-  /** One side ends the call, and the other hears of it. */
+  /** One party ends the call, and the other gets the event. */
   async end(call, ender, event, reason) {
     call.isEndedBy(ender, reason);
     const doubt = () => (call.isEndInDoubt = true);
@@ -116,7 +116,7 @@ class Pair {
     this.ledger.note('ended', `${call.id}: ${device.userId} was not told its end${knows() ? '' : ', and it goes on there'}`, { call });
   }
 
-  /** After something went wrong: both ask how the call ended, and it is ended if it has not. */
+  /** After a violation: both parties ask for the state of the call, and it is ended if it is live. */
   async clear(call, error) {
     if (!call) return this.ledger.note('failed', error.message, { call: this.story });
     let [found] = await Promise.all(this.devices.map((device) => device.sync(call)));
@@ -129,7 +129,7 @@ class Pair {
     }
   }
 
-  /** The call, or what there is to tell as long as there is none. */
+  /** The story of the call, or of the attempt while there is no call. */
   get story() {
     const { call, beganAt, caller, callee } = this;
     return call ?? { id: 'none', beganAt, caller, callee, diary: new Diary() };
@@ -140,7 +140,10 @@ class Pair {
   }
 }
 
-/** In one call all the time, in which both talk. If it ends, that is wrong, and they begin another. */
+/**
+ * A pair in one lasting call with messages in both directions. If the call ends, that is a violation, and the pair
+ * starts another.
+ */
 export class Talkers extends Pair {
   async live({ goesOn, everyMs }) {
     while (goesOn()) {
@@ -170,18 +173,18 @@ export class Talkers extends Pair {
     }
   }
 
-  /** How much of what they said was heard. */
+  /** The fraction of their messages that arrived. */
   get said() {
     return this.call ? Math.min(...[...this.call.speech.values()].map(({ latest }) => latest)) : 0;
   }
 }
 
-/** Calls, sends messages, and ends the call, again and again, in all ways. */
+/** A pair that places calls, sends messages, and ends calls, repeatedly and in all ways. */
 export class Dialers extends Pair {
   made = 0;
   inVainMs = 0;
 
-  /** From the strike until the first call worked that was begun after it. */
+  /** The time from the fault until the first call that was placed after it worked. */
   get worksAfterMs() {
     return this.worksAt ? this.worksAt - this.struckAt - this.inVainMs : Infinity;
   }
@@ -221,7 +224,7 @@ export class Dialers extends Pair {
     return this.end(call, kind === 2 ? caller : callee, 'call:end', 'completed');
   }
 
-  /** That is no time in which the pair could have called. */
+  /** The pair could not have called in this time. */
   waitedForNothing(beganAt) {
     if (!this.worksAt) this.inVainMs += Date.now() - Math.max(beganAt, this.struckAt);
   }
@@ -230,7 +233,7 @@ export class Dialers extends Pair {
     if (this.struckAt <= beganAt) this.worksAt ??= Date.now();
   }
 
-  /** From now on it counts when the first call works that is begun after this. */
+  /** Starts measuring the time until a new call works. */
   struck(at) {
     this.struckAt = at;
     this.worksAt = undefined;
@@ -239,8 +242,8 @@ export class Dialers extends Pair {
 }
 
 /**
- * In a call until a fault strikes. Then it ends, and both rest until all is well again: what was said of their presence
- * meanwhile is the last word.
+ * A pair in a call until a fault strikes. Then the call ends, and the pair is idle until recovery: the presence updates
+ * during the fault are the last ones.
  */
 export class Resters extends Pair {
   #strikes = new Signal();
@@ -276,7 +279,7 @@ export class Resters extends Pair {
   }
 }
 
-/** What somebody waits for, again and again. What is given while nobody waits is there for the next who does. */
+/** A signal for one waiter at a time. A signal without a waiter is kept for the next one. */
 class Signal {
   #given = false;
   #resolve;
@@ -294,7 +297,7 @@ class Signal {
 
 const heardOf = (device, event, call) => device.next(event, ({ callId }) => callId === call.id);
 
-/** Says it, and again when a side that was away is back, as the page does, or if it was not heard for long. */
+/** Sends a message, and repeats it when a party has reconnected, as the page does, or when it was not received for long. */
 async function untilHeard(heard, sender, say) {
   heard.catch(() => {});
   for (;;) {
@@ -305,7 +308,7 @@ async function untilHeard(heard, sender, say) {
   }
 }
 
-/** `talking` pairs in long calls and `dialling` pairs that set up calls all the time. */
+/** `talking` pairs in lasting calls and `dialling` pairs that call repeatedly. */
 export class People {
   #goesOn = true;
 
@@ -335,12 +338,12 @@ export class People {
     await Promise.all(this.#watchers.map((device) => device.watch(watched)));
   }
 
-  /** One of each pair that talks watches those who rest, from whatever node it is on. */
+  /** One user of each lasting call watches the idle users, from any node. */
   get #watchers() {
     return this.talkers.map(({ caller }) => caller);
   }
 
-  /** A fault is over: the last word of each watcher on those who have ended their calls in it is what is so. */
+  /** After a fault, checks that each watcher's last status of the users who ended their calls in it is true. */
   async presenceIsTrue() {
     const { resters, ledger } = this;
     await eventually(() => resters.every(({ isResting }) => isResting), 'those who rest have ended their calls', PRESENCE_WITHIN_MS).catch(() => {});
@@ -361,12 +364,12 @@ export class People {
     for (const pair of this.dialers) pair.struck(at);
   }
 
-  /** Those who rest end their calls. */
+  /** The idle pairs end their calls. */
   strike() {
     for (const pair of this.resters) pair.struck();
   }
 
-  /** Waits until all are connected, everybody talks on, and each who calls has set up a new call. */
+  /** Waits until all devices are connected, all lasting calls continue, and each calling pair has set up a new call. */
   async recovered(within = 60_000) {
     const said = this.talkers.map((pair) => ({ call: pair.call, said: pair.said }));
     const talkOn = (pair, index) => pair.isTalking && (pair.call !== said[index].call || pair.said > said[index].said + 1);
@@ -383,7 +386,7 @@ export class People {
     this.ledger.note('failed', text, { call: [...stuck, ...mute][0]?.story });
   }
 
-  /** The diary of the slowest of these pairs until a new call worked. */
+  /** The diary of the pair that took longest until a new call worked. */
   storyOfSlowest() {
     const [slowest] = [...this.dialers].sort((one, other) => other.worksAfterMs - one.worksAfterMs);
     const { caller, callee, struckAt, worksAt = Date.now(), worksAfterMs } = slowest;
@@ -392,12 +395,12 @@ export class People {
     return [`the slowest pair took ${worksAfterMs} ms:`, ...lines].join('\n');
   }
 
-  /** How long it took each pair until a new call worked, sorted. */
+  /** The times until a new call worked, of all pairs, sorted. */
   workAgainMs() {
     return this.dialers.map(({ worksAfterMs }) => worksAfterMs).sort((one, other) => one - other);
   }
 
-  /** Everybody finishes what they are at, and ends the call. */
+  /** All pairs complete their current step and end their calls. */
   async stop() {
     this.#goesOn = false;
     this.strike();

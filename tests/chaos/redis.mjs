@@ -1,4 +1,4 @@
-// Redis as it is run in earnest: a master with a replica and three Sentinels, and a Cluster of three masters.
+// Redis as in production: a master with a replica and three Sentinels, and a Cluster of three masters.
 
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -12,17 +12,17 @@ import { privateFolder } from '../support/server.mjs';
 
 const run = promisify(execFile);
 
-/** A slot that moves is split between two servers for a while: scripts on it are told to ask elsewhere, or to wait. */
+/** A moving slot is divided between two servers for a while: scripts on it are redirected or told to wait. */
 const BATCH = 10;
 const BATCH_EVERY_MS = 20;
 
-/** The answer of the Redis on a port, or nothing if there is none. */
+/** The reply of the Redis on a port, or nothing if there is none. */
 export async function redisCli(port, ...command) {
   const asked = run('redis-cli', ['-p', `${port}`, ...command], { timeout: 5_000 });
   return asked.then(({ stdout }) => stdout.trim()).catch(() => '');
 }
 
-/** Several Redis servers that belong together, in a folder of their own. */
+/** Several Redis servers that belong together, in one folder. */
 class Together {
   servers = new Map();
 
@@ -85,7 +85,7 @@ class Sentinels extends Together {
     return Number(port);
   }
 
-  /** All Sentinels know each other, and a replica that follows. */
+  /** All Sentinels know each other and a replica that follows. */
   async isWhole() {
     await eventually(async () => {
       const known = await Promise.all(this.sentinels.map((port) => redisCli(port, 'INFO', 'sentinel')));
@@ -95,7 +95,7 @@ class Sentinels extends Together {
     await eventually(async () => /master_link_status:up/.test(await redisCli(replica, 'INFO', 'replication')), 'the replica follows', 30_000);
   }
 
-  /** The master dies; answers when the Sentinels have made the replica master. `repair` brings the dead one back. */
+  /** Kills the master; resolves when the Sentinels have promoted the replica. `repair` restarts the dead server. */
   async failOver() {
     const old = await this.master();
     await this.kill(old);
@@ -133,8 +133,8 @@ class RedisCluster extends Together {
   }
 
   /**
-   * Moves the slot of a key or a channel to the next server, with all that is in it, some keys at a time. Answers how
-   * many keys that were.
+   * Moves the slot of a key or channel to the next server, with all its data, some keys at a time. Returns the number
+   * of keys.
    */
   async moveSlotOf(key) {
     const slot = await redisCli(this.ports[0], 'CLUSTER', 'KEYSLOT', key);
@@ -169,7 +169,7 @@ class RedisCluster extends Together {
   }
 }
 
-/** A Cluster's server has another port for its bus, 10,000 above. */
+/** A Cluster server has another port for its bus, 10,000 above. */
 async function portWithBus() {
   for (;;) {
     const port = await freePort();

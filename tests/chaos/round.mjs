@@ -1,11 +1,11 @@
-// One fault strikes a testbed with people in it, and what came of it.
+// Plays one fault on a testbed with users, and collects the figures.
 
 import { setTimeout as pause } from 'node:timers/promises';
 import { startCrowd } from './crowd.mjs';
 
 const NOTED_BEFORE_MS = 1_000;
 
-/** Faults strike a testbed one after the other; each that is played leaves its figures. */
+/** Faults that strike a testbed one after the other; each leaves its figures. */
 export class Rounds {
   constructor({ testbed, people, ledger, slowMs, say }) {
     Object.assign(this, { testbed, people, ledger, slowMs, say });
@@ -13,7 +13,7 @@ export class Rounds {
     this.begun = [{ fault: 'none', at: 0 }];
   }
 
-  /** Plays a fault so often. */
+  /** Plays a fault `rounds` times. */
   async play(fault, rounds) {
     const crowd = fault.crowd && (await startCrowd(this.testbed.url, fault.crowd));
     try {
@@ -30,7 +30,7 @@ export class Rounds {
     figures.before ??= await testbed.memoryBytes();
     this.begun.push({ fault: fault.name, at: Date.now() });
     ledger.fault = fault.name;
-    // Messages acknowledged just before may die with this fault.
+    // Messages acknowledged just before may be lost with this fault.
     await pause(NOTED_BEFORE_MS);
     const at = Date.now();
     people.struck(at);
@@ -58,7 +58,7 @@ export class Rounds {
     return this.figures.get(name);
   }
 
-  /** Which fault was on at a time. */
+  /** The fault that was active at a time. */
   faultAt(time) {
     return this.begun.findLast(({ at }) => at <= time).fault;
   }

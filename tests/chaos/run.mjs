@@ -14,7 +14,7 @@ const TALKING = Number(process.env.TALKING ?? 100);
 const DIALLING = Number(process.env.DIALLING ?? 40);
 const ONLY = process.env.ONLY ?? '';
 const SLOW_MS = Number(process.env.SLOW ?? Infinity) * 1_000;
-/** Whatever happens, it ends. */
+/** The run ends after this time in any case. */
 const LONGEST_MS = ROUNDS * 20 * 60_000;
 const SHOWN = 5;
 

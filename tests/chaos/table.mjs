@@ -32,7 +32,7 @@ export const notRun = (fault, why) => cells([fault.name, `0: it needs ${why}`, '
 
 const cells = (texts) => `| ${texts.join(' | ')} |`;
 
-/** Writes these lines between a page's two marks of this name. */
+/** Writes these lines between the two markers of this name in a page. */
 export async function writeBetween(mark, lines) {
   const page = await readFile(PAGE, 'utf8');
   const [begin, end] = [`<!-- ${mark} -->\n`, `<!-- /${mark} -->`];

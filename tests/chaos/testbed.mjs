@@ -1,5 +1,5 @@
-// Three nodes behind HAProxy, a Redis of some kind, and a Postgres on a small disk. All ways between them can be
-// cut or made slow.
+// The testbed: three nodes behind HAProxy, a Redis of some kind, and a Postgres on a small disk. All connections
+// between them can be cut or delayed.
 
 import { startBalancer } from '../support/balancer.mjs';
 import { startCluster, startRedis } from '../support/cluster.mjs';
@@ -10,18 +10,18 @@ import { startProxy } from '../support/proxy.mjs';
 import { movableClock } from './clock.mjs';
 import { startRedisCluster, startSentinels } from './redis.mjs';
 
-/** Each process that is started is told when this one ends. */
+/** Each process that is started has a listener for the end of this one. */
 const MOST_PROCESSES = 100;
 process.setMaxListeners(MOST_PROCESSES);
 
 const REDIS = { single: () => startRedis(), sentinel: startSentinels, cluster: startRedisCluster };
-/** Enough for what a run writes, and filled in a moment. */
+/** Enough for the data of a run, and small enough to be filled quickly. */
 const DISK_MIB = 256;
 const SMALL_WAL = { max_wal_size: '64MB', min_wal_size: '32MB' };
 
 /**
- * Settings other than the defaults: all clients come from one address, a rolling stop should not take 20 s, and the
- * log is to tell of each call.
+ * Settings that differ from the defaults: all clients have one address, a rolling stop should be shorter than 20 s, and
+ * the log must show each call.
  */
 export const SETTINGS = {
   SWITCHBOARD_LIMITS: 'off',
@@ -32,7 +32,7 @@ export const SETTINGS = {
 // Unmounts disks and ends processes with this process; a signal alone would end it too soon.
 for (const [signal, number] of Object.entries({ SIGINT: 2, SIGTERM: 15 })) process.once(signal, () => process.exit(128 + number));
 
-/** Starts all of it. `kind` is that of Redis: single, sentinel or cluster. */
+/** Starts all services. `kind` is that of Redis: single, sentinel or cluster. */
 export async function startTestbed(kind) {
   const testbed = new Testbed(kind);
   try {
@@ -56,7 +56,7 @@ class Testbed {
     this.postgres = this.#keep(await startPostgres({ settings: SMALL_WAL, diskMib: DISK_MIB }));
     this.postgresLink = this.#keep(await startProxy(this.postgres.port));
     const history = ['--database-url', this.postgres.url.replace(`:${this.postgres.port}/`, `:${this.postgresLink.port}/`)];
-    // It stops the Redis too.
+    // Stopping the cluster stops Redis, too.
     this.cluster = this.#keep(await startCluster(0, { redis: this.redis }));
     this.clock = this.#keep(await movableClock());
     if (this.kind === 'single') this.redisLink = this.#keep(await startProxy(this.redis.port));
@@ -67,12 +67,12 @@ class Testbed {
     this.balancer = this.#keep(await startBalancer(this.cluster.nodes, { reloads: true }));
   }
 
-  /** The node whose clock can be moved, if the means are there. */
+  /** The settings of the node whose clock can be moved, if libfaketime is installed. */
   #withClock() {
     return this.clock ? { env: this.clock.env, hasMovableClock: true } : {};
   }
 
-  /** The node whose way to Redis can be cut. */
+  /** The settings of the node whose connection to Redis can be cut. */
   #behindLink() {
     return this.redisLink ? { redisUrl: `redis://127.0.0.1:${this.redisLink.port}` } : {};
   }
@@ -90,7 +90,7 @@ class Testbed {
     return this.balancer.url;
   }
 
-  /** Resident memory of the running nodes together. */
+  /** The resident memory of all running nodes. */
   async memoryBytes() {
     const sizes = await Promise.all(this.nodes.filter((node) => node.isRunning).map(residentBytes));
     return sizes.reduce((sum, bytes) => sum + bytes, 0);

@@ -13,7 +13,7 @@ import { startServer } from '../support/server.mjs';
 const MIB = 1024 * 1024;
 const LASTS_MS = 1_500;
 
-/** How many at once, and by how much the server may grow at the most: a debug build, and generous. */
+/** The number of attackers, and the most memory that the server may gain: generous, for a debug build. */
 const SMALL = {
   'connections that send no byte': [1_000, 40],
   'requests that trickle in': [500, 40],
@@ -36,7 +36,7 @@ const SMALL = {
 describe('abuse', { concurrency: false }, () => {
   let server;
   before(async () => {
-    // The limits would keep most of it out at the door, as one address is all that there is here.
+    // With limits, the server would refuse most of an attack, because it comes from one address here.
     server = await startServer({ env: { SWITCHBOARD_LIMITS: 'off' } });
   });
   after(() => server.stop());
@@ -54,7 +54,7 @@ describe('abuse', { concurrency: false }, () => {
       const attack = begin(name, server.port, number);
       t.after(() => attack.stop());
       const until = Date.now() + LASTS_MS;
-      // The attack is on before the first call, and goes on until the last one is over.
+      // The attack begins before the first call and lasts until the last one has ended.
       while (attack.crowd.outcome.connections < number && !attack.crowd.outcome[200] && Date.now() < until) await pause(20);
       do await assertCallsWork(t, server);
       while (Date.now() < until);

@@ -1,4 +1,4 @@
-// The HTTP API beside history: presence, and the document that describes it all.
+// The HTTP API besides history: presence, and the API's description.
 
 import assert from 'node:assert/strict';
 import { after, describe, test } from 'node:test';
@@ -70,7 +70,7 @@ describe('/openapi.json', { concurrency: true }, () => {
   const GOOD = { userId: 'anna', userIds: 'anna,ben', with: 'ben', limit: 5, since: 0, until: 0, status: 'missed', type: 'audio', bucket: 'day' };
   const GOOD_ID = '01890a5d-ac96-774b-bcce-b302099a8057';
 
-  /** Each endpoint that can be read, with what it takes in the query; `ask` asks it. */
+  /** Each readable endpoint with its query parameters; `ask` requests it. */
   async function operations() {
     const document = await documentOf(server, '/openapi.json');
     const readable = Object.entries(document.paths).filter(([, item]) => item.get);

@@ -1,4 +1,4 @@
-// The document of the socket: valid AsyncAPI, and true of all that really goes over the wire.
+// The AsyncAPI document: valid, and in agreement with all packets that are really sent.
 
 import assert from 'node:assert/strict';
 import { createRequire } from 'node:module';
@@ -46,7 +46,7 @@ describe('/asyncapi.json', () => {
   });
 });
 
-/** The same document, in which nothing is allowed that it does not name; what is only passed on stays open. */
+/** The same document, but closed: nothing is allowed that it does not name, except in payloads that are only relayed. */
 function closed(node, name) {
   if (Array.isArray(node)) return node.map((one) => closed(one));
   if (node === null || typeof node !== 'object') return node;
@@ -55,7 +55,7 @@ function closed(node, name) {
   return copy.type === 'object' && copy.properties && !copy.additionalProperties ? { ...copy, additionalProperties: false } : copy;
 }
 
-/** Writes down what really goes over the wire, and holds it against the document. */
+/** Records all packets of its clients and validates them against the document. */
 class Witness {
   constructor() {
     this.seen = { client: new Set(), server: new Set(), acks: new Set() };
@@ -64,7 +64,7 @@ class Witness {
     this.strict = strict.components.messages;
   }
 
-  /** From now on; all events that came before are held against the document too. */
+  /** Records and validates these clients' packets from now on, and all events that they have received so far. */
   watch(...clients) {
     for (const client of clients) {
       client.log.forEach(({ event, payload }) => this.fromServer(event, payload));
@@ -118,7 +118,7 @@ describe('what goes over the wire', () => {
       return client;
     };
 
-    // A whole call, with everything that can be said in it; the caller's connection is lost once.
+    // A whole call with all of its events; the caller's connection is lost once.
     const call = await pair(t, server, { caller: { deviceId: 'laptop' } });
     const { caller, callee } = call;
     witness.watch(caller, callee);
@@ -146,7 +146,7 @@ describe('what goes over the wire', () => {
     await caller.ok('call:sync', { callId });
     await caller.ok('presence:unsubscribe', { userIds: [callee.userId] });
 
-    // The other ends of a call, and what is refused.
+    // Other ends of a call, and refusals.
     const second = await watched({ userId: callee.userId });
     await dial(caller, callee);
     await callee.ok('call:reject', { ...toCaller, reason: 'later' });
@@ -163,7 +163,7 @@ describe('what goes over the wire', () => {
     assertRefused(await callee.ack('call:initiate', { ...toCaller, callType: 'audio' }), 'GLARE');
     await settled(caller, callee, second);
 
-    // Where there are tokens.
+    // With tokens.
     const strict = await startServer({ env: JWT });
     t.after(() => strict.stop());
     const guest = connect(t, strict, { auth: { token: tokenOf('guest', { seconds: 30 }) } });
@@ -172,7 +172,7 @@ describe('what goes over the wire', () => {
     await guest.next('auth:expiring');
     await guest.ok('auth:refresh', { token: tokenOf('guest') });
 
-    // The server leaves.
+    // The server stops.
     await server.restart();
     await callee.next('server:draining');
 

@@ -37,13 +37,13 @@ const joined = (t, name, { seconds, ...options } = {}) => {
   return joinWith(t, tokenOf(userId, { seconds }), userId, options);
 };
 
-/** From now on its token is good for so many seconds more. */
+/** Refreshes the client's token with one that expires after this many seconds. */
 async function shorten(client, seconds) {
   const { expiresAt } = await client.ok('auth:refresh', { token: tokenOf(client.userId, { seconds }) });
   return expiresAt;
 }
 
-/** The client is not let in, and hears why. */
+/** The client is refused, and gets the reason. */
 async function refused(t, options, message) {
   const client = connect(t, server, options);
   const said = await client.next('connect_error');
@@ -52,7 +52,7 @@ async function refused(t, options, message) {
   assert.equal(client.socket.connected, false);
 }
 
-/** A server for tests that are about other keys. */
+/** A server for tests with other keys. */
 async function serverWith(t, env) {
   const own = await startServer({ env: { SWITCHBOARD_AUTH: 'jwt', ...env } });
   t.after(() => own.stop());
@@ -212,7 +212,7 @@ describe('a token with an end', { concurrency: true }, () => {
     await anna.ok('call:stats', { callId, roundTripMs: 1 });
     assert.equal((await anna.ok('call:sync', {})).call.callId, callId);
     assert.equal((await anna.ok('call:sync', { callId })).call.callId, callId);
-    // The presence that it asked for earlier is not told any more: this one would have been.
+    // The subscription has ended: this change would have been sent.
     await eventually(() => server.logs().includes('kept for its call'), 'its subscriptions are gone');
     carol.close();
     await ben.ok('presence:subscribe', { userIds: [carol.userId] });
@@ -237,7 +237,7 @@ describe('a token with an end', { concurrency: true }, () => {
     await ben.ok('presence:subscribe', { userIds: [anna.userId] });
     await anna.ok('call:end', { toUserId: ben.userId });
     await ben.next('call:ended');
-    // An expired socket would be looked at within half a second.
+    // An expired socket would be checked within half a second.
     await wait(800);
     await ben.ok('ice:servers', {});
   });
@@ -392,7 +392,7 @@ describe('keys', { concurrency: true }, () => {
     const early = connect(t, own, { auth: { token }, reconnection: true, reconnectionDelay: 50, reconnectionDelayMax: 100 });
     await eventually(() => early.socket.io.engine?.readyState === 'closed', 'it is not let in');
     keys = ['first'];
-    // It tries again by itself, and so does the server.
+    // The client retries by itself, and so does the server.
     await early.connected();
     await early.none('connect_error');
     assert.equal((await early.ok('user-connected', 'anna')).userId, 'anna');

@@ -1,4 +1,4 @@
-// The platform's backend says who may call whom.
+// Authorization of calls by the platform's backend.
 
 import assert from 'node:assert/strict';
 import { readFile, rm } from 'node:fs/promises';

@@ -1,4 +1,4 @@
-// The node's byte budget: who is refused or cut off when it is used up, and who is not.
+// The node's byte budget: the clients that are refused or disconnected when it is exhausted, and those that are not.
 
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
@@ -74,7 +74,7 @@ describe('the byte budget', { concurrency: true, ...ONE_NODE }, () => {
       }),
     );
     const cut = async () => (await scrape(server)).byLabels('switchboard_slow_clients_closed_total', before).budget ?? 0;
-    // All in step, so that no one of them comes to its own bound first.
+    // All at the same pace, so that none of them reaches its own bound first.
     for (let count = 0; count < 600 && (count % 20 || (await cut()) === 0); count += 1) {
       await Promise.all(stuck.map(({ caller, callee }) => caller.ack('call:offer', { toUserId: callee.userId, offer: large })));
     }

@@ -1,4 +1,4 @@
-// One user on several devices: all ring, one talks, the others are told.
+// One user on several devices: all ring, one answers, the others are notified.
 
 import assert from 'node:assert/strict';
 import { after, describe, test } from 'node:test';
@@ -12,7 +12,7 @@ import { startServer } from '../support/server.mjs';
 const server = await startServer();
 after(() => server.stop());
 
-/** Alice calls Bob, who has a phone, a tablet and a browser tab without a deviceId. Nothing is read yet. */
+/** Alice calls Bob, who has a phone, a tablet and a browser tab without a `deviceId`. No event has been read yet. */
 async function callToThreeDevices(t) {
   const caller = await join(t, server, { userId: someone('alice'), deviceId: 'laptop' });
   const userId = someone('bob');
@@ -86,7 +86,7 @@ describe('several devices of the callee', { concurrency: true }, () => {
       const { status, ...rest } = await phone.ok('call:busy', { toUserId: caller.userId });
       assert.deepEqual([status, rest.callId], ['pending', callId]);
     }
-    // It rings no more: it can neither take nor decline the call, and hears nothing more of it.
+    // The phone no longer rings: it can neither answer nor decline, and gets no more events of the call.
     assertRefused(await phone.ack('call:answer', { toUserId: caller.userId, answer: answer('late') }), 'NO_ACTIVE_CALL');
     assertRefused(await phone.ack('call:reject', { callId }), 'NO_ACTIVE_CALL');
     await caller.ok('call:offer', { toUserId: tablet.userId, offer: offer() });
@@ -194,7 +194,7 @@ describe('several devices of the callee', { concurrency: true }, () => {
     const { caller, callee } = await pair(t, server);
     for (let round = 0; round < 20; round += 1) {
       const { callId } = await caller.ok('call:initiate', { toUserId: callee.userId, callType: 'audio' });
-      // On another node it may come after the caller's ack.
+      // On another node the event may arrive after the caller's ack.
       await callee.next('call:incoming');
       const [answered, ended] = await Promise.all([
         callee.ack('call:answer', { toUserId: caller.userId, answer: answer(), callId }),
@@ -205,7 +205,7 @@ describe('several devices of the callee', { concurrency: true }, () => {
       assert.equal((await callee.next('call:ended')).reason, ended.reason);
       if (!answered.ok) assertRefused(answered, 'NO_ACTIVE_CALL');
       await caller.next('call:ringing');
-      // An answer that won may still reach the caller, or find that the caller has gone.
+      // A winning answer may still reach the caller, or find that the caller has left.
       await settled(callee, caller);
       if (answered.ok) caller.forget();
       await caller.nothingElse();

@@ -1,4 +1,4 @@
-// Every `call:error` type that one open server can give, in the ack and as the event.
+// Every `call:error` type of an open server, in the ack and as the event.
 
 import assert from 'node:assert/strict';
 import { after, describe, test } from 'node:test';
@@ -38,7 +38,7 @@ describe('error types', { concurrency: true }, () => {
     const { caller, callee } = await pair(t, server);
     callee.close();
     const request = { toUserId: callee.userId, callType: 'video' };
-    // The server needs a moment to see that the callee has gone; until then the call rings.
+    // The server needs a moment to notice that the callee has gone; until then the call rings.
     let reply = await caller.ack('call:initiate', request);
     if (reply.ok) {
       await caller.ok('call:end', { toUserId: callee.userId });

@@ -1,5 +1,5 @@
-// The seven flows of the original design, by clients written for it: they say `user-connected`, send no
-// callId, ask for no acks and give no deviceId. Every field of every event is checked.
+// The seven flows of the original design, with clients written for it: they send `user-connected`, no `callId` and no
+// `deviceId`, and request no acks. Every field of every event is checked.
 
 import assert from 'node:assert/strict';
 import { after, describe, test } from 'node:test';
@@ -19,7 +19,7 @@ async function twoUsers(t, on = server) {
   return { alice, bob };
 }
 
-/** Alice calls Bob; both have been told and the events checked. */
+/** Alice calls Bob; both events are checked. */
 async function ring(alice, bob, { ringTimeoutMs = 30_000, callType = 'video' } = {}) {
   alice.emit('call:initiate', { toUserId: bob.userId, callType, callerInfo });
   const incoming = await bob.next('call:incoming');

@@ -18,7 +18,7 @@ after(() => hasty.stop());
 
 const ended = (one) => one.endedAt !== null;
 
-/** The call's row in its last state, with all fields checked; both parties see the same. */
+/** Checks all fields of the call's final row, and that both parties see the same. */
 async function assertRow(on, { caller, callee, callId }, { status, endReason, callType = 'video', answered = false }) {
   const found = await row(on, caller.userId, callId, (one) => one.endReason === endReason);
   assertShape(found, {
@@ -44,14 +44,14 @@ async function assertRow(on, { caller, callee, callId }, { status, endReason, ca
   return found;
 }
 
-/** Calls to nobody: the quickest rows there are. Newest last. */
+/** Calls to an offline user, which make rows quickly. The newest is last. */
 async function missedCalls(caller, count, toUserId = someone('nobody')) {
   const ids = [];
   for (let number = 0; number < count; number += 1) {
     const reply = await caller.ack('call:initiate', { toUserId, callType: number % 2 ? 'audio' : 'video' });
     assertRefused(reply, 'RECIPIENT_OFFLINE');
     ids.push(reply.error.callId);
-    // Of two in one millisecond none is the newer.
+    // Calls of the same millisecond have no order by time.
     await pause(2);
   }
   await eventually(async () => (await calls(server, caller.userId)).some((one) => one.id === ids.at(-1)), 'the rows are stored');
@@ -200,7 +200,7 @@ describe('the list', { concurrency: true }, () => {
       cursor = one.nextCursor;
       await missedCalls(alice, 3);
     } while (cursor !== null);
-    // Calls of the same millisecond are in any order, but always in the same.
+    // Calls of the same millisecond may have any order, but always the same one.
     assert.deepEqual([...seen].sort(), [...before].sort());
     assert.deepEqual(times, [...times].sort((one, other) => other - one));
     assert.equal(pages, 5);

@@ -1,5 +1,5 @@
-// Bad input of every kind. After each, the server is alive, a call that others have goes on, and a new call
-// works; when the server stops, its log is searched for panics (see support/server.mjs).
+// Invalid input of every kind. After each, the server is alive, an existing call continues, and a new call works; when
+// the server stops, its log is searched for panics (see support/server.mjs).
 
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
@@ -15,7 +15,7 @@ import { startServer } from '../support/server.mjs';
 
 const server = await startServer();
 
-// A call that lasts through all of this file.
+// Ends the call that lasts through all of this file.
 const leaving = [];
 let lasting;
 before(async () => {
@@ -26,13 +26,13 @@ after(async () => {
   await server.stop();
 });
 
-/** Others notice nothing: the lasting call goes on, and a new one works. */
+/** Other users notice nothing: the lasting call continues, and a new one works. */
 async function assertUnharmed(t) {
   await assertLastingCallGoesOn();
   await assertCallsWork(t, server);
 }
 
-// One check after the other, since tests that run side by side share the lasting call.
+// One check after the other, because concurrent tests share the lasting call.
 let checks = Promise.resolve();
 function assertLastingCallGoesOn() {
   const check = async () => {
@@ -50,7 +50,7 @@ const NOT_A_USER = [1.5, 2 ** 53, true, null, {}, [], ['x']];
 const NOT_AN_OBJECT = [5, true, 'text', [], [1]];
 const NOT_A_NUMBER = ['5', true, {}, []];
 
-// For every event: a payload that is right, and for every field of it what is not.
+// For every event: a valid payload, and invalid values for each field.
 const wrongFields = (toUserId, callId) => [
   {
     event: 'call:initiate',
@@ -162,7 +162,7 @@ describe('wrong fields', { concurrency: false }, () => {
         assert.equal(replies[index].error?.type, 'INVALID_PAYLOAD', `${event} ${sent} was answered ${JSON.stringify(replies[index])}`);
         assertRefused(replies[index], 'INVALID_PAYLOAD', { mentions: field, event });
       }
-      // Without an ack the same comes as the event.
+      // Without an ack, the error comes as the event.
       caller.emit(event, tries[0][0]);
       if (required.length > 0) assertError(await caller.next('call:error'), 'INVALID_PAYLOAD', { mentions: required[0], event });
       await callee.nothingElse({ after: [caller] });

@@ -1,4 +1,4 @@
-// A single node that is killed or told to stop, and started again: its live calls, and what history says of them.
+// A single node that is killed or stopped, and restarted: its live calls and their history.
 
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';

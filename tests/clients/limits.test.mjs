@@ -1,5 +1,4 @@
-// How much of everything an address, a user and a socket may have. Each server here has limits that a test
-// reaches soon.
+// The limits of addresses, users and sockets. Each server here has limits that a test reaches quickly.
 
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
@@ -18,17 +17,17 @@ import { rawSocket } from '../support/raw.mjs';
 import { USUAL_LIMITS, launch, privateFolder, runToExit, startServer } from '../support/server.mjs';
 import { JWT, tokenOf } from '../support/tokens.mjs';
 
-/** A server with these limits alone, such as `events=5/1h`. */
+/** A server with these limits only, such as `events=5/1h`. */
 async function limited(t, limits, { args = [], ...options } = {}) {
   const server = await startServer({ args: ['--limits', ['off', ...limits].join(), ...args], ...options });
   t.after(() => server.stop());
   return server;
 }
 
-/** How often limits were reached since `before`, by their names. */
+/** Checks how often each limit was reached since `before`. */
 const reached = (server, before, expected) => counted(server, before, { switchboard_limits_hit_total: expected });
 
-/** The status of a handshake over this transport: 101 or 200 is a new connection, which stays until the test ends. */
+/** The status of a handshake over this transport. 101 or 200 opens a connection, which stays until the test ends. */
 async function handshake(t, { port, host = '127.0.0.1' }, { transport = 'websocket', headers = {} } = {}) {
   const path = `/socket.io/?EIO=4&transport=${transport}`;
   if (transport === 'polling') {
@@ -104,7 +103,7 @@ describe('events of a socket', { concurrency: true }, () => {
   });
 
   test('never are call:end, call:reject and call:busy for a live call; for no call they count', async (t) => {
-    // The caller: fence, initiate, offer. The callee: fence.
+    // The caller's three events: fence, initiate, offer. The callee's one: fence.
     const server = await limited(t, ['events=3/1h']);
     for (const [event, who] of [['call:end', 'caller'], ['call:reject', 'callee'], ['call:busy', 'callee']]) {
       const { caller, callee } = await ringing(t, server);
@@ -314,7 +313,7 @@ describe('an address', { concurrency: true }, () => {
         retryAfter(refused);
       }
       await reached(server, before, { address_sockets: 2 });
-      // The library tries again by itself, and comes in.
+      // The library retries by itself and is admitted.
       const third = connect(t, server, { auth: { userId: 'cora' }, transports: [transport], reconnection: true, reconnectionDelay: 50, reconnectionDelayMax: 100 });
       await third.next('connect_error');
       assert.equal(third.socket.active, true);
@@ -340,7 +339,7 @@ describe('an address', { concurrency: true }, () => {
     assert.deepEqual(await places(1), [429]);
     idle.destroy();
     wrong.socket.io.engine.close();
-    // A connection that has not joined keeps its slot until its time to join is over.
+    // A connection that has not joined keeps its slot until the time-out for joining.
     await eventually(async () => (await places(1))[0] === 101, 'one place is free', 15_000);
     await eventually(async () => (await places(1))[0] === 101, 'two places are free', 15_000);
   });
@@ -447,7 +446,7 @@ async function statusFrom(balancer, localAddress, path, headers = {}) {
   return response.statusCode;
 }
 
-// As compose runs them: the proxy's file, and the nodes' trust in it.
+// As compose runs them: the shipped file of HAProxy, and nodes that trust it.
 describe('HAProxy and nodes as they ship', { concurrency: true }, () => {
   const TRUSTED = yaml('deploy/compose.yaml').services.node1.environment.SWITCHBOARD_TRUSTED_PROXIES;
   const bad = (n) => ({
@@ -489,7 +488,7 @@ test('HAProxy, with the file that ships, says for whom it asks', async (t) => {
   const balancer = await startBalancer(nodes);
   t.after(() => balancer.stop());
   const from = (localAddress, headers) => statusFrom(balancer, localAddress, '/socket.io/?EIO=4&transport=polling', headers);
-  // Three nodes take two each of one address.
+  // Each of three nodes accepts two connections of an address.
   const statuses = [];
   for (let count = 0; count < 24; count += 1) statuses.push(await from('127.0.0.2', { 'x-forwarded-for': `192.0.2.${count}` }));
   assert.equal(statuses.filter((status) => status === 200).length, 6, `${statuses}`);
@@ -518,7 +517,7 @@ describe('tokens that are not good', { concurrency: true }, () => {
     assert.equal(await statusOf(t, server, { headers: extraHeaders }), 429);
     await reached(server, before, { failed_tokens: 2 });
     assert.equal((await ask(server, good, '192.0.2.2')).status, 200);
-    // Open sockets stay, and may refresh their token.
+    // Open sockets stay connected, and may refresh their token.
     await open.ok('auth:refresh', { token: tokenOf('anna') });
   });
 
@@ -568,7 +567,7 @@ describe('a node', { concurrency: true }, () => {
       retryAfter(refused);
     }
     await reached(server, before, { sockets: 2 });
-    // A connection that is there may still become a websocket, and everything else is served.
+    // An existing connection may still upgrade to a websocket, and everything else is served.
     await dial(clients[0], clients[2]);
     assert.equal((await fetch(`${server.url}/v1/calls?userId=anna`)).status, 200);
     const fourth = connect(t, server, { auth: { userId: someone('late') }, reconnection: true, reconnectionDelay: 50, reconnectionDelayMax: 100 });

@@ -11,7 +11,7 @@ import { JWT, tokenOf } from '../support/tokens.mjs';
 
 const DEBUG = { RUST_LOG: 'info,switchboard=debug' };
 
-/** A server with these settings, which has seen two users call each other. */
+/** A server with these settings, after a call between two users. */
 async function afterCall(t, settings = {}, rust = DEBUG) {
   const server = await startServer({ env: { ...rust, ...settings } });
   t.after(() => server.stop());
@@ -23,7 +23,7 @@ async function afterCall(t, settings = {}, rust = DEBUG) {
   return { server, caller, callee, callId, lines: server.logs().trimEnd().split('\n') };
 }
 
-/** The users named by lines about joining, in order. */
+/** The users named by log lines about joining, in order. */
 const joinedIn = (lines) => lines.map((line) => JSON.parse(line)).filter(({ message }) => message === 'joined').map(({ user }) => user);
 
 describe('the log', { ...ONE_NODE, concurrency: true }, () => {

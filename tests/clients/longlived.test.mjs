@@ -1,4 +1,4 @@
-// A connection that is used for long, by a client that reads all it is sent, is not taken for one that lags.
+// A long-lived connection whose client reads everything is never treated as lagging.
 
 import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
@@ -6,7 +6,7 @@ import { join } from '../support/client.mjs';
 import { startServer } from '../support/server.mjs';
 
 const ROUNDS = 50;
-/** More events than fit in what may wait for a client, were each thought to wait for ever. */
+/** More events than the bound on waiting packets, if each were counted as waiting forever. */
 const EVENTS_A_ROUND = 200;
 
 describe('a connection that is used for long', { concurrency: false }, () => {

@@ -20,7 +20,7 @@ async function serverFor(t, ...args) {
   return { server, before: await scrape(server) };
 }
 
-/** `caller` may not have heard all of it yet, nor may all nodes. */
+/** The caller may not have received all events yet, nor may all nodes have been notified. */
 const hangUp = (caller, callee) => caller.ok('call:end', { toUserId: callee.userId });
 
 describe('metrics', { concurrency: 4 }, () => {
@@ -194,7 +194,7 @@ describe('metrics', { concurrency: 4 }, () => {
     await counted(server, before, { switchboard_calls: { active: 1 }, switchboard_call_devices_returned_total: { '': 1 } });
     await back.drop();
     await caller.next('call:ended');
-    // Told late of the end, which makes another version of the record, and no other end.
+    // A late notification makes another version of the record, and no other end.
     const late = await join(t, server, { userId: callee.userId, deviceId: 'phone' });
     await late.next('call:ended');
     await counted(server, before, {

@@ -36,7 +36,7 @@ describe('a timeline', { concurrency: true }, () => {
     const found = await timelineFor(callee);
     assert.equal(found.callId, callId);
     const told = found.steps.map(({ what, by, device, reason }) => [what, by, device, reason]);
-    // The other party's device stays its own: with its id a call can be taken over.
+    // The id of the other party's device is not shown, because it suffices to take a call over.
     assert.deepEqual(told, [
       ['placed', 'caller', undefined, undefined],
       ['answered', 'callee', 'phone', undefined],

@@ -1,5 +1,5 @@
-// Messages of one socket arrive complete and in order. A socket that goes beyond the documented
-// bound is closed, and nobody else notices.
+// Messages of one socket arrive complete and in order. A socket that exceeds the documented bound is closed, and no
+// other client notices.
 
 import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
@@ -18,7 +18,7 @@ after(() => server.stop());
 const heard = async (client, count = BURST) =>
   (await client.nextFew('call:ice-candidate', count)).map((event) => event.candidate);
 
-/** A burst without acks from one device to the other. */
+/** Sends a burst of messages without acks from one device to the other. */
 function burst(from, to, sent = candidates(BURST)) {
   for (const one of sent) from.emit('call:ice-candidate', { toUserId: to.userId, candidate: one });
 }
@@ -189,7 +189,7 @@ describe('the bound', { concurrency: 1 }, () => {
       flooder.send(...frames);
       await within(30_000, flooder.closed, 'the flooding socket is closed');
       await assertTalking(caller, callee);
-      // Its own call ends as for any caller who is lost; the others' goes on.
+      // The flooder's own call ends as if its connection were lost; the other users' call continues.
       question.release();
       await called.next('call:incoming');
       assert.equal((await called.next('call:ended')).reason, 'cancelled');
@@ -208,7 +208,7 @@ describe('the bound', { concurrency: 1 }, () => {
     const sent = candidates(20_000);
     flooder.send(...sent.map((one) => eventFrame('call:ice-candidate', { toUserId: called.userId, candidate: one })));
     await assertTalking(bystander, other);
-    // It was served, or it was more than fits: then the call ended with the socket.
+    // The event was either processed, or exceeded the bound and ended the socket with its call.
     await Promise.race([flooder.ack('ice:servers', {}).catch(() => {}), flooder.closed]);
     if (called.socket.connected) await called.fence();
     const heard = called.log.filter(({ event }) => event === 'call:ice-candidate').map(({ payload }) => payload.candidate);

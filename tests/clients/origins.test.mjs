@@ -1,4 +1,4 @@
-// Which origins a request may come from, as their browsers say it; and the headers of what is served.
+// Permitted and refused origins of requests, and the security headers of responses.
 
 import assert from 'node:assert/strict';
 import { after, describe, test } from 'node:test';
@@ -25,7 +25,7 @@ function corsHeaders(response) {
   return Object.fromEntries([...response.headers].filter(([name]) => name.startsWith('access-control-')));
 }
 
-/** The status of a websocket handshake from this origin: 101 if it is taken. */
+/** The status of a websocket handshake from this origin; 101 if it is accepted. */
 async function handshake(to, origin) {
   const ws = new WebSocket(`ws://127.0.0.1:${to.port}/socket.io/?EIO=4&transport=websocket`, { origin });
   const status = await new Promise((resolve, reject) => {

@@ -18,7 +18,7 @@ async function subscribe(client, ...userIds) {
   return reply.presence;
 }
 
-/** The next change that the watcher hears of this user. */
+/** The next presence update about this user. */
 async function status(client, userId) {
   const update = await client.next('presence:update', (one) => one.userId === userId);
   assertShape(update, { userId, status: (word) => ['online', 'busy', 'offline'].includes(word), timestamp: isNow });

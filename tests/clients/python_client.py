@@ -165,7 +165,7 @@ class PythonClient(unittest.IsolatedAsyncioTestCase):
         self.assertEqual((await caller.next("call:ice-candidate"))["candidate"], candidate(1))
 
     async def test_leaving_on_purpose_ends_the_call(self):
-        # Over polling: over websocket this library closes the connection before its farewell is sent.
+        # Over polling, because over a websocket this library closes the connection before its last packet is sent.
         caller = await self.join(someone("alice"), device_id="laptop", transport="polling")
         callee = await self.join(someone("bob"))
         await self.active_call(caller, callee)

@@ -1,5 +1,5 @@
-// Clients that are turned away at the door: for a token, an origin, a host, a handshake. Each is counted by its
-// reason, and the log has the address and the change that would let it in.
+// Refused connections: invalid tokens, origins, hosts and handshakes. Each is counted by its reason, and the log names
+// the address and the setting that would permit it.
 
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
@@ -19,7 +19,7 @@ const open = await startServer({ env: { ...JSON_LOG, SWITCHBOARD_HOSTS: 'calls.e
 const strict = await startServer({ env: { ...JWT, ...JSON_LOG, SWITCHBOARD_JWT_ISSUER: 'me', SWITCHBOARD_CORS_ORIGINS: 'https://app.example.org' } });
 after(() => Promise.all([open.stop(), strict.stop()]));
 
-/** What is answered to a request with just this head. */
+/** The response to a request with exactly this head. */
 async function ask(base, path, headers = {}, method = 'GET') {
   const { hostname, port } = new URL(base);
   const sent = request({ host: hostname, port, path, headers, method, agent: false }).end();
@@ -34,7 +34,10 @@ async function ask(base, path, headers = {}, method = 'GET') {
 const lines = (server) => server.logs().trimEnd().split('\n').map((line) => JSON.parse(line));
 const told = (server, reason) => lines(server).filter((line) => line.message === 'turned away' && line.reason === reason);
 
-/** Does `act` a few times: each is counted under `reason`, and the log has one line, which says what to change. */
+/**
+ * Runs `act` several times: each refusal is counted under `reason`, and the log has one line, which says what to
+ * change.
+ */
 async function refused(server, reason, mentions, act) {
   const count = async () => (await scrape(server)).value('switchboard_refused_total', { reason });
   const before = await count();
@@ -164,7 +167,7 @@ describe('the name that is asked for', { concurrency: true }, () => {
       assert.equal(await answered(port, `GET http://localhost${path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n`), 400, 'two that differ');
       assert.equal(await answered(port, `GET ${path} HTTP/1.1\r\nHost: localhost\r\n\r\n`), 200);
       assert.equal(await answered(port, `GET http://localhost${path} HTTP/1.1\r\nHost: localhost\r\n\r\n`), 200);
-      // As HAProxy's health checks are.
+      // HAProxy's health checks have this form.
       assert.equal(await answered(port, `GET ${path} HTTP/1.0\r\n\r\n`), 200);
     }
   });

@@ -1,4 +1,4 @@
-// A device that gave a deviceId and lost its network gets its call back within the grace.
+// A device with a `deviceId` that loses its network resumes its call within the grace.
 
 import assert from 'node:assert/strict';
 import { after, describe, test } from 'node:test';
@@ -17,7 +17,7 @@ after(() => hasty.stop());
 
 const onDevices = { caller: { deviceId: 'laptop' }, callee: { deviceId: 'phone' } };
 
-/** The device's network breaks and its peer is told. */
+/** Breaks the device's network; its peer is notified. */
 async function lose(device, peer, { callId, graceMs = GRACE_MS }) {
   await device.drop();
   const told = await peer.next('call:peer-reconnecting');
@@ -25,7 +25,7 @@ async function lose(device, peer, { callId, graceMs = GRACE_MS }) {
   return told;
 }
 
-/** The device is back and both sides are told. */
+/** Reconnects the device; both sides are notified. */
 async function regain(device, peer, { callId }) {
   await device.comeBack();
   const resumed = await device.next('call:resumed');
@@ -213,7 +213,7 @@ describe('the grace', { concurrency: true }, () => {
     await callee.drop();
     const witness = await join(t, hasty, { userId: caller.userId, deviceId: 'other' });
     const observer = await join(t, hasty, { userId: someone('carol') });
-    // Both are free again once the call is over.
+    // Both users are available again once the call has ended.
     const busy = async () => (await observer.ok('presence:subscribe', { userIds: [caller.userId] })).presence[caller.userId] === 'busy';
     if (await busy()) await observer.next('presence:update', (update) => update.status !== 'busy');
     assert.equal((await witness.ok('call:sync', { callId })).call.reason, 'connection_lost');

@@ -1,4 +1,4 @@
-// Starting, being told something wrong, and leaving.
+// Start, invalid settings, and stop.
 
 import assert from 'node:assert/strict';
 import { access, mkdir, rm, writeFile } from 'node:fs/promises';
@@ -17,7 +17,7 @@ async function folder(t) {
   return dir;
 }
 
-/** The server refuses to start: one plain sentence that says what is wrong, and exit code 1. */
+/** The server refuses to start with one sentence that names the problem, and exit code 1. */
 async function assertRefusesToStart(args, { env, dir, mentions }) {
   const { code, signal, stdout, stderr } = await runToExit(args, { env, dir });
   const said = `stderr: ${stderr}\nstdout: ${stdout}`;

@@ -1,4 +1,4 @@
-// Traces as a collector gets them: which calls, what of them, and what happens when it takes nothing.
+// Traces as a collector receives them: sampling, spans, and a collector that fails.
 
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
@@ -19,7 +19,7 @@ async function traced(t, env = {}) {
   return { collector, server };
 }
 
-/** A call that is placed, answered and ended. */
+/** Places, answers and ends a call. */
 async function talk(t, server) {
   const { caller, callee, callId } = await activeCall(t, server);
   await caller.ok('call:end', { toUserId: callee.userId });

@@ -1,4 +1,4 @@
-// The transports of Socket.IO, what is served over HTTP beside them, and coming back after a restart.
+// The transports of Socket.IO, the HTTP routes beside them, and reconnection after a restart.
 
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
@@ -19,7 +19,7 @@ const TRANSPORTS = {
   'polling, then websocket': ['polling', 'websocket'],
 };
 
-/** Waits until the library has upgraded the connection, if it is one that upgrades. */
+/** Waits until the library has upgraded the connection, if its transport upgrades. */
 async function upgraded(client) {
   const { engine } = client.socket.io;
   if (engine.transport.name === 'websocket') return;
@@ -91,7 +91,7 @@ describe('a whole call', { concurrency: true }, () => {
     const callee = await join(t, server, { userId: someone('bob') });
     const caller = connect(t, server, { auth: { userId: someone('alice') }, transports: ['polling', 'websocket'] });
     const toUserId = callee.userId;
-    // All of this is handed to the library before it is even connected.
+    // All events are passed to the library before it is connected.
     caller.emit('call:initiate', { toUserId, callType: 'video' });
     caller.emit('call:offer', { toUserId, offer: offer() });
     for (const one of candidates(300)) caller.emit('call:ice-candidate', { toUserId, candidate: one });

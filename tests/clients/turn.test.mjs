@@ -1,4 +1,4 @@
-// Credentials for a TURN server, held against a real one.
+// Credentials for a TURN server, tested against a real one.
 
 import assert from 'node:assert/strict';
 import { rm, writeFile } from 'node:fs/promises';
@@ -40,7 +40,7 @@ async function overHttp(userId) {
   return response.json();
 }
 
-/** The TURN server among those that were given. */
+/** The TURN server in the reply. */
 function turnOf({ iceServers, ttl }, user) {
   assert.equal(ttl, TTL_S);
   assert.equal(iceServers.length, 2, JSON.stringify(iceServers));

@@ -1,4 +1,5 @@
-// The seams between transports: broken and doubled upgrades, ways round the guarded websocket, and goodbyes.
+// Edge cases between transports: broken and duplicate upgrades, attempts to bypass the guarded websocket, and
+// disconnects.
 
 import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
@@ -67,7 +68,7 @@ describe('an upgrade', { concurrency: true }, () => {
     const { ws, opened } = upgrade(sid);
     const closed = new Promise((resolve) => ws.once('close', resolve));
     await opened;
-    // It says nothing, and would not be asked for a sign of life.
+    // The session sends nothing, and gets no ping.
     await within(20_000, closed, 'the connection is closed');
     assert.equal((await watcher.next('presence:update')).status, 'offline');
     await eventually(async () => (await fetch(polling(sid))).status === 400, 'the session is gone');
@@ -99,7 +100,7 @@ test('a client that leaves the namespace and comes back on its connection is onl
   for (let round = 0; round < 5; round += 1) {
     const backlog = Array.from({ length: 200 }, () => '42["ice:servers",{}]');
     raw.send(...backlog, '41');
-    // While the earlier session is being signed off, CONNECT is passed over, or refused for now.
+    // While the earlier session is being detached, CONNECT is ignored or refused.
     const joined = raw.frame((text) => text.startsWith('40{'), 'CONNECT');
     const asking = setInterval(() => raw.send(`40${JSON.stringify({ userId })}`), 20);
     await joined.finally(() => clearInterval(asking));

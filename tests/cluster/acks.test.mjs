@@ -1,4 +1,5 @@
-// What an ack says: the message is with the receiver's connection, or with the node that has it.
+// Acks of messages across nodes: the message is with the receiver's connection, or with the node that is responsible
+// for it.
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
@@ -28,7 +29,7 @@ async function across(t, nodes) {
   return { caller, callee, callId };
 }
 
-/** Sends numbered candidates without waiting; answers which were acknowledged so far. */
+/** Sends numbered candidates without waiting; returns the set of those acknowledged so far. */
 function sends(caller, toUserId, numbers) {
   const acked = new Map();
   for (const number of numbers) {
@@ -46,7 +47,7 @@ test('nothing that was acknowledged is lost with a node that is killed while Red
   await caller.ok('call:ice-candidate', { toUserId, candidate: candidate(1) });
   process.kill(redis.pid, 'SIGSTOP');
   const acked = sends(caller, toUserId, Array.from({ length: 50 }, (_, index) => index + 2));
-  // Other events of the socket are answered meanwhile.
+  // Other events of the socket get their replies meanwhile.
   await caller.ok('ice:servers', {});
   await pause(2_000);
   const told = [...acked].filter(([, { ok }]) => ok).map(([number]) => number);
@@ -54,7 +55,7 @@ test('nothing that was acknowledged is lost with a node that is killed while Red
   process.kill(redis.pid, 'SIGCONT');
   const again = await join(t, nodes[2], { userId: caller.userId, deviceId: 'a' });
   assert.equal((await again.next('call:resumed')).callId, callId);
-  // The client sends again what was not acknowledged, until it is.
+  // The client repeats unacknowledged messages until they are acknowledged.
   for (let number = 2; number <= 51; number += 1) {
     if (told.includes(number)) continue;
     const accepted = async () => (await again.ack('call:ice-candidate', { toUserId, candidate: candidate(number) })).ok;

@@ -1,4 +1,4 @@
-// Three nodes behind HAProxy: stickiness, and replacing every node under calls.
+// Three nodes behind HAProxy: stickiness, and the replacement of every node during calls.
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
@@ -67,7 +67,7 @@ test('a client on polling that keeps its cookie stays on its node', async (t) =>
   const url = `${balancer.url}/socket.io/?EIO=4&transport=polling&sid=${sid}`;
   const headers = { cookie };
   assert.equal((await fetch(url, { method: 'POST', body: '40{"userId":"anna"}', headers })).status, 200);
-  // The server's first ping may come before the answer.
+  // The server's first ping may arrive before the reply.
   let received = '';
   await eventually(async () => {
     const response = await fetch(url, { headers });

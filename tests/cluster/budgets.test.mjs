@@ -1,4 +1,4 @@
-// Budgets are of what requests cost: counted in the commands that Redis carries out for them.
+// The cost of presence requests, counted in the commands that Redis executes for them.
 
 import assert from 'node:assert/strict';
 import { randomUUID } from 'node:crypto';
@@ -11,14 +11,14 @@ import { assertProblem, get } from '../support/http.mjs';
 import { counted, scrape } from '../support/metrics.mjs';
 import { startProxy } from '../support/proxy.mjs';
 
-/** A cluster of one node, or of `count`, with these limits alone. */
+/** A cluster of `count` nodes with these limits only. */
 async function limited(t, limits, count = 1) {
   const cluster = await startCluster(count, { args: ['--limits', ['off', ...limits].join()] });
   t.after(() => cluster.stop());
   return cluster;
 }
 
-/** How often Redis ran each command while `work` was done. */
+/** The number of executions of each command while `work` runs. */
 async function commandsOf({ redis }, work) {
   const before = (await redis.counted()).commands;
   await work();
@@ -46,7 +46,7 @@ describe('what a client can make Redis do', { concurrency: true }, () => {
     const scripts = await commandsOf(cluster, async () => {
       assert.equal(Object.keys((await anna.ok('presence:subscribe', { userIds })).presence).length, 250);
     });
-    // Two for 250 users, and what an idle node does by itself meanwhile.
+    // Two scripts for 250 users, and the periodic work of an idle node.
     assert.ok(scripts('evalsha') <= 30, `${scripts('evalsha')} scripts for 250 users`);
     const again = await commandsOf(cluster, async () => {
       const answers = [anna, ben].flatMap((client) => Array.from({ length: 50 }, () => client.ok('presence:subscribe', { userIds })));
@@ -54,7 +54,7 @@ describe('what a client can make Redis do', { concurrency: true }, () => {
     });
     assert.ok(again('evalsha') <= 40, `${again('evalsha')} scripts for users that are watched already`);
     assert.ok(again('hset') <= 5 && again('hgetall') <= 10, 'nor is anything of users read or written');
-    // What is answered from memory is kept up to date.
+    // Cached presence is kept up to date.
     await join(t, cluster, { userId: 'user7' });
     assert.equal((await anna.next('presence:update')).status, 'online');
     assert.equal((await ben.ok('presence:subscribe', { userIds: ['user7'] })).presence.user7, 'online');
@@ -96,7 +96,7 @@ describe('presence that Redis answers slowly', { concurrency: true }, () => {
     const presence = await proxy.busiest(() => caller.ok('presence:subscribe', { userIds }));
     const before = await scrape(cluster);
 
-    // Below the time-out of a command, and two of them take longer than a request waits for its turn.
+    // Shorter than the time-out of a command; two of them take longer than a request waits for its turn.
     presence.delayMs = 600;
     let answered = 0;
     const answers = watchers.map(async (watcher, number) => {

@@ -1,4 +1,4 @@
-// Redis' time of day is set anew while calls go on. The nodes' own clocks are right all the time.
+// Redis' time of day jumps during calls. The nodes' own clocks are always right.
 
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';

@@ -1,5 +1,5 @@
-// The cost of a call for Redis, by its own counters. Periodic work (heartbeats, sweeps, canaries) is measured over a
-// span of the same length and taken off.
+// The cost of a call for Redis, by Redis' own counters. Periodic work (heartbeats, sweeps, canaries) is measured over a
+// period of the same length and subtracted.
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
@@ -15,7 +15,7 @@ const CANDIDATES = 10;
 const OFFER = offer('o'.repeat(2_450));
 const ANSWER = answer('a'.repeat(1_950));
 
-// Commands of nodes: all others run inside their scripts, and INFO is the test's own.
+// Commands that nodes send: all others run inside their scripts, and INFO is the test's own.
 const SENT = ['evalsha', 'pubsub|shardnumsub', 'spublish'];
 
 async function twoNodes(t) {
@@ -44,7 +44,7 @@ const steps = {
     await callee.ok('call:answer', { toUserId: caller.userId, answer: ANSWER });
     await caller.next('call:answer');
   },
-  /** One at a time, each awaited: none can travel with another. */
+  /** One at a time, each awaited, so that no two share a publish. */
   async candidates({ caller, callee }) {
     for (let number = 1; number <= CANDIDATES; number += 1) {
       for (const [from, to] of [[caller, callee], [callee, caller]]) {
@@ -65,7 +65,7 @@ async function wholeCall(pair) {
 
 const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
 
-/** The difference between two readings, of these commands; of all but INFO if none is named. */
+/** The difference between two readings in these commands; in all but INFO if none is named. */
 function between(before, after, named = Object.keys(after.commands).filter((name) => name !== 'info')) {
   const commands = named.map((name) => [name, (after.commands[name] ?? 0) - (before.commands[name] ?? 0)]);
   return {
@@ -75,10 +75,10 @@ function between(before, after, named = Object.keys(after.commands).filter((name
   };
 }
 
-/** A span of idling, in which the clock alone runs. */
+/** An idle period, with periodic work only. */
 const idling = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
-/** The cost of `work` beyond an idle span of the same length after it. */
+/** The cost of `work` beyond that of an idle period of the same length after it. */
 async function cost(redis, work) {
   const before = await redis.counted();
   const started = Date.now();
@@ -96,19 +96,19 @@ async function cost(redis, work) {
   };
 }
 
-/** All rows are written, and Redis has heard so: the last thing that a call costs, a while after its end. */
+/** All rows are stored and marked as such in Redis: the last cost of a call, some time after its end. */
 const stored = (nodes) =>
   eventually(async () => {
     const each = await Promise.all(nodes.map((node) => scrape(node)));
     return each.every((one) => one.value('switchboard_history_backlog_rows') === 0);
   }, 'all rows are written');
 
-/** Of one whole call across two of so many nodes. */
+/** The cost of one whole call across two nodes of `count`. */
 async function costOfCall(t, count) {
   const started = await startCluster(count);
   try {
     const two = await pair(t, started.nodes[0], started.nodes[1]);
-    // From here on the links are up, and the users have a latest call.
+    // From here on the links are established, and the users have a latest call.
     await wholeCall(two);
     await stored(started.nodes);
     const { commands, publishes, bytes, cpuMs } = await cost(started.redis, async () => {
@@ -136,10 +136,10 @@ test('a call across two nodes costs Redis the same with 2, 4 and 8 nodes', async
     );
   }
   const spread = (numbers) => Math.max(...numbers) - Math.min(...numbers);
-  // One command for each node would make 6. Of sweeps a span may have one more or less, and rows that are stored
-  // together are settled together: more of them if the machine is busy.
+  // One command per node would make 6. A period may have one sweep more or less, and rows that are stored together are
+  // marked together: more of them if the machine is busy.
   assert.ok(spread(costs.map(({ others }) => others)) <= 3, JSON.stringify(costs));
-  // Nearly simultaneous messages share a publish or not: more of them if the machine is busy.
+  // Nearly simultaneous messages may share a publish, more of them if the machine is busy.
   assert.ok(spread(costs.map(({ publishes }) => publishes)) <= 3, JSON.stringify(costs));
   const bytes = costs.map((one) => one.bytes);
   assert.ok(spread(bytes) <= 0.05 * Math.min(...bytes), JSON.stringify(costs));
@@ -171,23 +171,23 @@ test('what each step of a call costs Redis', async (t) => {
       callId ??= answered;
       add(spent[name], await read());
     }
-    // Redis hears that a call is stored once its row is, which is gathered for a while first.
+    // A call is marked as stored after its row, which the writer gathers for a while first.
     await row(nodes[0], two.caller.userId, callId, ({ status }) => status === 'ended');
     await stored(nodes);
     add(spent.stored, await read());
   }
   await idling(2_000);
   const idle = await read();
-  // The cost of a reading.
+  // The cost of a reading itself.
   const readings = [];
   while (readings.length < CALLS) readings.push(await read());
   const own = sum(readings.map(({ bytes }) => bytes)) / readings.length;
   const times = { join: 2 * CALLS, candidates: 2 * CANDIDATES * CALLS };
   const [counted, published] = [{}, {}];
-  // Rows are gathered for long: what the clock runs meanwhile outnumbers what it costs to say that they
-  // are stored, and differs from an idle span's by more. So it is told apart by its commands: a heartbeat asks for
-  // the time, reads and writes once and looks through nodes twice; the look for calls that wait for history counts them
-  // twice and looks through two sets; the look for what is due looks through one.
+  // Rows are gathered for so long that periodic work outweighs the cost of marking them, and varies by more than that.
+  // Therefore the commands are told apart: a heartbeat asks for the time, reads and writes once and scans the nodes
+  // twice; the query for calls that wait for the history counts them twice and scans two sets; the query for due calls
+  // scans one.
   const ofStored = (command) => spent.stored.commands[command] ?? 0;
   const aCall = (count) => Math.round(count / CALLS);
   assert.deepEqual(
@@ -225,10 +225,10 @@ test('what each step of a call costs Redis', async (t) => {
   });
   const about = (number, expected) => assert.ok(Math.abs(number - expected) < 0.5, JSON.stringify(published));
   about(published.join, 0);
-  // The record. The callee's node does not say that it rings: the caller's knows.
+  // The record. The callee's node does not report that it rings: the caller's node knows.
   about(published.ring, 1);
   about(published.offer, 1);
-  // The record, and the answer itself: together or one after the other.
+  // The record and the answer itself, in one publish or two.
   about(published.answer, published.answer < 1.5 ? 1 : 2);
   about(published.candidates, 1);
   about(published.end, 1);
@@ -243,7 +243,8 @@ test('between two devices on one node only the transitions cost anything', async
   const { commands, publishes } = await cost(redis, async () => {
     for (let number = 0; number < CALLS; number += 1) await steps.candidates(two);
   });
-  // Both nodes' sweeps, heartbeats, pings and canaries, one more or less in each of two spans; 800 were sent.
+  // Both nodes' sweeps, heartbeats, pings and canaries, one more or less in each of two periods; 800 candidates were
+  // sent.
   assert.ok(Math.abs(commands) <= 24, `${commands} commands`);
   assert.ok(Math.abs(publishes) <= 4, `${publishes} publishes`);
   const transitions = await cost(redis, async () => {

@@ -1,4 +1,4 @@
-// One node is cut off from Redis, and the others are not.
+// One node is cut off from Redis, the others are not.
 
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
@@ -8,10 +8,10 @@ import { join } from '../support/client.mjs';
 import { startCluster } from '../support/cluster.mjs';
 import { startProxy } from '../support/proxy.mjs';
 
-/** Longer than it takes until a silent node is taken for dead. */
+/** Longer than the time until a silent node is evicted. */
 const DEATH_MS = 20_000;
 
-/** Nodes on one Redis, the last of them by way of a proxy. */
+/** Nodes on one Redis, the last of them through a proxy. */
 async function clusterWithProxy(t, count, options) {
   const cluster = await startCluster(count - 1, options);
   t.after(() => cluster.stop());
@@ -33,7 +33,7 @@ function send(from, to, some) {
   for (const one of some) from.emit('call:ice-candidate', { toUserId: to.userId, candidate: one });
 }
 
-/** All of these come, in this order, and none twice. */
+/** All of these arrive in this order, each once. */
 async function assertArrive(client, sent) {
   const received = await client.nextFew('call:ice-candidate', sent.length, 20_000);
   assert.deepEqual(received.map((event) => event.candidate), sent);

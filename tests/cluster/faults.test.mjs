@@ -1,4 +1,4 @@
-// Several nodes on one Redis: what a death, a departure and a Redis in trouble do to calls.
+// Several nodes on one Redis: the effect of a node's death or stop, and of Redis failures, on calls.
 
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
@@ -43,7 +43,7 @@ describe('a node', { concurrency: true }, () => {
     await nodes[1].kill('SIGKILL');
     const again = await join(t, nodes[2], { userId: callee.userId, deviceId: 'b' });
     assert.equal((await again.next('call:resumed')).callId, callId);
-    // Its message tells the caller's node where it is now.
+    // Its message tells the caller's node where the device is now.
     await assertTalking(again, caller);
     const { call } = await caller.ok('call:sync', { callId });
     assert.equal(call.status, 'answered');
@@ -72,7 +72,7 @@ describe('a node', { concurrency: true }, () => {
     await nodes[1].kill('SIGKILL');
     const refused = await caller.ack('call:initiate', { toUserId: callee.userId, callType: 'audio' });
     assert.equal(refused.error?.type, 'RECIPIENT_OFFLINE');
-    // Noticed by its missing heartbeat: watched for longer than one event is waited for.
+    // A missing heartbeat is noticed later than one event is awaited.
     const offline = () => caller.ack('presence:subscribe', { userIds: [callee.userId] });
     await eventually(async () => (await offline()).presence[callee.userId] === 'offline', 'offline', 15_000);
   });
@@ -214,7 +214,7 @@ describe('Redis', { concurrency: true }, () => {
     await callee.ok('call:answer', { toUserId: caller.userId, answer: answer() });
     await caller.next('call:answer');
     await redis.restart();
-    // By the record that came back it would have stopped ringing by now.
+    // The restored record alone would have stopped ringing by now.
     await eventually(() => Date.now() > expiresAt + 1_000, 'the ringing time is over');
     await eventually(async () => (await caller.ack('call:sync', { callId })).call?.status === 'answered', 'the record is back');
     await assertTalking(caller, callee);

@@ -18,7 +18,7 @@ async function health(adminUrl) {
   return { code: response.status, ...(await response.json()) };
 }
 
-/** Waits until the page says so. */
+/** Waits until the health page reports this. */
 const says = (adminUrl, status, within) =>
   eventually(async () => {
     const page = await health(adminUrl);
@@ -78,7 +78,7 @@ describe('the health page', { concurrency: true }, () => {
 
   test('of a node whose lease is not renewed though Redis answers others: not ready, and well again', async (t) => {
     const { node, redis } = await clusterFor(t);
-    // The heartbeat fails, and nothing else that an idle node asks.
+    // The heartbeat fails, and no other command of an idle node does.
     assert.equal(await redis.ask('SET sb:{default}:nodes x'), '+OK\r\n');
     const unready = await says(node.adminUrl, 'unready', 20_000);
     assert.equal(unready.code, 503);
@@ -124,7 +124,7 @@ describe('the health page', { concurrency: true }, () => {
     const before = await scrape(cluster);
     process.kill(cluster.redis.pid, 'SIGSTOP');
     await says(cluster.nodes[0].adminUrl, 'degraded');
-    // Long enough for the connections to be given up.
+    // Long enough for the connections to be abandoned.
     const beats = (all) => all.value('switchboard_redis_errors_total', { command: 'beat' });
     await eventually(async () => beats(await scrape(cluster)) > beats(before) + 2 * cluster.nodes.length, 'heartbeats fail again and again', 20_000);
     process.kill(cluster.redis.pid, 'SIGCONT');
@@ -141,7 +141,7 @@ describe('the health page', { concurrency: true }, () => {
     const living = { nodes: rest };
     const buried = async () => (await scrape(living)).value('switchboard_dead_nodes_total');
     await eventually(async () => (await buried()) > 0, 'the dead node is buried', 30_000);
-    // Each of the others looks every 2 s: both have, when both have beaten twice more.
+    // Each of the others checks every 2 s: both have checked after two more heartbeats each.
     const beaten = async (node) => (await scrape(node)).value('switchboard_redis_command_seconds_count', { command: 'beat' });
     for (const node of rest) {
       const now = await beaten(node);
@@ -166,7 +166,7 @@ describe('the health page', { concurrency: true }, () => {
     node.process.child.kill('SIGTERM');
     const page = await says(node.adminUrl, 'draining');
     assert.equal(page.code, 503);
-    // Whoever comes now, on a connection that a proxy has kept, is told when to try another node.
+    // A new request on a connection that a proxy has kept is told when to try another node.
     const turnedAway = await handshake();
     assert.equal(turnedAway.statusCode, 503);
     assert.equal(turnedAway.headers['retry-after'], '1');

@@ -1,4 +1,4 @@
-// History in Postgres when Postgres is in trouble: calls go on, and in the end every call has its one true row.
+// History in a failing Postgres: calls continue, and in the end every call has exactly one correct row.
 
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
@@ -19,7 +19,7 @@ async function postgresFor(t, options) {
   return postgres;
 }
 
-/** `count` nodes on one Postgres; a node alone has no Redis. */
+/** `count` nodes on one Postgres; a single node has no Redis. */
 async function nodesOn(t, postgres, count) {
   const args = ['--database-url', postgres.url];
   if (count > 1) {
@@ -41,7 +41,7 @@ function isWritten(node, userId, callId, deadline) {
   return eventually(written, 'the row is there', deadline);
 }
 
-/** Pairs of users who call each other again and again; each call that has ended is in `ledger` with its true end. */
+/** Pairs of users who call each other repeatedly; `ledger` has each ended call with its end. */
 class Callers {
   ledger = new Map();
   #going = true;
@@ -67,7 +67,7 @@ class Callers {
     }
   }
 
-  /** Waits until so many more calls have ended. */
+  /** Waits until this many more calls have ended. */
   async more(count) {
     const goal = this.ledger.size + count;
     await eventually(() => this.ledger.size >= goal, 'calls go on', 20_000);
@@ -79,7 +79,7 @@ class Callers {
   }
 }
 
-/** One call from ring to end, and how it ended. */
+/** One call from ring to end; returns how it ended. */
 async function call(caller, callee, kind) {
   const { callId } = await caller.ok('call:initiate', { toUserId: callee.userId, callType: 'audio' });
   await callee.next('call:incoming');
@@ -100,7 +100,7 @@ async function call(caller, callee, kind) {
   return { callId, reason };
 }
 
-/** Every call of the ledger has its row, with its true end, once; and there are no others. */
+/** Every call of the ledger has exactly one row, with its end, and there are no others. */
 async function assertLedger(postgres, ledger, deadline) {
   const open = () => postgres.ask('SELECT count(*) FROM calls WHERE ended_at IS NOT NULL');
   await eventually(async () => Number(await open()) >= ledger.size, 'every row is there', deadline);
@@ -155,7 +155,7 @@ describe('Postgres', { concurrency: true }, () => {
     await callers.stop();
     await nodes[0].kill('SIGKILL');
     await postgres.start();
-    // The records wait in Redis until the deadline that each has a minute after its end.
+    // The records stay in Redis until their deadline, a minute after the end.
     await assertLedger(postgres, callers.ledger, 100_000);
   });
 
@@ -285,7 +285,7 @@ with sqlite3.connect('${node.db}') as db:
 `;
   await promisify(execFile)('python3', ['-c', insert]);
   await node.start();
-  // The keeper ends calls before it deletes old ones.
+  // Maintenance ends calls before it deletes old ones.
   const left = await eventually(async () => {
     const found = await calls(node, 'anna');
     return found.length === 1 && found;

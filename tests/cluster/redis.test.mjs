@@ -1,4 +1,4 @@
-// The way to Redis: encryption, passwords, and a Redis that will not do.
+// The connection to Redis: encryption, passwords, and unsuitable servers.
 
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
@@ -13,7 +13,7 @@ async function redisServer(t, options) {
   return redis;
 }
 
-/** Nodes on this Redis, which carry a call from one to the other. */
+/** Nodes on this Redis can carry a call between them. */
 async function assertServes(t, redis, options) {
   const cluster = await startCluster(2, { redis, ...options });
   t.after(() => cluster.stop());
@@ -22,7 +22,10 @@ async function assertServes(t, redis, options) {
   return cluster;
 }
 
-/** One plain sentence with these words, and exit code 1, without waiting. Nothing of `secrets` is printed. */
+/**
+ * The node refuses to start at once, with one sentence that has these words, and exit code 1. `secrets` are not
+ * printed.
+ */
 async function assertRefuses(url, { mentions, secrets = [], env }) {
   const { code, stderr } = await runToExit(['--listen', '127.0.0.1:0', '--redis-url', url], { env: { RUST_LOG: 'debug', ...env } });
   assert.equal(code, 1, stderr);

@@ -1,8 +1,6 @@
-// Three nodes behind HAProxy, replaced or killed while people talk and call.
+// Three nodes behind HAProxy, replaced or killed under calls. A large run:
 //
 //   LOAD_CALLS=150 LOAD_DIALLING=20 LOAD_ROUNDS=3 node --test --test-reporter=spec tests/cluster/restart.test.mjs
-//
-// makes it big.
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
@@ -30,7 +28,7 @@ const clean = { failures: [], ended: 0, missing: 0, doubled: 0, outOfOrder: 0, e
 const judged = (report) => Object.fromEntries(Object.keys(clean).map((name) => [name, report[name]]));
 
 test('nodes are replaced in turn under load: no call ends and no message is lost', async (t) => {
-  // Some talk over polling, each keeping to its node by the balancer's cookie.
+  // Some connect over polling, each bound to its node by the balancer's cookie.
   const { cluster, load } = await underLoad(t, { polling: Math.ceil(CALLS / 10) });
   for (let round = 0; round < ROUNDS; round += 1) {
     for (const node of cluster.nodes) {
@@ -55,8 +53,8 @@ test('nodes are killed in turn under load: no call ends', async (t) => {
   }
   const report = await load.stop({ within: 3_000 });
   t.diagnostic(JSON.stringify(report));
-  // Messages inside a node die with it: more of them the busier the machine is. A message sent while a
-  // device is away, more than a message each time, does not.
+  // Messages inside a node are lost with it, more of them the busier the machine is. Messages that are sent while a
+  // device is disconnected, more than one each time, are not.
   const { missing } = report;
   assert.ok(missing <= report.returns * 0.5, `${missing} of ${report.sent} are missing`);
   assert.deepEqual(judged({ ...report, missing: 0, examples: [] }), clean);

@@ -1,4 +1,4 @@
-// One trace a call attempt, of steps on all nodes, as a collector gets them.
+// One trace per call attempt, with spans of all nodes, as a collector receives it.
 
 import assert from 'node:assert/strict';
 import { connect } from 'node:net';
@@ -37,7 +37,7 @@ async function talk(caller, callee) {
   return callId;
 }
 
-/** Each step as `its name, on which node: its kind < the step that it follows from`. */
+/** Each span as `name, node: kind < parent`. */
 function tree(spans, nodes) {
   const names = new Map(spans.map(({ spanId, name }) => [spanId, name]));
   const on = (span) => ['here', 'there'][nodes.indexOf(span.resource['service.instance.id'])];
@@ -65,7 +65,7 @@ const WHOLE = [
   'talking, here: internal < call attempt',
 ];
 
-/** All that Redis is told from now on: records and what nodes publish. */
+/** Everything that is sent to Redis from now on: records and messages between nodes. */
 async function overheard(t, redis) {
   const told = { text: '' };
   const socket = connect(redis.port, '127.0.0.1', () => socket.write('MONITOR\r\n'));
@@ -75,7 +75,7 @@ async function overheard(t, redis) {
   return told;
 }
 
-/** Whether a call with this id is of the share that is sampled: the 56 random bits at its end say so. */
+/** Whether a call with this id is sampled, by the 56 random bits at its end. */
 const isSampled = (callId, ratio) => BigInt(`0x${traceOf(callId).slice(18)}`) >= BigInt(Math.round((1 - ratio) * 2 ** 56));
 
 describe('a call across two nodes', { concurrency: true }, () => {
@@ -108,7 +108,7 @@ describe('a call across two nodes', { concurrency: true }, () => {
     assert.equal(of('end').attributes['switchboard.by'], 'caller');
     assert.equal(Math.round(of('ringing').endMs), Math.round(of('talking').startMs));
 
-    // From each line about the call to its trace.
+    // Each log line about the call names its trace.
     const lines = cluster.logs().trimEnd().split('\n').map((line) => JSON.parse(line));
     const about = lines.filter(({ call }) => call === callId);
     assert.deepEqual(about.map(({ message }) => message).sort(), ['call answered', 'call ended', 'call placed']);
@@ -178,7 +178,7 @@ test('of two nodes that sample half of all calls each takes the same half, whole
   const told = await overheard(t, cluster.redis);
   const { caller, callee } = await across(t, cluster);
   const calls = [];
-  // As many as it takes to see both kinds, which a few do.
+  // As many calls as it takes to see both kinds, which is a few.
   while (calls.length < 6 || new Set(calls.map((callId) => isSampled(callId, ratio))).size < 2) {
     calls.push(await talk(...(calls.length % 2 ? [caller, callee] : [callee, caller])));
   }

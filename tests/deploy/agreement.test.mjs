@@ -16,12 +16,12 @@ const SECRETS = {
 
 const isOurs = (name) => /(^|\/)switchboard:/.test(name);
 
-/** Each container of ours, with what it is given. */
+/** Each container of the project, with its settings. */
 const ours = [
   ...Object.entries(services)
     .filter(([, { image: name }]) => isOurs(name))
     .map(([name, { environment, command = [] }]) => ({ name: `compose ${name}`, given: environment, args: command })),
-  // The base alone is not complete: who may connect is the overlays' business.
+  // The base alone is not complete: the overlays define the origins.
   ...LAYERS.filter((layer) => layer !== 'base').flatMap((layer) =>
     podsOf(layers[layer]).flatMap(({ name, pod }) =>
       pod.containers
@@ -95,7 +95,7 @@ describe('ports', () => {
 describe('time to leave', () => {
   const seconds = (text) => Number(/^(\d+)s$/.exec(text)[1]);
   const constant = (file, name) => Number(new RegExp(`const ${name}: Duration = Duration::from_secs\\((\\d+)\\)`).exec(read(file))[1]);
-  // As src/app.rs does it: connections are closed, devices handed over, history is written.
+  // The order in src/app.rs: connections are closed, devices handed over, history is written.
   const afterwards =
     constant('src/gateway/mod.rs', 'CLOSE_TIMEOUT') + constant('src/calls/nodes.rs', 'MAX_HAND_OVER') + constant('src/history/recorder.rs', 'CLOSE_TIMEOUT');
 
@@ -198,11 +198,11 @@ describe('versions', () => {
 describe('addresses of clients', () => {
   test('are said by the balancer and believed by the nodes behind it', () => {
     assert.match(read('deploy/haproxy/haproxy.cfg'), /^\s+http-request del-header X-Forwarded-For\n\s+http-request del-header Forwarded\n\s+option forwardfor$/m);
-    // Whole networks would take in clients that are in them.
+    // A whole network would include clients in it.
     const trusted = /^(hops:1|[\d.]+\/32)$/;
     for (const name of ['node1', 'node2', 'node3']) assert.match(services[name].environment.SWITCHBOARD_TRUSTED_PROXIES, trusted, name);
     assert.match(production.one('ConfigMap', 'switchboard').data.SWITCHBOARD_TRUSTED_PROXIES, trusted);
-    // HAProxy's controller sends the header unless it is told not to.
+    // HAProxy's ingress controller sends the header unless it is disabled.
     assert.notEqual(production.one('Ingress', 'switchboard').metadata.annotations?.['haproxy.org/forwarded-for'], 'false');
   });
 });

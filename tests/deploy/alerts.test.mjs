@@ -1,5 +1,5 @@
-// The alerts: each fires when it should and stays quiet when it should, has an entry in the runbook, and is the same
-// for compose and for Kubernetes.
+// The alerts: each fires when it should and not otherwise, has an entry in the runbook, and is the same for compose and
+// for Kubernetes.
 
 import assert from 'node:assert/strict';
 import { rm, writeFile } from 'node:fs/promises';
@@ -13,7 +13,7 @@ import { privateFolder } from '../support/server.mjs';
 
 const FILE = 'deploy/prometheus/rules/switchboard.yml';
 const alerts = yaml(FILE).groups.flatMap(({ rules }) => rules);
-// As text: `0x10` is eleven times 0 to promtool, and 16 to YAML.
+// Parsed as text: `0x10` means eleven times 0 to promtool, and 16 to YAML.
 const cases = parse(read('tests/deploy/alerts.yml'), { schema: 'failsafe' });
 
 async function promtool(t, what, content) {
@@ -29,7 +29,7 @@ function aMinuteBefore(time) {
   return `${minutes - 1}m`;
 }
 
-/** One case, as promtool wants it. */
+/** One case, in the format of promtool. */
 function unitTest({ alert, labels: own, annotations }, { at, series, labels, says }) {
   const fires = { exp_labels: { ...own, ...labels }, exp_annotations: { ...annotations, summary: says } };
   return {

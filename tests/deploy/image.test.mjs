@@ -1,4 +1,4 @@
-// deploy/Dockerfile. There is no container engine here: what can be said without one.
+// deploy/Dockerfile, checked without a container engine.
 
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
@@ -28,7 +28,7 @@ test('whatever the code takes in when it is compiled is copied', () => {
   for (const file of filesUnder('src').filter((name) => name.endsWith('.rs'))) {
     const beside = [...read(file).matchAll(/include_(?:str|bytes)!\("([^"]+)"\)/g)].map(([, name]) => join(dirname(file), name));
     const fromRoot = [...read(file).matchAll(/(?:migrate!\(|folder = )"([^"]+)"/g)].map(([, name]) => name);
-    // Golden files are for the unit tests, which the image is built without.
+    // Golden files are for unit tests, which the image does not contain.
     const needed = [...beside, ...fromRoot].map((name) => relative(ROOT, path(name))).filter((name) => !name.startsWith('tests/'));
     missing.push(...needed.filter((name) => !sources.some((source) => name === source || name.startsWith(`${source}/`))));
   }

@@ -1,4 +1,5 @@
-// k8s/: what kustomize makes of it is valid, refers to nothing that is not there, and may run in a restricted namespace.
+// k8s/: the objects that kustomize renders are valid, have no dangling references, and may run in a restricted
+// namespace.
 
 import assert from 'node:assert/strict';
 import { rm, writeFile } from 'node:fs/promises';
@@ -8,11 +9,11 @@ import { environmentOf, filesUnder, fromVenv, LAYERS, path, podsOf, read, render
 import { privateFolder } from '../support/server.mjs';
 import { complaintsOf } from '../support/types.mjs';
 
-/** The oldest and the newest Kubernetes that the files are for. */
+/** The oldest and the newest supported Kubernetes. */
 const VERSIONS = ['1.31', '1.37'];
 const CUSTOM = { 'monitoring.coreos.com/v1': '@kubernetes-models/prometheus-operator/monitoring.coreos.com/v1' };
 
-/** The Secret of production, as docs/guides/kubernetes.md says how to make it. */
+/** The Secret of production, made by the command in docs/guides/kubernetes.md. */
 const [, COMMAND] = /kubectl[^`]*? create secret generic switchboard([^`]*)```/.exec(read('docs/guides/kubernetes.md'));
 const SECRET = Object.fromEntries([...COMMAND.matchAll(/^\s*([a-z][a-z-]*)=/gm)].map(([, key]) => [key, 'said by hand']));
 

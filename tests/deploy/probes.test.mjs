@@ -1,4 +1,5 @@
-// Each probe of the manifests, asked as its tool asks it, of the real thing in each state that it has to tell apart.
+// Each probe of the manifests, executed as its tool executes it, against the real server in each state that the probe
+// must distinguish.
 
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
@@ -51,7 +52,7 @@ describe('probes', { concurrency: true }, () => {
     t.after(() => redis.stop());
     await eventually(() => run.stdout.includes('ready'), 'it serves');
     await think({ startup: true, liveness: true, readiness: true, image: true });
-    // Somebody who is connected, so that there is something to wait for.
+    // A connected client, so that the node has something to wait for.
     await pair(t, { url: /http:\S+/.exec(run.stdout)[0] });
     run.child.kill('SIGTERM');
     await eventually(async () => (await fetch(`${adminUrl}/readyz`)).status === 503, 'it drains');
@@ -59,7 +60,7 @@ describe('probes', { concurrency: true }, () => {
     assert.deepEqual(await run.exit(), { code: 0, signal: null });
   });
 
-  /** The commands of compose and of the overlay `dev`, which asks in its pods, as lines for a shell. */
+  /** The commands of compose and of the overlay `dev`, which probes in its pods, as lines for a shell. */
   const checksOf = (service) => {
     const [kind, ...words] = compose().services[service].healthcheck.test;
     assert.ok(['CMD', 'CMD-SHELL'].includes(kind));

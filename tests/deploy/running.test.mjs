@@ -1,4 +1,4 @@
-// The shipped settings, run by the programs that they are for: HAProxy, Prometheus and coturn from Debian.
+// The shipped settings, used by their programs: HAProxy, Prometheus and coturn of Debian.
 
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
@@ -73,7 +73,7 @@ test('coturn relays for those who know the secret, and not to where it must not'
   const folder = await folderFor(t);
   const port = await freePort();
   const relays = 20_000 + 2 * Math.floor(Math.random() * 5_000);
-  // As compose starts it, with this machine's files; on the command line also what has to be otherwise on one machine.
+  // Started as compose does, with this machine's files and a few options for a single machine.
   const [shell, ...rest] = services.coturn.entrypoint.map((text) =>
     text.replaceAll('/etc/coturn/turnserver.conf', path('deploy/coturn/turnserver.conf')).replaceAll('/var/tmp', folder),
   );
@@ -97,7 +97,7 @@ test('coturn relays for those who know the secret, and not to where it must not'
   assert.match(welcome.output, /tot_recv_msgs=[1-9]/, `${welcome.output}\n${coturn.output}`);
   const stranger = await relay('another one', ...toEachOther);
   assert.match(stranger.output, /Cannot complete Allocation/, stranger.output);
-  // Something in a network that the settings forbid, which would answer.
+  // A service in a network that the settings forbid, which would reply.
   const inside = createSocket('udp4').on('message', (data, { port: to, address }) => inside.send(data, to, address));
   t.after(() => inside.close());
   inside.bind(0, '127.0.0.9');
@@ -123,14 +123,14 @@ test('Redis starts as compose starts it: with its password, which no command lin
   assert.ok(line.startsWith('redis-server') && !line.includes(password), line);
 });
 
-/** Runs to its end, or for so long. */
+/** Runs a program to its end, at most for `timeout`. */
 function run(program, args, timeout) {
   return new Promise((resolve) => {
     execFile(program, args, { timeout, killSignal: 'SIGKILL' }, (error, stdout, stderr) => resolve({ ok: error === null, output: stdout + stderr }));
   });
 }
 
-/** Something that is well, has no metrics, and answers with its own address. */
+/** A healthy service without metrics that replies with its own address. */
 async function startStandIn(t, address, port = 0) {
   const server = createServer((request, response) => response.end(request.url === '/metrics' ? '' : address));
   server.listen(port, address);
@@ -145,7 +145,7 @@ async function startStandIn(t, address, port = 0) {
   return { address, port: server.address().port, stop };
 }
 
-/** A name server that knows IPv4 addresses; the port that it listens on. */
+/** A name server for IPv4 addresses; returns its port. */
 async function startDns(t, addressOf) {
   const socket = createSocket('udp4');
   socket.on('message', (query, { port, address: from }) => {

@@ -1,5 +1,5 @@
-// A real Prometheus with the shipped settings and alerts watches real nodes: every panel has something to show, every
-// alert can be evaluated, and an alert gets through when a node dies.
+// A real Prometheus with the shipped settings and alerts scrapes real nodes: every panel has data, every alert can be
+// evaluated, and an alert is delivered when a node dies.
 
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
@@ -14,7 +14,7 @@ import { read, rendered, yaml, yamlIn } from '../support/deployment.mjs';
 import { startPrometheus } from '../support/prometheus.mjs';
 
 const NAMESPACE = 'switchboard';
-/** Panels of what need not happen while all is well. */
+/** Panels that may be empty while everything works. */
 const NEEDLESS = [
   'Fail here', 'Alerts that fire', 'Without Redis', 'Failed commands and reconnections', 'Messages that wait', 'Messages that went astray',
   'Repairs', 'Oldest row that waits', 'Failed operations and connections', 'Limits reached', 'Slow readers cut off', 'Decisions made again',
@@ -25,7 +25,7 @@ test('Prometheus, the dashboard and the alerts', async (t) => {
   const cluster = await startCluster(2, { args: ['--ring-timeout', '2s', '--reconnect-grace', '1s'] });
   t.after(() => cluster.stop());
   const alertmanager = await startAlertmanager(t);
-  // The labels that Kubernetes gives; the others are as in compose.
+  // The labels that Kubernetes adds; the others are as in compose.
   const targets = cluster.nodes.map((node, index) => ({ targets: [new URL(node.adminUrl).host], labels: { namespace: NAMESPACE, pod: `switchboard-${index}` } }));
   const prometheus = await startPrometheus(t, targets, { alertmanager: alertmanager.address });
   const sum = async (query) => (await prometheus.query(`sum(${query})`))[0]?.value;
@@ -42,7 +42,7 @@ test('Prometheus, the dashboard and the alerts', async (t) => {
       for (const { expr } of panel.targets) {
         const series = await prometheus.query(filledIn(expr, '1m'));
         assert.ok(series.length > 0 || panel.title === 'Alerts that fire', `${panel.title} is empty: ${expr}`);
-        // A quantile of nothing is NaN.
+        // A quantile of no samples is NaN.
         const values = series.map(({ value }) => value).filter((value) => !Number.isNaN(value));
         highest = Math.max(highest, ...values);
       }
@@ -102,11 +102,11 @@ test('Prometheus, the dashboard and the alerts', async (t) => {
   });
 });
 
-/** A little of everything that people do. */
+/** Produces a little of everything that users do. */
 async function talk(t, cluster) {
   const [one, other] = cluster.nodes;
   const there = { url: one.url };
-  // Across two nodes, and on one; with good media and with bad.
+  // Across two nodes and on one, with good media and bad.
   for (const [from, to] of [[one, other], [one, one], [one, other]]) {
     const caller = await join(t, from, { userId: `caller-${Math.random()}` });
     const callee = await join(t, to, { userId: `callee-${Math.random()}` });
@@ -120,7 +120,7 @@ async function talk(t, cluster) {
     await caller.ok('call:end', { toUserId: callee.userId });
     await callee.next('call:ended');
   }
-  // Nobody answers; a device is lost and does not come back; another one does; an error.
+  // An unanswered call; a device that is lost for good; another one that returns; an error.
   const unanswered = await ringing(t, there);
   const broken = await activeCall(t, cluster, { callee: { deviceId: 'tablet' } });
   await broken.callee.drop();
@@ -134,7 +134,7 @@ async function talk(t, cluster) {
   await broken.caller.next('call:ended');
 }
 
-/** Takes alerts as an Alertmanager does. */
+/** Receives alerts like an Alertmanager. */
 async function startAlertmanager(t) {
   const got = [];
   const server = createServer(async (request, response) => {

@@ -1,4 +1,4 @@
-// The shell blocks of the pages below, run one after the other in one shell, as a reader would.
+// Runs the shell blocks of the pages below in one shell, one after the other, as a reader would.
 
 import assert from 'node:assert/strict';
 import { execFileSync, spawn } from 'node:child_process';
@@ -14,7 +14,7 @@ import { startPostgres } from '../support/postgres.mjs';
 import { BINARY, privateFolder, withoutSettings } from '../support/server.mjs';
 import { blocksOf, page, PAGES } from './pages.mjs';
 
-/** In the order in which a reader meets them: later pages take what earlier ones have put on the PATH. */
+/** In a reader's order: later pages use programs that earlier ones have put on the PATH. */
 const RUN = [
   'README.md',
   'docs/getting-started.md',
@@ -23,7 +23,7 @@ const RUN = [
   'docs/guides/postgres.md',
   'docs/reference/http.md',
 ];
-/** Their blocks need a cluster, a container engine or an incident. */
+/** Their blocks need a Kubernetes cluster, a container engine or an incident. */
 const NOT_RUN = ['deploy/helm/switchboard/README.md', 'docs/guides/kubernetes.md', 'docs/guides/compose.md', 'docs/operations/runbook.md'];
 
 const BLOCK_DEADLINE_MS = 60_000;
@@ -37,7 +37,7 @@ class Shell {
   #marks = 0;
 
   constructor(dir, env) {
-    // A group of its own, so that all that the commands started can be ended, and nothing else.
+    // A process group of its own, so that exactly the processes of the commands can be ended.
     this.bash = spawn('bash', ['--norc'], { cwd: dir, env, detached: true });
     this.gone = once(this.bash, 'close');
     for (const stream of ['stdout', 'stderr']) this.bash[stream].setEncoding('utf8').on('data', (text) => (this[stream] += text));
@@ -100,13 +100,13 @@ test('all blocks work, one after the other in one shell', async (t) => {
     PGUSER: 'postgres',
   });
   t.after(() => shell.end());
-  // The binary is there already, and so are the packages of the tests.
+  // The binary and the packages of the tests exist already.
   await shell.run(`cargo() { [ "$*" = 'build --release' ]; }; npm() { ln -sfn '${path('tests/node_modules')}' node_modules; }`);
 
   const url = `http://${at(3000)}`;
   const isReady = (port) => eventually(async () => (await fetch(`http://${at(port)}/readyz`).catch(() => ({}))).ok, 'it is ready', 20_000);
   const checks = {
-    // A server that stays in front, until the reader presses Ctrl-C.
+    // A server in the foreground, until the reader presses Ctrl-C.
     'target/release/switchboard\n': async () => {
       await isReady(9300);
       await assertCallsWork(t, { url });
@@ -135,11 +135,12 @@ test('all blocks work, one after the other in one shell', async (t) => {
       outputs.push(output);
       assert.deepEqual(shell.stderr.match(/^(?:error: .*|.*(?:command not found|No such file|Permission denied|already in use).*)$/gm), null, name);
     }
-    // Each page stops all that it has started.
+    // Each page stops all processes that it has started.
     await eventually(() => shell.children.length === 0, `${name} leaves nothing running: ${shell.children}`);
   }
   const said = outputs.join('');
-  // The client's call is in the history with its end; a signed-in user has a history of their own; relays have credentials.
+  // The client's call is in the history with its end; a signed-in user has a history of their own; relays have
+  // credentials.
   assert.match(said, /"endReason":"completed"/);
   assert.match(said, /\{"calls":\[\],"nextCursor":null\}/);
   assert.match(said, /\?token=[\w-]+\.[\w-]+\.[\w-]+\n/);

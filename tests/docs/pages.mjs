@@ -1,4 +1,4 @@
-// The pages of the documentation, taken apart.
+// The pages of the documentation, parsed: blocks, prose, anchors, links.
 
 import { execFileSync } from 'node:child_process';
 import { ROOT, read } from '../support/deployment.mjs';

@@ -1,4 +1,4 @@
-// Each page: its links lead somewhere, its names exist, its blocks parse, its language stays plain.
+// Checks each page: links, names, blocks and language.
 
 import assert from 'node:assert/strict';
 import { execFileSync, spawnSync } from 'node:child_process';
@@ -10,7 +10,7 @@ import { filesUnder, knownSettings, path, read } from '../support/deployment.mjs
 import { BINARY } from '../support/server.mjs';
 import { anchorsOf, blocksOf, linksOf, page, PAGES, proseOf } from './pages.mjs';
 
-/** Where a link of a page leads: a path from the root, and an anchor. */
+/** The target of a link in a page: a path from the root, and an anchor. */
 function resolve(from, link) {
   const [target, anchor] = link.split('#');
   return { to: target ? normalize(join(dirname(from), target)) : from, anchor };

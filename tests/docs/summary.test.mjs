@@ -1,4 +1,4 @@
-// `make test` counts what ran, and shows failures in full.
+// Checks that `make test` counts the tests that ran, and shows failures in full.
 
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';

@@ -18,12 +18,12 @@ const HOURS = Number(process.env.HOURS ?? 1);
 const RUN_MS = HOURS * 3_600_000;
 /** Redis keeps an ended call for a minute. */
 const WARM_UP_MS = 90_000;
-/** At least twelve samples, however short it is. */
+/** At least twelve samples, however short the run is. */
 const SAMPLE_EVERY_MS = Math.min(60_000, RUN_MS / 12);
 const [TALKING, DIALLING] = [40, 40];
-/** So often a client loses its connection and comes back. */
+/** The interval at which a client loses its connection and reconnects. */
 const DROP_EVERY_MS = 100;
-/** The ledger forgets the calls that have been over for so long: it is not what is watched here. */
+/** The ledger forgets calls after this time, because its own memory is not measured. */
 const FORGET_AFTER_MS = 120_000;
 
 const MEASURES = {

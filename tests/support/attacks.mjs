@@ -1,5 +1,5 @@
-// Attacks by clients with nothing but the network, or with a socket, that try to drown a server. Each attack keeps
-// up its pressure until it is told to stop, and counts what the server made of it.
+// Attacks by clients with nothing but the network or a socket that try to overload a server. Each attack keeps its
+// pressure until it is stopped, and counts the server's reactions.
 
 import { once } from 'node:events';
 import { connect } from 'node:net';
@@ -14,7 +14,7 @@ const POLLING = '/socket.io/?EIO=4&transport=polling';
 const get = (path) => `GET ${path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n`;
 const post = (path, length, body = '') => `POST ${path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: text/plain\r\nContent-Length: ${length}\r\n\r\n${body}`;
 
-/** The head of a client's websocket frame of so many bytes, masked with zeros, which change nothing. */
+/** The head of a client's websocket frame with this payload length, masked with zeros, which change nothing. */
 function frameHead(length, opcode = 0x81) {
   const head = Buffer.alloc(14);
   head[0] = opcode;
@@ -34,7 +34,7 @@ function frameHead(length, opcode = 0x81) {
 
 const frame = (text) => Buffer.concat([frameHead(Buffer.byteLength(text)), Buffer.from(text)]);
 
-/** Many connections to one server, and what became of them. */
+/** Many connections to one server, and the counts of their outcomes. */
 class Crowd {
   constructor(port) {
     this.port = port;
@@ -47,7 +47,7 @@ class Crowd {
     this.outcome[what] = (this.outcome[what] ?? 0) + 1;
   }
 
-  /** One connection: `hello` is sent when it is there, `heard` gets what comes. */
+  /** One connection: `hello` is sent when it is open, `heard` gets all received data. */
   connect(hello, heard = () => {}) {
     const socket = connect(this.port, '127.0.0.1');
     this.open.add(socket);
@@ -61,7 +61,7 @@ class Crowd {
       if (status) this.count(status);
       heard(text, socket);
     });
-    // Its end is looked for even if nothing else is read.
+    // Its end must be noticed even if nothing else is read.
     socket.on('error', () => {});
     socket.once('close', () => {
       this.open.delete(socket);
@@ -70,7 +70,7 @@ class Crowd {
     return socket;
   }
 
-  /** Keeps so many connections open, until it is over. */
+  /** Keeps this many connections open until the attack ends. */
   async keep(number, begin, pace = 500) {
     while (!this.isOver) {
       for (let begun = 0; begun < pace && this.open.size < number; begun += 1) begin(this);
@@ -78,12 +78,12 @@ class Crowd {
     }
   }
 
-  /** A little more from everybody who has begun. */
+  /** Sends a little more on every open connection. */
   drip(text) {
     for (const socket of this.open) if (!socket.connecting) socket.write(text);
   }
 
-  /** A websocket that has joined; `heard` gets what comes after that. Pings are answered. */
+  /** A websocket that has joined; `heard` gets all data after that. Pings are answered. */
   websocket({ join = '40{"userId":"mallory"}', onJoined = () => {}, answersPings = true } = {}) {
     let isJoined = false;
     return this.connect(WEBSOCKET, (text, socket) => {
@@ -113,7 +113,7 @@ class Crowd {
   }
 }
 
-/** Writes for as long as the other side takes it. */
+/** Writes for as long as the other side accepts data. */
 async function pour(crowd, socket, data) {
   while (!crowd.isOver && !socket.destroyed) {
     if (!socket.write(data)) await Promise.race([once(socket, 'drain'), once(socket, 'close')]).catch(() => {});
@@ -121,7 +121,7 @@ async function pour(crowd, socket, data) {
   }
 }
 
-/** A presence question whose answer is some 75 KB long. */
+/** A presence request whose reply is about 75 KB long. */
 const LARGE_ANSWER = (id) => `42${id}["presence:subscribe",{"userIds":${JSON.stringify(Array.from({ length: 500 }, (_, n) => `${n}`.padStart(128, 'x')))}}]`;
 
 let users = 0;
@@ -150,7 +150,7 @@ export const ATTACKS = {
     run: (crowd, number) => crowd.keep(number, () => crowd.websocket({ join: '40' })),
   },
   'sockets that vanish without a word': {
-    // They answer no ping, as a phone that lost its network does.
+    // They answer no pings, like a phone without network.
     number: 2_000,
     seconds: 60,
     run: (crowd, number) => crowd.keep(number, () => crowd.websocket({ join: hello(user()), answersPings: false })),
@@ -158,7 +158,7 @@ export const ATTACKS = {
   'sessions on polling, never used': {
     number: 10_000,
     async run(crowd, number) {
-      // Each connection asks for one session after the other. They live for 10 s: some of them go meanwhile.
+      // Each connection opens one session after the other. Sessions live for 10 s, so some of them expire meanwhile.
       const again = (_, socket) => (crowd.outcome[200] ?? 0) < 5 * number && socket.write(get(POLLING));
       await crowd.keep(50, () => crowd.connect(get(POLLING), again));
     },
@@ -287,7 +287,7 @@ export const ATTACKS = {
   },
 };
 
-/** Runs an attack until `stop` of what it answers is called; that answers what came of it. */
+/** Runs an attack until `stop` of the result is called, which returns the counts. */
 export function begin(name, port, number = ATTACKS[name].number) {
   const crowd = new Crowd(port);
   const running = ATTACKS[name].run(crowd, number);

@@ -1,10 +1,10 @@
-// The platform's backend that says who may call whom: a real HTTP server that a test tells what to answer.
+// The platform's backend for authorization: a real HTTP server whose replies a test sets.
 
 import { once } from 'node:events';
 import { createServer } from 'node:http';
 import { createServer as createTlsServer } from 'node:https';
 
-/** Starts it, on `port` or a free one. `tls` are `{key, cert}`. */
+/** Starts the backend on `port`, or on a free one. `tls` is `{key, cert}`. */
 export async function startBackend({ port = 0, tls } = {}) {
   const backend = new Backend(tls);
   await backend.listen(port);
@@ -19,7 +19,7 @@ export function answer(response, body, { status = 200, headers = {} } = {}) {
   response.end(typeof body === 'string' ? body : JSON.stringify(body));
 }
 
-/** An answer that waits: `asked` is fulfilled when the question is there, and `release()` lets it be answered. */
+/** A delayed reply: `asked` resolves when the request has arrived, and `release()` sends the reply. */
 export function held(then = YES) {
   let release;
   const released = new Promise((resolve) => (release = resolve));
@@ -34,7 +34,7 @@ export function held(then = YES) {
 }
 
 class Backend {
-  /** Each question: {from, to, callType, callerInfo?}. */
+  /** The requests so far: `{from, to, callType, callerInfo?}`. */
   questions = [];
   /** Method, path and headers of the requests. */
   requests = [];

@@ -1,4 +1,4 @@
-// HAProxy in front of three nodes, with the file that ships.
+// HAProxy in front of three nodes, with the shipped file.
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -9,8 +9,8 @@ import { freePort } from './cluster.mjs';
 const SETTINGS = fileURLToPath(new URL('../../deploy/haproxy/haproxy.cfg', import.meta.url));
 
 /**
- * A balancer that clients can be pointed at as if it were a server. With `reloads` it has a master process that
- * replaces its worker when it is told to, as a system's service does.
+ * A balancer that clients can use like a server. With `reloads` it has a master process that replaces its worker on a
+ * signal, as in a service of the system.
  */
 export async function startBalancer(nodes, { reloads = false, env: more = {} } = {}) {
   const port = await freePort();
@@ -31,12 +31,12 @@ export async function startBalancer(nodes, { reloads = false, env: more = {} } =
   return {
     url,
     port,
-    /** New connections go to a new worker; those that there are stay with the old one. */
+    /** New connections go to a new worker; existing ones stay with the old one. */
     async reload() {
       running.child.kill('SIGUSR2');
       await serves();
     },
-    /** Dies with all connections, and is there again. */
+    /** Kills the balancer with all connections, and starts it again. */
     async restart() {
       running.child.kill('SIGKILL');
       await running.gone;

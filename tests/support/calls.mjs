@@ -1,4 +1,4 @@
-// Calls in the states that tests begin from, and the payloads that travel in them.
+// Calls in the states from which tests start, and the payloads in them.
 
 import assert from 'node:assert/strict';
 import { someone } from './check.mjs';
@@ -24,21 +24,21 @@ export async function pair(t, server, { caller = {}, callee = {} } = {}) {
   };
 }
 
-/** A call that rings at one device, its offer given. All that came so far is read. */
+/** A call that rings on one device and has its offer. All events so far are read. */
 export async function ringing(t, server, { callType = 'video', withOffer = true, ...parties } = {}) {
   const { caller, callee } = await pair(t, server, parties);
   const { callId } = await dial(caller, callee, { callType, withOffer });
   return { caller, callee, callId };
 }
 
-/** An answered call between two devices. All that came so far is read. */
+/** An answered call between two devices. All events so far are read. */
 export async function activeCall(t, server, options = {}) {
   const call = await ringing(t, server, options);
   await pickUp(call.callee, call.caller);
   return call;
 }
 
-/** The caller's device calls, the callee's rings. */
+/** Places a call; the callee's device rings. */
 export async function dial(caller, callee, { callType = 'video', withOffer = true } = {}) {
   const placed = await caller.ok('call:initiate', { toUserId: callee.userId, callType });
   assert.equal(placed.status, 'pending');
@@ -51,13 +51,13 @@ export async function dial(caller, callee, { callType = 'video', withOffer = tru
   return placed;
 }
 
-/** The callee's device answers. */
+/** Answers the call. */
 export async function pickUp(callee, caller) {
   await callee.ok('call:answer', { toUserId: caller.userId, answer: answer() });
   await caller.next('call:answer');
 }
 
-/** The call's two devices still hear each other, in both directions. */
+/** Checks that messages pass between the two devices in both directions. */
 export async function assertTalking(one, other) {
   for (const [from, to] of [[one, other], [other, one]]) {
     const sent = candidate(Math.floor(Math.random() * 1e9));
@@ -66,7 +66,7 @@ export async function assertTalking(one, other) {
   }
 }
 
-/** A new call between two new users works from the first ring to the hang-up. */
+/** Checks that a new call between two new users works, from the first ring to the hang-up. */
 export async function assertCallsWork(t, server) {
   const { caller, callee } = await activeCall(t, server);
   await assertTalking(caller, callee);

@@ -1,4 +1,4 @@
-// A certificate for 127.0.0.1, signed by an authority that nobody else knows.
+// A certificate for 127.0.0.1, signed by a private authority.
 
 import { execFile } from 'node:child_process';
 import { join } from 'node:path';
@@ -7,7 +7,7 @@ import { promisify } from 'node:util';
 const openssl = promisify(execFile).bind(undefined, 'openssl');
 const NEW_KEY = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes'];
 
-/** Makes the files in `dir` and answers their paths. */
+/** Writes the files into `dir` and returns their paths. */
 export async function makeCertificate(dir) {
   const [authority, authorityKey, certificate, key] = ['ca.pem', 'ca.key', 'redis.pem', 'redis.key'].map((name) => join(dir, name));
   await openssl(['req', '-x509', ...NEW_KEY, '-subj', '/CN=test authority', '-keyout', authorityKey, '-out', authority]);

@@ -3,18 +3,15 @@
 import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
 
-/** How long a test waits for what must happen. Generous, since a passing test never waits it out. */
+/** The longest wait for an expected event. Generous, because a passing test never waits for so long. */
 export const DEADLINE_MS = 10_000;
 
-/** A name that no other test uses, so that tests can share a server. */
+/** A unique name, so that tests can share a server. */
 export function someone(name) {
   return `${name}-${randomBytes(4).toString('hex')}`;
 }
 
-/**
- * The object has exactly the expected fields. An expected value may be a function: it is given the
- * value and says whether it is right.
- */
+/** Checks that the object has exactly the expected fields. An expected value may be a predicate. */
 export function assertShape(actual, expected, what = 'object') {
   assert.ok(actual !== null && typeof actual === 'object', `${what} is ${JSON.stringify(actual)}, not an object`);
   assert.deepEqual(Object.keys(actual).sort(), Object.keys(expected).sort(), `fields of ${what}: ${JSON.stringify(actual)}`);
@@ -30,19 +27,19 @@ export function assertShape(actual, expected, what = 'object') {
 /** A time in Unix milliseconds, about now. */
 export const isNow = (value) => Number.isInteger(value) && Math.abs(value - Date.now()) < 60_000;
 
-/** A time in Unix milliseconds, this many milliseconds from now, give or take some. */
+/** A time in Unix milliseconds, `ms` from now, with a tolerance. */
 export const isIn = (ms) => (value) => Number.isInteger(value) && Math.abs(value - Date.now() - ms) < Math.max(3_000, ms / 5);
 
 export const isText = (value) => typeof value === 'string' && value.length > 0;
 
-/** An ack that says no, with the error's type and, if given, words that its message must contain. */
+/** Checks a negative ack: the error's type and, if given, words of its message. */
 export function assertRefused(answer, type, { mentions = [], ...fields } = {}) {
   assert.ok(answer && answer.ok === false, `expected ${type}, got ${JSON.stringify(answer)}`);
   assert.deepEqual(Object.keys(answer).sort(), ['error', 'ok'], `fields of a refusal: ${JSON.stringify(answer)}`);
   assertError(answer.error, type, { mentions, ...fields });
 }
 
-/** The payload of `call:error`, also found in a refusing ack. */
+/** Checks the payload of `call:error`, which negative acks contain, too. */
 export function assertError(error, type, { mentions = [], ...fields } = {}) {
   const said = JSON.stringify(error);
   assert.equal(error?.type, type, `expected ${type}, got ${said}`);
@@ -55,7 +52,7 @@ export function assertError(error, type, { mentions = [], ...fields } = {}) {
   assert.deepEqual(Object.keys(error).filter((field) => !known.includes(field)), [], `unknown fields in ${said}`);
 }
 
-/** Asks again until `probe` returns something true, for what the server does in its own time. */
+/** Repeats `probe` until it returns a true value, for work that the server does in its own time. */
 export async function eventually(probe, what, within = DEADLINE_MS) {
   const end = Date.now() + within;
   for (;;) {
@@ -66,7 +63,7 @@ export async function eventually(probe, what, within = DEADLINE_MS) {
   }
 }
 
-/** The promise's result, or a failure in plain words after the deadline. */
+/** The promise's result, or a readable failure after the deadline. */
 export async function within(ms, promise, what) {
   let timer;
   const late = new Promise((_, reject) => {

@@ -1,12 +1,12 @@
-// A Socket.IO client that records what it is sent.
+// A Socket.IO client that records all events.
 
 import assert from 'node:assert/strict';
 import { io } from 'socket.io-client';
 import { DEADLINE_MS, within } from './check.mjs';
 
 /**
- * Connects a device of a user and waits until the server knows it. It leaves when the test `t` ends.
- * `options`: `userId` and `deviceId` go into the auth object; `transports`, `reconnection` … go to the library.
+ * Connects a device of a user and waits until the server knows it. It disconnects when the test `t` ends. Of `options`,
+ * `userId` and `deviceId` go into the auth object; `transports`, `reconnection` … go to the library.
  */
 export async function join(t, server, { userId, deviceId, ...options } = {}) {
   const auth = {};
@@ -19,7 +19,7 @@ export async function join(t, server, { userId, deviceId, ...options } = {}) {
   return client;
 }
 
-/** Joins as a client of the original design does: no auth object, only `user-connected`, no acks. */
+/** Joins like a client of the original design: no auth object, only `user-connected`, no acks. */
 export async function joinAsBefore(t, server, userId, options = {}) {
   const client = connect(t, server, options);
   client.userId = userId;
@@ -29,7 +29,7 @@ export async function joinAsBefore(t, server, userId, options = {}) {
   return client;
 }
 
-/** A client that may not get as far as being connected. */
+/** A client that may be refused. */
 export function connect(t, server, { auth, ...options } = {}) {
   const socket = io(server.url, {
     auth,
@@ -46,7 +46,7 @@ export function connect(t, server, { auth, ...options } = {}) {
 class Client {
   constructor(socket) {
     this.socket = socket;
-    /** Everything that came, in order: {event, payload}. */
+    /** All events so far, in order: {event, payload}. */
     this.log = [];
     this.unread = [];
     this.waiting = [];
@@ -59,7 +59,7 @@ class Client {
     return this.userId ?? 'client';
   }
 
-  /** Names of all events that came so far, in order. */
+  /** The names of all events so far, in order. */
   get names() {
     return this.log.map(({ event }) => event);
   }
@@ -78,7 +78,7 @@ class Client {
     );
   }
 
-  /** Sends an event without asking for an ack. */
+  /** Sends an event without an ack. */
   emit(event, ...payload) {
     this.socket.emit(event, ...payload);
   }
@@ -99,7 +99,7 @@ class Client {
     return answer;
   }
 
-  /** The payload of the next such event that no one read yet, waiting for it if need be. */
+  /** The payload of the next unread event of this name; waits for it if necessary. */
   async next(event, matches = () => true, deadline = DEADLINE_MS) {
     const index = this.unread.findIndex((entry) => entry.event === event && matches(entry.payload));
     if (index >= 0) return this.unread.splice(index, 1)[0].payload;
@@ -122,7 +122,7 @@ class Client {
     }
   }
 
-  /** As many such events as wanted, in the order in which they came. */
+  /** The next `count` unread events of this name, in order. */
   async nextFew(event, count, deadline = DEADLINE_MS) {
     const payloads = [];
     while (payloads.length < count) {
@@ -136,32 +136,35 @@ class Client {
   }
 
   /**
-   * A round trip: when it is over, the server has handled all that this client sent before,
-   * and this client has got all that the server had sent it until then.
+   * A round trip: afterwards the server has processed all earlier events of this client, and this client has received
+   * all earlier events of the server.
    */
   async fence() {
     await this.ack('ice:servers', {});
   }
 
-  /** No such event came: told by round trips (first of those whose doing might have caused it), not by waiting. */
+  /**
+   * Checks that no such event has arrived, by round trips instead of waiting: first of the clients that might have
+   * caused it.
+   */
   async none(event, { after = [] } = {}) {
     await settled(...after, this);
     const came = this.unread.filter((entry) => entry.event === event);
     assert.deepEqual(came, [], `${this.name} should get no ${event}`);
   }
 
-  /** Nothing came that the test did not read. */
+  /** Checks that no unread event has arrived. */
   async nothingElse({ after = [] } = {}) {
     await settled(...after, this);
     assert.deepEqual(this.unread, [], `${this.name} should get nothing else`);
   }
 
-  /** Reads away what came so far. */
+  /** Marks all events so far as read. */
   forget() {
     this.unread = [];
   }
 
-  /** The transport breaks, without a word from the client: a lost network. */
+  /** Breaks the transport without a packet, like a lost network. */
   async drop() {
     const { engine } = this.socket.io;
     if (engine.transport.ws) engine.transport.ws.terminate();
@@ -169,14 +172,14 @@ class Client {
     await this.next('disconnect');
   }
 
-  /** Connects again, as the library does by itself after a lost network, and waits until the server knows it. */
+  /** Reconnects, as the library does by itself after a lost network, and waits until the server knows the device. */
   async comeBack() {
     this.socket.connect();
     await this.connected();
     await this.fence();
   }
 
-  /** Leaves on purpose. */
+  /** Disconnects on purpose. */
   close() {
     this.socket.io.reconnection(false);
     this.socket.disconnect();
@@ -200,7 +203,7 @@ class Client {
   }
 }
 
-/** All of these clients, one after the other, have had what the server had for them. */
+/** A round trip of each client, one after the other: all have received the events sent so far. */
 export async function settled(...clients) {
   for (const client of clients) {
     if (client.socket.connected) await client.fence();

@@ -1,4 +1,4 @@
-// Several nodes on one Redis, which a test can use as if they were one server.
+// Several nodes on one Redis, which a test can use like one server.
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -9,8 +9,8 @@ import { eventually } from './check.mjs';
 import { Server, privateFolder } from './server.mjs';
 
 /**
- * Starts `count` nodes on `redis`, else on one of their own, which is stopped with them; `args` and `env` are
- * added to each node's settings.
+ * Starts `count` nodes on `redis`, or on a Redis of their own, which is stopped with them. `args` and `env` are added
+ * to each node's settings.
  */
 export async function startCluster(count, { redis, ...options } = {}) {
   const cluster = new Cluster(redis ?? (await startRedis()));
@@ -65,8 +65,8 @@ class Cluster {
 }
 
 /**
- * A Redis on a free port, or on `port`, in a folder of its own. With `tls` its `url` leads to a port where it shows
- * a certificate of its own authority, `redis.authority`.
+ * Starts a Redis on `port`, or on a free one, in a folder of its own. With `tls` its `url` is of a port with a
+ * certificate of the private authority `redis.authority`.
  */
 export async function startRedis({ port, args = [], env = {}, tls = false } = {}) {
   const redis = new Redis(port ?? (await freePort()), args, env);
@@ -103,13 +103,13 @@ class Redis {
     return this.child.pid;
   }
 
-  /** Comes back with nothing in it, or with what was saved. */
+  /** Restarts Redis, empty or with its saved data. */
   async restart() {
     await this.halt();
     await this.start();
   }
 
-  /** Is gone until it is started again. */
+  /** Stops Redis until `start`. */
   async halt() {
     this.child.kill('SIGKILL');
     await this.gone;
@@ -120,20 +120,20 @@ class Redis {
     await rm(this.dir, { recursive: true, force: true });
   }
 
-  /** Saves what is in it now, with so much more that `restart` takes some time to load it. */
+  /** Saves the present data and so much more that loading it takes some time after a restart. */
   async saveMuch() {
     await ask(this.port, 'DEBUG POPULATE 4000 filler 1000');
     await ask(this.port, 'SAVE');
     this.args = [...this.args, '--key-load-delay', '500', '--loading-process-events-interval-bytes', '1024'];
   }
 
-  /** Closes the connections on which nodes listen, as it does with one that reads too slowly. False if there is none. */
+  /** Closes the connections with subscriptions, as Redis does with slow readers. Returns false if there are none. */
   async cutSubscriptions() {
     const answer = await ask(this.port, 'CLIENT KILL TYPE pubsub', (whole) => whole.endsWith('\r\n'));
     return /^:[1-9]/.test(answer);
   }
 
-  /** The answer to a command that answers with one line. */
+  /** The reply to a command with a one-line reply. */
   async ask(command) {
     return ask(this.port, command);
   }
@@ -143,7 +143,7 @@ class Redis {
     return [...answer.matchAll(/\r\n(sb:[^\r]*)\r\n/g)].map(([, key]) => key);
   }
 
-  /** Counters of Redis since its start: calls of each command, bytes, and CPU time. */
+  /** Redis' counters since its start: calls of each command, bytes, and CPU time. */
   async counted() {
     const info = await ask(this.port, 'INFO commandstats stats cpu', isWholeText);
     const number = (name) => Number(new RegExp(`${name}:([\\d.]+)`).exec(info)[1]);
@@ -170,7 +170,7 @@ const isWholeText = (answer) => {
   return head !== undefined && answer.length >= head.length + Number(length);
 };
 
-/** The answer to one command; false if there is none. */
+/** The reply to one command; false if there is none. */
 function ask(port, command, isWhole = (answer) => /^[+:-]/.test(answer)) {
   return new Promise((resolve) => {
     let answer = '';

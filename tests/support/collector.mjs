@@ -1,18 +1,18 @@
-// A collector of traces: a real HTTP server that takes OTLP as it is on the wire, in protobuf.
+// A trace collector: a real HTTP server that accepts OTLP in protobuf.
 
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { createServer } from 'node:http';
 import { eventually } from './check.mjs';
 
-/** Starts it, on `port` or a free one. */
+/** Starts the collector on `port`, or on a free one. */
 export async function startCollector({ port = 0 } = {}) {
   const collector = new Collector();
   await collector.listen(port);
   return collector;
 }
 
-/** The settings of a node that sends its traces there without waiting for more. */
+/** The settings of a node that exports its traces there without delay. */
 export const tracing = (collector, more = {}) => ({
   OTEL_EXPORTER_OTLP_ENDPOINT: collector.url,
   OTEL_BSP_SCHEDULE_DELAY: '20',
@@ -22,13 +22,13 @@ export const tracing = (collector, more = {}) => ({
 export const traceOf = (callId) => callId.replaceAll('-', '');
 
 class Collector {
-  /** All steps that came, each with its `resource`. */
+  /** All spans so far, each with its `resource`. */
   spans = [];
   /** Method, path and headers of the requests. */
   requests = [];
   /** The response to requests; null for none. */
   status = 200;
-  /** Of each export so many steps are said to have been rejected. */
+  /** The number of spans that each response reports as rejected. */
   rejects = 0;
 
   async listen(port) {
@@ -39,12 +39,12 @@ class Collector {
     this.url = `http://127.0.0.1:${this.port}`;
   }
 
-  /** The steps of a call. */
+  /** The spans of a call. */
   trace(callId) {
     return this.spans.filter(({ traceId }) => traceId === traceOf(callId));
   }
 
-  /** The steps of a call when there are these, and perhaps more. */
+  /** The spans of a call, once these are among them. */
   async until(callId, ...names) {
     const came = () => this.trace(callId).map(({ name }) => name);
     const isThere = () => names.every((name) => came().includes(name));
@@ -73,7 +73,7 @@ class Collector {
   }
 }
 
-/** The steps of an ExportTraceServiceRequest. */
+/** The spans of an ExportTraceServiceRequest. */
 function spansIn(bytes) {
   return all(bytes, 1).flatMap((ofNode) => {
     const resource = attributes(all(one(ofNode, 1), 1));
@@ -110,7 +110,7 @@ function attributes(pairs) {
 
 const one = (message, number) => all(message, number)[0];
 
-/** The values of the field with this number: numbers as BigInt, all others as bytes. */
+/** The values of the field with this number: numbers as BigInt, others as bytes. */
 function all(message, number) {
   return fields(message).filter((field) => field.number === number).map(({ value }) => value);
 }

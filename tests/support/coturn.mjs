@@ -1,4 +1,4 @@
-// A real TURN server: Debian's coturn, on ports of its own on loopback.
+// A real TURN server: coturn, on loopback, with ports of its own.
 
 import { execFile, spawn } from 'node:child_process';
 import { createHmac, randomInt } from 'node:crypto';
@@ -12,7 +12,7 @@ import { privateFolder } from './server.mjs';
 
 const RELAY_PORTS = 100;
 
-/** Starts a coturn that knows these secrets. */
+/** Starts a coturn with these shared secrets. */
 export async function startCoturn(...secrets) {
   const coturn = new Coturn();
   coturn.dir = await privateFolder();
@@ -25,7 +25,7 @@ class Coturn {
   output = '';
 
   async start(secrets) {
-    // Ports in this range that somebody else has are passed over.
+    // Ports in this range that are in use are skipped.
     const relays = randomInt(10_000, 32_000 - RELAY_PORTS);
     const settings = [
       '-n',
@@ -41,7 +41,7 @@ class Coturn {
       '--no-cli',
       '--no-tls',
       '--no-dtls',
-      '--allow-loopback-peers', // in tests only: elsewhere it lets clients reach what only the machine itself should
+      '--allow-loopback-peers', // for tests only: otherwise it lets clients reach services that only the machine itself should
       '--log-file=stdout',
       '--simple-log',
       `--pidfile=${join(this.dir, 'pid')}`,
@@ -63,7 +63,7 @@ class Coturn {
     return `turn:127.0.0.1:${this.port}?transport=udp`;
   }
 
-  /** Whether a client with these credentials can send something to another through it. */
+  /** Whether a client with these credentials can send data to another one through the server. */
   async relays({ username, credential }) {
     const args = ['-u', username, '-w', credential, '-p', `${this.port}`, '-n', '2', '-c', '-y', '127.0.0.1'];
     const { code, said } = await new Promise((resolve) => {
@@ -94,7 +94,7 @@ class Coturn {
   }
 }
 
-/** The credential that belongs to a user name, as a TURN server works it out. */
+/** The credential of a user name, computed as a TURN server does. */
 export function credentialOf(username, secret) {
   return createHmac('sha1', secret).update(username).digest('base64');
 }

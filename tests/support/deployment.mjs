@@ -19,13 +19,13 @@ export const path = (...parts) => join(ROOT, ...parts);
 export const read = (...parts) => readFileSync(path(...parts), 'utf8');
 export const yaml = (...parts) => parse(read(...parts), { merge: true });
 
-/** The block of YAML in a document that mentions this. */
+/** The block of YAML in a document that contains this text. */
 export function yamlIn(document, word) {
   const blocks = [...document.matchAll(/^```yaml\n(.*?)^```/gms)].map(([, block]) => block);
   return parse(blocks.find((block) => block.includes(word)) ?? assert.fail(`no block with ${word}`));
 }
 
-/** Runs a program and answers what it printed; fails with that if it fails. */
+/** Runs a program and returns its output; fails with that output if the program fails. */
 export async function succeed(program, args, options = {}) {
   try {
     const { stdout, stderr } = await run(program, args, { cwd: ROOT, ...options });
@@ -43,7 +43,7 @@ export function render(layer) {
   return execFileSync(fromVenv('kubectl'), ['kustomize', path('k8s', layer)], { encoding: 'utf8' });
 }
 
-/** The same, as objects. */
+/** The same output, as objects. */
 export function rendered(layer) {
   const all = parseAllDocuments(render(layer)).map((document) => document.toJS());
   return { all, of: (kind) => all.filter((one) => one.kind === kind), one: (kind, name) => one(all, kind, name) };
@@ -55,11 +55,11 @@ function one(all, kind, name) {
   return found[0];
 }
 
-/** Each pod that a Deployment or a Job makes, with the name of what makes it. */
+/** Each pod of a Deployment or a Job, with the name of its owner. */
 export const podsOf = ({ all }) =>
   all.filter(({ spec }) => spec?.template?.spec).map(({ metadata, spec }) => ({ name: metadata.name, labels: spec.template.metadata.labels, pod: spec.template.spec }));
 
-/** A container's environment, with the values of its ConfigMaps and Secrets. Fails on a reference to nothing. */
+/** A container's environment, with the values of its ConfigMaps and Secrets. Fails on a dangling reference. */
 export function environmentOf(container, objects, secrets = {}) {
   const environment = {};
   for (const { configMapRef } of container.envFrom ?? []) {
@@ -90,10 +90,10 @@ export function compose() {
   return { ...parse(filled, { merge: true }), variables, secrets, used, text };
 }
 
-/** The settings in a file for compose. */
+/** The settings in an environment file for compose. */
 export const variablesIn = (text) => Object.fromEntries([...text.matchAll(/^([A-Z_]+)=(.*)$/gm)].map(([, name, value]) => [name, value]));
 
-/** What `deploy/secrets.sh` makes for somebody who begins. */
+/** The settings that `deploy/secrets.sh` generates. */
 function madeSecrets() {
   const folder = mkdtempSync(join(tmpdir(), 'switchboard-test-'));
   try {
@@ -104,7 +104,7 @@ function madeSecrets() {
   }
 }
 
-/** The last stage of the Dockerfile, and what its instructions say. */
+/** The instructions of the Dockerfile's last stage. */
 export function dockerfile() {
   const text = read('deploy/Dockerfile').replaceAll(/^\s*#.*\n/gm, '').replaceAll(/\\\n\s*/g, ' ');
   const lines = text.split('\n').filter(Boolean).map((line) => /^(\S+)\s+(.*)$/.exec(line).slice(1));
@@ -115,7 +115,7 @@ export function dockerfile() {
   return { lines, last, environment, all: (word, among = lines) => among.filter(([one]) => one === word).map(([, rest]) => rest) };
 }
 
-/** The settings that the binary has. */
+/** The settings of the binary. */
 export function knownSettings() {
   const help = execFileSync(BINARY, ['--help'], { encoding: 'utf8' });
   return new Set([...help.matchAll(/\[env: (SWITCHBOARD_[A-Z_]+)/g)].map(([, name]) => name));

@@ -1,9 +1,9 @@
-// The REST side of the server: call history.
+// The HTTP API of the server: call history.
 
 import assert from 'node:assert/strict';
 import { eventually } from './check.mjs';
 
-/** One page of a user's history; `query` adds `limit`, `cursor`, filters. */
+/** One page of a user's history; `query` has `limit`, `cursor` and filters. */
 export async function page(server, userId, query = {}) {
   const response = await get(server, '/v1/calls', { userId, ...query });
   assert.equal(response.status, 200, await response.clone().text());
@@ -18,7 +18,7 @@ export async function calls(server, userId, query = {}) {
   return (await page(server, userId, query)).calls;
 }
 
-/** The call's row once it `fits`: history is written behind the call. */
+/** Waits until the call's row satisfies `fits`, because history is written after the call's events. */
 export async function row(server, userId, callId, fits = () => true) {
   let last;
   return eventually(async () => {
@@ -42,7 +42,7 @@ export function post(server, path) {
   return fetch(new URL(path, server.url), { method: 'POST' });
 }
 
-/** The response is a problem document with this status and, if given, naming this field. */
+/** Checks that the response is a problem document with this status, which names this field if given. */
 export async function assertProblem(response, status, field) {
   const text = await response.text();
   assert.equal(response.status, status, text);

@@ -1,5 +1,5 @@
-// People who talk all the time, and people who call each other all the time, behind a balancer. Each
-// thing they send is sent again until it is acknowledged, as the web page does.
+// Users in lasting calls and users who call each other repeatedly, behind a balancer. Each message is repeated until it
+// is acknowledged, as the web page does.
 
 import assert from 'node:assert/strict';
 import { setTimeout as pause } from 'node:timers/promises';
@@ -14,11 +14,11 @@ const HEARD_WITHIN_MS = 8_000;
 const RETRYABLE = ['TEMPORARILY_UNAVAILABLE', 'RECIPIENT_OFFLINE', 'RATE_LIMITED'];
 const RENEGOTIATE_EVERY = 20;
 
-/** A device that comes back by itself, and remembers the balancer's cookie as a browser does. */
+/** A device that reconnects by itself, and keeps the balancer's cookie as a browser does. */
 export class Person {
   constructor(url, name, { polling = false } = {}) {
     this.userId = someone(name);
-    /** How long it was away, each time, until it was connected again. */
+    /** The durations of its disconnections. */
     this.awayMs = [];
     this.refusals = {};
     this.sentAgain = 0;
@@ -54,8 +54,8 @@ export class Person {
   }
 
   /**
-   * Sends until it is acknowledged. `onSent` is told of each try, `onAgain` of one that was not answered, `onRefused`
-   * the error of one that was.
+   * Repeats a request until it is acknowledged. Callbacks: `onSent` at each attempt, `onAgain` at one without a reply,
+   * `onRefused` with the error of a refused one.
    */
   async request(event, payload, { onSent = () => {}, onAgain = () => {}, onRefused = () => {}, alsoRetry = [] } = {}) {
     const end = Date.now() + GIVE_UP_MS;
@@ -78,7 +78,7 @@ export class Person {
     }
   }
 
-  /** The payload of the next such event that fits. */
+  /** The payload of the next event of this name that satisfies `fits`. */
   next(event, fits) {
     return new Promise((resolve, reject) => {
       const late = setTimeout(() => done(() => reject(new Error(`${this.userId} got no ${event}`))), GIVE_UP_MS);
@@ -98,7 +98,7 @@ export class Person {
   }
 }
 
-/** One direction of a conversation: numbered messages, one after the other, for as long as it is wanted. */
+/** One direction of a conversation: numbered messages, one after the other. */
 class Speech {
   constructor(from, to, callId, everyMs) {
     Object.assign(this, { from, to, callId, everyMs });
@@ -114,7 +114,7 @@ class Speech {
     while (goesOn()) {
       const number = this.sent + 1;
       const about = { toUserId: this.to.userId, callId: this.callId };
-      // A refusal says that it is not known to have arrived: it may have.
+      // A refused message is not known to have arrived, but may have.
       const onAgain = () => this.again.add(number);
       const onRefused = onAgain;
       if (number % RENEGOTIATE_EVERY === 0) {
@@ -132,7 +132,7 @@ class Speech {
     return new Set(this.heard).size === this.sent;
   }
 
-  /** All came, in order, and only what was sent twice came twice. */
+  /** Checks that all messages arrived in order, and that only repeated ones arrived twice. */
   check() {
     const firsts = [...new Set(this.heard)];
     const doubled = this.heard.filter((number, index) => this.heard.indexOf(number) !== index);
@@ -145,7 +145,7 @@ class Speech {
   }
 }
 
-/** `calls` calls in which both sides talk, and `dialling` pairs that call each other again and again. */
+/** `calls` lasting calls, and `dialling` pairs that call each other repeatedly. */
 export class Load {
   constructor({ url, calls, dialling, polling = 0, everyMs = 300 }) {
     Object.assign(this, { url, calls, dialling, polling, everyMs });
@@ -153,7 +153,7 @@ export class Load {
     this.speeches = [];
     this.ended = [];
     this.made = 0;
-    /** How often an acknowledged offer or answer had to be given again, because it was not heard. */
+    /** How often an acknowledged offer or answer had to be sent again because it did not arrive. */
     this.repeated = 0;
     this.failures = [];
     this.goesOn = true;
@@ -191,7 +191,8 @@ export class Load {
       const callId = await this.#connectCall(caller, callee);
       const told = callee.next('call:ended', (event) => event.callId === callId);
       await caller.request('call:end', { toUserId: callee.userId, callId });
-      // If it ended while its connection was lost, it asks, as docs/reference/protocol.md says.
+      // The call may have ended while the connection was lost: then the client asks, as docs/reference/protocol.md
+      // requires.
       await Promise.race([told, this.#hasEnded(callee, callId)]);
       told.catch(() => {});
       this.made += 1;
@@ -199,7 +200,7 @@ export class Load {
     }
   }
 
-  /** A call from the first ring to the answer, whatever happens to the connections meanwhile. */
+  /** Connects a call, whatever happens to the connections meanwhile. */
   async #connectCall(caller, callee) {
     const call = { toUserId: callee.userId, callType: 'video', clientCallId: someone('call') };
     // A retry after a refusal needs a new clientCallId: the old one stays refused.
@@ -234,7 +235,7 @@ export class Load {
     }
   }
 
-  /** Waits until all are connected again and have said more than before. */
+  /** Waits until all devices are connected and have sent more messages than before. */
   async goneOn() {
     await eventually(() => this.people.every(({ socket }) => socket.connected), 'all are back', 20_000);
     const said = this.speeches.map(({ sent }) => sent);
@@ -242,7 +243,7 @@ export class Load {
     await eventually(goOn, 'all say more', 20_000);
   }
 
-  /** Stops talking and waits until all that was said has been heard, or will not be. */
+  /** Stops sending and waits until all messages have arrived, or will not. */
   async stop({ within = 15_000 } = {}) {
     this.goesOn = false;
     await Promise.all(this.work);

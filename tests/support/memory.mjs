@@ -1,4 +1,4 @@
-// How much memory a server takes.
+// The memory of a server.
 
 import { readFile } from 'node:fs/promises';
 

@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { DEADLINE_MS, eventually } from './check.mjs';
 
-/** The metrics of a server, or of all nodes of a cluster together. */
+/** The metrics of a server, or the sums over all nodes of a cluster. */
 export async function scrape(server) {
   const texts = (server.nodes ?? [server]).map(async ({ adminUrl }) => {
     const response = await fetch(`${adminUrl}/metrics`, { signal: AbortSignal.timeout(DEADLINE_MS) });
@@ -43,7 +43,7 @@ class Scrape {
     return this.#of(name, labels).reduce((sum, { value }) => sum + value, 0);
   }
 
-  /** The samples that are not 0, by the values of their labels, but for those that they were before. */
+  /** The samples that differ from `before`, by the values of their labels. */
   byLabels(name, before) {
     const sums = {};
     for (const [sign, scrape] of [[1, this], [-1, before]]) {
@@ -56,7 +56,7 @@ class Scrape {
   }
 }
 
-/** Waits until these metrics have grown by exactly so much since `before`: by name, then by labels. */
+/** Waits until these metrics have grown by exactly these amounts since `before`: by name, then by labels. */
 export async function counted(server, before, expected) {
   let last;
   const fits = async () => {
@@ -77,7 +77,7 @@ export async function counted(server, before, expected) {
   }
 }
 
-/** Violated invariants of this node. Empty if the node cannot be asked. */
+/** The violated invariants of this node; empty if the node cannot be asked. */
 export async function violationsOf(adminUrl) {
   const asked = fetch(`${adminUrl}/metrics`, { signal: AbortSignal.timeout(2_000) });
   const text = await asked.then((response) => response.text()).catch(() => '');

@@ -12,12 +12,12 @@ import { BINARY, privateFolder } from './server.mjs';
 
 const run = promisify(execFile);
 
-// Postgres refuses to run as root: then it runs as nobody.
+// Postgres refuses to run as root; then it runs as nobody.
 const NOBODY = 65_534;
 const isRoot = process.getuid() === 0;
 const drop = isRoot ? ['--reuid=nobody', '--regid=nogroup', '--clear-groups'] : [];
 
-/** The history of a long run, whole. */
+/** Large enough for the whole history of a long run. */
 const LONGEST_ANSWER = 256 * 1024 * 1024;
 
 /**
@@ -76,13 +76,13 @@ class Postgres {
     return ['-qtAX', '-v', 'ON_ERROR_STOP=1', '-h', this.dir, '-p', `${this.port}`, '-U', 'postgres'];
   }
 
-  /** The result of a statement, a line per row, with `|` between columns. */
+  /** The result of a statement: a line per row, with `|` between columns. */
   async ask(sql) {
     const { stdout } = await run('psql', [...this.#psql, '-c', sql], { maxBuffer: LONGEST_ANSWER });
     return stdout.trim();
   }
 
-  /** Does this in a transaction, which stays open until the function that it answers is called. */
+  /** Runs statements in a transaction that stays open until the returned function is called. */
   async hold(sql) {
     const child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', 'psql', ...this.#psql], { stdio: ['pipe', 'pipe', 'ignore'] });
     const gone = once(child, 'close').then(() => this.#holders.delete(child));
@@ -97,12 +97,12 @@ class Postgres {
     };
   }
 
-  /** How many sessions wait for a lock. */
+  /** The number of sessions that wait for a lock. */
   async waiting() {
     return Number(await this.ask("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"));
   }
 
-  /** An orderly stop by default; with SIGQUIT it is cut off in the middle of what it does. */
+  /** An orderly stop by default; SIGQUIT aborts. */
   async halt(signal = 'SIGINT') {
     this.child.kill(signal);
     await this.gone;
@@ -118,7 +118,7 @@ class Postgres {
     await rm(this.dir, { recursive: true, force: true });
   }
 
-  /** Dies with all its processes, as if the machine had lost power. */
+  /** Kills the server with all its processes, as a power failure would. */
   async die() {
     const children = await readFile(`/proc/${this.pid}/task/${this.pid}/children`, 'utf8');
     this.child.kill('SIGKILL');
@@ -130,7 +130,7 @@ class Postgres {
     return this.child.exitCode === null && this.child.signalCode === null;
   }
 
-  /** Takes all the room that is left on its disk; the function that it answers gives it back. */
+  /** Fills its disk; the returned function frees the space. */
   async fillDisk() {
     const filler = join(this.dir, 'filler');
     const block = Buffer.alloc(1024 * 1024);
@@ -148,11 +148,11 @@ function killIfThere(pid) {
   try {
     process.kill(pid, 'SIGKILL');
   } catch {
-    // It went with its parent.
+    // It ended with its parent.
   }
 }
 
-/** Whether this user may. It is gone with this process, as the folder is. */
+/** Mounts a disk, and returns whether this user may. The disk is removed with this process, like the folder. */
 function mountDisk(dir, mib) {
   const { status } = spawnSync('mount', ['-t', 'tmpfs', '-o', `size=${mib}m`, 'tmpfs', dir], { stdio: 'ignore' });
   if (status === 0) process.once('exit', () => removeDisk(dir));

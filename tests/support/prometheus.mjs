@@ -1,4 +1,4 @@
-// A real Prometheus with the shipped settings, in a hurry.
+// A real Prometheus with the shipped settings and shorter intervals.
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -9,7 +9,7 @@ import { freePort } from './cluster.mjs';
 import { path, read } from './deployment.mjs';
 import { privateFolder } from './server.mjs';
 
-/** Runs a program until the test ends, and answers what it has said so far. */
+/** Runs a program until the test ends, and returns a function for its output so far. */
 export function running(t, program, args, options = {}) {
   const child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', program, ...args], { stdio: ['ignore', 'pipe', 'pipe'], ...options });
   const run = { child, output: '' };
@@ -29,15 +29,15 @@ export async function folderFor(t) {
 }
 
 /**
- * Starts one that asks these every second: entries of a file of targets, `{targets, labels}`. Alerts go to
- * `alertmanager`, a host and port.
+ * Starts a Prometheus that scrapes these targets every second: `{targets, labels}`. Alerts go to `alertmanager`, a host
+ * and port.
  */
 export async function startPrometheus(t, targets, { alertmanager } = {}) {
   const folder = await folderFor(t);
   const settings = join(folder, 'settings');
   await cp(path('deploy/prometheus'), settings, { recursive: true });
   const file = join(settings, 'prometheus.yml');
-  // As shipped, but more often.
+  // As shipped, with shorter intervals.
   const often = read('deploy/prometheus/prometheus.yml').replaceAll(/((?:scrape|evaluation)_\w+): \d+s/g, '$1: 1s');
   await writeFile(file, often);
   await writeFile(join(settings, 'targets/switchboard.yml'), JSON.stringify(targets));
@@ -61,7 +61,7 @@ class Prometheus {
     return answer.json();
   }
 
-  /** The series that the expression has now: `{metric, value}`. Fails if Prometheus does not understand it. */
+  /** The present series of an expression: `{metric, value}`. Fails if Prometheus rejects it. */
   async query(query) {
     const { status, error, warnings, data } = await this.api('query', { query });
     if (status !== 'success' || warnings) throw new Error(`${query}: ${error ?? warnings}`);

@@ -1,9 +1,9 @@
-// A TCP proxy in front of a server: a link that a test can cut, freeze and heal.
+// A TCP proxy in front of a server: a link that a test can cut, freeze and restore.
 
 import { once } from 'node:events';
 import { connect, createServer } from 'node:net';
 
-/** A way to `port`. `rewrite` may change what the server sends, a chunk of bytes at a time. */
+/** Starts a proxy to `port`. `rewrite` may change the server's data, a chunk of bytes at a time. */
 export async function startProxy(port, { rewrite = (bytes) => bytes } = {}) {
   const proxy = new Proxy(port, rewrite);
   proxy.server.listen(0, '127.0.0.1');
@@ -48,29 +48,29 @@ class Proxy {
     socket.on('error', () => {}).on('close', () => this.#sockets.delete(socket));
   }
 
-  /** Resets every connection, and each that is tried. */
+  /** Resets all connections, and new ones. */
   cut() {
     this.#state = 'cut';
     for (const socket of this.#sockets) socket.resetAndDestroy();
   }
 
-  /** Swallows all that is sent from now on, without a word. */
+  /** Drops all data from now on without closing connections. */
   freeze() {
     this.#state = 'frozen';
   }
 
-  /** The connections that there are fall silent for ever, as if a firewall had forgotten them; new ones pass. */
+  /** Existing connections stay silent forever, as if a firewall had dropped their state; new ones work. */
   silence() {
     for (const link of this.#links) link.isSilent = true;
     this.#links.clear();
   }
 
-  /** All that passes takes so long in each direction. To be set back to 0 only when nothing is on its way. */
+  /** Delays all data by this much in each direction. May be reset to 0 only when no data is in flight. */
   slow(delayMs) {
     this.#delayMs = delayMs;
   }
 
-  /** The connection over which the server is sent the most during `work`. Its `delayMs` may be set. */
+  /** The connection that sends the most to the server during `work`. Its `delayMs` can be set. */
   async busiest(work) {
     const before = new Map([...this.#links].map((link) => [link, link.sentBytes]));
     await work();
@@ -78,7 +78,7 @@ class Proxy {
     return [...this.#links].reduce((one, other) => (sent(other) > sent(one) ? other : one));
   }
 
-  /** New connections pass again. Those from before are gone: what they lost cannot be made up for. */
+  /** New connections work again. Existing ones are closed, because their lost data cannot be recovered. */
   heal() {
     this.#state = 'whole';
     for (const socket of this.#sockets) socket.resetAndDestroy();

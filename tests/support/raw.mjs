@@ -1,4 +1,4 @@
-// Clients below the library: a websocket that sends whatever text it is told, and a bare TCP connection.
+// Clients below the library: a websocket that sends arbitrary text, and a bare TCP connection.
 
 import { connect as connectTcp } from 'node:net';
 import WebSocket from 'ws';
@@ -27,7 +27,7 @@ class RawSocket {
     this.ws = new WebSocket(url, { perMessageDeflate: false });
     this.ws.on('message', (data, isBinary) => this.#record(isBinary ? data : data.toString()));
     this.ws.on('error', () => {});
-    /** Resolves with the websocket's close code when the connection is gone, whoever closed it. */
+    /** Resolves with the websocket's close code when the connection has ended. */
     this.closed = new Promise((resolve) => this.ws.once('close', (code) => resolve(code)));
   }
 
@@ -35,7 +35,7 @@ class RawSocket {
     return this.ws.readyState === WebSocket.OPEN;
   }
 
-  /** Sends frames as they are; several at once leave in as few writes as possible. */
+  /** Sends frames unchanged; several at once are sent in as few writes as possible. */
   send(...frames) {
     const tcp = this.ws._socket;
     tcp?.cork();
@@ -55,13 +55,13 @@ class RawSocket {
     return JSON.parse(text.slice(`43${id}`.length))[0];
   }
 
-  /** The payload of the next such event. */
+  /** The payload of the next event of this name. */
   async event(name) {
     const start = `42["${name}"`;
     return JSON.parse((await this.frame((text) => text.startsWith(start), name)).slice(2))[1];
   }
 
-  /** The next text frame that fits. */
+  /** The next text frame that satisfies `fits`. */
   async frame(fits, what) {
     const index = this.frames.findIndex((frame) => typeof frame === 'string' && fits(frame));
     if (index >= 0) return this.frames.splice(index, 1)[0];
@@ -72,7 +72,7 @@ class RawSocket {
     return within(DEADLINE_MS, Promise.race([came, gone]), what);
   }
 
-  /** Stops reading from the network, as a client that hangs. */
+  /** Stops reading from the network, like a client that hangs. */
   stopReading() {
     this.ws._socket.pause();
   }
@@ -95,7 +95,7 @@ class RawSocket {
 
 export const eventFrame = (event, payload) => `42${JSON.stringify([event, payload])}`;
 
-/** A TCP connection to the server; `closed` resolves with what it had received when the server closed it. */
+/** A TCP connection to the server; `closed` resolves with all data received until the server closed it. */
 export function tcp(t, server) {
   const socket = connectTcp(server.port, '127.0.0.1');
   t.after(() => socket.destroy());

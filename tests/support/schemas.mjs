@@ -1,4 +1,4 @@
-// The documents that the server gives of itself, and checks against their schemas.
+// The server's descriptions of itself, and validation against their schemas.
 
 import Ajv from 'ajv';
 
@@ -17,8 +17,8 @@ export async function documentOf(server, path) {
 }
 
 /**
- * Says whether values are what the document's schemas want: `problems(schema, value)` is a list of sentences,
- * empty if there are none. A schema may refer to others of the document.
+ * A validator for the document's schemas: `problems(schema, value)` returns a list of sentences, empty if the value is
+ * valid. A schema may refer to others of the document.
  */
 export function checkerOf(document) {
   const ajv = new Ajv({ strict: false, allErrors: true, formats: FORMATS });
@@ -27,7 +27,7 @@ export function checkerOf(document) {
   return {
     problems(schema, value) {
       const key = JSON.stringify(schema);
-      // References are to the whole document, not to the piece of it that is compiled.
+      // References are relative to the whole document, not to the part that is compiled.
       const absolute = () => ajv.compile(JSON.parse(key.replaceAll('"$ref":"#/', '"$ref":"document#/')));
       if (!compiled.has(key)) compiled.set(key, absolute());
       const validate = compiled.get(key);

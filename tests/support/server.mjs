@@ -1,4 +1,4 @@
-// Starts the real server for a test: its own process, port and folder, and nothing left behind.
+// Starts the real server for a test, with a port and a folder of its own, and removes everything afterwards.
 
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
@@ -15,33 +15,36 @@ export const BINARY =
   process.env.SWITCHBOARD_BIN ?? fileURLToPath(new URL('../../target/debug/switchboard', import.meta.url));
 
 const READY_LINE = /^switchboard is ready: open (http:\/\/[^ ]+:(\d+)\/)$/;
-/** Lines that a process writes before it can know what is wrong. */
+/** Lines that a process writes before it detects an error. */
 const EARLY_LINES = /^.*(switchboard starts|health and metrics are at ).*\n/gm;
 const ADMIN_LINE = /health and metrics are at (http:\/\/[^ ]+:(\d+))\//;
 const START_DEADLINE_MS = 20_000;
 const STOP_DEADLINE_MS = 20_000;
 
-/** With how many nodes the tests are run that do not say so themselves. */
+/** The number of nodes for tests that do not set it. */
 const NODES = Number(process.env.TEST_NODES ?? 1);
 
-/** For tests that restart the one process there is. */
+/** For tests that restart the only process. */
 export const ONE_NODE = { skip: NODES > 1 && 'it takes one process' };
 
-/** Tests do in a second what people do in an hour. Those about limits, and browsers, have them as they are. */
+/**
+ * Tests do in a second what users do in an hour, so they run without the limits on human behaviour. Tests of limits and
+ * of browsers have all limits.
+ */
 const HASTE = [
   'events', 'candidates', 'call-attempts', 'failed-tokens', 'requests', 'address-requests', 'history-reads', 'presence-ids',
   'address-presence-ids',
 ].map((name) => `${name}=off`).join();
 
-/** Settings of a server that has all limits as they are by default. */
+/** The settings of a server with the default limits. */
 export const USUAL_LIMITS = { SWITCHBOARD_LIMITS: undefined };
 
-/** Whether these keep their history in Postgres. */
+/** Whether history is kept in Postgres. */
 const ON_POSTGRES = process.env.TEST_POSTGRES === '1';
 
 /**
- * Starts a server on a free port, with an empty history; `args` and `env` are added to its settings. With
- * TEST_NODES it is a cluster of so many nodes, with TEST_POSTGRES=1 its history is in a Postgres of its own.
+ * Starts a server on a free port, with an empty history; `args` and `env` are added to its settings. With TEST_NODES it
+ * is a cluster of that many nodes; with TEST_POSTGRES=1 its history is in a Postgres of its own.
  */
 export async function startServer({ args = [], env = {} } = {}) {
   if (!ON_POSTGRES) return startNodes(args, env);
@@ -62,7 +65,7 @@ async function startNodes(args, env) {
   return startCluster(NODES, { args, env });
 }
 
-/** The server, whose `stop` stops its database too. */
+/** The server, whose `stop` also stops its database. */
 function beside(server, database) {
   const stop = server.stop.bind(server);
   server.stop = async () => {
@@ -103,7 +106,7 @@ export class Server {
     const args = ['--listen', this.listen, '--admin-listen', this.adminListen, ...history, ...this.args];
     this.process = launch(args, { env: { SWITCHBOARD_LIMITS: HASTE, ...this.env }, dir: this.dir });
     const line = await firstLine(this.process);
-    // In the log's own format.
+    // The text of a line in either log format.
     const text = line.startsWith('{') ? JSON.parse(line).message : line;
     const [, address, port] = READY_LINE.exec(text) ?? assert.fail(`not the ready line: ${line}`);
     this.readyLine = line;
@@ -111,7 +114,7 @@ export class Server {
     this.port = Number(port);
     this.pid = this.process.child.pid;
     this.adminUrl = await adminUrlOf(this.process);
-    // A restart takes the same ports, so that clients find the server again by themselves.
+    // A restart uses the same ports, so that clients reconnect by themselves.
     this.listen = `127.0.0.1:${port}`;
     this.adminListen = new URL(this.adminUrl).host;
   }
@@ -120,12 +123,12 @@ export class Server {
     return this.process.child.exitCode === null && this.process.child.signalCode === null;
   }
 
-  /** All that the server wrote to stderr, restarts included. */
+  /** Everything that the server wrote to stderr, including earlier starts. */
   logs() {
     return this.earlierLogs + this.process.stderr;
   }
 
-  /** Asks the server to leave, checks that it left cleanly and without a panic, and removes its folder. */
+  /** Stops the server, checks that it exited cleanly and without a panic, and removes its folder. */
   async stop() {
     try {
       await this.leave();
@@ -134,13 +137,13 @@ export class Server {
     }
   }
 
-  /** Sends the signal and waits until the process is gone. The folder stays for a `start()`. */
+  /** Sends the signal and waits until the process has ended. The folder stays for a `start()`. */
   async kill(signal = 'SIGKILL') {
     this.process.child.kill(signal);
     return this.process.exit();
   }
 
-  /** Leaves cleanly and starts again with the same port, settings and history. */
+  /** Stops cleanly and starts again with the same port, settings and history. */
   async restart() {
     await this.leave();
     await this.start();
@@ -156,7 +159,7 @@ export class Server {
   }
 }
 
-/** Runs the binary until it exits by itself: for wrong settings and for commands. */
+/** Runs the binary until it exits by itself: for invalid settings and for commands. */
 export async function runToExit(args, { env = {}, dir } = {}) {
   const folder = dir ?? (await privateFolder());
   try {
@@ -169,7 +172,7 @@ export async function runToExit(args, { env = {}, dir } = {}) {
   }
 }
 
-/** A folder that goes with this process, if whoever asked for it does not remove it before. */
+/** A folder that is removed with this process, unless it was removed before. */
 export async function privateFolder() {
   const dir = await mkdtemp(join(tmpdir(), 'switchboard-test-'));
   if (folders.size === 0) process.once('exit', removeFolders);
@@ -184,14 +187,14 @@ function removeFolders() {
     try {
       rmSync(dir, { recursive: true, force: true });
     } catch {
-      // A server that ends with this process still writes there, or a disk is mounted on it.
+      // A server that ends with this process still writes there, or a disk is mounted there.
     }
   }
 }
 
 /**
- * Starts the binary. The kernel kills it if this test process dies without having stopped it
- * (`setpriv` replaces itself with the server, so the process id is the server's own).
+ * Starts the binary. The kernel kills it if this test process dies without having stopped it (`setpriv` execs the
+ * server, so the process id is the server's).
  */
 export function launch(args, { env = {}, dir }) {
   const child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', BINARY, ...args], {
@@ -222,7 +225,7 @@ export function launch(args, { env = {}, dir }) {
   return run;
 }
 
-/** Where the admin listener of a process is that `launch` started, also while it is not ready yet. */
+/** The admin URL of a process that `launch` started, even if it is not ready yet. */
 export async function adminUrlOf(run) {
   const [, url] = await eventually(() => ADMIN_LINE.exec(run.stderr), 'the log tells where health and metrics are');
   return url;

@@ -1,4 +1,4 @@
-// A time of day that can be moved while a process runs, for Redis. Its steady clock goes on.
+// A movable time of day for a running Redis. Its monotonic clock is not affected.
 
 import { execFile } from 'node:child_process';
 import { rm, writeFile } from 'node:fs/promises';
@@ -9,7 +9,7 @@ import { privateFolder } from './server.mjs';
 
 const SOURCE = fileURLToPath(new URL('time_of_day.c', import.meta.url));
 
-/** `env` goes to the process; `move` sets its time of day by so many seconds from the true time. */
+/** `env` is for the process; `move` sets its time of day to this many seconds from the true time. */
 export async function movableTimeOfDay() {
   const dir = await privateFolder();
   const [library, file] = [join(dir, 'time_of_day.so'), join(dir, 'seconds')];

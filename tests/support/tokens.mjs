@@ -4,12 +4,12 @@ import { createHmac, randomBytes } from 'node:crypto';
 
 export const SECRET = randomBytes(24).toString('base64');
 
-/** Settings of a server that knows users by tokens. */
+/** The settings of a server with JWT authentication. */
 export const JWT = { SWITCHBOARD_AUTH: 'jwt', SWITCHBOARD_JWT_SECRET: SECRET };
 
 const base64 = (value) => Buffer.from(JSON.stringify(value)).toString('base64url');
 
-/** A token of this user, good for so many seconds; `claims` are added, `sign` replaces how it is signed. */
+/** A token of this user that expires after `seconds`; `claims` are added, `sign` replaces the signature. */
 export function tokenOf(userId, { seconds = 60, header = { alg: 'HS256' }, sign, ...claims } = {}) {
   const body = `${base64(header)}.${base64({ sub: userId, exp: Date.now() / 1_000 + seconds, ...claims })}`;
   const signature = sign ? sign(body) : createHmac('sha256', SECRET).update(body).digest();

@@ -3,7 +3,7 @@
 import typescript from 'typescript';
 import { path } from './deployment.mjs';
 
-/** The compiler's complaints, as texts. Packages are looked for as from tests/. */
+/** The compiler's diagnostics, as texts. Packages are resolved from tests/. */
 export function complaintsOf(source) {
   const name = path('tests/deploy/unwritten.ts');
   const options = { strict: true, noEmit: true, skipLibCheck: true, types: [], module: typescript.ModuleKind.ESNext, moduleResolution: typescript.ModuleResolutionKind.Bundler };
