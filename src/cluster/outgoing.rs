@@ -186,8 +186,9 @@ impl Outgoing {
             || self.receipt.is_some()
     }
 
-    /// What to publish next; how far the link has come if there is nothing but messages that are not confirmed. New
-    /// messages wait until somebody has heard those before: else they would push them out of what is kept.
+    /// What to publish next; how far the link has come if there is nothing but messages that are not confirmed, along
+    /// with a receipt too: those must not put it off. New messages wait until somebody has heard those before: else
+    /// they would push them out of what is kept.
     pub fn next(&mut self, now: Timestamp) -> Vec<Content> {
         self.link.forget(now, self.unheard);
         let mut contents: Vec<_> = self.asks.take().map(Content::Again).into_iter().collect();
@@ -201,7 +202,7 @@ impl Outgoing {
             let batch = self.batch();
             let frame = self.link.send(batch, now);
             contents.push(self.flies(frame));
-        } else if contents.is_empty() {
+        } else if contents.iter().all(|content| matches!(content, Content::Receipt(_))) {
             contents.extend(self.link.progress(now).map(Content::Frame));
         }
         contents
@@ -414,6 +415,20 @@ mod tests {
         }
         assert_eq!(outgoing.next(NOW + KEEP), []);
         assert!(!outgoing.is_done(), "the node learns of the loss by the next number");
+    }
+
+    #[test]
+    fn receipts_for_the_other_direction_do_not_put_the_progress_off() {
+        let mut outgoing = Outgoing::new(NOW);
+        let given = Receipt { link: 7, next: 3 };
+        outgoing.give(given);
+        assert_eq!(outgoing.next(NOW), [Content::Receipt(given)]);
+        outgoing.put(rings());
+        publish(&mut outgoing);
+        outgoing.give(given);
+        let contents = outgoing.next(NOW);
+        assert_eq!(contents[0], Content::Receipt(given));
+        assert_eq!(receipt_for(&contents[1..]).next, 1);
     }
 
     #[test]
