@@ -173,7 +173,7 @@ class RedisCluster extends Together {
 async function portWithBus() {
   for (;;) {
     const port = await freePort();
-    if (port < 55_000) return port;
+    if (port < 22_000) return port;
   }
 }
 

@@ -1,6 +1,7 @@
 // Several nodes on one Redis, which a test can use like one server.
 
 import { spawn } from 'node:child_process';
+import { randomInt } from 'node:crypto';
 import { once } from 'node:events';
 import { rm } from 'node:fs/promises';
 import { connect, createServer } from 'node:net';
@@ -155,15 +156,22 @@ class Redis {
   }
 }
 
-export function freePort() {
-  return new Promise((resolve, reject) => {
-    const server = createServer().once('error', reject);
-    server.listen(0, '127.0.0.1', () => {
-      const { port } = server.address();
-      server.close(() => resolve(port));
-    });
-  });
+/**
+ * A free port below the range from which the kernel takes the ports of connections (32768 and above): otherwise a
+ * connection may take the port before its server listens there.
+ */
+export async function freePort() {
+  for (;;) {
+    const port = randomInt(10_000, 32_000);
+    if (await isFree(port)) return port;
+  }
 }
+
+const isFree = (port) =>
+  new Promise((resolve) => {
+    const server = createServer().once('error', () => resolve(false));
+    server.listen(port, '127.0.0.1', () => server.close(() => resolve(true)));
+  });
 
 const isWholeText = (answer) => {
   const [head, length] = /^\$(\d+)\r\n/.exec(answer) ?? [];
