@@ -45,8 +45,12 @@
 //!    the compiler demands an arm for each state, and a test a line for each in `call/table.txt`.
 //! 3. If others must be notified, derive that in `call/news.rs` and name the event in
 //!    `protocol/server.rs`.
-//! 4. Dispatch it in `gateway/session.rs`.
-//! 5. Run `make types`, and add it to `docs/reference/protocol.md`.
+//! 4. Dispatch it in `gateway/session.rs`. The compiler demands an arm in `gateway/decode.rs` (the
+//!    call that it refers to), `gateway/expiry.rs` (whether it works without a valid token) and
+//!    `fuzz.rs`, too. New fields of its ack go into `protocol/answer.rs`.
+//! 5. Add its name to the labels in `metrics.rs` (`Received` or `Sent`), and a valid payload to
+//!    `tests/suite/protocol.rs`.
+//! 6. Run `make types`, and add it to `docs/reference/protocol.md`.
 //!
 //! `/asyncapi.json` follows from 1 and 3; `make types` writes `web/protocol.d.ts` from it.
 
