@@ -519,11 +519,11 @@ impl Session {
         waits: &mut Waits,
     ) -> (Cow<'a, str>, Result<(Answer, About), (Rejected, About)>) {
         let (name, event) = decode(value, &self.context.limits.settings().sizes);
-        let received = label(&name, Received::Unknown);
+        let (received, bytes) = (label(&name, Received::Unknown), size_of(value));
         metrics::RECEIVED.of(received).increment(1);
-        metrics::RECEIVED_BYTES.of(received).increment(size_of(value) as u64);
+        metrics::RECEIVED_BYTES.of(received).increment(bytes as u64);
         let ends_own_call = event.as_ref().is_ok_and(|event| self.ends_own_call(event));
-        if let Err(rejected) = self.spend(socket, &name, ends_own_call, received_us) {
+        if let Err(rejected) = self.spend(socket, &name, bytes, ends_own_call, received_us) {
             let about = event.as_ref().map(about).unwrap_or_default();
             return (name, Err((rejected, about)));
         }
@@ -538,7 +538,10 @@ impl Session {
                 }
                 match self.dispatch(socket, event, received_us, waits).await {
                     Ok(answer) => Ok((answer, about)),
-                    Err(rejected) => Err((rejected, about)),
+                    Err(rejected) => {
+                        self.count_refusal(socket, &rejected, received_us);
+                        Err((rejected, about))
+                    }
                 }
             }
             Err(rejected) => Err((rejected, About::default())),
@@ -559,31 +562,48 @@ impl Session {
         device.is_some_and(|device| self.context.calls.has_in_view(device, call))
     }
 
-    /// Counts the event called `name` as one more that its socket sent.
+    /// Counts the event called `name`, of so many bytes, among those that its socket sent.
     fn spend(
         &self,
         socket: &Arc<Socket>,
         name: &str,
+        bytes: usize,
         ends_own_call: bool,
         received_us: u64,
     ) -> Result<(), Rejected> {
         let limits = &self.context.limits;
         let spent = {
             let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
-            budget.spend(limits.settings(), name, ends_own_call, received_us)
+            budget.spend(limits.settings(), name, bytes, ends_own_call, received_us)
         };
         let (kind, retry_after) = match spent {
             Spent::Fine => return Ok(()),
             Spent::Wait(kind, retry_after) => (kind, retry_after),
             Spent::Enough(kind) => {
-                limits.closed(Limit::Flood, self.socket);
-                self.inbox().close();
-                self.close(socket.clone());
+                self.close_flooding(socket);
                 (kind, Duration::ZERO)
             }
         };
         limits.sends_too_much(kind, self.socket);
         Err(Rejected::TooFast { retry_after })
+    }
+
+    /// Closes a socket that goes on sending while its user's limits refuse its events.
+    fn count_refusal(&self, socket: &Arc<Socket>, rejected: &Rejected, received_us: u64) {
+        let (Rejected::TooMany(_) | Rejected::Failed(Failure::PresenceBusy)) = rejected else {
+            return;
+        };
+        let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
+        if !budget.may_be_refused(received_us) {
+            drop(budget);
+            self.close_flooding(socket);
+        }
+    }
+
+    fn close_flooding(&self, socket: &Arc<Socket>) {
+        self.context.limits.closed(Limit::Flood, self.socket);
+        self.inbox().close();
+        self.close(socket.clone());
     }
 
     /// Closes the socket: its client does not come back by itself.

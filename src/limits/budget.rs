@@ -10,6 +10,12 @@ use super::{
 /// How often a socket may be told to wait. One that goes on without waiting is closed: refusing costs time
 /// too.
 pub(super) const REFUSALS: Quota = Quota::new(1_000, Duration::from_secs(10));
+/// How many refusals one counts for by a limit of the user, such as that of presence ids: the event was decoded
+/// before, and may be long.
+const DECODED: u32 = 10;
+
+/// An event counts once more for each so many bytes: a long one costs time, and Redis, as many short ones do.
+const UNIT_BYTES: usize = 4 * 1024;
 
 /// The buckets of a socket. They belong to the socket, so there is no contention.
 #[derive(Debug, Default)]
@@ -36,12 +42,13 @@ pub enum Kind {
 }
 
 impl Budget {
-    /// Counts the event called `name`. One that ends the sender's own live call is free: nobody must be kept
+    /// Counts the event called `name`, of so many bytes. One that ends the sender's own live call is free: nobody must be kept
     /// in a call, or made to ring, because they sent too much.
     pub fn spend(
         &mut self,
         settings: &Settings,
         name: &str,
+        bytes: usize,
         ends_own_call: bool,
         now_us: u64,
     ) -> Spent {
@@ -50,13 +57,21 @@ impl Budget {
             "call:ice-candidate" => (Kind::Candidate, &mut self.candidates, settings.candidates),
             _ => (Kind::Event, &mut self.events, settings.events),
         };
-        let Some(Err(wait)) = quota.map(|quota| bucket.take(quota, now_us)) else {
+        let count = u32::try_from(1 + bytes / UNIT_BYTES).unwrap_or(u32::MAX);
+        let take = |quota: Quota| bucket.take_many(count.min(quota.count()), quota, now_us);
+        let Some(Err(wait)) = quota.map(take) else {
             return Spent::Fine;
         };
-        match self.refusals.take(REFUSALS, now_us) {
+        match self.refusals.take_many(count.min(REFUSALS.count()), REFUSALS, now_us) {
             Ok(()) => Spent::Wait(kind, wait),
             Err(_) => Spent::Enough(kind),
         }
+    }
+
+    /// Counts an event that passed [`Budget::spend`] and was refused by a limit of the user. False if the socket is to
+    /// be closed for it.
+    pub fn may_be_refused(&mut self, now_us: u64) -> bool {
+        self.refusals.take_many(DECODED, REFUSALS, now_us).is_ok()
     }
 }
 
@@ -68,7 +83,7 @@ mod tests {
 
     fn fine(budget: &mut Budget, name: &str, ends_own_call: bool, most: usize) -> usize {
         let settings = Settings::default();
-        let spend = |_| budget.spend(&settings, name, ends_own_call, NOW_US);
+        let spend = |_| budget.spend(&settings, name, 100, ends_own_call, NOW_US);
         (0..most).map(spend).take_while(|spent| *spent == Spent::Fine).count()
     }
 
@@ -86,14 +101,36 @@ mod tests {
     }
 
     #[test]
+    fn a_long_event_counts_as_many_short_ones() {
+        let (mut budget, settings) = (Budget::default(), Settings::default());
+        let mut spend = |bytes| budget.spend(&settings, "call:offer", bytes, false, NOW_US);
+        assert_eq!((0..1_000).take_while(|_| spend(60_000) == Spent::Fine).count(), 13);
+        assert_eq!((0..1_000).take_while(|_| spend(0) == Spent::Fine).count(), 5);
+        let refused = (0..1_000).take_while(|_| matches!(spend(60_000), Spent::Wait(..))).count();
+        assert_eq!(refused, 65, "one short event and one long one were refused before");
+        // One that counts more than there ever is uses up all.
+        let mut budget = Budget::default();
+        assert_eq!(budget.spend(&settings, "x", usize::MAX, false, NOW_US), Spent::Fine);
+        assert_ne!(budget.spend(&settings, "x", 0, false, NOW_US), Spent::Fine);
+    }
+
+    #[test]
+    fn refusals_by_limits_of_the_user_close_the_socket_sooner() {
+        let mut budget = Budget::default();
+        assert_eq!((0..200).filter(|_| budget.may_be_refused(NOW_US)).count(), 100);
+        assert!(budget.may_be_refused(NOW_US + 100_000), "one in 100 ms");
+        assert!(!budget.may_be_refused(NOW_US + 100_000));
+    }
+
+    #[test]
     fn whoever_does_not_wait_is_closed() {
         let (mut budget, settings) = (Budget::default(), Settings::default());
         let spent: Vec<_> =
-            (0..1_201).map(|_| budget.spend(&settings, "x", false, NOW_US)).collect();
+            (0..1_201).map(|_| budget.spend(&settings, "x", 0, false, NOW_US)).collect();
         assert_eq!(spent[200], Spent::Wait(Kind::Event, Duration::from_millis(20)));
         assert_eq!(spent.iter().filter(|spent| matches!(spent, Spent::Wait(..))).count(), 1_000);
         assert_eq!(spent[1_200], Spent::Enough(Kind::Event));
         // A client that waits is served.
-        assert_eq!(budget.spend(&settings, "x", false, NOW_US + 20_000), Spent::Fine);
+        assert_eq!(budget.spend(&settings, "x", 0, false, NOW_US + 20_000), Spent::Fine);
     }
 }

@@ -82,6 +82,20 @@ describe('what a client can make Redis do', { concurrency: true }, () => {
     await assertProblem(await get(cluster, '/v1/calls', { userId }), 429);
     await counted(cluster, before, { switchboard_limits_hit_total: { presence_ids: 2, address_presence_ids: 1, address_requests: 2 } });
   });
+
+  test('a socket that goes on asking for presence while it is refused is closed', async (t) => {
+    const cluster = await limited(t, ['presence-ids=500/1h']);
+    const client = await join(t, cluster, { userId: someone('anna') });
+    const userIds = Array.from({ length: 500 }, (_, number) => `user${number}`);
+    await client.ok('presence:subscribe', { userIds });
+    const before = await scrape(cluster);
+    const closed = new Promise((resolve) => client.socket.once('disconnect', resolve));
+    let answers = 0;
+    for (let count = 0; count < 150; count += 1) client.socket.emit('presence:subscribe', { userIds: ['ben'] }, () => (answers += 1));
+    assert.equal(await closed, 'io server disconnect');
+    assert.ok(answers <= 110, `${answers} answers`);
+    await counted(cluster, before, { switchboard_limits_hit_total: { flood: 1, presence_ids: 101 } });
+  });
 });
 
 describe('presence that Redis answers slowly', { concurrency: true }, () => {
