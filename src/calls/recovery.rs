@@ -1,9 +1,9 @@
-//! Starting over: the shared state has forgotten this node, or news of it were lost. The node says again who is
-//! here and whom it watches, and looks all calls up.
+//! Recovery: the shared state has forgotten this node, or notifications were lost. The node
+//! announces its sockets and subscriptions again, and looks up all calls.
 //!
-//! There is one at a time, in a task of its own, a part after the other. A part that fails is tried again; what
-//! went before is not repeated. Devices and calls come first: clients wait for them. Whom the node watches can be
-//! ten times as many.
+//! One recovery runs at a time, in a task of its own, part by part. A failed part is repeated,
+//! earlier ones are not. Devices and calls come first, because clients wait for them; watched users
+//! may be ten times as many.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -29,26 +29,26 @@ use crate::{
     time::Timestamp,
 };
 
-/// How many devices or watched users a part has. A few operations are under way for it.
+/// The number of devices or watched users per part, which takes a few operations.
 const PART: usize = 4 * USERS_AT_ONCE;
-/// The nodes of a cluster begin within this time, not at once.
+/// The nodes of a cluster begin at different moments within this time.
 const JITTER: Duration = Duration::from_millis(300);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(2);
-/// A part waits until fewer messages than this are on their way to other nodes, but not longer than
-/// [`MAX_WAIT`]: each of its users may be news to all of them.
+/// A part waits until fewer messages than this are queued for other nodes, but at most for
+/// [`MAX_WAIT`]: each of its users may cause a message to every node.
 const MAX_QUEUED: usize = 2_000;
 const QUEUE_POLL: Duration = Duration::from_millis(10);
 const MAX_WAIT: Duration = Duration::from_secs(1);
 
-/// How far this node has come.
+/// The progress of this node's recovery.
 #[derive(Default)]
 pub struct Recovery {
-    /// How many resets were heard of.
+    /// The number of resets so far.
     heard: AtomicU64,
-    /// When the latest was, Unix milliseconds.
+    /// The time of the latest reset, in Unix milliseconds.
     at_ms: AtomicU64,
-    /// After how many of them all devices and calls were seen to.
+    /// The number of resets after which all devices and calls were handled.
     calls_done: AtomicU64,
     wake: Notify,
     progress: Mutex<Progress>,
@@ -56,17 +56,18 @@ pub struct Recovery {
 
 #[derive(Default)]
 struct Progress {
-    /// How many resets had been heard of when the devices were begun with.
+    /// The number of resets when the pass over the devices began.
     covered: u64,
     stage: Stage,
-    /// Where the watched users were left when a later reset had the devices and calls come first again.
+    /// The position among the watched users, when a later reset gave priority to devices and calls
+    /// again.
     left_at: Option<UserId>,
     count: Count,
-    /// Whether it has been said that it is interrupted.
+    /// Whether the interruption was logged.
     is_interrupted: bool,
 }
 
-/// What was done since the node was well.
+/// The work done since the last completed recovery.
 #[derive(Default)]
 struct Count {
     began_at: Option<Timestamp>,
@@ -75,7 +76,7 @@ struct Count {
     watched: usize,
 }
 
-/// What comes next, each from after the one that was done last.
+/// The next part. Each variant has the position after the last completed part.
 #[derive(Default, Clone)]
 enum Stage {
     #[default]
@@ -85,11 +86,12 @@ enum Stage {
     Welcome(Option<SocketId>),
     Watched(Ring),
     Absent(Option<String>),
-    /// Users who were just taken off this node, their latest calls, and where to go on with the absent ones.
+    /// Users who were just removed from this node, their latest calls, and the position at which
+    /// stale entries are looked for next.
     Lost(Vec<(UserId, Option<Call>)>, Option<String>),
 }
 
-/// A walk over all users in their order, that begins and ends anywhere.
+/// A position in a cyclic walk over all users, which may begin anywhere.
 #[derive(Clone, Default)]
 struct Ring {
     at: Option<UserId>,
@@ -102,7 +104,7 @@ impl Ring {
         Self { at: at.clone(), end: at, has_wrapped: false }
     }
 
-    /// After all up to `last`, or after the very last: where to go on, unless it is back where it began.
+    /// Advances past `last`, or past the end. `None` when the walk is back at its beginning.
     fn on(self, last: Option<UserId>) -> Option<Self> {
         match last {
             Some(last) => {
@@ -116,7 +118,7 @@ impl Ring {
 }
 
 impl Recovery {
-    /// Whether calls may still be put back by this node, or by one that has noticed later.
+    /// Whether calls may still be restored, by this node or by one that noticed the reset later.
     pub fn is_under_way_at(&self, now: Timestamp) -> bool {
         let heard = self.heard.load(Ordering::Relaxed);
         let at = Timestamp::from_millis(self.at_ms.load(Ordering::Relaxed));
@@ -125,14 +127,15 @@ impl Recovery {
 }
 
 impl Calls {
-    /// Notes that the shared state has forgotten this node, or that news of it were lost. Never waits.
+    /// Records that the shared state has forgotten this node, or that notifications were lost.
+    /// Never blocks.
     pub(super) fn note_reset(&self) {
         self.recovery.at_ms.store(self.clock.now().as_millis(), Ordering::Relaxed);
         self.recovery.heard.fetch_add(1, Ordering::Relaxed);
         self.recovery.wake.notify_one();
     }
 
-    /// Starts over whenever that is to be done, for ever.
+    /// Runs a recovery after each reset, without end.
     pub(super) async fn run_recovery(&self) {
         loop {
             self.recovery.wake.notified().await;
@@ -145,7 +148,7 @@ impl Calls {
         }
     }
 
-    /// A part of this time, another one on each node and after each reset.
+    /// A part of this time that differs between nodes and between resets.
     fn jitter(&self, time: Duration) -> Duration {
         let mut hasher = DefaultHasher::new();
         (self.node().to_string(), self.recovery.heard.load(Ordering::Relaxed)).hash(&mut hasher);
@@ -153,7 +156,7 @@ impl Calls {
         time * share / 1_000
     }
 
-    /// Goes on with starting over until that is done. What fails is done again the next time.
+    /// Runs the recovery to its end. A failed part is repeated by the next call.
     pub(super) async fn recover(&self) -> Result<(), Unavailable> {
         let mut progress = self.recovery.progress.lock().await;
         loop {
@@ -163,7 +166,7 @@ impl Calls {
                 Stage::Well | Stage::Absent(_) if progress.covered < heard => {
                     self.begin(&mut progress, heard);
                 }
-                // Clients wait for their calls; who is watched goes on from there.
+                // Clients wait for their calls; the watched users continue from here afterwards.
                 Stage::Watched(ring) if progress.covered < heard => {
                     let left_at = ring.at.clone();
                     progress.left_at = left_at;
@@ -171,7 +174,7 @@ impl Calls {
                 }
                 _ => {}
             }
-            // What a part has to say leaves this node before the next says more.
+            // The messages of a part are sent before the next part adds more.
             for _ in 0..MAX_WAIT.as_millis() / QUEUE_POLL.as_millis() {
                 if self.cluster.queued() < MAX_QUEUED {
                     break;
@@ -194,7 +197,7 @@ impl Calls {
         progress.stage = Stage::Devices(None);
     }
 
-    /// Does the next part.
+    /// Runs the next part.
     async fn take_part(&self, progress: &mut Progress) -> Result<(), Unavailable> {
         progress.stage = match progress.stage.clone() {
             Stage::Well => Stage::Well,
@@ -243,7 +246,7 @@ impl Calls {
             Stage::Absent(from) => {
                 let (absent, next) = self.cluster.tidy(from.as_deref()).await?;
                 let lost = absent.into_iter().map(|(user, detached)| {
-                    // They may have been taken off before, and that not be answered.
+                    // They may have been removed before by an operation without a reply.
                     self.unannounced.note([&user]);
                     (user, detached.call)
                 });
@@ -266,7 +269,7 @@ impl Calls {
         Ok(())
     }
 
-    /// One line for all of it.
+    /// Logs one line for the whole recovery.
     fn say_done(&self, progress: &mut Progress) {
         let Count { began_at, devices, calls, watched } = std::mem::take(&mut progress.count);
         progress.is_interrupted = false;
@@ -291,7 +294,7 @@ impl Calls {
         self.sign_off_gone(devices).await
     }
 
-    /// Those of users who are in a call take their places in it again.
+    /// Welcomes the devices of users in a call again.
     async fn welcome_again(&self, devices: &[Device]) -> Result<(), Unavailable> {
         let users: Vec<_> = devices.iter().map(|device| device.user.clone()).collect();
         let latest = self.cluster.latest_of(&users).await?;
@@ -307,26 +310,26 @@ impl Calls {
         self.sign_off_gone(devices).await
     }
 
-    /// Devices that left meanwhile were signed off, and may just have been signed on again.
+    /// Devices that left meanwhile were detached, and may just have been attached again.
     async fn sign_off_gone(&self, devices: &[Device]) -> Result<(), Unavailable> {
         let gone: Vec<_> = devices.iter().filter(|device| !self.is_connected(device)).collect();
         some_at_a_time(&gone, |device| self.sign_off(device, true)).await
     }
 
-    /// Where `newest` is the highest order known of these users.
+    /// Watches these users again; `newest` is the highest order known of them.
     async fn watch_again(&self, users: &[UserId], newest: u64) -> Result<(), Unavailable> {
         let edges = self.cluster.watch(users, newest).await?;
         let now = self.clock.now();
         for edge in &edges {
             self.watchers.announce(edge, &*self.outlet, now);
         }
-        // Who was left meanwhile was just watched again.
+        // Users without a watcher by now were just watched again.
         self.unwatch(self.watchers.unwatched(users)).await;
         Ok(())
     }
 }
 
-/// Whether all went well.
+/// Fails if one of the results is an error.
 fn all(results: impl IntoIterator<Item = Result<(), Unavailable>>) -> Result<(), Unavailable> {
     results.into_iter().collect()
 }

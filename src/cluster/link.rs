@@ -1,11 +1,12 @@
-//! One direction between two nodes: messages are numbered, gaps are noticed, and what is missing
-//! is asked for again. Pure: no I/O and no clock.
+//! One direction between two nodes: messages are numbered, gaps are detected, and missing messages
+//! are requested again. Pure: no I/O and no clock.
 //!
-//! Publishing is at most once, and an answer that somebody heard it is no proof: a server that is
-//! frozen, or a connection that is being replaced, swallows messages. So the sender keeps the last
-//! ones. When it has been quiet for a while and some are not confirmed, it reports its progress and asks for
-//! a receipt, again and again. A receipt confirms them, and the sender drops them and is silent. A receiver
-//! confirms nothing unasked: builds that do not know receipts never get one.
+//! Publishing is at most once, and a reply that it had a receiver is no proof: a frozen server, or
+//! a connection that is being replaced, loses messages. Therefore the sender keeps the last ones.
+//! When it has sent nothing for a while and some are unconfirmed, it repeatedly reports its
+//! progress and asks for a receipt. A receipt confirms messages, and the sender drops them and is
+//! silent. A receiver sends no receipt unasked, because builds that do not know receipts must not
+//! get one.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -18,35 +19,37 @@ use serde::{Deserialize, Serialize};
 use super::{Message, outgoing::CLOSE_AFTER};
 use crate::{metrics::Publish, time::Timestamp};
 
-/// For how long a sent message that is not confirmed is kept to be sent again.
+/// An unconfirmed message is kept for this long, to be sent again.
 pub const KEEP: Duration = Duration::from_secs(30);
-/// For how long if no answer of Redis says that somebody heard it.
+/// The same for a message whose publish had no receiver according to Redis' replies.
 const KEEP_UNHEARD: Duration = Duration::from_mins(5);
-/// A link from which nothing came for so long, while the node heard its channel, is dropped by its receiver. Its
-/// sender has closed it by then, or forgotten all that the receiver had: nothing can arrive twice.
+/// The receiver drops a link on which nothing arrived for this long while the node received its
+/// channel. By then the sender has closed the link, or dropped everything that the receiver had:
+/// nothing can arrive twice.
 pub const DROP_AFTER: Duration = Duration::from_mins(10);
 const _: () = assert!(
     DROP_AFTER.as_secs() > KEEP_UNHEARD.as_secs() + KEEP.as_secs()
         && DROP_AFTER.as_secs() > CLOSE_AFTER.as_secs() + KEEP.as_secs()
 );
-/// Most messages that are kept, and most that wait for a missing one.
+/// The most messages that are kept, and the most that wait for a missing one.
 pub const MAX_KEPT: usize = 8_192;
-/// About how many bytes of them.
+/// The most bytes of these messages, approximately.
 pub const MAX_KEPT_BYTES: usize = 16 * 1024 * 1024;
-/// About how many bytes travel together at the most: Redis cuts a subscriber off that has much more to read.
+/// The most bytes of a frame, approximately: Redis disconnects a subscriber whose output buffer
+/// grows much larger.
 pub const BATCH_BYTES: usize = 1024 * 1024;
 
-/// What is published at once. Without messages it says how far the sender has come.
+/// The messages of one publish. Without messages it reports the sender's progress.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Frame<M = Message> {
-    /// Which link it belongs to: a sender that begins anew counts from 0 again.
+    /// The link that it belongs to: a restarted sender begins another link and counts from 0.
     pub link: u64,
-    /// The number of the first message; of the next one to come if there is none.
+    /// The number of the first message, or of the next one if there is none.
     pub first: u64,
-    /// The oldest number that the sender could still send. What is older is lost for good.
+    /// The oldest number that the sender can still repeat. Older messages are lost for good.
     pub oldest: u64,
     pub messages: Vec<M>,
-    /// The receiver answers with a [`Receipt`] if it lacks nothing.
+    /// Asks the receiver for a [`Receipt`], which it sends if it lacks nothing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub wants_receipt: bool,
 }
@@ -58,16 +61,16 @@ pub struct Receipt {
     pub next: u64,
 }
 
-/// What goes from one node to another.
+/// The content of a publish from one node to another.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Content<M = Message> {
     Frame(Frame<M>),
-    /// Send again from this number on.
+    /// Requests the messages from this number on.
     Again(u64),
-    /// The answer to a frame that asked for it.
+    /// The reply to a frame that asked for a receipt.
     Receipt(Receipt),
-    /// From this very node: its channel works.
+    /// Sent by a node to itself, to check its channel.
     Canary,
 }
 
@@ -84,34 +87,34 @@ pub struct Sender {
 /// The receiving end.
 #[derive(Debug, Default)]
 pub struct Receiver {
-    /// None before the first frame.
+    /// `None` before the first frame.
     link: Option<u64>,
     expected: u64,
-    /// For how long nothing has come, while the node heard its channel.
+    /// The time without a frame while the node received its channel.
     quiet: Duration,
-    /// Messages that came before one that is missing.
+    /// Messages that arrived before a missing one.
     early: BTreeMap<u64, Message>,
     early_bytes: usize,
 }
 
-/// What a frame brings.
+/// The result of receiving a frame.
 #[derive(Debug, Default, PartialEq)]
 pub struct Delivery {
-    /// The messages whose turn it is, in order.
+    /// The messages that are in order now.
     pub messages: Vec<Message>,
-    /// Ask for the messages from this number on.
+    /// Request the messages from this number on.
     pub ask_from: Option<u64>,
-    /// How many messages are lost for good.
+    /// The number of messages that are lost for good.
     pub lost: u64,
-    /// The link was not known and does not start at its beginning: messages may be lost, or have been taken before the
-    /// link was dropped.
+    /// The link is unknown and does not start at its beginning: messages may be lost, or were
+    /// processed before the link was dropped.
     pub starts_midway: bool,
-    /// What the frame asked for.
+    /// The receipt that the frame asked for.
     pub receipt: Option<Receipt>,
 }
 
 impl Content {
-    /// What it is counted as.
+    /// The label of the content in metrics.
     pub fn kind(&self) -> Publish {
         match self {
             Self::Frame(frame) if frame.messages.is_empty() => Publish::Progress,
@@ -124,7 +127,7 @@ impl Content {
 }
 
 impl Sender {
-    /// A link that begins at this time, which names it.
+    /// A link that begins at this time, which identifies it.
     pub fn new(now: Timestamp) -> Self {
         Self { link: now.as_millis(), kept: VecDeque::new(), kept_bytes: 0, oldest: 0 }
     }
@@ -142,7 +145,7 @@ impl Sender {
         Frame { link: self.link, first, oldest: self.oldest, messages, wants_receipt: false }
     }
 
-    /// Takes the messages out that have these numbers and that `takes` says so of.
+    /// Takes out the messages with these numbers for which `takes` returns true.
     pub fn recall(
         &mut self,
         numbers: Range<u64>,
@@ -158,7 +161,7 @@ impl Sender {
         recalled
     }
 
-    /// The messages with these numbers have been heard: whoever sent them may know.
+    /// The messages with these numbers were received: settles their receipts.
     pub fn settle(&self, numbers: Range<u64>) {
         let index = |number: u64| {
             let index = number.saturating_sub(self.oldest);
@@ -175,7 +178,7 @@ impl Sender {
         self.kept_bytes
     }
 
-    /// Keeps no more than about `bytes`, of the messages before `unheard` alone: those have been heard.
+    /// Keeps at most about `bytes`, by dropping messages before `unheard`, which were received.
     pub fn trim(&mut self, bytes: usize, unheard: u64) {
         while self.kept_bytes > bytes && self.oldest < unheard && self.drop_oldest() {}
     }
@@ -192,20 +195,19 @@ impl Sender {
         true
     }
 
-    /// How far this end has come, with the wish for a receipt; None if there is nothing that could have been
-    /// missed.
+    /// The progress of this end, asking for a receipt; `None` if the receiver cannot lack anything.
     pub fn progress(&mut self, now: Timestamp) -> Option<Frame> {
         self.forget(now, u64::MAX);
         let progress = Frame { wants_receipt: true, ..self.frame(self.next(), Vec::new()) };
         (!self.is_idle()).then_some(progress)
     }
 
-    /// Whether nothing is left that could be sent again.
+    /// Whether there is nothing to repeat.
     pub fn is_idle(&self) -> bool {
         self.kept.is_empty()
     }
 
-    /// What is kept from this number on, at most `limit` messages, as far as they travel together.
+    /// The kept messages from this number on, at most `limit`, as many as fit into a frame.
     pub fn again(&self, from: u64, limit: usize) -> Frame {
         let first = from.clamp(self.oldest, self.next());
         let skip = usize::try_from(first - self.oldest).unwrap_or(usize::MAX);
@@ -219,17 +221,18 @@ impl Sender {
         self.frame(first, messages.map(|(_, message)| message.clone()).collect())
     }
 
-    /// The link's name.
+    /// The id of the link.
     pub fn link(&self) -> u64 {
         self.link
     }
 
-    /// The number of the next message to come.
+    /// The number of the next message.
     pub fn next(&self) -> u64 {
         self.oldest + self.kept.len() as u64
     }
 
-    /// Drops what is too old to be sent again. The messages from number `unheard` on are kept for longer.
+    /// Drops messages that are too old to be repeated. Those from number `unheard` on are kept for
+    /// longer.
     pub fn forget(&mut self, now: Timestamp, unheard: u64) {
         let is_old = |sent: Timestamp, number: u64| {
             sent + if number < unheard { KEEP } else { KEEP_UNHEARD } <= now
@@ -243,19 +246,19 @@ impl Sender {
 }
 
 impl Receiver {
-    /// What waits for a missing message.
+    /// The bytes that wait for a missing message.
     pub fn early_bytes(&self) -> usize {
         self.early_bytes
     }
 
-    /// Drops what waits for a missing message: it is asked for again, from the missing one on.
+    /// Drops the messages that wait for a missing one: they are requested again together with it.
     pub fn forget_early(&mut self) {
         self.early.clear();
         self.early_bytes = 0;
     }
 
-    /// So much time has passed in which the node heard its channel. Whether nothing has come on this link for
-    /// [`DROP_AFTER`] of it: the receiver may be dropped.
+    /// Counts time in which the node received its channel. Returns whether nothing has arrived on
+    /// this link for [`DROP_AFTER`]: then the receiver may be dropped.
     pub fn is_over_after(&mut self, span: Duration) -> bool {
         self.quiet += span;
         self.quiet >= DROP_AFTER
@@ -265,14 +268,15 @@ impl Receiver {
         let mut delivery = Delivery::default();
         self.quiet = Duration::ZERO;
         if self.link != Some(frame.link) {
-            // After a link that was known, all of this one is new.
+            // After a known link, everything on the next one is new.
             delivery.starts_midway = self.link.is_none() && frame.oldest > 0;
             let expected = if delivery.starts_midway { frame.oldest } else { 0 };
             *self = Self { link: Some(frame.link), expected, ..Self::default() };
         }
         let sent_up_to = frame.first.saturating_add(frame.messages.len() as u64);
         for (number, message) in (frame.first..sent_up_to).zip(frame.messages) {
-            // What has no room here comes again when it is asked for. The one whose turn it is has.
+            // A message without room is requested again later. The next one in order always has
+            // room.
             let bytes = self.early_bytes + message.about_bytes();
             let has_room = self.early.len() < MAX_KEPT && bytes <= MAX_KEPT_BYTES;
             if number >= self.expected
@@ -292,7 +296,7 @@ impl Receiver {
             if self.expected >= frame.oldest {
                 break;
             }
-            // In one step: a number that is far off must not be counted up to.
+            // In one step, because a distant number must not be counted up to.
             let next =
                 self.early.keys().next().map_or(frame.oldest, |next| frame.oldest.min(*next));
             delivery.lost = delivery.lost.saturating_add(next - self.expected);
@@ -383,7 +387,7 @@ mod tests {
         assert_eq!(delivery, expected);
         let delivery = receiver.receive(sender.send(vec![late[1].clone()], at(61)));
         assert_eq!(delivery, Delivery { messages: vec![late[1].clone()], ..Delivery::default() });
-        // After a link that was known, all of the next one is new.
+        // After a known link, everything on the next one is new.
         let mut sender = Sender::new(at(100));
         sender.send(vec![message(4)], at(100));
         let delivery = receiver.receive(sender.send(vec![message(5)], at(160)));
@@ -441,7 +445,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is lost, doubled or put out of order on the way: all arrives once, in order.
+        /// Whatever is lost, duplicated or reordered: all messages arrive once and in order.
         #[test]
         fn all_arrives_once_and_in_order(
             batches in prop::collection::vec((1_usize..5, 0_u8..4), 1..40),
@@ -486,8 +490,8 @@ mod tests {
             prop_assert!(sender.is_idle());
         }
 
-        /// Whatever happens to frames, answers of Redis, asks and receipts, and whenever either end drops the link:
-        /// nothing arrives twice or out of order, and nothing is lost unnoticed.
+        /// Whatever happens to frames, Redis' replies, requests and receipts, and whenever either
+        /// end drops the link: nothing arrives twice or out of order, and no loss is unnoticed.
         #[test]
         fn nothing_is_doubled_and_no_loss_is_hidden(
             steps in prop::collection::vec((0_u8..7, 0_usize..8), 1..120),
@@ -511,17 +515,17 @@ mod tests {
         }
     }
 
-    /// Both ends of a link, and what is on its way between them.
+    /// Both ends of a link, and the frames in flight.
     struct Link {
         now: Timestamp,
         outgoing: Outgoing,
-        /// For how long the sender has had nothing to do.
+        /// The time for which the sender has been idle.
         done: Duration,
         receiver: Option<Receiver>,
         late_frames: Vec<Content>,
         replies: Vec<Content>,
         late_replies: Vec<Content>,
-        /// Messages are their numbers, from 1 on.
+        /// Messages are represented by their numbers, from 1 on.
         sent: u64,
         got: Vec<u64>,
         lost: u64,
@@ -594,9 +598,9 @@ mod tests {
                         self.arrives(copy());
                     }
                     4 => self.late_frames.push(copy()),
-                    // Swallowed, with an answer of Redis that somebody heard it.
+                    // Lost, although Redis reported a receiver.
                     5 => {}
-                    // Heard without an answer, or by nobody.
+                    // Received although Redis did not reply, or reported no receiver.
                     6 => return self.arrives(copy()),
                     _ => continue,
                 }
@@ -627,7 +631,7 @@ mod tests {
             }
         }
 
-        /// Nothing is on its way for longer than a second.
+        /// No frame is in flight for longer than a second.
         fn passes(&mut self, span: Duration, is_channel_heard: bool) {
             self.now = self.now + span;
             if span > Duration::from_secs(1) {

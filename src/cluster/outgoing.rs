@@ -1,4 +1,5 @@
-//! What is on its way to one node. Pure: no I/O and no clock.
+//! The messages for one node: queued, in publication, and kept for repetition. Pure: no I/O and no
+//! clock.
 
 use std::{collections::VecDeque, ops::Range, time::Duration};
 
@@ -8,55 +9,56 @@ use super::{
 };
 use crate::{call::Role, ids::CallId, time::Timestamp};
 
-/// Most messages that wait to be sent to one node.
+/// The most messages in the queue of one node.
 const QUEUE_MESSAGES: usize = 10_000;
-/// About how many bytes of them.
+/// The most bytes in it, approximately.
 const QUEUE_BYTES: usize = 16 * 1024 * 1024;
-/// About how many bytes of one call wait, while more than half of the room is taken: calls that send the most
-/// must not leave the others nothing.
+/// The most bytes of one call in the queue, approximately, while more than half of the room is
+/// used: the largest calls must leave room for others.
 const CALL_BYTES: usize = 128 * 1024;
-/// Most messages that travel together.
+/// The most messages of a frame.
 const BATCH_MESSAGES: usize = 256;
 
-/// How often a link reports its progress while messages are not confirmed.
+/// The interval at which a link reports its progress while messages are unconfirmed.
 pub const PROGRESS: Duration = Duration::from_millis(500);
-/// For how long a link has nothing to send, and all confirmed, until its sender closes it.
+/// The sender closes a link after this long without unsent or unconfirmed messages.
 pub const CLOSE_AFTER: Duration = Duration::from_mins(2);
 
-/// How long what a node has not heard is kept for it.
+/// Messages without a receiver are kept for this long.
 pub const FORGET_AFTER: Duration = Duration::from_secs(20);
-/// How much sooner than that a node reckons with it: it notices late that it hears nothing.
+/// A node assumes a loss this much earlier, because it notices late that its subscription is gone.
 const FORGET_MARGIN: Duration = Duration::from_secs(5);
 
-/// Whether others may have given up what they had for a node that has heard nothing for so long.
+/// Whether other nodes may have dropped their messages for a node whose subscription was gone for
+/// this long.
 pub fn may_be_forgotten(away: Duration) -> bool {
     away + FORGET_MARGIN >= FORGET_AFTER
 }
 
-/// What waits for one node, and what has been sent and may be asked for again.
+/// The messages for one node.
 pub struct Outgoing {
     queue: VecDeque<Message>,
     queued_bytes: usize,
-    /// How many bytes may be queued and kept in all, as the node's byte budget stands.
+    /// The most bytes to queue and keep, by the node's byte budget.
     allowance_bytes: usize,
     link: Sender,
-    /// The number of the first message that nobody has heard.
+    /// The number of the first message without a receiver so far.
     unheard: u64,
     /// The number of the first message that the node has not confirmed.
     unconfirmed: u64,
-    /// The numbers that are being published: whether anybody hears them is not known yet.
+    /// The numbers in publication: whether they have a receiver is not known yet.
     flying: Range<u64>,
-    /// The number after the last message that has been published, heard or not.
+    /// The number after the last published message, received or not.
     published: u64,
-    /// How many messages found the queue full, since it last had room.
+    /// The number of messages that were dropped since the queue last had room.
     dropped: u64,
-    /// The node asked to have the messages from this number on sent again.
+    /// The node has requested the messages from this number on.
     asked: Option<u64>,
-    /// What to ask the node for likewise.
+    /// This node requests the messages from this number on.
     asks: Option<u64>,
     /// The receipt that the node asked for.
     receipt: Option<Receipt>,
-    /// The node was taken for dead since the last message was put in.
+    /// The node was evicted, and no message was queued since.
     is_forgotten: bool,
 }
 
@@ -79,7 +81,7 @@ impl Outgoing {
         }
     }
 
-    /// Queues a message, or counts it among the dropped ones. False for the first of these.
+    /// Queues a message, or drops and counts it. Returns false for the first dropped one.
     pub fn put(&mut self, message: Message) -> bool {
         self.is_forgotten = false;
         if self.has_room(message.about_bytes()) {
@@ -95,7 +97,7 @@ impl Outgoing {
         self.queue.push_back(message);
     }
 
-    /// How much may be queued. What is kept gives way to it.
+    /// The room of the queue. Kept messages give way to it.
     fn room_bytes(&self) -> usize {
         self.allowance_bytes.min(QUEUE_BYTES)
     }
@@ -105,12 +107,12 @@ impl Outgoing {
         self.queue.len() < QUEUE_MESSAGES && self.queued_bytes + bytes <= self.room_bytes()
     }
 
-    /// Whether so much is queued that each call has its share only.
+    /// Whether so much is queued that each call is limited to its share.
     pub fn is_crowded(&self) -> bool {
         2 * self.queued_bytes > self.room_bytes() || 2 * self.queue.len() > QUEUE_MESSAGES
     }
 
-    /// Whether there is room for a message of a call that takes this many bytes.
+    /// Whether there is room for a message of this size in a call.
     pub fn has_room_for(&self, call: CallId, bytes: usize) -> bool {
         self.has_room(bytes) && (!self.is_crowded() || self.queued_of(call) + bytes <= CALL_BYTES)
     }
@@ -121,20 +123,21 @@ impl Outgoing {
         self.queue.iter().filter(is_its).map(Message::about_bytes).sum()
     }
 
-    /// How many bytes may be queued and kept from now on. What has been heard is forgotten beyond that: it
-    /// cannot be asked for any more.
+    /// Sets the most bytes to queue and keep. Received messages beyond it are dropped, and can no
+    /// longer be repeated.
     pub fn allow(&mut self, bytes: usize) {
         self.allowance_bytes = bytes;
         let for_kept = bytes.saturating_sub(self.queued_bytes).min(MAX_KEPT_BYTES);
         self.link.trim(for_kept, self.unheard.min(self.flying_from()));
     }
 
-    /// What is queued, and kept to be sent again.
+    /// The bytes that are queued or kept.
     pub fn held_bytes(&self) -> usize {
         self.queued_bytes + self.link.kept_bytes()
     }
 
-    /// The number of the first message that is being published; after all others if none is.
+    /// The number of the first message in publication, or the number after all others if there is
+    /// none.
     fn flying_from(&self) -> u64 {
         if self.flying.is_empty() { u64::MAX } else { self.flying.start }
     }
@@ -147,14 +150,14 @@ impl Outgoing {
         self.asks = Some(from);
     }
 
-    /// Gives the node a receipt.
+    /// Queues a receipt for the node.
     pub fn give(&mut self, receipt: Receipt) {
         self.receipt = Some(receipt);
     }
 
-    /// The node gave a receipt: the messages that it confirms have been heard, and cannot be asked for any more.
+    /// Processes a receipt: the confirmed messages were received, and will not be requested again.
     pub fn confirmed(&mut self, receipt: Receipt) {
-        // One for another link of this node says nothing about this one.
+        // A receipt for another link of this node does not concern this one.
         if receipt.link == self.link.link() && receipt.next <= self.link.next() {
             self.heard(receipt.next);
             self.link.confirm(receipt.next);
@@ -162,23 +165,24 @@ impl Outgoing {
         }
     }
 
-    /// The node was taken for dead. What it has not heard stays for now: it may be cut off only.
+    /// The node was evicted. Its unreceived messages stay for now, because it may only be cut off.
     pub fn forget(&mut self) {
         self.is_forgotten = true;
     }
 
-    /// Whether nothing is left for a node that was taken for dead.
+    /// Whether nothing is left for an evicted node.
     pub fn is_over(&self) -> bool {
         self.is_forgotten && !self.has_more() && self.link.is_idle()
     }
 
-    /// Whether nothing is to be sent, and all that was sent is confirmed: the next message may begin another link. After
-    /// a message that was forgotten unconfirmed it may not: the gap in the numbers tells the node of it.
+    /// Whether all messages are sent and confirmed, so that the next message may begin another
+    /// link. After an unconfirmed message was dropped it may not: the gap in the numbers reports
+    /// the loss to the node.
     pub fn is_done(&self) -> bool {
         !self.has_more() && self.unconfirmed == self.link.next()
     }
 
-    /// Whether something waits that has not been published yet.
+    /// Whether something is to be published.
     pub fn has_more(&self) -> bool {
         !self.queue.is_empty()
             || self.asked.is_some()
@@ -186,9 +190,9 @@ impl Outgoing {
             || self.receipt.is_some()
     }
 
-    /// What to publish next; how far the link has come if there is nothing but messages that are not confirmed, along
-    /// with a receipt too: those must not put it off. New messages wait until somebody has heard those before: else
-    /// they would push them out of what is kept.
+    /// The next contents to publish: messages, or the progress if there are only unconfirmed ones,
+    /// also together with a receipt, which must not delay it. New messages wait until earlier ones
+    /// were received: otherwise they would push those out of the kept ones.
     pub fn next(&mut self, now: Timestamp) -> Vec<Content> {
         self.link.forget(now, self.unheard);
         let mut contents: Vec<_> = self.asks.take().map(Content::Again).into_iter().collect();
@@ -213,12 +217,13 @@ impl Outgoing {
         Content::Frame(frame)
     }
 
-    /// It is known of what [`Outgoing::next`] gave whether anybody heard it.
+    /// The result of publishing [`Outgoing::next`] is known.
     pub fn landed(&mut self) {
         self.flying = 0..0;
     }
 
-    /// How many of these messages have been published before. To be asked once of each content.
+    /// The number of messages of this content that were published before. Must be called once for
+    /// each content.
     pub fn repeated(&mut self, content: &Content) -> u64 {
         let Content::Frame(frame) = content else { return 0 };
         let end = end_of(content);
@@ -227,18 +232,19 @@ impl Outgoing {
         repeated
     }
 
-    /// How many messages wait that have never been published.
+    /// The number of messages that were never published.
     pub fn queued(&self) -> usize {
         self.queue.len()
     }
 
-    /// Whether something is still to be published, or has been and nobody has heard it.
+    /// Whether a message is unpublished or unreceived.
     pub fn is_busy(&self) -> bool {
         let is_unheard = !self.link.again(self.unheard, 1).messages.is_empty();
         self.has_more() || !self.flying.is_empty() || is_unheard
     }
 
-    /// Takes out what travels together. Where messages were dropped, the other end is told.
+    /// Takes the messages of the next frame. A placeholder reports dropped messages to the
+    /// receiver.
     fn batch(&mut self) -> Vec<Message> {
         let mut bytes = 0;
         let fits = |message: &&Message| {
@@ -256,7 +262,7 @@ impl Outgoing {
         batch
     }
 
-    /// Somebody has heard the messages before this number.
+    /// The messages before this number were received.
     pub fn heard(&mut self, up_to: u64) {
         if up_to > self.unheard {
             self.link.settle(self.unheard..up_to);
@@ -264,7 +270,7 @@ impl Outgoing {
         }
     }
 
-    /// Takes back what is for this party of a call and is known to be unheard, in order.
+    /// Takes back the messages for this party of a call that are known to be unreceived, in order.
     pub fn recall(&mut self, call: CallId, to: Role) -> Vec<Relay> {
         let is_its = |message: &Message| matches!(message, Message::Relay(relay) if relay.call == call && relay.from.other() == to);
         let after = self.unheard.max(self.flying.end);
@@ -282,33 +288,35 @@ impl Outgoing {
     }
 }
 
-/// How long Redis may not have answered while it is believed that it passes on what it takes: a node that gets no
-/// answer for somewhat longer gives its connection up, and what a Redis that stood still sends there is lost.
+/// Redis is trusted to deliver if it has replied within this time: a node without a reply for
+/// somewhat longer drops its connection, and a frozen Redis loses what it sends there.
 const STOOD_STILL: Duration = Duration::from_secs(1);
-/// How often the same messages are published at the most because an answer is doubted.
+/// The most repetitions of the same messages because a reply is distrusted.
 const MAX_DOUBTED: u32 = 5;
 
-/// Which answers to publishes prove that a node has heard what was published.
+/// Decides which replies to publishes prove that a node has received the messages.
 ///
-/// A Redis that stood still counts connections as receivers that were given up meanwhile. So an answer counts only
-/// from a Redis that has answered something shortly before the publish, and this one in time. If not, the messages
-/// are published again, without a message more where Redis is well; their receiver drops what it has.
+/// A Redis that was frozen counts connections that their nodes have dropped. Therefore a reply
+/// counts only if Redis had replied to something shortly before the publish, and to the publish in
+/// time. Otherwise the messages are published again; their receiver drops duplicates. A healthy
+/// Redis gets no additional message.
 #[derive(Debug, Default)]
 pub struct Hearing {
     doubted: u32,
 }
 
 impl Hearing {
-    /// Whether an answer proves it, to a publish that was `asked` when Redis had last answered at `before`.
+    /// Whether a reply is a proof. The publish was `asked` when Redis' last reply had come at
+    /// `before`.
     pub fn proves(&mut self, before: Timestamp, asked: Timestamp, answered: Timestamp) -> bool {
         let is_prompt = asked - before < STOOD_STILL && answered - asked < STOOD_STILL;
-        // A Redis that is always so slow must not hold everything up for ever.
+        // A Redis that is always so slow must not block the messages forever.
         self.doubted = if is_prompt || self.doubted >= MAX_DOUBTED { 0 } else { self.doubted + 1 };
         self.doubted == 0
     }
 }
 
-/// The number after the last message of a frame.
+/// The number after the last message of a content.
 pub fn end_of(content: &Content) -> u64 {
     match content {
         Content::Frame(Frame { first, messages, .. }) => first + messages.len() as u64,
@@ -327,7 +335,7 @@ mod tests {
         Message::Rings { call: CallId::generate(NOW), have: 0 }
     }
 
-    /// Publishes what is next, and somebody hears it.
+    /// Publishes the next contents, successfully.
     fn publish(outgoing: &mut Outgoing) -> Vec<Message> {
         let mut published = Vec::new();
         for content in outgoing.next(NOW) {
@@ -372,7 +380,7 @@ mod tests {
         assert_eq!(publish(&mut outgoing), messages[BATCH_MESSAGES..]);
     }
 
-    /// What the node would answer to a frame that asks for a receipt.
+    /// The node's reply to a frame that asks for a receipt.
     fn receipt_for(contents: &[Content]) -> Receipt {
         match contents {
             [Content::Frame(Frame { link, first, messages, wants_receipt: true, .. })] => {
@@ -441,14 +449,14 @@ mod tests {
             outgoing.put(Message::Relay(Relay { payload, ..relay }));
             delivered
         });
-        // Redis has not answered.
+        // Redis has not replied.
         let contents = outgoing.next(NOW);
         let [Content::Frame(Frame { link, .. })] = &contents[..] else { panic!("{contents:?}") };
         outgoing.confirmed(Receipt { link: *link, next: 2 });
         drop(contents);
         let settled = deliveries.each_mut().map(|delivered| delivered.try_recv().is_ok());
         assert_eq!(settled, [true, true, false]);
-        // Only the last one is sent again, and can be taken back.
+        // Only the last message is repeated, and can be recalled.
         let again = outgoing.next(NOW);
         assert!(matches!(&again[..], [Content::Frame(frame)] if frame.first == 2));
         outgoing.heard(2);
@@ -549,7 +557,7 @@ mod tests {
             assert!(outgoing.held_bytes() <= QUEUE_BYTES + MAX_KEPT_BYTES);
         }
         assert!(published > 1_000 && largest < BATCH_BYTES + 2 * LARGE, "{published}, {largest}");
-        // What is asked for again travels in pieces too.
+        // Repetitions are split into frames, too.
         outgoing.send_again(0);
         let again = outgoing.next(NOW);
         let bytes = again.iter().map(|content| match content {

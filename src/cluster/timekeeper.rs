@@ -153,7 +153,7 @@ impl Timekeeper {
         Self { clock, last: None, confirmed: None, doubt: Doubt::None }
     }
 
-    /// What the next heartbeat confirms: the previous reading and the offset that it matched.
+    /// The content of the next heartbeat: the previous reading and the offset that it matched.
     pub fn confirms(&self) -> Option<(Timestamp, Offset)> {
         self.confirmed
     }

@@ -1,6 +1,6 @@
-//! Where a connection stands in its stream of websocket frames (RFC 6455, 5.2), and what it may send of them.
-//! Every frame costs time, also one that is no event: pings, pongs, empty continuations, packets for namespaces
-//! that are not there. Pure but for the limits that it asks.
+//! The frames of a websocket connection (RFC 6455, 5.2), and the limits on them. Every frame costs
+//! time, also one without an event: pings, pongs, empty continuations, packets for unknown
+//! namespaces. Pure, except for the limits that it consults.
 
 use std::sync::Arc;
 
@@ -9,25 +9,25 @@ use crate::{
     metrics::Limit,
 };
 
-/// Longest message of a connection whose socket has not joined the namespace: room for a CONNECT packet with
+/// The longest message before the socket has joined the namespace: room for a CONNECT packet with
 /// the longest token.
 pub const MAX_UNJOINED_BYTES: usize = 16 * 1024;
 
-/// Longest head of a frame: two bytes, a length of eight, a mask of four.
+/// The longest head of a frame: two bytes, a length of eight, a mask of four.
 const MAX_HEAD_BYTES: usize = 14;
 const FIN: u8 = 0x80;
 const MASKED: u8 = 0x80;
 const OPCODE: u8 = 0x0f;
-/// This opcode and those above are of control frames, which may stand between the frames of a message.
+/// Opcodes from this one on are of control frames, which may come between the frames of a message.
 const FIRST_CONTROL: u8 = 0x8;
 
-/// Follows the frames through the bytes of a connection. It looks at heads alone.
+/// Follows the frames in a connection's bytes. Reads only their heads.
 #[derive(Debug, Default)]
 struct Walk {
     head: [u8; MAX_HEAD_BYTES],
-    /// How much of the head has come.
+    /// The number of bytes of the head so far.
     have: u8,
-    /// How much of the frame's payload is still to come.
+    /// The remaining bytes of the frame's payload.
     payload_left: u64,
     /// Whether that payload belongs to a message; else to a control frame.
     is_data: bool,
@@ -41,7 +41,7 @@ struct Walk {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Seen {
     frames: u32,
-    /// The longest that a message was, also one that is not whole yet.
+    /// The longest message, complete or not.
     longest_bytes: u64,
 }
 
@@ -66,7 +66,7 @@ impl Walk {
         seen
     }
 
-    /// How long the head is, as far as it has come.
+    /// The length of the head, as far as it is known.
     fn head_bytes(&self) -> usize {
         if self.have < 2 {
             return 2;
@@ -80,7 +80,7 @@ impl Walk {
         2 + length + mask
     }
 
-    /// The head is whole.
+    /// Processes a complete head.
     fn begin(&mut self, seen: &mut Seen) {
         let length = match self.head[1] & !MASKED {
             126 => u64::from(u16::from_be_bytes([self.head[2], self.head[3]])),
@@ -102,14 +102,14 @@ impl Walk {
         }
     }
 
-    /// How many bytes have come of a message that is not complete. The library keeps them until it is.
+    /// The bytes of an incomplete message, which the library keeps until it is complete.
     fn unfinished_bytes(&self) -> u64 {
         let left = if self.is_data { self.payload_left } else { 0 };
         if self.is_whole && left == 0 { 0 } else { self.message_bytes.saturating_sub(left) }
     }
 }
 
-/// What one websocket connection sends, and may send.
+/// Counts the frames of one websocket connection against its limits.
 pub struct Meter {
     walk: Walk,
     bucket: Bucket,
@@ -122,7 +122,8 @@ impl Meter {
         Self { walk: Walk::default(), bucket: Bucket::default(), source, limits }
     }
 
-    /// Counts what came. False if the connection is to be closed for it, which has been said then.
+    /// Counts received bytes. Returns false if the connection must be closed, which has been
+    /// reported then.
     pub fn take(&mut self, bytes: &[u8], has_joined: impl FnOnce() -> bool) -> bool {
         let Seen { frames, longest_bytes } = self.walk.see(bytes);
         let reached = if longest_bytes > MAX_UNJOINED_BYTES as u64 && !has_joined() {
@@ -136,7 +137,7 @@ impl Meter {
         false
     }
 
-    /// How many bytes have come of a message that is not complete.
+    /// The bytes of an incomplete message.
     pub fn unfinished_bytes(&self) -> usize {
         usize::try_from(self.walk.unfinished_bytes()).unwrap_or(usize::MAX)
     }
@@ -230,7 +231,7 @@ mod tests {
             prop_assert_eq!(sum, whole);
         }
 
-        /// Whatever comes, it ends and nothing overflows.
+        /// Any bytes end without an overflow.
         #[test]
         fn any_bytes_are_taken(bytes in prop::collection::vec(any::<u8>(), 0..2_000)) {
             Walk::default().see(&bytes);

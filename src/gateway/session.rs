@@ -1,4 +1,5 @@
-//! One socket: who it is, and its events, handled one after the other in the order they came.
+//! A socket's session: its identity, and its events, processed one after the other in order of
+//! arrival.
 
 use std::{
     borrow::Cow,
@@ -48,18 +49,18 @@ use crate::{
     time::Timestamp,
 };
 
-/// How long an ack waits until its message is where it should be.
+/// The longest time that an ack waits for the delivery of its message.
 const ACK_TIME: Duration = Duration::from_secs(5);
-/// Most acks of one socket that wait.
+/// The most pending acks of one socket.
 const MAX_WAITING_ACKS: usize = 1_024;
-/// When to try again what is refused because too many wait.
+/// `retryAfterMs` if too many acks are pending.
 const RETRY_ACKS: Duration = Duration::from_secs(1);
-/// Room for an error as JSON, roughly.
+/// The approximate size of an error as JSON.
 const ERROR_BYTES: usize = 256;
-/// When the token of a socket expires that has none.
+/// The expiry of sockets without a token.
 pub(super) const NEVER_MS: u64 = u64::MAX;
 
-/// What all sessions share.
+/// The state that all sessions share.
 pub struct Context {
     pub(super) calls: Arc<Calls>,
     pub(super) access: Arc<Access>,
@@ -68,13 +69,13 @@ pub struct Context {
     upgraded: Upgraded,
     ice: Arc<Ice>,
     pub(super) limits: Arc<Limits>,
-    /// Set when the whole service ends: no device can come back to a call.
+    /// Set when the whole service stops: then no device can return to a call.
     ends_calls: AtomicBool,
-    /// When the latest connection began, in milliseconds.
+    /// The time at which the latest connection began, in milliseconds.
     latest_ms: AtomicU64,
-    /// The sockets that are connected, or gone and not signed off yet.
+    /// The sockets that are connected, or gone and not detached yet.
     sessions: Mutex<HashSet<SocketId>>,
-    /// The sockets that are being let in right now.
+    /// The sockets that are being admitted at the moment.
     pub(super) entering: Turns<SocketId>,
 }
 
@@ -104,13 +105,13 @@ impl Context {
         }
     }
 
-    /// From now on a socket that goes away takes its call with it.
+    /// From now on a socket that closes ends its call.
     pub fn end_calls(&self) {
         self.ends_calls.store(true, Ordering::Relaxed);
     }
 
-    /// When a connection began that begins now: no earlier than the ones before, also if the machine's time of day
-    /// is set back.
+    /// The start time for a new connection: not before earlier ones, even if the machine's clock is
+    /// set back.
     fn connected_at(&self) -> Timestamp {
         let now_ms = self.calls.now().as_millis();
         let latest_ms = self.latest_ms.fetch_max(now_ms, Ordering::Relaxed);
@@ -121,13 +122,13 @@ impl Context {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the namespace has been joined on this connection.
+    /// Whether the connection has joined the namespace.
     pub fn has_joined(&self, socket: SocketId) -> bool {
         self.sessions().contains(&socket)
     }
 
-    /// How many sessions there are. One ends when all that its socket sent has been handled and it
-    /// has been signed off.
+    /// The number of sessions. A session ends when all events of its socket are processed and it is
+    /// detached.
     pub fn session_count(&self) -> usize {
         self.sessions().len()
     }
@@ -138,30 +139,30 @@ pub struct Session {
     pub(super) socket: SocketId,
     device_id: Option<DeviceId>,
     connected_at: Timestamp,
-    /// Until when its token is good, in milliseconds; never, where there are no tokens.
+    /// The expiry of its token in milliseconds; [`NEVER_MS`] without tokens.
     pub(super) expires_at_ms: AtomicU64,
-    /// Set once, when the socket's user is known to the cluster.
+    /// Set once, when the cluster knows the socket's user.
     pub(super) device: OnceLock<Device>,
-    /// Its place among its user's sockets. Set before the device.
+    /// Its slot among its user's sockets. Set before the device.
     place: OnceLock<UserPlace>,
     budget: Mutex<Budget>,
-    /// Whether a new token of its was not good.
+    /// Whether the socket has presented an invalid token for a refresh.
     pub(super) has_failed: AtomicBool,
-    /// Whether the device has been told of its user's call.
+    /// Whether the device was told about its user's call.
     welcomed: AtomicBool,
     /// Whether the socket is being closed for good.
     dismissed: AtomicBool,
     /// Set when its transport is about to be closed.
     hushed: AtomicBool,
-    /// Acks of messages that are not where they should be yet, in order. A task waits for the first while there
+    /// Pending acks of undelivered messages, in order. A task waits for the first one while there
     /// is one.
     waiting_acks: Mutex<VecDeque<WaitingAck>>,
-    /// Bytes that wait for a client on polling to fetch them, roughly.
+    /// The approximate number of bytes that wait for a polling client to fetch them.
     unfetched: Charge,
     inbox: Mutex<Inbox<Input>>,
 }
 
-/// An ack that waits until its message is where it should be.
+/// An ack that waits for the delivery of its message.
 struct WaitingAck {
     to: AckTo,
     delivered: Delivered,
@@ -171,38 +172,38 @@ struct WaitingAck {
     about: About,
 }
 
-/// Where an answer goes.
+/// The destination of a reply.
 struct AckTo {
     socket: Arc<Socket>,
     sender: AckSender<LocalAdapter>,
-    /// Whether the client asked for an ack: else it is told of errors alone.
+    /// Whether the client asked for an ack; otherwise it is only told about errors.
     is_wanted: bool,
 }
 
-/// Whether an ack is wanted, what it has to wait for, and what is to be sent after it.
+/// Whether an ack is wanted, the delivery that it waits for, and what is sent after it.
 struct Waits {
     wanted: bool,
     delivered: Option<Delivered>,
-    /// It has presence as of this change.
+    /// The reply contains presence as of this change.
     presence_as_of: Option<u64>,
 }
 
-/// Why a socket is not one of its user's.
+/// The reason why a socket could not join its user's.
 #[derive(Debug)]
 pub enum NotJoined {
     TooMany(TooMany),
     Unavailable(Unavailable),
 }
 
-/// What happens to a socket.
+/// Input of a session.
 enum Input {
     Event { socket: Arc<Socket>, value: Value, ack: Option<i64>, received_us: u64 },
     Gone { may_return: bool, cause: Closed },
 }
 
 impl Session {
-    /// A session for this socket. None while its connection has an earlier one that is not signed
-    /// off yet: a client may leave the namespace and come back on the same transport.
+    /// A session for this socket. `None` while its connection has an earlier one that is not
+    /// detached yet: a client may leave the namespace and join again on the same transport.
     pub fn begin(
         context: Arc<Context>,
         socket: SocketId,
@@ -241,13 +242,13 @@ impl Session {
         self.device.get().is_some()
     }
 
-    /// Whether the socket is known to speak for somebody else than `user`.
+    /// Whether the socket is known to belong to another user than `user`.
     pub fn is_of_another(&self, user: &UserId) -> bool {
         self.device.get().is_some_and(|device| device.user != *user)
     }
 
-    /// What is passed on to this device from now on waits until it is back: it would be lost with
-    /// its transport.
+    /// From now on messages for this device are buffered until it returns, because they would be
+    /// lost with its transport.
     pub fn hush(&self) {
         self.hushed.store(true, Ordering::Relaxed);
     }
@@ -256,13 +257,13 @@ impl Session {
         self.hushed.load(Ordering::Relaxed)
     }
 
-    /// Notes that a client on polling is sent this much. False if it lags too far behind.
+    /// Records that a polling client is sent this much. Returns false if it lags too far behind.
     pub fn note_unfetched(&self, bytes: usize) -> bool {
         self.unfetched.add(bytes) <= MAX_WAITING_BYTES
     }
 
-    /// Nothing waits for a client on polling. What was noted was estimated, and must not add up over the
-    /// life of a session.
+    /// A polling client has fetched everything. The recorded sizes are estimates whose errors must
+    /// not add up over a session's life.
     pub fn note_all_fetched(&self) {
         self.unfetched.set(0);
     }
@@ -271,35 +272,37 @@ impl Session {
         self.unfetched.sub(bytes);
     }
 
-    /// What this session buffers: events that wait to be handled, and what its client has not fetched.
+    /// The bytes that this session buffers: unprocessed events, and packets that its client has not
+    /// fetched.
     pub fn held_bytes(&self) -> usize {
         self.unfetched.bytes() + self.inbox().held_bytes()
     }
 
-    /// Drops the events that wait, and takes no more: the transport is being closed to make room.
+    /// Drops unprocessed events and accepts no more, because the transport is being closed to free
+    /// memory.
     pub fn drop_inbox(&self) {
         self.inbox().close();
     }
 
-    /// The live call that the device is in, or that rings for it.
+    /// The live call that the device is in, or that rings on it.
     pub fn call(&self) -> Option<CallId> {
         self.context.calls.call_of(self.device.get()?)
     }
 
-    /// Whether its device can come back to a call after it has lost its transport.
+    /// Whether the device can return to its call after it has lost its transport.
     pub fn may_come_back(&self) -> bool {
         self.device_id.is_some()
     }
 
-    /// The client has been told that it is connected, and the library sends it what it is given.
-    /// Before that, nothing of it is handled: the answers would be lost.
+    /// The client has been told that it is connected, so that the library sends its packets. Before
+    /// that, no event is processed: the replies would be lost.
     pub fn connected(self: &Arc<Self>) {
         self.begin_lease();
         let pushed = self.inbox().release();
         self.after(pushed, None);
     }
 
-    /// The socket is gone. Called once or more.
+    /// The socket is gone. May be called more than once.
     pub fn disconnected(self: &Arc<Self>, reason: DisconnectReason) {
         let on_purpose = reason == DisconnectReason::ClientNSDisconnect
             || self.dismissed.load(Ordering::Relaxed);
@@ -308,7 +311,7 @@ impl Session {
         self.after(pushed, None);
     }
 
-    /// The socket is about to be closed, and takes its call with it.
+    /// The socket is about to be closed, which ends its call.
     pub fn dismiss(&self) {
         self.dismissed.store(true, Ordering::Relaxed);
     }
@@ -322,8 +325,8 @@ impl Session {
             Pushed::Nothing => {}
             Pushed::Drain => {
                 let mut draining = Box::pin(self.clone().drain());
-                // Most events wait for nothing: they are done here, without a task of their own. What is no
-                // event may come while the library holds its locks.
+                // Most events wait for nothing: they are processed here, without a task. Other
+                // input may arrive while the library holds its locks.
                 if socket.is_none() || draining.as_mut().now_or_never().is_none() {
                     tokio::spawn(draining);
                 }
@@ -342,7 +345,7 @@ impl Session {
         self.welcome().await;
         loop {
             let Some(input) = self.inbox().pop() else { return };
-            // Where nothing has to be waited for, a full inbox must not hold the thread.
+            // Without anything to wait for, a full inbox must not block the thread.
             tokio::task::consume_budget().await;
             match input {
                 Input::Event { socket, value, ack, received_us } => {
@@ -364,14 +367,14 @@ impl Session {
         }
     }
 
-    /// Makes the socket one of `user`'s.
+    /// Makes the socket one of `user`'s sockets.
     pub async fn join(&self, socket: &Socket, user: UserId) -> Result<(), NotJoined> {
         let place = self.context.limits.enter(&user).map_err(NotJoined::TooMany)?;
         let (node, id) = (self.context.calls.node(), self.device_id.clone());
         let (socket_id, connected_at) = (self.socket, self.connected_at);
         let device = Device { user, node, socket: socket_id, id, connected_at };
         let room = room_of(&device.user);
-        // In the room first: whoever places a call from now on finds the socket there.
+        // In the room first, so that a call placed from now on finds the socket.
         socket.join(room.clone());
         if let Err(error) = self.context.calls.join(&device).await {
             socket.leave(room);
@@ -379,16 +382,16 @@ impl Session {
         }
         debug!(user = %device.user.logged(), socket = %self.socket, "joined");
         metrics::SOCKETS_JOINED.increment(1);
-        // It joins once, by its middleware or its inbox.
+        // Set once, because either the middleware or the inbox joins the socket.
         self.place.get_or_init(|| place);
         self.device.set(device).expect("a socket joins once, by its middleware or its inbox");
         Ok(())
     }
 
-    /// Tells the device of its user's call, once.
+    /// Tells the device about its user's call, once.
     async fn welcome(&self) {
         let Some(device) = self.device.get() else { return };
-        // One that is gone by now must not take its call from the device's next socket.
+        // A socket that is gone by now must not take the call from the device's next socket.
         if self.inbox().has_ended() {
             return;
         }
@@ -425,7 +428,7 @@ impl Session {
         }
     }
 
-    /// Answers when the message is where it should be, or tells the client to send it again.
+    /// Sends the ack when the message is delivered, or tells the client to send it again.
     fn wait_to_ack(self: &Arc<Self>, waiting: WaitingAck) {
         let mut acks = self.waiting_acks();
         acks.push_back(waiting);
@@ -438,19 +441,20 @@ impl Session {
         self.waiting_acks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs while acks wait. The one that is waited for stays in the queue: it counts among them.
+    /// Runs while acks are pending. The first one stays in the queue while it is awaited, so that
+    /// it counts.
     async fn drain_acks(self: Arc<Self>) {
         loop {
             let (until, delivered) = {
                 let mut acks = self.waiting_acks();
                 let Some(first) = acks.front_mut() else { return };
-                // Nobody else takes it: the queue is drained by one task.
+                // No other task takes it: one task drains the queue.
                 let (_, none) = oneshot::channel();
                 (first.until, std::mem::replace(&mut first.delivered, none))
             };
             let delivered = tokio::time::timeout_at(until, delivered).await;
             let is_delivered = matches!(delivered, Ok(Ok(())));
-            // An ack that comes after the last one is waited for by a task of its own.
+            // An ack that comes after the last one is awaited by a task of its own.
             let (waiting, is_last) = {
                 let mut acks = self.waiting_acks();
                 let Some(first) = acks.pop_front() else { return };
@@ -510,7 +514,7 @@ impl Session {
         }
     }
 
-    /// The event's name, and what came of it. `waits` then has what the ack has to wait for.
+    /// The event's name and result. Afterwards `waits` has the delivery that the ack waits for.
     async fn carry_out<'a>(
         self: &Arc<Self>,
         socket: &Arc<Socket>,
@@ -549,8 +553,8 @@ impl Session {
         (name, result)
     }
 
-    /// Whether the event ends, or declines, a live call of the socket's user that this node knows: that costs
-    /// no look-up.
+    /// Whether the event ends or declines a live call of the socket's user that this node knows,
+    /// which needs no look-up.
     fn ends_own_call(&self, event: &ClientEvent) -> bool {
         let (ClientEvent::End { call, .. }
         | ClientEvent::Reject { call, .. }
@@ -620,15 +624,15 @@ impl Session {
         received_us: u64,
         waits: &mut Waits,
     ) -> Result<Answer, Rejected> {
-        // Most events are messages to pass on. What the others need is in boxes, so that its room is not
-        // taken for each message.
+        // Most events are messages to relay. The futures of others are boxed, so that not every
+        // message has room for them.
         let calls = &self.context.calls;
         let device = || self.device.get().ok_or(Rejected::Unauthenticated);
         Ok(match event {
             ClientEvent::Signal { call, signal, payload } => {
                 let (payload, delivered) = self.tracked(payload, waits.wanted)?;
                 let call_id = calls.signal(device()?, &call, signal, payload, received_us).await?;
-                // Most are where they should be by now.
+                // Most are delivered by now.
                 waits.delivered =
                     delivered.and_then(|mut one| one.try_recv().is_err().then_some(one));
                 Answer::Relayed { call_id }
@@ -680,7 +684,7 @@ impl Session {
         })
     }
 
-    /// The payload with a receipt, if an ack is to wait for it.
+    /// The payload with a receipt, if an ack waits for it.
     fn tracked(
         &self,
         payload: Payload,
@@ -710,10 +714,10 @@ impl Session {
     }
 }
 
-/// Takes a socket's events on the task that reads them, in the order they came. The library would
-/// run a handler given as a closure in a task of its own for each event.
+/// Accepts a socket's events on the task that reads them, in order. The library would run a closure
+/// handler in a task per event.
 ///
-/// When the library drops it, the socket is gone, also if nobody was told so.
+/// When the library drops it, the socket is gone, even if no disconnect was reported.
 pub struct Receiver(pub Arc<Session>);
 
 impl MessageHandler<LocalAdapter, Receiver> for Receiver {
@@ -728,7 +732,7 @@ impl MessageHandler<LocalAdapter, Receiver> for Receiver {
 
 impl Drop for Receiver {
     fn drop(&mut self) {
-        // Outside the runtime the whole process is going away.
+        // Outside the runtime, the whole process is ending.
         if tokio::runtime::Handle::try_current().is_ok() {
             self.0.disconnected(DisconnectReason::TransportClose);
         } else {

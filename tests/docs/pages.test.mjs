@@ -8,6 +8,7 @@ import { describe, test } from 'node:test';
 import { parse } from 'yaml';
 import { filesUnder, knownSettings, path, read } from '../support/deployment.mjs';
 import { BINARY } from '../support/server.mjs';
+import { commentsUnder } from './comments.mjs';
 import { anchorsOf, blocksOf, linksOf, page, PAGES, proseOf } from './pages.mjs';
 
 /** The target of a link in a page: a path from the root, and an anchor. */
@@ -134,19 +135,30 @@ describe('blocks', () => {
 
 describe('language', () => {
   const OPENING = /^[#>*\-\s\d.]*(?:What|Who|Whoever|Of these)\b/;
-  // A sentence ends with a stop, a line of a list, a cell or a paragraph.
-  const sentencesOf = (one) => proseOf(one).replaceAll(/\n(?=\s*(?:[-*#|]|\d+\.)|\s*\n)/g, ' ¶').split(/(?<=[.!?])\s+|¶|\|/).map((words) => words.trim()).filter((words) => /\w/.test(words));
+  // A sentence ends with a full stop, a line of a list, a cell or a paragraph.
+  const sentencesOf = (text) => text.replaceAll(/\n(?=\s*(?:[-*#|]|\d+\.)|\s*\n)/g, ' ¶').split(/(?<=[.!?])\s+|¶|\|/).map((words) => words.trim()).filter((words) => /\w/.test(words));
+
+  /** Counts the openings of all texts: `{all, bad}`. No text may have more than one, or 2 % of its sentences. */
+  function openingsOf(texts) {
+    const counts = { all: 0, bad: [] };
+    for (const { name, text } of texts) {
+      const sentences = sentencesOf(text);
+      const openings = sentences.filter((words) => OPENING.test(words));
+      assert.ok(openings.length <= Math.max(1, sentences.length * 0.02), `${name}: ${openings.join('\n')}`);
+      counts.all += sentences.length;
+      counts.bad.push(...openings);
+    }
+    return counts;
+  }
 
   test('few sentences begin with What, Who, Whoever or Of these', () => {
-    let all = 0;
-    let bad = 0;
-    for (const one of PAGES) {
-      const sentences = sentencesOf(one);
-      const openings = sentences.filter((words) => OPENING.test(words));
-      assert.ok(openings.length <= Math.max(1, sentences.length * 0.02), `${one.name}: ${openings.join('\n')}`);
-      all += sentences.length;
-      bad += openings.length;
-    }
-    assert.ok(all > 2_000 && bad < all * 0.02, `${bad} of ${all}`);
+    const { all, bad } = openingsOf(PAGES.map((one) => ({ name: one.name, text: proseOf(one) })));
+    assert.ok(all > 2_000 && bad.length < all * 0.02, `${bad.length} of ${all}`);
+  });
+
+  test('nor do those of comments', () => {
+    const files = commentsUnder('src', 'tests', 'benches');
+    const { all, bad } = openingsOf(files.map(({ name, comments }) => ({ name, text: comments.join('\n\n') })));
+    assert.ok(all > 4_000 && bad.length < all * 0.005, `${bad.length} of ${all}: ${bad.join('\n')}`);
   });
 });

@@ -1,4 +1,4 @@
-//! Messages between nodes: one sharded channel a node, one queue and one numbered link a peer.
+//! Messages between nodes: one sharded channel per node, one queue and one numbered link per peer.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -32,10 +32,11 @@ use crate::{
     time::{Clock, Timestamp},
 };
 
-/// How often the node checks that its own channel reaches it.
+/// The interval at which the node checks its own channel.
 const CANARY: Duration = Duration::from_secs(2);
 const RETRY: Duration = Duration::from_millis(100);
-/// What a link to another node may hold in any case, while it is free: all calls between the two share it.
+/// The bytes that a link may hold in any case, while they are free: all calls between two nodes
+/// share it.
 const LINK_FLOOR_BYTES: usize = 1024 * 1024;
 
 /// The links to all peers. Cheap to clone.
@@ -49,15 +50,15 @@ struct Shared {
     clock: Clock,
     buffers: Buffers,
     peers: Mutex<HashMap<NodeId, Arc<Peer>>>,
-    /// When this node last began to look everything up, while it heard its channel.
+    /// The time at which this node last began a recovery while it received its channel.
     looked_up_at: Mutex<Instant>,
-    /// When Redis last answered anything, on the clock above, in milliseconds.
+    /// The time of Redis' last reply, in milliseconds on the clock above.
     answered_ms: AtomicU64,
-    /// To how many nodes so much is queued that each call has its share only.
+    /// The number of nodes whose queues are so full that each call is limited to its share.
     crowded: AtomicUsize,
 }
 
-/// What is on its way to one node.
+/// The sending end of a link to one node.
 struct Peer {
     outgoing: Mutex<Outgoing>,
     wake: Notify,
@@ -71,7 +72,7 @@ impl Peer {
     }
 }
 
-/// The receiving end of a link, and what it holds.
+/// The receiving end of a link, and its buffered messages.
 struct Incoming {
     receiver: Receiver,
     held: Charge,
@@ -94,7 +95,7 @@ impl Incoming {
     }
 }
 
-/// The links from all peers.
+/// The receiving ends of all links.
 struct Links {
     by_node: HashMap<NodeId, Incoming>,
     buffers: Buffers,
@@ -110,17 +111,17 @@ impl Links {
         link.receive(frame, &self.buffers)
     }
 
-    /// So much time has passed in which the node heard its channel. Drops the links that are over by then: those of
-    /// nodes that died or left.
+    /// Counts time in which the node received its channel, and drops the links of nodes that died
+    /// or left.
     fn pass(&mut self, span: Duration) {
         self.by_node.retain(|_, link| !link.receiver.is_over_after(span));
     }
 }
 
-/// What waits to be taken by the driver.
+/// The input that waits for the driver.
 struct Inbox {
     sender: mpsc::Sender<Inbound>,
-    /// How many bytes each has that may still wait.
+    /// The sizes of the messages in the channel.
     sizes: VecDeque<usize>,
     held: Charge,
     /// Whether the last frame had no room: one log line for all that follow.
@@ -133,7 +134,7 @@ impl Inbox {
         Self { sender, sizes: VecDeque::new(), held, is_full: false }
     }
 
-    /// Whether all that a frame may bring has room, with what came early and has waited for it.
+    /// Whether there is room for all messages that a frame may release, early ones included.
     fn has_room_for(&mut self, frame: &Frame) -> bool {
         let waiting = self.sender.max_capacity() - self.sender.capacity();
         while self.sizes.len() > waiting {
@@ -147,7 +148,7 @@ impl Inbox {
     async fn put(&mut self, inbound: Inbound, bytes: usize) {
         self.held.add(bytes);
         self.sizes.push_back(bytes);
-        // Closed only when the service stops.
+        // Fails only when the service stops.
         let _ = self.sender.send(inbound).await;
     }
 }
@@ -176,7 +177,7 @@ impl Bus {
         }))
     }
 
-    /// Redis has just answered something.
+    /// Records a reply of Redis.
     pub fn answered(&self) {
         self.0.answered_ms.fetch_max(self.0.clock.now().as_millis(), Ordering::Relaxed);
     }
@@ -206,7 +207,7 @@ impl Bus {
         self.0.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes what is on its way to a node, and sees to it that it is sent.
+    /// Changes the messages for a node, and wakes its publisher.
     fn outgoing(&self, to: NodeId, change: impl FnOnce(&mut Outgoing)) {
         let mut peers = self.peers();
         let peer = peers.entry(to).or_insert_with(|| {
@@ -223,7 +224,7 @@ impl Bus {
         peer.wake.notify_one();
     }
 
-    /// Counts what a link holds now, and has it keep no more than it may.
+    /// Counts the bytes of a link, and limits the link to its share of the budget.
     fn count(&self, peer: &Peer, outgoing: &mut Outgoing) {
         let allowance = self.0.buffers.allowance_bytes(peer.held.bytes(), LINK_FLOOR_BYTES);
         outgoing.allow(allowance);
@@ -252,31 +253,31 @@ impl Bus {
         has_room
     }
 
-    /// How many messages wait to be published.
+    /// The number of unpublished messages.
     pub fn queued(&self) -> usize {
         self.peers().values().map(|peer| peer.outgoing().queued()).sum()
     }
 
-    /// Takes back what is on its way to a node for a party of a call and that nobody has heard, in order.
+    /// Takes back the messages for a party of a call that nobody has received, in order.
     pub fn recall(&self, from: NodeId, call: CallId, to: Role) -> Vec<Relay> {
         let peer = self.peers().get(&from).cloned();
         peer.map_or_else(Vec::new, |peer| peer.outgoing().recall(call, to))
     }
 
-    /// Whether all that was given to it has been published.
+    /// Whether all queued messages were published.
     pub fn is_idle(&self) -> bool {
         self.peers().values().all(|peer| !peer.outgoing().is_busy())
     }
 
-    /// A node is taken for dead: its link goes when nothing is left that it could ask for.
+    /// A node was evicted: its link is dropped once it holds nothing that the node could request.
     pub fn forget(&self, node: NodeId) {
         if let Some(peer) = self.peers().get(&node) {
             peer.outgoing().forget();
         }
     }
 
-    /// Sends what is queued for one peer, all that waits together, one publish at a time: that
-    /// keeps the order. Ends when nobody has listened for a while, or nothing was to be sent.
+    /// Publishes the queue of one peer, in frames, one publish at a time, which preserves the
+    /// order. Ends when nobody has subscribed for a while, or when there is nothing to send.
     async fn run_peer(self, to: NodeId, peer: Arc<Peer>) {
         let mut unheard_since = None;
         let mut hearing = Hearing::default();
@@ -290,7 +291,7 @@ impl Bus {
             };
             let is_unused = tokio::select! {
                 () = peer.wake.notified(), if !retries => {
-                    // What has woken this may have gone out with the last publish, or be a receipt.
+                    // The messages that woke this task may be sent already, or a receipt may have.
                     if !peer.outgoing().has_more() {
                         continue;
                     }
@@ -323,13 +324,13 @@ impl Bus {
                             unheard_since = None;
                             peer.outgoing().heard(up_to);
                         }
-                        // It may have been heard, and is published once more.
+                        // It may have been received, and is published once more.
                         Some(_) => {
                             unheard_since = None;
                             is_known = false;
                             retries = true;
                         }
-                        // It is Redis that is away, not the node. It may be heard all the same.
+                        // Redis is unavailable, not the node. The publish may have been applied.
                         None => {
                             retries = true;
                             is_known = false;
@@ -339,7 +340,7 @@ impl Bus {
                 if is_known {
                     peer.outgoing().landed();
                 }
-                // With the lock on all peers: what is put in from now on gets a new link.
+                // Under the lock of all peers: messages that are queued from now on get a new link.
                 let mut peers = self.peers();
                 let nobody_listens = unheard_since.is_some_and(|since| now - since > FORGET_AFTER)
                     || peer.outgoing().is_over();
@@ -358,7 +359,7 @@ impl Bus {
         }
     }
 
-    /// How many heard it; None if Redis did not say.
+    /// The number of receivers; `None` if Redis did not reply.
     async fn publish(&self, to: NodeId, content: Content) -> Option<i64> {
         metrics::PUBLISHES.of(content.kind()).increment(1);
         let text = Envelope::new(self.0.node, content).write();
@@ -375,7 +376,7 @@ impl Bus {
         }
     }
 
-    /// Which of `nodes` listen to their channels.
+    /// Whether each of `nodes` is subscribed to its channel.
     pub async fn reachable(&self, nodes: &[NodeId]) -> Result<Vec<bool>, Error> {
         let mut reachable = Vec::with_capacity(nodes.len());
         for node in nodes {
@@ -386,7 +387,7 @@ impl Bus {
         Ok(reachable)
     }
 
-    /// Everything is about to be looked up, and what comes on the channel is heard.
+    /// A recovery begins, and the channel is received.
     pub fn looks_all_up(&self) {
         *self.looked_up_at() = Instant::now();
     }
@@ -395,17 +396,17 @@ impl Bus {
         self.0.looked_up_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until this node listens to its channel.
+    /// Waits until this node is subscribed to its channel.
     pub async fn heard(&self) {
         while !matches!(self.reachable(&[self.0.node]).await.as_deref(), Ok([true])) {
             tokio::time::sleep(RETRY).await;
         }
     }
 
-    /// Listens on this node's channel until it leaves, and passes on what comes, each peer's messages in
-    /// their order. The library does not restore sharded subscriptions, and one can end silently
-    /// when a slot moves: so it is renewed after each reconnection, and whenever the canary that the
-    /// node sends itself does not come back.
+    /// Receives this node's channel until it leaves, and passes on each peer's messages in order.
+    /// The library does not restore sharded subscriptions, and one can end silently when a slot
+    /// moves: therefore it is renewed after each reconnection, and whenever the node's own canary
+    /// does not return.
     pub async fn listen(
         self,
         subscriber: SubscriberClient,
@@ -437,7 +438,7 @@ impl Bus {
                             }
                         }
                     }
-                    // The links ask for what is missing, unless it is too old by now and no more
+                    // The links request missing messages, unless they are too old or nothing more
                     // comes from that node.
                     Err(RecvError::Lagged(count)) => {
                         metrics::LIMITS.of(Limit::NodeInbox).increment(1);
@@ -464,7 +465,7 @@ impl Bus {
                 () = &mut leaving => break,
             }
         }
-        // Whoever publishes from now on is told that nobody hears it, and may take it back.
+        // From now on publishers learn that there is no receiver, and may recall their messages.
         let _ = subscriber.sunsubscribe(self.channel(self.0.node)).await;
         while let Ok(message) = messages.try_recv() {
             let Some(text) = message.value.into_string() else { continue };
@@ -472,7 +473,7 @@ impl Bus {
         }
     }
 
-    /// Tries a few times: when Redis is away, the canary sees to it later.
+    /// Tries a few times; while Redis is unavailable, the canary leads to later attempts.
     pub async fn subscribe(&self, subscriber: &SubscriberClient) -> Result<(), Error> {
         let mut result = Ok(());
         for _ in 0..5 {
@@ -485,7 +486,7 @@ impl Bus {
         result
     }
 
-    /// Takes one envelope. Says whether it was the canary.
+    /// Processes one envelope. Returns whether it was the canary.
     async fn take(&self, text: &str, links: &mut Links, inbox: &mut Inbox) -> bool {
         let envelope = match Envelope::read(text) {
             Ok(envelope) => envelope,
@@ -503,7 +504,7 @@ impl Bus {
             }
             Content::Frame(frame) => {
                 if !inbox.has_room_for(&frame) {
-                    // It is asked for again when the next one comes, or the sender says how far it is.
+                    // The message is requested again after the next frame or progress report.
                     metrics::LIMITS.of(Limit::NodeInbox).increment(1);
                     if !std::mem::replace(&mut inbox.is_full, true) {
                         warn!(peer = %from, "other nodes send more than this node takes: it asks for the rest again");
@@ -520,7 +521,7 @@ impl Bus {
                     warn!(peer = %from, "a node that was away goes on: its messages may be lost");
                 }
                 if delivery.lost > 0 || delivery.starts_midway {
-                    // Its records say what they would have said of calls.
+                    // The records replace the lost notifications of calls.
                     inbox.put(Inbound::Reset, 0).await;
                 }
                 for message in delivery.messages {
