@@ -1,17 +1,17 @@
 # `make` lists the targets. `make test` is all that a fresh machine needs.
 
 # Most tests wait for the server rather than use the CPU, so more files run at once than there are cores.
-# A file that hangs is ended before all are, so that what the others found is shown, and its name.
+# The time-out ends a file that hangs before the whole run times out, so that its name and the other results are shown.
 NODE_TEST = timeout --foreground 600 node --test --test-reporter=spec --test-concurrency=4 --test-timeout=400000
 
-# Browsers use the CPU: two files at once are as fast as four, and nobody has to wait for a camera.
+# Browsers use the CPU: two files at once are as fast as four, and no test waits for a camera.
 BROWSER_TEST = $(subst --test-concurrency=4,--test-concurrency=2,$(NODE_TEST))
 
-# The client tests that do not care on which node a client is.
+# Client tests that work whichever node a client is on.
 CLUSTER_STORIES = flows devices resume presence acks errors auth authorize metrics
 CLUSTER_NODES = 2 3 8
 
-# Those about history, told again with Postgres.
+# Tests of history that are repeated with Postgres.
 HISTORY_STORIES = history operation
 
 FUZZ_TARGETS = client_event bus_message redis_record token query
@@ -50,7 +50,7 @@ bench-floor: # the bare relay that `bench` and `bench-instructions` measure besi
 bench-instructions: build bench-floor ## instructions and system calls a call: takes 2 minutes and valgrind
 	node benches/instructions.mjs
 
-# A node with 20,000 sockets has as many files open; so has who opens them. Where that is not allowed, there are fewer.
+# A node with 20,000 sockets has as many open files, as do its clients. If the limit is lower, there are fewer sockets.
 bench-scale: build ## attacks beside calls, a full node in trouble, many nodes: 40 minutes, written into docs/operations/scale.md
 	ulimit -n 65536 2>/dev/null || ulimit -n $$(ulimit -Hn); cargo bench --locked --bench scale
 
@@ -79,7 +79,7 @@ test-clients: test-setup test-server ## socket.io-client, raw websockets and pyt
 	TEST_POSTGRES=1 $(NODE_TEST) $(addprefix tests/clients/,$(HISTORY_STORIES:=.test.mjs))
 	timeout --foreground 300 tests/.venv/bin/python tests/clients/python_client.py
 
-test-api: test-setup test-server ## requests made up from /openapi.json, good and bad, against the server
+test-api: test-setup test-server ## requests generated from /openapi.json, valid and invalid, against the server
 	timeout --foreground 300 tests/.venv/bin/python tests/api/run.py
 
 test-cluster: test-setup test-server ## the same stories on several nodes and a Redis; faults, costs, restarts
@@ -118,7 +118,7 @@ deny: ## licences, duplicates and sources of all crates, by cargo-deny
 	cargo deny --locked check bans licenses sources
 
 # libFuzzer needs coverage, which a stable toolchain gives, and no sanitizer, which it does not: the code is safe Rust.
-fuzz: ## what comes from outside, made up by a fuzzer; FUZZ_SECONDS for each kind, 300 by default
+fuzz: ## external input, mutated by a fuzzer; FUZZ_SECONDS for each kind, 300 by default
 	@command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
 	cargo fuzz build --sanitizer none
 	for target in $(FUZZ_TARGETS); do \

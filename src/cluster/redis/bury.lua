@@ -1,19 +1,19 @@
--- Takes users off a node that is dead, and notes of those who had sockets there that their calls are to be seen
--- to. Whom it only watched has not changed.
+-- Removes users from a dead node, and lists those who had sockets there with a lease, until their calls are
+-- handled. Presence does not change for users whom the node only watched.
 -- KEYS[1]  the node's set of users
 -- KEYS[2]  heartbeats
--- KEYS[3]  users to be seen off: node and user by when somebody hears of them again
+-- KEYS[3]  evicted users with unhandled calls: node and user, by the time at which they are reported again
 -- ARGV[1]  prefix of user keys
 -- ARGV[2]  node id
 -- ARGV[3]  the node's field for its sockets
 -- ARGV[4]  the node's field for its watchers
--- ARGV[5]  how many users at the most
--- ARGV[6]  when somebody hears of them again, in ms
--- ARGV[7]  its last heartbeat was not later if it is dead, by Redis' clock
--- ARGV[8]  or not earlier: it was written before Redis' clock was set back
--- If it has been heard of since, nothing happens.
--- Answers the ids of the users who had sockets there, and whether there may be more: 0 if so; 1 if there were none
--- left and this forgot the node; 2 if that had happened before, or the node is not dead.
+-- ARGV[5]  the most users to remove
+-- ARGV[6]  the time at which they are reported again, in ms
+-- ARGV[7]  the node is dead if its last heartbeat is not later than this, by Redis' clock,
+-- ARGV[8]  or not earlier than this: then it was written before Redis' clock was set back
+-- Does nothing if the node has sent a heartbeat since.
+-- Returns the ids of the users who had sockets there, and 0 if there may be more, 1 if there were none left and the
+-- node was removed, 2 if it had been removed before or is not dead.
 local beat = redis.call('ZSCORE', KEYS[2], ARGV[2])
 if not beat or (tonumber(beat) > tonumber(ARGV[7]) and tonumber(beat) < tonumber(ARGV[8])) then
     return { {}, 2 }
@@ -31,7 +31,7 @@ for _, id in ipairs(users) do
         redis.call('HSET', user, 'order', string.format('%d', order))
     end
     redis.call('HDEL', user, ARGV[4])
-    -- Nothing but the counter.
+    -- The hash has only the order left.
     if redis.call('HLEN', user) == 1 and redis.call('HEXISTS', user, 'order') == 1 then
         redis.call('DEL', user)
     end

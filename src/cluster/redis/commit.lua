@@ -1,26 +1,26 @@
--- Writes a record if its version, and the claims on its users, are what they were.
+-- Writes a record if its version and its users' claims are unchanged.
 -- KEYS[1]  call hash: v version, r record, l whether it is live, s whether it is stored, a and b
 --          the users' ids, d its deadline
 -- KEYS[2]  deadlines
 -- KEYS[3]  the caller's hash
 -- KEYS[4]  the callee's hash
--- KEYS[5]  ended calls that history has not got
--- KEYS[6]  ended calls that history has
+-- KEYS[5]  ended calls whose rows are not stored
+-- KEYS[6]  ended calls whose rows are stored
 -- ARGV[1]  call id
--- ARGV[2]  the version that it has; '0' if there is none yet
+-- ARGV[2]  the expected version; '0' if there must be no record
 -- ARGV[3]  the version to write
 -- ARGV[4]  the record
 -- ARGV[5]  '1' if it is live, else '0'
--- ARGV[6]  deadline in ms; of an ended call, when it is forgotten
--- ARGV[7]  how long to keep the record at the most, in ms, from the first that is written on
+-- ARGV[6]  the deadline in ms; of an ended call, the time of its removal
+-- ARGV[7]  the record's time to live in ms, from its first version on
 -- ARGV[8]  the caller's id
 -- ARGV[9]  the callee's id
--- ARGV[10] the caller's claim as it was, '' for none or one whose record is gone, '-' to leave it alone
+-- ARGV[10] the caller's expected claim, '' for none or one without a record, '-' to leave it alone
 -- ARGV[11] the callee's claim likewise
--- ARGV[12] when any node sees to it that an ended call is stored, in ms
--- Answers 'conflict' and the record as it is, or 'ok', whether it was live, and both users' hashes as
--- lines. The caller's is '' if nobody's presence can have changed.
--- If this very record is there already, its writer has lost the answer: 'ok' again, and '?'.
+-- ARGV[12] the time from which any node may store an ended call, in ms
+-- Returns 'conflict' and the present record, or 'ok', whether the call was live, and both users' hashes as
+-- lines. The caller's is '' if no presence can have changed.
+-- If this very record is there already, its writer has lost the reply: then 'ok' and '?'.
 local function lines(key)
     return table.concat(redis.call('HGETALL', key), '\n')
 end
@@ -35,9 +35,9 @@ end
 local was_live = current[3] or '0'
 local is_new = ARGV[10] ~= '-' or ARGV[11] ~= '-'
 
--- Whose presence can change: their hashes, latest calls and numbers as they were.
+-- The users whose presence can change: their present hashes, latest calls and orders.
 local users = {}
--- A record that is gone has made its users free, and nobody was told.
+-- A missing record has made its users available without a notification.
 if is_new or not current[1] or was_live ~= ARGV[5] then
     local time = redis.call('TIME')
     local now_us = time[1] * 1000000 + time[2]
@@ -51,7 +51,7 @@ if is_new or not current[1] or was_live ~= ARGV[5] then
             end
         end
         if ARGV[10 + i] ~= '-' and ARGV[10 + i] ~= claim then
-            -- A record has a time to live, a claim has none: one whose record is gone is no claim.
+            -- A record has a time to live, a claim has none: a claim without a record does not count.
             local claimed = string.sub(KEYS[1], 1, -1 - #ARGV[1]) .. claim
             if ARGV[10 + i] ~= '' or redis.call('EXISTS', claimed) == 1 then
                 return { 'conflict', current[2] or '' }
@@ -90,7 +90,7 @@ end
 if not users[0] then
     return { 'ok', was_live, '', lines(KEYS[4]) }
 end
--- Of a field that stands there twice the later counts.
+-- Of a repeated field the later value counts.
 for i = 0, 1 do
     local hash, order, size = users[i].hash, users[i].order, #users[i].hash
     if ARGV[10 + i] ~= '-' then

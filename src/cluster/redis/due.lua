@@ -1,14 +1,13 @@
--- Takes live calls whose deadline has passed: they are answered, and fall due again after a lease. Ended
--- ones, which nodes of earlier builds put here, move to where ended calls wait.
+-- Returns live calls whose deadline has passed, and hides them for a lease. Ended calls, which earlier builds put
+-- here, move to the set of ended calls.
 -- KEYS[1]  deadlines
--- KEYS[2]  ended calls that history has not got
--- KEYS[3]  ended calls that history has, until they are forgotten
+-- KEYS[2]  ended calls whose rows are not stored
+-- KEYS[3]  ended calls whose rows are stored, by the time of their removal
 -- ARGV[1]  prefix of call keys
 -- ARGV[2]  now in ms
 -- ARGV[3]  when the lease ends, in ms
--- ARGV[4]  how many at the most
--- Answers 1 if there may be more, else 0; the records; 1 if one was gone: it cannot be said whose claims
--- led to it.
+-- ARGV[4]  the most calls to return
+-- Returns 1 if there may be more, else 0; the records; 1 if a record was gone, whose users are unknown then.
 local ids = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[2], 'LIMIT', 0, ARGV[4])
 local due, gone = {}, 0
 for _, id in ipairs(ids) do

@@ -1,8 +1,8 @@
--- Signs a node off, unless there are users on it: then it is left to be buried, and they with it.
+-- Removes a node, unless there are users on it: then it will be evicted together with them.
 -- KEYS[1]  heartbeats
 -- KEYS[2]  the node's set of users
 -- ARGV[1]  node id
--- Answers 1 if it was signed off.
+-- Returns 1 if it was removed.
 if redis.call('EXISTS', KEYS[2]) == 1 then
     return 0
 end

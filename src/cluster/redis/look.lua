@@ -1,7 +1,7 @@
 -- Reads users and their latest calls.
 -- KEYS[i]  user hash
 -- ARGV[1]  prefix of call keys
--- Answers for each user: its hash as lines, and the record of its latest call; '' if there is none,
+-- Returns for each user: its hash as lines, and the record of its latest call; '' if there is none,
 -- '=' if it is the one before.
 local answer, before = {}, nil
 for i = 1, #KEYS do

@@ -1,4 +1,4 @@
--- Writes what a node has to do with users, and answers what came of it. A claim whose record is gone goes.
+-- Writes a node's entries for users, and returns the users' presence. Removes claims without a record.
 -- KEYS[1]  the node's set of users
 -- KEYS[2]  heartbeats
 -- KEYS[3…] user hashes
@@ -6,15 +6,15 @@
 -- ARGV[2]  node id
 -- ARGV[3]  this node's field for its sockets
 -- ARGV[4]  this node's field for its watchers
--- ARGV[5]  '1' if the records of the users' latest calls are wanted
+-- ARGV[5]  '1' to return the records of the users' latest calls
 -- ARGV[6]  the users' new orders are above this; '0' for no bound
--- then for each user: its id, how many sockets of it are here, '1' if it is watched here; '' for none,
---          '=' if that stays what it is
--- Answers for each user, in a list: whether its latest call is live, whether it had a socket on any
+-- then for each user: its id, its number of sockets on this node, '1' if this node watches it; '' for none,
+--          '=' for no change
+-- Returns for each user, in a list: whether its latest call is live, whether it had a socket on any
 -- node, and whether it has one now, each as 1 or 0; its order; the fields of the nodes that watch it if
--- the last two differ; the record of its latest call if that is wanted. Neither the work nor the
--- answer grows with the number of watching nodes as long as nothing changes for them, but for one
--- pass over the names of the fields where the user may have sockets on other nodes alone.
+-- the last two differ; the record of its latest call if requested. Neither the work nor the
+-- reply grows with the number of watching nodes as long as nothing changes for them, except for one
+-- pass over the names of the fields if the user may have sockets on other nodes only.
 -- A user's `order` is Redis' time in microseconds, or one more than it was if that is later: an order that was
 -- given before Redis lost its data, or before its clock went back, stays an earlier one. 2^53 is in the year 2255.
 local sockets_field, watch_field, after = ARGV[3], ARGV[4], tonumber(ARGV[6])
@@ -77,12 +77,12 @@ for i = 3, #KEYS do
     local is_known = is_here or watched ~= ''
     local known_ids = is_known and here or gone
     known_ids[#known_ids + 1] = id
-    -- A claim whose record is gone goes.
+    -- A claim without a record is removed.
     local call = was[3] and redis.call('HMGET', ARGV[1] .. was[3], 'l', 'r') or {}
     if was[3] and not call[2] then
         redis.call('HDEL', user, 'call')
     end
-    -- Nothing but the counter: the user is nobody's any more.
+    -- The hash has only the order left: the user has no sockets, watchers or calls.
     if not is_known and redis.call('HLEN', user) == 1 then
         redis.call('DEL', user)
     end
@@ -99,8 +99,8 @@ end
 
 if #here > 0 then
     redis.call('SADD', KEYS[1], unpack(here))
-    -- If it dies before its next heartbeat, it must be known that there are users to be taken off it.
-    -- Its heartbeat must find all the same that it was not known: hence the half millisecond.
+    -- If the node dies before its next heartbeat, others must know that it has users to evict. Nevertheless its
+    -- heartbeat must detect that the node was forgotten: hence the half millisecond.
     if not redis.call('ZSCORE', KEYS[2], ARGV[2]) then
         local now = time[1] * 1000 + math.floor(time[2] / 1000)
         redis.call('ZADD', KEYS[2], now + 0.5, ARGV[2])

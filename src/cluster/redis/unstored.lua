@@ -1,18 +1,18 @@
--- Takes ended calls that history has not got: they are answered, and wait on, twice as long each time.
--- The claims that lead to them go when their time is over; those that history has go with them then.
--- KEYS[1]  ended calls that history has not got, by when they are looked at
--- KEYS[2]  ended calls that history has, by when they are forgotten
+-- Returns ended calls whose rows are not stored, and hides them, twice as long each time. Claims on an ended call are
+-- removed when its time is over; stored calls are removed then, too.
+-- KEYS[1]  ended calls whose rows are not stored, by the time of the next attempt
+-- KEYS[2]  ended calls whose rows are stored, by the time of their removal
 -- ARGV[1]  prefix of call keys
 -- ARGV[2]  prefix of user keys
 -- ARGV[3]  now in ms
 -- ARGV[4]  the shortest and
 -- ARGV[5]  the longest wait in ms
--- ARGV[6]  how long an ended call is kept once it is stored, in ms
--- ARGV[7]  how many to take at the most, and
--- ARGV[8]  how many to forget
--- ARGV[9]  how many may wait: what is beyond is forgotten
--- Answers 1 if there may be more to take or to forget, else 0; how many wait; how many are lost to
--- history; the records; 1 if a record was gone: it cannot be said whose claims led to it.
+-- ARGV[6]  the time for which a stored call is kept, in ms
+-- ARGV[7]  the most calls to return, and
+-- ARGV[8]  to remove
+-- ARGV[9]  the most calls that may wait: others are removed
+-- Returns 1 if there may be more to return or to remove, else 0; the number that waits; the number that is missing from
+-- the history; the records; 1 if a record was gone, whose users are unknown then.
 local now = tonumber(ARGV[3])
 
 local function unclaim(id, users)
@@ -48,7 +48,7 @@ for _, id in ipairs(ids) do
     local call = redis.call('HMGET', ARGV[1] .. id, 'l', 'r', 's', 'd', 'a', 'b')
     local over = tonumber(call[4] or now)
     if call[1] == '0' and not call[3] then
-        -- It has waited so long since it ended, and waits as long again.
+        -- It waits for as long again as it has waited since its end.
         local waited = now - (over - ARGV[6])
         local pause = math.max(ARGV[4], math.min(ARGV[5], waited))
         redis.call('ZADD', KEYS[1], now + pause, id)
@@ -61,7 +61,7 @@ for _, id in ipairs(ids) do
         if call[3] then
             redis.call('ZADD', KEYS[2], over, id)
         elseif not call[1] then
-            -- It was kept for as long as a record may be.
+            -- Its longest time to live is over.
             lost, gone = lost + 1, 1
         end
     end
