@@ -209,7 +209,7 @@ impl Calls {
         self.devices().remove(&device.socket);
         let unwatched = self.watchers.forget(device.socket);
         if let Err(error) = self.sign_off(device, may_return).await {
-            warn!(%error, user = %device.user.logged(), "a closed socket is signed off later");
+            warn!(%error, user = %device.user.logged(), "a closed socket could not be detached: it is detached later");
             self.depart(device, may_return, Often::Always);
         }
         self.leaving().remove(&device.socket);

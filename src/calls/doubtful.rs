@@ -47,7 +47,7 @@ impl Doubtful {
         if calls.len() < MAX_DOUBTFUL {
             calls.push(Doubt { id: call.id, caller: caller.clone(), asked_at: None });
         } else {
-            warn!(call = %call.id, "a new call may ring for nobody until its time is over");
+            warn!(call = %call.id, "too many new calls of unknown outcome: one may keep its users busy until its ringing time ends");
         }
     }
 

@@ -248,7 +248,7 @@ impl LiveCall {
             let asked = view.courses[to as usize].asked.as_ref();
             let late = asked.filter(|asked| is_there && asked.until <= reach.now);
             if let Some(node) = late.map(|asked| asked.node) {
-                warn!(call = %view.call.id, peer = %node, "a node that a party has left does not say what became of messages");
+                warn!(call = %view.call.id, peer = %node, "a node that a party has left did not reply to a flush: messages may arrive late");
                 view.take_back(to, node, reach);
                 view.end_flush(to, reach);
             }

@@ -289,7 +289,7 @@ impl LiveCall {
         for (signal, payload) in messages.into_iter().chain(sent_here) {
             if view.replay.keep_for_replay(signal, &payload, until).is_err() {
                 metrics::LIMITS.of(Limit::Waiting).increment(1);
-                return warn!(call = %self.id, "what a caller sent does not fit: some is dropped");
+                return warn!(call = %self.id, "the buffer for a ringing call is full: messages of the caller are dropped");
             }
         }
     }
@@ -454,7 +454,7 @@ impl LiveCall {
         let Relay { signal, payload, .. } = relay;
         if view.replay.keep_for_replay(signal, &payload, until).is_err() {
             metrics::LIMITS.of(Limit::Waiting).increment(1);
-            warn!(call = %self.id, "what a caller sent does not fit: not kept for late devices");
+            warn!(call = %self.id, "the buffer for a ringing call is full: a message is not kept for late devices");
         } else if view.ring_nodes.is_some() {
             // The message was in flight while the caller moved here.
             let place = view.inherited;

@@ -39,7 +39,7 @@ impl Calls {
                 }
             };
             if let Err(error) = taken {
-                warn!(%error, "news of the cluster could not be carried out");
+                warn!(%error, "input from the cluster could not be processed");
             }
         }
     }
@@ -55,7 +55,7 @@ impl Calls {
             }
         };
         if tokio::time::timeout(window.min(MAX_HAND_OVER), handed_over).await.is_err() {
-            info!("some devices are not back yet: this node does not wait for them any longer");
+            info!("some devices have not reconnected yet: this node no longer waits for them");
         }
     }
 
@@ -159,7 +159,7 @@ impl Calls {
         if !call.is_live() {
             self.recorder.ended_elsewhere(call);
         } else if self.live.get(call.id).is_none() && self.has_ended_here(call) {
-            debug!(call = %call.id, "a call was put back whose end is known here");
+            debug!(call = %call.id, "a call was restored as live although its end is known here");
             return Ok(());
         }
         self.observe(call, call);
@@ -173,7 +173,7 @@ impl Calls {
     async fn reclaim(&self, call: &Call) -> Result<(), Unavailable> {
         for party in [&call.caller, &call.callee] {
             let Some(device) = self.taken_for_lost(party) else { continue };
-            info!(call = %call.id, "a connected device was taken for lost: it takes its place again");
+            info!(call = %call.id, "a connected device was marked lost: it is restored");
             match self.transition(call.clone(), &Event::Stayed(device)).await {
                 // The record is gone; another node may still restore it.
                 Err(Failure::Refused(Refusal::NotInCall)) => self.unanswered.note(call),
@@ -241,7 +241,7 @@ impl Calls {
     async fn restore(&self, seen: &Call, found: Option<&Call>) -> Result<Call, Unavailable> {
         metrics::RESTORED.increment(1);
         let over = found.map(|found| found.version);
-        warn!(call = %seen.id, ?over, "the record of a call was gone: it is put back");
+        warn!(call = %seen.id, ?over, "the record of a call was lost: it is restored");
         let call = found.map_or_else(|| seen.clone(), |found| seen.put_over(found));
         if let Some(found) = found.filter(|found| found.is_live() || !call.is_live()) {
             // The rollback restored its claims, too.

@@ -183,7 +183,7 @@ impl Calls {
             }
             if let Err(error) = self.take_part(&mut progress).await {
                 if !std::mem::replace(&mut progress.is_interrupted, true) {
-                    warn!(%error, "telling the cluster again who is here is interrupted: it goes on");
+                    warn!(%error, "the recovery of this node is interrupted: it is continued");
                 }
                 return Err(error);
             }
@@ -275,7 +275,7 @@ impl Calls {
         progress.is_interrupted = false;
         let took = began_at.map_or(Duration::ZERO, |began_at| self.clock.now() - began_at);
         let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-        info!(devices, calls, watched, took_ms, "this node has told the cluster again who is here");
+        info!(devices, calls, watched, took_ms, "the recovery of this node is complete");
     }
 
     fn devices_after(&self, socket: Option<SocketId>) -> Vec<Device> {

@@ -27,7 +27,7 @@ impl Calls {
         let mut resumed = BTreeSet::new();
         for (call, last_alive_at) in left {
             let Some(next) = self.rules.resume(call, *last_alive_at, self.node(), now) else {
-                debug!(call = %call.id, "a call that was left behind cannot go on");
+                debug!(call = %call.id, "a call of the last run cannot be resumed");
                 continue;
             };
             let claim = |role| Claim { user: next.party(role).user.clone(), was: None };

@@ -47,7 +47,7 @@ impl Unanswered {
             let change = || Change { before: before.clone(), asked_at: None };
             calls.entry(before.id).or_insert_with(change).asked_at = None;
         } else {
-            warn!(call = %before.id, "whether a call was changed is not known: it is looked up later");
+            warn!(call = %before.id, "too many pending commits: the outcome of one is found when all calls are looked up");
         }
     }
 

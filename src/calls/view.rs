@@ -113,7 +113,7 @@ impl View {
     pub fn deliver(&mut self, relay: Relay, reach: &Reach) {
         let to = relay.from.other();
         if !self.call.is_live() {
-            return debug!(call = %relay.call, "a message came too late for its call");
+            return debug!(call = %relay.call, "a message arrived after the end of its call");
         }
         if self.holds(to) {
             return self.hold(&relay);
@@ -199,7 +199,7 @@ impl View {
         let (id, until) = (self.call.id, self.call.deadline());
         if self.waiting_for(to).keep_for_lost(signal, payload, until).is_err() {
             metrics::LIMITS.of(Limit::Waiting).increment(1);
-            warn!(call = %id, "too much waits for a lost device: some is dropped");
+            warn!(call = %id, "the buffer for a lost device is full: messages are dropped");
         }
         self.settle_for_lost(to);
     }

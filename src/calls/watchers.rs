@@ -373,7 +373,7 @@ impl Calls {
             });
         }
         if let Err(error) = result {
-            warn!(%error, "presence of users is still sent here for nobody");
+            warn!(%error, "a presence subscription could not be ended: unneeded updates are still sent to this node");
         }
     }
 }

@@ -62,7 +62,7 @@ impl Outlet for SocketOutlet {
             }
             if for_user.is_some_and(|user| session.is_of_another(user)) {
                 metrics::violated(Invariant::NotAParty);
-                error!(socket = %sid, event = event.name(), "an event is not for this socket: kept back");
+                error!(socket = %sid, event = event.name(), "an event is not for this socket: it is not sent");
                 return false;
             }
         }

@@ -108,7 +108,7 @@ impl Queue {
     fn tell_of_dropped(&self) {
         let lines = mem::take(&mut self.state().dropped_lines);
         if lines > 0 {
-            warn!(lines, "log lines were dropped: whoever reads the log did not keep up");
+            warn!(lines, "log lines were dropped: the reader of the log did not keep up");
         }
     }
 }

@@ -433,7 +433,7 @@ impl Bus {
                             let away = heard_at.max(*self.looked_up_at()).elapsed();
                             heard_at = Instant::now();
                             if may_be_forgotten(away) {
-                                warn!(?away, "what others had for this node may be lost: all is looked up");
+                                warn!(?away, "this node's channel was silent: messages may be lost, and all calls are looked up");
                                 inbox.put(Inbound::Reset, 0).await;
                             }
                         }
@@ -442,7 +442,7 @@ impl Bus {
                     // comes from that node.
                     Err(RecvError::Lagged(count)) => {
                         metrics::LIMITS.of(Limit::NodeInbox).increment(1);
-                        warn!(count, "more came in than this node takes: all calls are looked up");
+                        warn!(count, "the inbox was too slow: messages were lost, and all calls are looked up");
                         inbox.put(Inbound::Reset, 0).await;
                     }
                     Err(RecvError::Closed) => return,
@@ -491,7 +491,7 @@ impl Bus {
         let envelope = match Envelope::read(text) {
             Ok(envelope) => envelope,
             Err(error) => {
-                warn!(%error, "what another node published cannot be read: it is passed over");
+                warn!(%error, "a publish of another node cannot be read: it is ignored");
                 return false;
             }
         };
@@ -507,7 +507,7 @@ impl Bus {
                     // The message is requested again after the next frame or progress report.
                     metrics::LIMITS.of(Limit::NodeInbox).increment(1);
                     if !std::mem::replace(&mut inbox.is_full, true) {
-                        warn!(peer = %from, "other nodes send more than this node takes: it asks for the rest again");
+                        warn!(peer = %from, "the inbox of this node is full: messages are requested again later");
                     }
                     return false;
                 }
@@ -518,7 +518,7 @@ impl Bus {
                     warn!(peer = %from, count = delivery.lost, "messages of a node are lost");
                 }
                 if delivery.starts_midway {
-                    warn!(peer = %from, "a node that was away goes on: its messages may be lost");
+                    warn!(peer = %from, "the link from a node starts in the middle: earlier messages may be lost");
                 }
                 if delivery.lost > 0 || delivery.starts_midway {
                     // The records replace the lost notifications of calls.

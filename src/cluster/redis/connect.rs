@@ -121,8 +121,10 @@ async fn connected<C: ClientLike + 'static>(
 async fn keep_connected<C: ClientLike>(client: C, mut task: ConnectHandle) {
     loop {
         match task.await {
-            Ok(Err(error)) => warn!(%error, "the way to Redis was given up: it is made again"),
-            Ok(Ok(())) | Err(_) => warn!("the way to Redis had ended: it is made again"),
+            Ok(Err(error)) => {
+                warn!(%error, "the connection to Redis has failed: it is opened again");
+            }
+            Ok(Ok(())) | Err(_) => warn!("the connection to Redis has ended: it is opened again"),
         }
         task = loop {
             match client.init().await {

@@ -67,7 +67,7 @@ impl Envelope<Box<RawValue>> {
         let Self { v, from, content } = self;
         let known = |raw: Box<RawValue>| {
             serde_json::from_str(raw.get()).unwrap_or_else(|error| {
-                warn!(peer = %from, %error, "a message of a later build is passed over");
+                warn!(peer = %from, %error, "a message of a later build is ignored");
                 Message::Void
             })
         };
