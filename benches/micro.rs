@@ -166,7 +166,8 @@ impl Outlet for Sockets {
     fn disconnect(&self, _: &UserId) {}
 }
 
-/// A whole call through the driver on one node, without transport and database, with the callee on so many devices.
+/// A whole call through the driver on one node, without transport and database; the callee has this
+/// many devices.
 #[divan::bench(args = [1, 10, 100])]
 fn whole_call(bencher: Bencher<'_, '_>, devices: usize) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

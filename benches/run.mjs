@@ -37,7 +37,7 @@ const KINDS = {
   'node, sharded': ({ redis }) => inNode(redis, { ADAPTER: 'sharded' }),
 };
 
-/** Runs a measurement on so many nodes of a kind, with their dependencies. */
+/** Runs a measurement on `nodes` nodes of a kind, with their dependencies. */
 async function withNodes(kind, { nodes, onRedis = nodes > 1 }, work) {
   const redis = onRedis ? await startRedis() : undefined;
   const postgres = kind.includes('Postgres') ? await startPostgres(POSTGRES) : undefined;

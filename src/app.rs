@@ -77,7 +77,7 @@ pub async fn serve(
 ) -> Result<(), StartError> {
     log_start(&config);
     let health = Health::default();
-    // Before anything slow, so that operators see what the node waits for.
+    // Before anything slow, so that operators see why the node is not ready.
     let (stop_admin, admin_stops) = shutdown::shutdown();
     let admin = listen_for_admins(config.admin_listen).await?;
     let operators = http::ops::Operators::default();

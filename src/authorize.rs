@@ -77,8 +77,8 @@ struct Allowed {
     ends: VecDeque<(Instant, Key)>,
 }
 
-/// The SHA-256 of a question as it is sent. All that the backend decides on is in it, `callerInfo` too,
-/// and its size does not depend on what clients send.
+/// The SHA-256 of a request as it is sent. It covers everything that the backend decides on,
+/// including `callerInfo`, and has a fixed size.
 type Key = [u8; 32];
 
 #[derive(Serialize)]

@@ -116,8 +116,8 @@ fn check_event(text: &str, event: ClientEvent) {
     }
 }
 
-/// A relayed payload, read by a reader that takes no half of a surrogate pair, no number beyond a float, and
-/// no more than so many levels.
+/// A relayed payload, parsed by a reader that refuses half surrogate pairs, numbers beyond a float,
+/// and deep nesting.
 fn read_strictly(payload: &Payload) -> Json {
     fn depth(json: &Json) -> usize {
         let most = match json {

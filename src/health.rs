@@ -43,7 +43,7 @@ pub enum Part {
     History,
     /// Maintenance of the call history.
     Upkeep,
-    /// Room for what clients, calls and other nodes have this node buffer.
+    /// Room in the byte budget for messages of clients, calls and other nodes.
     Buffers,
 }
 
@@ -62,8 +62,9 @@ impl Part {
         }
     }
 
-    /// Whether a node without this part must not be sent new clients. Only parts that one node can lose
-    /// while the others keep them: what all nodes lose together would empty the load balancer.
+    /// Whether a node without this part must not be sent new clients. True only for parts that a
+    /// single node can lose: if all nodes lost one together, the load balancer would have no node
+    /// left.
     fn is_needed_for_new_clients(self) -> bool {
         match self {
             Self::Lease | Self::Buffers => true,

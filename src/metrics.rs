@@ -92,7 +92,7 @@ labels! {
         PresenceIds = "presence_ids", AddressPresenceIds = "address_presence_ids",
         PresenceTurns = "presence_turns",
     }
-    /// Why somebody is turned away at the door.
+    /// The reason for a refused connection or request.
     Refused {
         TokenMissing = "token_missing", TokenTooLong = "token_too_long",
         TokenUnreadable = "token_unreadable", TokenAlgorithm = "token_algorithm",

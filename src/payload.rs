@@ -6,8 +6,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use tokio::sync::oneshot;
 
-/// Deepest nesting of objects and arrays that is passed on. Readers that call themselves for each level run out
-/// of stack somewhere beyond it.
+/// The deepest nesting of objects and arrays in relayed payloads. Recursive parsers overflow their
+/// stack somewhere beyond it.
 pub const MAX_DEPTH: usize = 64;
 
 /// JSON text that this service relays without parsing it: an offer, an answer, a candidate, `callerInfo`. Unknown fields,
@@ -82,7 +82,7 @@ impl Serialize for Payload {
     }
 }
 
-/// JSON that is well formed, and that readers break on. Displays what was expected instead.
+/// Well-formed JSON that common parsers fail on. Displays the expectation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
     #[error("JSON that is nested at most {MAX_DEPTH} levels deep")]

@@ -35,7 +35,7 @@ export type CallRecord = {
   callType: CallType;
   status: CallStatus;
   endReason: EndReason | null;
-  /** Whole seconds from the answer to the end; null if it was never answered or goes on. */
+  /** Whole seconds from the answer to the end; null if it was never answered or is live. */
   duration: number | null;
   startedAt: Timestamp | null;
   endedAt: Timestamp | null;
@@ -122,7 +122,7 @@ export type IceServers = {
   ttl: number;
 };
 
-/** A call that rings or goes on. */
+/** A live call. */
 export type LiveCall = unknown;
 
 /** A part of the live calls of all nodes. */

@@ -28,9 +28,9 @@ const CANDIDATE: &str =
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time for a server without acks to process `user-connected`.
 const SETTLE: Duration = Duration::from_millis(300);
-/// Attempts of a user that a server takes in a minute by default.
+/// The call attempts per user and minute that a server permits by default.
 const USUAL_LIMIT: u32 = 30;
-/// How long the answers to so many attempts, and one more, may take.
+/// The time within which the replies to these attempts, and to one more, must arrive.
 const LIMIT_TIMEOUT: Duration = Duration::from_secs(1);
 /// After this silence, missing candidates count as lost.
 const LOSS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -77,8 +77,8 @@ struct Pair {
     candidates: u32,
 }
 
-/// Refuses what a server with its usual limits would refuse in the middle of the measurement: a user's
-/// attempts beyond so many a minute. A user who is nobody else tries as many on nobody.
+/// Fails early if the server's limits would refuse calls in the middle of the measurement. A user
+/// of its own makes as many attempts to an offline user.
 async fn check_limit(options: &Calls) -> Result<(), BenchError> {
     let each_minute = options.rate.map(|rate| rate * 60.0 / f64::from(options.pairs));
     if each_minute.is_some_and(|calls| calls <= f64::from(USUAL_LIMIT)) {
@@ -108,7 +108,7 @@ async fn check_limit(options: &Calls) -> Result<(), BenchError> {
         }
         Ok(())
     };
-    // Not all servers say that somebody is offline.
+    // Not all servers report that a user is offline.
     tokio::time::timeout(LIMIT_TIMEOUT, answered).await.unwrap_or(Ok(()))?;
     client.close().await
 }

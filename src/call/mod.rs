@@ -74,8 +74,8 @@ pub struct Call {
     pub updated_at: Timestamp,
     /// When the call ends as `max_duration`, if nothing else ended it.
     pub expires_at: Timestamp,
-    /// When the only node that held the call was last known to live, of one that was resumed after that node
-    /// died and to which no device has come back since.
+    /// The time at which the only node of the call was last known to be alive; set on a call that
+    /// was resumed after that node died, until a device returns.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interrupted_at: Option<Timestamp>,
     /// The cause of each version.
@@ -147,7 +147,7 @@ pub struct BusyDevice {
     /// When the connection of that socket began. Earlier builds do not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Timestamp>,
-    /// Whether that socket is gone, and the device may come back on another one.
+    /// The socket is gone, and the device may return on another one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_gone: bool,
 }
@@ -432,7 +432,7 @@ impl Call {
         }
     }
 
-    /// Whole seconds from the answer to the end; None if it was never answered or goes on.
+    /// Whole seconds from the answer to the end; `None` if the call was never answered or is live.
     pub fn duration_s(&self) -> Option<u64> {
         Some((self.ended_at()? - self.answered_at()?).as_secs())
     }
@@ -468,7 +468,7 @@ impl Link {
         }
     }
 
-    /// Until when a lost device may come back; None unless it is lost.
+    /// The end of a lost device's grace; `None` unless it is lost.
     pub fn lost_until(&self) -> Option<Timestamp> {
         match self {
             Link::Lost { until, .. } => Some(*until),

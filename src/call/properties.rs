@@ -27,7 +27,7 @@ enum Happening {
     Signal(&'static str, Signal),
     Gone(&'static str, bool),
     Joined(&'static str),
-    /// So many seconds pass, and all deadlines are handled.
+    /// This many seconds pass, and all deadlines are handled.
     Pass(u64),
 }
 

@@ -311,7 +311,7 @@ fn an_earlier_connection_does_not_take_the_place_of_a_later_one_that_is_lost() {
     let active = after(&[Event::Answer(device("b1"))]);
     let back = joined(&active, "a1++").unwrap();
     let lost = RULES.apply(&back, &gone("a1++"), node(), now()).unwrap();
-    // Its node has not noticed that it is dead: whoever is bound to it hears nothing.
+    // Its node has not noticed that it is dead: a device bound to it receives nothing.
     assert_eq!(joined(&lost, "a1+"), Err(Refusal::NothingToDo));
     assert_eq!(stayed(&lost, "a1+"), Err(Refusal::NothingToDo));
     assert!(stayed(&lost, "a1++").is_ok(), "it was only taken for lost");

@@ -232,7 +232,7 @@ impl Call {
         }
     }
 
-    /// Whether, of the callee's sockets, so many on each node, one is not busy.
+    /// Whether one of the callee's sockets, given as counts by node, is not busy.
     fn rings_on_any(&self, sockets: &[(NodeId, usize)]) -> bool {
         let busy_on = |node: NodeId| {
             self.busy.iter().filter(|busy| busy.node == node && !busy.is_gone).count()

@@ -59,8 +59,8 @@ impl Calls {
         }
     }
 
-    /// A node is dead: the parties whose devices were on it have lost them. Messages of other nodes wait meanwhile,
-    /// so many users are handled at a time.
+    /// A node is dead: devices on it are marked lost. Messages of other nodes wait meanwhile, so
+    /// many users are handled concurrently.
     async fn see_off(&self, node: NodeId, users: Vec<Departed>) -> Result<(), Unavailable> {
         let mut seen_off = Vec::with_capacity(users.len());
         let mut result = Ok(());

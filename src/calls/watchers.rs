@@ -93,8 +93,8 @@ impl Watchers {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins to watch, and answers those of `users` that this node hears nothing of yet: the shared state has to be
-    /// asked for them.
+    /// Subscribes, and returns those of `users` whose changes this node does not receive yet: their
+    /// presence must be read from the shared state.
     pub fn add(&self, socket: SocketId, users: &[UserId]) -> Result<Vec<UserId>, TooMany> {
         let mut index = self.index();
         let Index { users: watched, sockets, .. } = &mut *index;
@@ -159,8 +159,9 @@ impl Watchers {
         users.iter().filter(|user| !index.users.contains_key(*user)).cloned().collect()
     }
 
-    /// Takes presences in that were read after `socket` began to watch `users`, and answers the newest known of
-    /// all of them: a change may have overtaken the reading. Where the reading is ahead, the other sockets are told.
+    /// Processes presence that was read after `socket` subscribed to `users`, and returns the
+    /// newest known of all of them, because a change may have overtaken the read. If the read is
+    /// newer than the known changes, the other sockets are notified.
     pub fn settle(
         &self,
         socket: SocketId,
@@ -186,8 +187,9 @@ impl Watchers {
         Subscribed { presence, as_of: index.changes }
     }
 
-    /// The ack with what [`Watchers::settle`] answered has been sent. A change since then may have been sent before the
-    /// ack, whose older word would be the client's last: it is sent again.
+    /// The ack with the result of [`Watchers::settle`] has been sent. A change since then may have
+    /// been sent before the ack, whose older status the client would keep: the change is sent
+    /// again.
     pub fn catch_up(&self, socket: SocketId, as_of: u64, outlet: &dyn Outlet, now: Timestamp) {
         let index = self.index();
         if index.changes == as_of {
@@ -230,7 +232,8 @@ impl Watchers {
 }
 
 impl Index {
-    /// Tells those who watch the user, but for one socket, if `edge` is news.
+    /// Notifies the watchers of the user, except for one socket, if `edge` is newer than the known
+    /// change.
     fn take_in(&mut self, edge: &Edge, but: Option<SocketId>, outlet: &dyn Outlet, now: Timestamp) {
         if let Some(watched) = self.users.get_mut(&edge.user)
             && watched.advance(edge)
@@ -331,7 +334,7 @@ impl Calls {
         Ok(self.watchers.settle(socket, users, &read, &*self.outlet, self.clock.now()))
     }
 
-    /// The ack of [`Calls::subscribe`] has been sent: what has changed meanwhile is sent after it.
+    /// The ack of [`Calls::subscribe`] has been sent: changes since then are sent after it.
     pub fn subscribed(&self, socket: SocketId, as_of: u64) {
         self.watchers.catch_up(socket, as_of, &*self.outlet, self.clock.now());
     }

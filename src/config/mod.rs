@@ -271,7 +271,7 @@ pub struct Config {
     pub traces: Option<telemetry::Settings>,
 }
 
-/// A setting that cannot be used. Displays which, and what it may be.
+/// A setting with an invalid value. Displays the setting and the permitted values.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ConfigError(String);

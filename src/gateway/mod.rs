@@ -110,7 +110,7 @@ struct Gate {
 pub enum Leaving {
     /// No node takes over: the calls end.
     ForGood,
-    /// The next process on the same history resumes the calls: devices may come back to them.
+    /// The next process with the same history resumes the calls, and devices may return to them.
     Resumable,
     /// Other nodes take over the clients, whose transports are closed one by one over this time.
     HandOver { window: Duration },

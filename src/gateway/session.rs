@@ -566,7 +566,7 @@ impl Session {
         device.is_some_and(|device| self.context.calls.has_in_view(device, call))
     }
 
-    /// Counts the event called `name`, of so many bytes, among those that its socket sent.
+    /// Counts the event called `name`, of this size, against the socket's limits.
     fn spend(
         &self,
         socket: &Arc<Socket>,
@@ -592,7 +592,7 @@ impl Session {
         Err(Rejected::TooFast { retry_after })
     }
 
-    /// Closes a socket that goes on sending while its user's limits refuse its events.
+    /// Closes a socket that continues to send while its user's limits refuse its events.
     fn count_refusal(&self, socket: &Arc<Socket>, rejected: &Rejected, received_us: u64) {
         let (Rejected::TooMany(_) | Rejected::Failed(Failure::PresenceBusy)) = rejected else {
             return;
@@ -610,7 +610,7 @@ impl Session {
         self.close(socket.clone());
     }
 
-    /// Closes the socket: its client does not come back by itself.
+    /// Closes the socket: its client does not reconnect by itself.
     fn close(&self, socket: Arc<Socket>) {
         if socket.clone().disconnect().is_err() {
             self.context.upgraded.close_transport(socket.into());

@@ -336,7 +336,7 @@ impl Transport {
     /// the handshake and then close the connection without a word.
     async fn refusal(&self, sid: Option<Sid>) -> Option<Response> {
         let Some(sid) = sid else { return Some(StatusCode::BAD_REQUEST.into_response()) };
-        // A post of no packets: it tells what the library knows, and changes nothing.
+        // A POST without packets: it only shows whether the library knows the session.
         let uri = polling_uri(sid);
         let Ok(post) = http::Request::post(uri).body(Body::empty()) else { return None };
         let response = pass_on(self.engine.clone(), post).await;

@@ -136,7 +136,7 @@ pub struct Row {
     #[serde(serialize_with = "name_of")]
     #[schema(required)]
     pub end_reason: Option<EndReason>,
-    /// Whole seconds from the answer to the end; null if it was never answered or goes on.
+    /// Whole seconds from the answer to the end; null if it was never answered or is live.
     #[serde(rename = "duration")]
     #[schema(required)]
     pub duration_s: Option<u64>,

@@ -234,8 +234,9 @@ impl Postgres {
         Ok(())
     }
 
-    /// Drops the oldest of the months that were over before `keep_from`. One at a time: readers wait for none
-    /// longer, and what a wrong clock or setting would drop is seen in the log before all is gone.
+    /// Drops the oldest of the months that were over before `keep_from`. One at a time, so that
+    /// readers wait for one only, and the effect of a wrong clock or setting is in the log before
+    /// everything is gone.
     async fn drop_before(&self, keep_from: Timestamp) -> Result<(), sqlx::Error> {
         let oldest = sqlx::query(include_str!("postgres/oldest.sql")).bind(millis(keep_from));
         let oldest = self.writers.ask(KEEPER_TIMEOUT, oldest).await?;

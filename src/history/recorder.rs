@@ -109,8 +109,8 @@ impl Recorder {
         self.backlog.drop_before(call.id, call.version);
     }
 
-    /// How many more rows keep the writer busy. None while the database is away: what waits in the cluster is
-    /// left there.
+    /// The number of further rows that the writer has use for. `None` while the database is
+    /// unreachable: then rows stay in the cluster.
     pub fn room(&self) -> usize {
         (2 * BATCH_ROWS).saturating_sub(self.backlog.len())
     }

@@ -36,8 +36,8 @@ const CACHE_KIB: &str = "-8000";
 const LOG_PAGES: &str = "4000";
 /// Bound on the rows deleted by a statement, so that writers do not wait long.
 const TIDY_ROWS: i64 = 1_000;
-/// One part in so many of all rows is removed at a time, at the most: what a wrong clock or setting would
-/// remove is seen in the log before all is gone.
+/// At most this part of all rows is removed at a time, so that the effect of a wrong clock or
+/// setting is in the log before everything is gone.
 const TIDY_SHARE: i64 = 4;
 /// Longer than a call without an end is left open. See [`super::Keeper`].
 const BEATS_KEPT: Duration = Duration::from_hours(30 * 24);

@@ -144,7 +144,7 @@ impl Costs {
     }
 }
 
-/// In front of those that make others work: so many requests of a user and of an address.
+/// Limits the requests of a user and of an address, in front of handlers that cause work elsewhere.
 pub async fn not_too_often(
     State(Door { limits, .. }): State<Door>,
     mut request: Request,
@@ -158,7 +158,7 @@ pub async fn not_too_often(
     Ok(next.run(request).await)
 }
 
-/// In front of those that read history: so many at a time.
+/// Limits the concurrent readings of history.
 pub async fn few_at_a_time(
     State(Door { limits, .. }): State<Door>,
     request: Request,

@@ -1,4 +1,4 @@
-//! `/v1/admin`: what operators see and do, on whatever node it is.
+//! `/v1/admin`: the operators' view and actions, on whatever node a call or user is.
 
 use std::{str::FromStr, sync::Arc};
 
@@ -32,7 +32,7 @@ pub struct LiveCalls {
     next_cursor: Option<String>,
 }
 
-/// A call that rings or goes on.
+/// A live call.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LiveCall {

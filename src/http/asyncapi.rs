@@ -23,7 +23,7 @@ const DESCRIPTION: &str = "Signaling for calls between two users, over Socket.IO
 const SOCKET: &str = "Namespace `/`. Who connects gives `auth: {token, userId, deviceId}`: see `Auth`. The token may also come as \
     `Authorization: Bearer` of the handshake.";
 
-/// The whole document, where what is passed on may be as long as `sizes` say.
+/// The whole document; relayed payloads may be as long as `sizes` permits.
 pub fn asyncapi(sizes: &Sizes) -> Value {
     let mut messages = Map::new();
     let mut operations = Map::new();

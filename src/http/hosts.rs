@@ -56,7 +56,7 @@ impl Host {
     }
 }
 
-/// The names that may be asked for where nobody has to show who they are. Cheap to clone.
+/// The permitted values of `Host` where there is no authentication. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Hosts(Arc<[Host]>);
 
@@ -67,9 +67,9 @@ impl From<Vec<Host>> for Hosts {
 }
 
 impl Hosts {
-    /// Whether no page of somebody else's can be behind a request for `host`. An address is no name that could
-    /// lead elsewhere first, and no stranger has a name without a dot: it is looked up where the machine
-    /// is, not in the world.
+    /// Whether a request for `host` cannot come from a page of a foreign site by DNS rebinding. An
+    /// IP address is not resolved, and a name without a dot is resolved locally, so strangers
+    /// cannot own one.
     fn know(&self, host: &HeaderValue) -> bool {
         let authority = host.to_str().ok().and_then(|host| host.parse::<Authority>().ok());
         let Some(authority) = authority.filter(|one| !one.as_str().contains('@')) else {

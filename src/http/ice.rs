@@ -1,4 +1,4 @@
-//! `/v1/ice-servers`: what `RTCPeerConnection` needs.
+//! `/v1/ice-servers`: the configuration for `RTCPeerConnection`.
 
 use std::sync::Arc;
 

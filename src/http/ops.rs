@@ -39,7 +39,7 @@ const FORWARDED: [HeaderName; 4] = [
 pub struct Operators(Arc<OnceLock<Door>>);
 
 impl Operators {
-    /// Lets those in, too, who show a token with the scope `admin`.
+    /// Also admits tokens with the scope `admin`.
     pub fn check_with(&self, access: Arc<Access>, limits: Arc<Limits>) {
         // There is one service in a process, which says so once.
         let _ = self.0.set(Door { access, limits });

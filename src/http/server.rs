@@ -67,7 +67,9 @@ pub struct Server {
 
 impl Server {
     /// # Errors
-    /// Those of the system; one for a port that is taken says who has it, as far as that can be found out.
+    ///
+    /// Those of the system. The error for a port in use names the process that has it, if it can be
+    /// found.
     pub async fn bind(address: SocketAddr) -> io::Result<Self> {
         match TcpListener::bind(address).await {
             Ok(listener) => Ok(Self { listener }),

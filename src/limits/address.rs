@@ -131,8 +131,8 @@ impl ForwardedHeader {
 pub enum Trusted {
     /// Proxies in these networks, however many stand one behind the other.
     Networks(Vec<Network>),
-    /// The proxy that connects, and those before it, so many in all. Their addresses do not matter: nobody
-    /// else may be able to connect.
+    /// This many proxies in a row are trusted, whatever their addresses. Then nobody else may be
+    /// able to connect.
     Hops(u8),
 }
 
@@ -178,7 +178,7 @@ impl Trusted {
         }
     }
 
-    /// Whether who asks from `address` is a proxy whose word counts, after `passed` proxies.
+    /// Whether `address`, after `passed` proxies, is a proxy whose header is trusted.
     fn trust(&self, address: IpAddr, passed: u8) -> bool {
         match self {
             Self::Networks(networks) => networks.iter().any(|network| network.contains(address)),
@@ -360,7 +360,7 @@ mod tests {
         for (proxies, lines, from) in [
             (&one, &[][..], "10.0.0.1"),
             (&one, &["198.51.100.1"], "198.51.100.1"),
-            // A client within the proxies' own network says that it is somebody else.
+            // A client in the proxies' own network forges the header.
             (&one, &["203.0.113.7, 10.0.0.9"], "10.0.0.9"),
             (&one, &["203.0.113.7", "10.0.0.9"], "10.0.0.9"),
             (&one, &["203.0.113.7, nonsense"], "10.0.0.1"),

@@ -81,8 +81,8 @@ impl Bucket {
         self.take_many(1, quota, now_us)
     }
 
-    /// Takes so many of what is left; if there are fewer, takes none and says how long that will be so. More
-    /// than the quota are never there.
+    /// Takes `count` tokens. If there are fewer, takes none and returns the time until there are
+    /// enough. There are never more than the quota.
     pub fn take_many(&mut self, count: u32, quota: Quota, now_us: u64) -> Result<(), Duration> {
         self.check_many(count, quota, now_us)?;
         self.full_at_ns = self.full_at_ns.saturating_add(quota.cost_ns(count));

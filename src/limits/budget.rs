@@ -7,14 +7,15 @@ use super::{
     settings::Settings,
 };
 
-/// How often a socket may be told to wait. One that goes on without waiting is closed: refusing costs time
+/// The number of refusals after which a socket is closed if it does not wait: refusing costs time,
 /// too.
 pub(super) const REFUSALS: Quota = Quota::new(1_000, Duration::from_secs(10));
-/// How many refusals one counts for by a limit of the user, such as that of presence ids: the event was decoded
+/// A refusal by a limit of the user, such as that of presence ids, counts as this many: the event was decoded
 /// before, and may be long.
 const DECODED: u32 = 10;
 
-/// An event counts once more for each so many bytes: a long one costs time, and Redis, as many short ones do.
+/// An event counts once more for each such unit: a long event costs as much time, and as much
+/// of Redis, as several short ones.
 const UNIT_BYTES: usize = 4 * 1024;
 
 /// The buckets of a socket. They belong to the socket, so there is no contention.
@@ -42,8 +43,8 @@ pub enum Kind {
 }
 
 impl Budget {
-    /// Counts the event called `name`, of so many bytes. One that ends the sender's own live call is free: nobody must be kept
-    /// in a call, or made to ring, because they sent too much.
+    /// Counts the event called `name`, of this size. An event that ends the sender's own live call
+    /// is free: a user must never be kept in a call, or a device kept ringing, by a limit.
     pub fn spend(
         &mut self,
         settings: &Settings,

@@ -340,7 +340,7 @@ impl Limits {
         count == 0 || bucket.take_many(count, quota, self.clock.now_us()).is_ok()
     }
 
-    /// The same for what a session on polling sends.
+    /// The same for packets of a session on polling.
     pub fn packets<K>(&self, buckets: &Buckets<K>, count: u32, session: K) -> bool
     where
         K: Eq + Hash + Clone,

@@ -13,7 +13,7 @@ use crate::{
     time::Clock,
 };
 
-/// How much of what a client said is in the log.
+/// The refused text is cut to this length in the log.
 const MAX_SAID_CHARS: usize = 128;
 
 /// When each reason was last in the log, and how often there was cause since.
@@ -28,7 +28,7 @@ impl Refusals {
         Self { each: Refused::ALL.iter().map(|_| Notice::default()).collect(), clock }
     }
 
-    /// `from` is turned away; `said` is what it was refused for, where that may be shown.
+    /// Records that `from` was refused; `said` is the refused text, if it may be logged.
     pub fn note(&self, reason: Refused, from: impl fmt::Display, said: Option<&str>) {
         metrics::REFUSED.of(reason).increment(1);
         if let Some(unsaid) = self.each[reason.index()].says(self.clock.now_us()) {

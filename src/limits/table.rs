@@ -57,7 +57,7 @@ impl<K: Eq + Hash + Clone> Buckets<K> {
         self.take_many(1, key, now_us)
     }
 
-    /// Takes so many of what `key` has left, or none.
+    /// Takes `count` tokens of `key`, or none.
     pub fn take_many(&self, count: u32, key: &K, now_us: u64) -> Result<(), No> {
         let Some(quota) = self.quota else { return Ok(()) };
         let mut table = self.table();

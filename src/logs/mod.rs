@@ -116,7 +116,7 @@ pub struct Log {
     node: NodeId,
 }
 
-/// The way to stderr, for who ends the process.
+/// The writer to stderr, for the code that ends the process.
 static TO_STDERR: OnceLock<Queue> = OnceLock::new();
 
 /// Why the log cannot begin.
@@ -128,8 +128,9 @@ pub enum StartError {
     Thread(#[from] io::Error),
 }
 
-/// Starts logging to stderr for this node, with the filter of `RUST_LOG` until that is changed. Nobody who logs
-/// waits for stderr; lines that it does not take in time are dropped and counted. A panic is a line too.
+/// Starts logging to stderr for this node, with the filter of `RUST_LOG` until it is changed.
+/// Logging never waits for stderr: lines beyond the queue are dropped and counted. Panics are
+/// logged as lines, too.
 pub fn start(settings: &Settings, node: NodeId) -> Result<Log, StartError> {
     if settings.users == Users::Hashed {
         redact::hash_users(settings.users_key.as_deref());
@@ -158,7 +159,7 @@ pub fn start(settings: &Settings, node: NodeId) -> Result<Log, StartError> {
     Ok(Log { filter, format: settings.format, node })
 }
 
-/// Waits until what was logged is written, for a second at the most: to be called before the process ends.
+/// Waits up to a second until all lines are written. Must be called before the process ends.
 pub fn flush() {
     if let Some(queue) = TO_STDERR.get() {
         queue.flush(LAST_LINES);
@@ -364,7 +365,7 @@ where
 }
 
 impl JsonLines {
-    /// A line with these fields, as an object. Whatever a field is called, what every line has is what it says.
+    /// A line as a JSON object with these fields. A field never overwrites one that every line has.
     fn finish(&self, mut line: Map<String, Value>, level: Level, target: Value) -> Value {
         let mut timestamp = String::new();
         // A string takes all.

@@ -70,7 +70,7 @@ impl Queue {
         self.0.filled.notify_one();
     }
 
-    /// Waits until all that was put into the queue is written, for so long at the most.
+    /// Waits up to `time` until all queued lines are written.
     pub fn flush(&self, limit: Duration) {
         let until = Instant::now() + limit;
         let mut state = self.state();
@@ -144,7 +144,7 @@ mod tests {
 
     use super::*;
 
-    /// A stream that takes nothing until it is told to go on, and then keeps what it takes.
+    /// A stream that blocks until it is released, and then keeps everything written to it.
     struct Stalled {
         go_on: mpsc::Receiver<()>,
         taken: Arc<Mutex<Vec<u8>>>,

@@ -76,7 +76,7 @@ pub struct ErrorBody {
 }
 
 impl ErrorBody {
-    /// The field that is not what it should be, as the message names it.
+    /// The invalid field, as the message names it.
     pub fn field(&self) -> Option<&str> {
         let is_of_payload =
             matches!(self.error_type, ErrorType::InvalidPayload | ErrorType::PayloadTooLarge);

@@ -29,7 +29,7 @@ pub enum ClientEvent {
         caller_info: Option<Payload>,
         client_call_id: Option<Arc<str>>,
     },
-    /// `call:offer`, `call:answer` or `call:ice-candidate`: passed on unread.
+    /// `call:offer`, `call:answer` or `call:ice-candidate`: relayed without parsing.
     Signal {
         call: CallRef,
         signal: Signal,
@@ -65,15 +65,15 @@ pub enum ClientEvent {
     },
 }
 
-/// Which call an event is about: the one with this id, else the socket's live call with `to`. It has one of
-/// them, or both; what is passed on always has `to`.
+/// The call that an event refers to: the one with this id, else the socket's live call with `to`.
+/// At least one is set; relayed events always have `to`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CallRef {
     pub to: Option<UserId>,
     pub call_id: Option<CallId>,
 }
 
-/// `call:stats`: what a client's `getStats` said of its media connection.
+/// `call:stats`: a client's measurements of its media connection, from `getStats`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct MediaStats {
     pub round_trip_ms: Option<f64>,
@@ -83,7 +83,7 @@ pub struct MediaStats {
     pub ice_state: Option<Box<str>>,
 }
 
-/// A payload that is not what its event needs. Displays the field at fault and what it expects.
+/// An invalid payload. Displays the field and the expectation.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Malformed {
@@ -265,8 +265,7 @@ impl Malformed {
         Self { error_type: ErrorType::InvalidPayload, message, to: None }
     }
 
-    /// For JSON that is not what it should be. The error may say what was sent, however long: only its
-    /// beginning is said back.
+    /// For invalid JSON. The parser's error may quote the input at any length, so it is cut.
     pub fn unreadable(error: serde_json::Error) -> Self {
         let start: String = error.to_string().chars().take(MAX_REASON_CHARS).collect();
         Self::invalid(format!("payload: {start}"))
@@ -389,7 +388,7 @@ fn caller_info(raw: Option<&RawValue>, sizes: &Sizes) -> Result<Option<Payload>,
     };
     if raw.get().len() > sizes.caller_info_bytes {
         let Malformed { message, .. } = Malformed::too_large("callerInfo", sizes.caller_info_bytes);
-        // Pictures are what makes it long.
+        // It may contain a picture.
         let message = format!("{message}; send the URL of a picture, not the picture itself");
         return Err(Malformed { error_type: ErrorType::PayloadTooLarge, message, to: None });
     }

@@ -165,7 +165,7 @@ for (const who of ['caller', 'callee']) {
     await lost.page.context().setOffline(false);
     await Promise.all([lost.inCall(), other.inCall()]);
     await talking(lost, other);
-    await lost.click('#camera'); // what is said afterwards arrives
+    await lost.click('#camera'); // later changes arrive
     await other.missing('#remote-video');
   });
 }
