@@ -261,6 +261,11 @@ impl LiveCall {
         view.inherited = view.replay.messages.len();
     }
 
+    /// Whether this node, where the caller is, does not know where the call rings.
+    pub fn lacks_ring_nodes(&self) -> bool {
+        self.view().ring_nodes.is_none()
+    }
+
     /// The call rings on another node too, which has the first `have` messages of the caller.
     pub fn rings_also_on(&self, node: NodeId, have: usize, reach: &Reach) {
         let mut view = self.view();
@@ -279,6 +284,11 @@ impl LiveCall {
     /// devices that began to ring here meanwhile.
     pub fn take_over(&self, messages: Vec<(Signal, Payload)>, reach: &Reach) {
         let mut view = self.view();
+        if view.ring_nodes.is_none() {
+            // The reply of the commit that moved the caller here was lost: all that is kept came from its earlier
+            // node, and rang here already.
+            view.inherited = view.replay.messages.len();
+        }
         for (signal, payload) in messages.iter().skip(view.inherited) {
             view.pass_to_ringing(*signal, payload, reach);
         }

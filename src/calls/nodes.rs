@@ -162,11 +162,25 @@ impl Calls {
             debug!(call = %call.id, "a call was restored as live although its end is known here");
             return Ok(());
         }
+        self.find_ring_nodes(call).await?;
         self.observe(call, call);
         self.ring_here(call, told_by);
         // This node may know a newer version than the received one.
         let newest = self.live.get(call.id).map(|live| live.snapshot());
         self.reclaim(newest.as_ref().unwrap_or(call)).await
+    }
+
+    /// Reads where a ringing call rings, if its caller is here and that is not known: the reply of the commit that
+    /// bound the caller to this node was lost.
+    async fn find_ring_nodes(&self, call: &Call) -> Result<(), Unavailable> {
+        let is_here = call.is_ringing()
+            && call.caller.link.node() == Some(self.node())
+            && call.caller.link.socket().is_some();
+        if is_here && self.live.get(call.id).is_some_and(|live| live.lacks_ring_nodes()) {
+            let nodes = self.cluster.nodes_of(&call.callee.user).await?;
+            self.live.open(call).rings_on(&nodes, &self.reach());
+        }
+        Ok(())
     }
 
     /// Restores a device that is connected here but marked lost, or notifies it of the end.

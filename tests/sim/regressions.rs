@@ -6,7 +6,8 @@ use super::script::{
     },
     Step,
     What::{
-        self, CutOff, Drain, Flaky, Kill, Pause, RecordGone, RedisBehind, RedisEmpty, RedisFrozen,
+        self, CutOff, Drain, Far, Flaky, Kill, Pause, RecordGone, RedisBehind, RedisEmpty,
+        RedisFrozen,
     },
 };
 
@@ -39,6 +40,7 @@ pub fn all() -> Vec<Regression> {
         forgotten_too_soon(),
         gone(),
         unclaimed(),
+        moved(),
     ]
     .into_iter()
     .flatten()
@@ -556,6 +558,40 @@ fn unclaimed() -> Vec<Regression> {
             device(50_964, 3, Answer),
             device(50_966, 2, Candidates(5)),
             device(54_725, 7, call(1)),
+        ],
+    }]
+}
+
+/// Faults of callers who move while their calls ring.
+fn moved() -> Vec<Regression> {
+    vec![Regression {
+        what: "a node did not know that a ringing call had moved to it, and sent what it rang with again",
+        seed: 449,
+        script: vec![
+            device(1_092, 5, Vanish { noticed_ms: 1_854, back_ms: 9_117 }),
+            device(1_351, 4, Watch),
+            device(1_985, 5, call(3)),
+            device(1_985, 5, CallAgain),
+            device(2_203, 2, call(2)),
+            device(3_142, 2, Candidates(5)),
+            device(3_196, 5, Offer),
+            device(3_406, 1, Candidates(10)),
+            device(3_716, 3, Leave { back_ms: 1_557 }),
+            device(3_921, 6, call(0)),
+            device(4_283, 5, Candidates(5)),
+            device(4_286, 6, Answer),
+            device(4_286, 7, Answer),
+            device(4_377, 5, Answer),
+            device(4_378, 5, Candidates(5)),
+            device(4_378, 2, Candidates(5)),
+            device(4_815, 6, Candidates(5)),
+            device(5_818, 6, Reject),
+            device(5_822, 2, Candidates(5)),
+            device(5_926, 6, Vanish { noticed_ms: 5_409, back_ms: 4_127 }),
+            device(6_967, 5, End),
+            at(8_121, Far { node: 1, for_ms: 5_849 }),
+            device(9_782, 0, Watch),
+            at(10_721, Flaky { for_ms: 5_113 }),
         ],
     }]
 }
