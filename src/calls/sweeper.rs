@@ -66,7 +66,12 @@ impl Calls {
 
     async fn attend_to_due(&self) -> Result<(), Unavailable> {
         for _ in 0..MAX_SWEEP_BATCHES {
-            let Due { calls, has_more } = self.cluster.due(self.clock.now(), SWEEP_BATCH).await?;
+            let Due { calls, has_more, mended, displaced } =
+                self.cluster.due(self.clock.now(), SWEEP_BATCH).await?;
+            self.unannounced.note(&mended);
+            for call in displaced {
+                Box::pin(self.displace(call)).await?;
+            }
             for some in calls.chunks(AT_ONCE) {
                 join_all(some.iter().map(|call| self.attend_to(call))).await;
             }
@@ -77,6 +82,16 @@ impl Calls {
         metrics::LIMITS.of(Limit::Sweep).increment(1);
         warn!(calls = MAX_SWEEP_BATCHES * SWEEP_BATCH, "more calls are due than one sweep takes");
         Ok(())
+    }
+
+    /// Ends a live call one of whose users is in another one: the shared state had lost that the user was in it.
+    async fn displace(&self, call: Call) -> Result<(), Unavailable> {
+        let lobby = self.cluster.lobby(&call.caller.user, &call.callee.user).await?;
+        let Some(end) = call.end_when_forgotten(&lobby, self.clock.now()) else { return Ok(()) };
+        match self.transition(call, &end).await {
+            Ok(_) | Err(Failure::Refused(_)) => Ok(()),
+            Err(_) => Err(Unavailable),
+        }
     }
 
     async fn attend_to(&self, call: &Call) {

@@ -355,7 +355,7 @@ impl Store {
             self.deadlines.insert((record.due_at, id));
             calls.push(record.call.clone());
         }
-        Due { has_more: calls.len() == limit, calls }
+        Due { has_more: calls.len() == limit, calls, ..Due::default() }
     }
 
     fn unstored(&mut self, now: Timestamp, limit: usize) -> Unstored {

@@ -174,6 +174,10 @@ pub struct Due {
     pub calls: Vec<Call>,
     /// More calls may be due now.
     pub has_more: bool,
+    /// Users whose presence has changed because the shared state lost a claim and found it again.
+    pub mended: Vec<UserId>,
+    /// Live calls one of whose users is in another live call, because the shared state had lost a claim.
+    pub displaced: Vec<Call>,
 }
 
 /// The result of [`Cluster::unstored`].

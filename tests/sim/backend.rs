@@ -5,7 +5,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     pin::pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -15,12 +18,16 @@ use switchboard::{
     cluster::{
         Change, Cluster, Committed, Departed, Detached, Due, Edge, Inbound, Message, Relay, Stored,
         USERS_AT_ONCE, Unavailable, Unstored,
+        timekeeper::{Offset, Reading, Timekeeper, Verdict},
     },
     ids::{CallId, NodeId, SocketId, UserId},
     shutdown::{self, Shutdown, Trigger},
-    time::Timestamp,
+    time::{SharedClock, Timestamp},
 };
-use tokio::sync::{Notify, mpsc};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::Instant,
+};
 
 use super::{
     bus::Bus,
@@ -30,11 +37,19 @@ use super::{
 
 const HEARTBEAT: Duration = Duration::from_secs(2);
 const DEAD_AFTER: Duration = Duration::from_secs(8);
+const MAX_AHEAD: Duration = Duration::from_secs(1);
+const MAX_WAIT_FOR_TIME: Duration = Duration::from_secs(8);
+const RETRY_TIME: Duration = Duration::from_millis(500);
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 pub struct Backend {
     pub node: NodeId,
     pub bus: Bus,
+    clock: Arc<SharedClock>,
+    /// The number of keys that were evicted, as the latest heartbeat read it, and whether all have to be checked.
+    evicted: AtomicU64,
+    must_mend: AtomicBool,
+    timekeeper: Mutex<Timekeeper>,
     sim: Arc<Simulation>,
     local: Arc<Mutex<Local>>,
     leaving: Trigger,
@@ -77,10 +92,80 @@ impl From<Failed> for Unavailable {
 }
 
 impl Backend {
-    pub fn new(node: NodeId, sim: Arc<Simulation>) -> Self {
+    pub fn new(node: NodeId, sim: Arc<Simulation>, clock: Arc<SharedClock>) -> Self {
         let bus = Bus::new(node, sim.clone());
         let (leaving, leaves) = shutdown::shutdown();
-        Self { node, bus, sim, local: Arc::default(), leaving, leaves }
+        let timekeeper = Mutex::new(Timekeeper::new(clock.clone()));
+        let (evicted, must_mend) = (AtomicU64::new(0), AtomicBool::new(false));
+        Self {
+            node,
+            bus,
+            clock,
+            evicted,
+            must_mend,
+            timekeeper,
+            sim,
+            local: Arc::default(),
+            leaving,
+            leaves,
+        }
+    }
+
+    /// The time by this node's clock.
+    fn now(&self) -> Timestamp {
+        self.clock.read()
+    }
+
+    /// A heartbeat. Returns whether the node was known, whether keys were evicted since the one before, and what it reads.
+    async fn beat(&self) -> Result<(bool, bool, Reading), Unavailable> {
+        let (node, found) = (self.node, self.timekeeper.lock().unwrap().confirms());
+        let asked = Instant::now();
+        let (was_known, evicted, redis, offset, confirmed) = self
+            .ask(move |_, state| {
+                let was_known = state.beat(node, found);
+                (was_known, state.evicted, state.redis_now(), state.offset, state.confirmed)
+            })
+            .await?;
+        let has_evicted = evicted > self.evicted.swap(evicted, Ordering::Relaxed);
+        if has_evicted {
+            self.must_mend.store(true, Ordering::Relaxed);
+        }
+        let offset = match self.sim.mistake {
+            Some(Mistake::TimeOfRedisTaken) => Offset::default(),
+            _ => offset,
+        };
+        let reading = Reading { redis, offset, confirmed, took: asked.elapsed() };
+        Ok((was_known, has_evicted, reading))
+    }
+
+    /// Takes the cluster's time, as soon as it is certain.
+    pub async fn take_time(&self) {
+        let until = Instant::now() + MAX_WAIT_FOR_TIME;
+        loop {
+            if let Ok((_, _, reading)) = self.beat().await {
+                let is_late =
+                    Instant::now() >= until || self.sim.mistake == Some(Mistake::TimeOfRedisTaken);
+                let nodes = self.ask(|_, state| state.nodes.len()).await;
+                let is_alone = is_late || nodes.is_ok_and(|nodes| nodes <= 1);
+                if self.timekeeper.lock().unwrap().begin(&reading, is_alone) {
+                    let _ = self.beat().await;
+                    return;
+                }
+            }
+            tokio::time::sleep(RETRY_TIME).await;
+        }
+    }
+
+    /// Sets the clock by this reading. Returns whether Redis' time of day has jumped.
+    async fn keep_time(&self, reading: Reading) -> bool {
+        let (has_jumped, verdict) = {
+            let mut timekeeper = self.timekeeper.lock().unwrap();
+            (timekeeper.jump(&reading).is_some(), timekeeper.heard(&reading))
+        };
+        if let Verdict::Agree(offset) = verdict {
+            let _ = self.ask(move |_, state| state.agree(reading.offset, offset)).await;
+        }
+        has_jumped
     }
 
     async fn ask<T: Send + 'static>(
@@ -101,11 +186,11 @@ impl Backend {
         let mut marked = Vec::with_capacity(users.len());
         for some in users.chunks(USERS_AT_ONCE) {
             let (some, node, local) = (some.to_vec(), self.node, self.local.clone());
-            let mark = move |sim: &Simulation, state: &mut State| {
+            let mark = move |_: &Simulation, state: &mut State| {
                 let mark = |user: UserId| {
                     let local = local.lock().unwrap();
                     let count = local.sockets.get(&user).map_or(0, BTreeSet::len);
-                    let edge = state.mark(&user, after, sim.now(), |entry| {
+                    let edge = state.mark(&user, after, |entry| {
                         if aspect == Aspect::Both {
                             entry.nodes.retain(|other, _| *other != node);
                             entry.nodes.extend((count > 0).then_some((node, count)));
@@ -113,9 +198,7 @@ impl Backend {
                         entry.watchers.remove(&node);
                         entry.watchers.extend(local.watched.contains(&user).then_some(node));
                     });
-                    if state.users_on(node).contains(&user) {
-                        state.has_users(node, sim.now());
-                    }
+                    state.note_user_on(node, &user);
                     Marked { changed: edge, edge: state.edge(&user), call: state.latest(&user) }
                 };
                 some.into_iter().map(mark).collect::<Vec<_>>()
@@ -146,13 +229,13 @@ impl Backend {
         &self,
         reconnected: &Notify,
         start_over: mpsc::Sender<()>,
-        bury: mpsc::Sender<()>,
+        bury: mpsc::Sender<Timestamp>,
     ) {
         let mut ticks = tokio::time::interval(HEARTBEAT);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut leaving = pin!(self.leaves.clone().wait());
-        let started = tokio::time::Instant::now();
-        let (mut heard, mut since) = (started, started);
+        let started = Instant::now();
+        let (mut heard, mut since, mut was_away) = (started, started, false);
         loop {
             tokio::select! {
                 biased;
@@ -162,19 +245,22 @@ impl Backend {
                 }
                 _ = ticks.tick() => {}
             }
-            let asked = tokio::time::Instant::now();
+            let asked = Instant::now();
             if asked - heard > 2 * HEARTBEAT {
                 since = asked;
             }
-            let node = self.node;
-            let beat = self.ask(move |sim, state| state.beat(node, sim.now()));
-            if let Ok(was_known) = beat.await {
-                heard = asked;
-                if !was_known {
-                    let _ = start_over.try_send(());
-                } else if asked - since >= DEAD_AFTER {
-                    let _ = bury.try_send(());
-                }
+            let beat = self.beat().await;
+            let is_back = std::mem::replace(&mut was_away, beat.is_err()) && beat.is_ok();
+            let Ok((was_known, has_evicted, reading)) = beat else { continue };
+            heard = asked;
+            if self.keep_time(reading).await {
+                since = asked;
+            }
+            if is_back || has_evicted || !was_known {
+                let _ = start_over.try_send(());
+            }
+            if was_known && asked - since >= DEAD_AFTER {
+                let _ = bury.try_send(reading.redis);
             }
         }
     }
@@ -187,27 +273,37 @@ impl Backend {
         }
     }
 
-    async fn bury_dead_again(&self, mut asked: mpsc::Receiver<()>, inbox: &mpsc::Sender<Inbound>) {
-        while asked.recv().await.is_some() {
-            let _ = self.bury_dead(inbox).await;
+    async fn bury_dead_again(
+        &self,
+        mut asked: mpsc::Receiver<Timestamp>,
+        inbox: &mpsc::Sender<Inbound>,
+    ) {
+        while let Some(redis) = asked.recv().await {
+            let _ = self.bury_dead(redis, inbox).await;
         }
     }
 
-    async fn bury_dead(&self, inbox: &mpsc::Sender<Inbound>) -> Result<(), Unavailable> {
+    /// Evicts the nodes that were silent when it was `redis` by Redis' clock.
+    async fn bury_dead(
+        &self,
+        redis: Timestamp,
+        inbox: &mpsc::Sender<Inbound>,
+    ) -> Result<(), Unavailable> {
         if self.sim.mistake == Some(Mistake::DeadNotEvicted) {
             return Ok(());
         }
-        let node = self.node;
-        let bury = move |sim: &Simulation, state: &mut State| {
-            let now = sim.now();
-            state.bury(now - DEAD_AFTER, node, now)
+        let ahead = match self.sim.mistake {
+            Some(Mistake::FutureBelieved) => Timestamp::from_millis(u64::MAX),
+            _ => redis + MAX_AHEAD,
         };
-        let taken = self.ask(bury).await?;
+        let (node, now, silent) = (self.node, self.now(), (redis - DEAD_AFTER, ahead));
+        let taken = self.ask(move |_, state| state.bury(silent, node, now)).await?;
         for (dead, _) in &taken {
             self.bus.forget(*dead);
         }
         self.pass_on_departed(taken, inbox).await?;
-        let unseen = self.ask(|sim, state| state.unseen(sim.now())).await?;
+        let now = self.now();
+        let unseen = self.ask(move |_, state| state.unseen(now)).await?;
         self.pass_on_departed(unseen, inbox).await
     }
 
@@ -382,8 +478,9 @@ impl Cluster for Backend {
     }
 
     async fn commit(&self, change: Change) -> Result<Committed, Unavailable> {
+        let now = self.now();
         self.ask(move |sim, state| {
-            let written = state.write(&change, change.call.version - 1, sim.now(), sim.mistake);
+            let written = state.write(&change, change.call.version - 1, now, sim.mistake);
             if let Committed::Stored(_) = written {
                 sim.checker().wrote(sim.now(), &change.call, state);
             }
@@ -397,8 +494,9 @@ impl Cluster for Backend {
         change: Change,
         over: Option<u64>,
     ) -> Result<Option<Stored>, Unavailable> {
+        let now = self.now();
         self.ask(move |sim, state| {
-            let written = state.write(&change, over.unwrap_or(0), sim.now(), sim.mistake);
+            let written = state.write(&change, over.unwrap_or(0), now, sim.mistake);
             let is_written = matches!(written, Committed::Stored(_));
             sim.checker().restored(sim.now(), &change.call, is_written, state);
             written.stored()
@@ -407,7 +505,16 @@ impl Cluster for Backend {
     }
 
     async fn due(&self, now: Timestamp, limit: usize) -> Result<Due, Unavailable> {
-        self.ask(move |sim, state| state.due(now, limit, sim.mistake)).await
+        let due = self.ask(move |sim, state| state.due(now, limit, sim.mistake)).await?;
+        if !self.must_mend.swap(false, Ordering::Relaxed) {
+            return Ok(due);
+        }
+        let mended = self.ask(move |sim, state| state.mend(now, sim.mistake)).await;
+        let (mended, displaced) = mended.unwrap_or_else(|_| {
+            self.must_mend.store(true, Ordering::Relaxed);
+            Default::default()
+        });
+        Ok(Due { mended, displaced, ..due })
     }
 
     async fn unstored(&self, now: Timestamp, limit: usize) -> Result<Unstored, Unavailable> {
@@ -449,10 +556,7 @@ impl Cluster for Backend {
         let node = self.node;
         let _ = self
             .ask(move |_, state| {
-                let is_there = state
-                    .users
-                    .values()
-                    .any(|user| user.nodes.contains_key(&node) || user.watchers.contains(&node));
+                let is_there = state.users_on.contains_key(&node);
                 if !is_there {
                     state.nodes.remove(&node);
                 }

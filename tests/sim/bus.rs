@@ -24,12 +24,14 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{faults::RedisAccess, simulation::Simulation, state::Mistake};
+use super::{
+    faults::{GIVEN_UP, RedisAccess},
+    simulation::Simulation,
+    state::Mistake,
+};
 
 const RETRY: Duration = Duration::from_millis(100);
 const TIMEOUT: Duration = Duration::from_secs(1);
-/// A node drops its connection after this long without a reply.
-const GIVEN_UP: Duration = Duration::from_millis(1_500);
 /// The longest delay of a message while all are slow. Three such delays must fit into the time that
 /// a node waits for messages already in flight.
 const SLOW_MS: u64 = 150;

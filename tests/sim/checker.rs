@@ -9,18 +9,21 @@ use std::{
 use switchboard::{
     call::{BusyDevice, Call, Cause, Device, EndReason, Link, Role, State as CallState, What},
     history::Row,
-    ids::{CallId, SocketId, UserId},
+    ids::{CallId, NodeId, SocketId, UserId},
     payload::Payload,
     protocol::{CallRef, CallView, Presence, ServerEvent},
     time::Timestamp,
 };
 
-use super::{simulation::Simulation, state::State};
+use super::{node::RULES, simulation::Simulation, state::State};
 
 /// The longest time from the end of a call until its parties have the event.
 const NEWS_TAKE: Duration = Duration::from_secs(2);
 /// The longest time from a presence change until its watchers have the event.
 const PRESENCE_TAKES: Duration = Duration::from_secs(3);
+/// The cluster's time may pass by so much faster than the true one in the time that a call rings: nodes agree to
+/// within a second, follow each other within a second, and an offset decays by 50 ms a second.
+const FAST: Duration = Duration::from_secs(3);
 /// An upper bound on the time until a node notices that a client has closed its socket.
 const NOTICE: Duration = Duration::from_secs(8);
 /// The log keeps this many lines, the latest ones.
@@ -37,6 +40,8 @@ pub const ONE_CALL: &str = "1: a user has at most one live call";
 pub const ONE_END: &str = "2: a call has exactly one end, and its version never goes back";
 pub const RUNG_KNOWS: &str = "3: a ringing device receives exactly one end";
 pub const DEADLINE: &str = "4: no live call outlives its deadline";
+pub const EARLY: &str = "4: no call ends before its deadline";
+pub const EVICTED: &str = "no user stays on a dead node";
 pub const HISTORY: &str = "5: every ended call is in history once, with its true end";
 pub const ORDER: &str = "6: messages of one socket arrive in order, at most once";
 pub const OVER: &str = "a device that knows the end of a call receives no more events of it";
@@ -56,6 +61,8 @@ pub const PANIC: &str = "nothing panics";
 pub struct InvariantChecker {
     /// In this run the shared state may lose writes that it had confirmed.
     pub may_forget: bool,
+    /// In this run the shared state may lose that a user is in a call, until nodes find that.
+    pub may_lose_claims: bool,
     /// In this run a node may, besides, end with rows that it has not written.
     pub may_lose_rows: bool,
     /// In this run messages may be in flight to a node that their device has left, and cannot be
@@ -74,6 +81,10 @@ pub struct InvariantChecker {
     got: BTreeSet<(CallId, UserId, String)>,
     log: VecDeque<String>,
     calls: BTreeMap<CallId, Call>,
+    /// The true time at which each call was placed, ended, and lost the device of each role.
+    placed_at: BTreeMap<CallId, Timestamp>,
+    ended_at: BTreeMap<CallId, Timestamp>,
+    lost_at: BTreeMap<(CallId, &'static str), Timestamp>,
     /// The number of the latest connection by which each party of a call was bound to it.
     latest: BTreeMap<(CallId, UserId), u64>,
     sockets: BTreeMap<SocketId, SocketView>,
@@ -168,6 +179,7 @@ impl InvariantChecker {
     pub fn wrote(&mut self, now: Timestamp, call: &Call, state: &State) {
         self.note(now, || format!("       wrote {}", brief(call)));
         let known = self.calls.insert(call.id, call.clone());
+        self.note_times(now, known.as_ref(), call);
         if let Some(known) = &known {
             self.note_moves(known, call);
         }
@@ -181,6 +193,39 @@ impl InvariantChecker {
             }
         }
         self.one_call_each(call, state);
+    }
+
+    /// Records when a call was placed, lost a device, and ended, by the true time, and that no time-out has ended it
+    /// early.
+    fn note_times(&mut self, now: Timestamp, before: Option<&Call>, after: &Call) {
+        let placed_at = *self.placed_at.entry(after.id).or_insert(now);
+        let mut waited = Vec::new();
+        for (role, name) in [(Role::Caller, "caller"), (Role::Callee, "callee")] {
+            let until = |call: &Call| call.party(role).link.lost_until();
+            if until(after).is_some() && before.and_then(until) != until(after) {
+                self.lost_at.insert((after.id, name), now);
+            }
+            // It was lost, and its time is over.
+            let is_over = matches!(&after.state,
+                CallState::Ended { cause: Cause::Lost { role: by }, .. } if *by == role);
+            if is_over && before.is_some_and(|before| before.is_live() && until(before).is_some()) {
+                let lost_at = self.lost_at.get(&(after.id, name)).copied().unwrap_or(placed_at);
+                waited.push((now - lost_at, RULES.reconnect_grace));
+            }
+        }
+        if after.is_live() {
+            self.ended_at.remove(&after.id);
+            return;
+        }
+        self.ended_at.entry(after.id).or_insert(now);
+        if before.is_some_and(Call::is_live) && after.end_reason() == Some(EndReason::NoAnswer) {
+            waited.push((now - placed_at, RULES.ring_timeout));
+        }
+        for (waited, time) in waited {
+            if waited + FAST < time && !self.may_forget {
+                self.violated(EARLY, || format!("{} after {waited:?}", brief(after)));
+            }
+        }
     }
 
     /// Marks a device that has moved from another socket as resumed, whether or not it has the
@@ -223,15 +268,19 @@ impl InvariantChecker {
             if !self.may_forget {
                 self.violated(ONE_END, || format!("{} was put back", brief(call)));
             }
-            self.calls.insert(call.id, call.clone());
+            let before = self.calls.insert(call.id, call.clone());
+            self.note_times(now, before.as_ref(), call);
             self.one_call_each(call, state);
         }
     }
 
     fn one_call_each(&mut self, call: &Call, state: &State) {
-        if !call.is_live() {
-            return;
+        if call.is_live() && !self.may_lose_claims {
+            self.is_in_one_call(call, state);
         }
+    }
+
+    fn is_in_one_call(&mut self, call: &Call, state: &State) {
         for role in [Role::Caller, Role::Callee] {
             let user = &call.party(role).user;
             let is_live = |other: &&Call| other.is_live() && other.role_of(user).is_some();
@@ -292,10 +341,8 @@ impl InvariantChecker {
                 return false;
             };
             let was_heard = self.got.contains(&(*id, to.clone(), text.clone()));
-            let is_over = self
-                .calls
-                .get(id)
-                .is_none_or(|call| call.ended_at().is_some_and(|at| at <= acked.at + takes));
+            let is_over = !self.calls.contains_key(id)
+                || self.ended_at.get(id).is_some_and(|at| *at <= acked.at + takes);
             let peer_lost = self.was_lost(acked, |_, user| user == to);
             let link_lost =
                 self.may_lose_messages && self.was_lost(acked, |other, _| other == *socket);
@@ -433,10 +480,24 @@ impl InvariantChecker {
     }
 
     /// Checks the state after all faults have ended and the cluster had time to recover.
-    pub fn settled(&mut self, state: &State, now: Timestamp, open: &[SocketId]) {
+    /// `agreed` is the time by the cluster's clock.
+    pub fn settled(
+        &mut self,
+        state: &State,
+        agreed: Timestamp,
+        open: &[SocketId],
+        alive: &BTreeSet<NodeId>,
+    ) {
+        let now = Timestamp::from_millis(state.actual_ms);
+        for (user, entry) in &state.users {
+            if let Some(dead) = entry.nodes.keys().find(|node| !alive.contains(node)) {
+                self.violated(EVICTED, || format!("{} is on {dead}", user.as_str()));
+            }
+        }
         for record in state.calls.values().filter(|record| record.call.is_live()) {
             let call = &record.call;
-            if call.deadline() + Duration::from_secs(8) < now {
+            self.is_in_one_call(call, state);
+            if call.deadline() + Duration::from_secs(8) < agreed {
                 self.violated(DEADLINE, || brief(call));
             }
             for role in [Role::Caller, Role::Callee] {
@@ -449,8 +510,8 @@ impl InvariantChecker {
         let mut mistaken = None;
         for (socket, view) in self.sockets.iter().filter(|(_, view)| view.is_open) {
             for (user, heard) in &view.presence {
-                let changed_us = state.users.get(user).map_or(0, |user| user.order);
-                let is_old = Timestamp::from_millis(changed_us / 1_000) + PRESENCE_TAKES < now;
+                let changed_ms = state.users.get(user).map_or(0, |user| user.changed_ms);
+                let is_old = Timestamp::from_millis(changed_ms) + PRESENCE_TAKES < now;
                 let presence = state.presence(user);
                 if is_old && *heard != presence {
                     mistaken = Some(format!(
@@ -469,9 +530,8 @@ impl InvariantChecker {
         let mut missed = None;
         for (socket, view) in self.sockets.iter().filter(|(_, view)| view.is_open) {
             for (id, heard) in &view.calls {
-                let is_over = state
-                    .load(*id)
-                    .is_none_or(|call| call.ended_at().is_some_and(|at| at + NEWS_TAKE < now));
+                let ended_lately = self.ended_at.get(id).is_some_and(|at| *at + NEWS_TAKE >= now);
+                let is_over = state.load(*id).is_none_or(|call| !call.is_live() && !ended_lately);
                 let knows = heard.ends > 0 || heard.own_end.is_some();
                 if is_over && !knows && (heard.rang || heard.is_in) {
                     let what = format!("{socket} does not know the end of {id}: {heard:?}");

@@ -137,7 +137,7 @@ impl Clients {
     fn try_to_connect(self: &Arc<Self>, device: usize) -> bool {
         let nodes: Vec<_> = self.nodes.lock().unwrap().iter().flatten().cloned().collect();
         // A frozen process completes no handshake: its clients connect to other nodes.
-        let takes = |node: &Arc<Node>| !node.is_leaving() && !self.sim.is_paused(node.id);
+        let takes = |node: &Arc<Node>| node.takes_clients() && !self.sim.is_paused(node.id);
         let nodes: Vec<_> = nodes.into_iter().filter(takes).collect();
         if nodes.is_empty() {
             return false;
@@ -163,7 +163,7 @@ impl Clients {
         self.sim.checker().opened(socket, &user);
         self.sim.note(|| format!("d{device} connects as {socket} to {}", node.id));
         let id = Some(format!("d{device}").parse().expect("a device id"));
-        let connected_at = self.sim.now();
+        let connected_at = node.calls.now();
         let device = Device { user, node: node.id, socket, id, connected_at };
         let session = session(self.clone(), node.clone(), device, received);
         node.spawn(session);

@@ -1,6 +1,6 @@
 //! The fault state: the faults that are active now, and until when.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use switchboard::{ids::NodeId, time::Timestamp};
 
@@ -36,7 +36,16 @@ pub enum RedisAccess {
     Frozen(Timestamp),
 }
 
+/// A node gives its connection up after this long without a reply.
+pub const GIVEN_UP: Duration = Duration::from_millis(1_500);
+
 impl FaultState {
+    /// Whether Redis has been frozen until now for so long that nodes have given their connections up.
+    pub fn is_given_up(&self, now: Timestamp) -> bool {
+        let ended = self.frozen.map_or(now, |until| until.min(now));
+        self.frozen_since.is_some_and(|since| ended - since > GIVEN_UP)
+    }
+
     pub fn redis_access(&self, node: NodeId, now: Timestamp) -> RedisAccess {
         let lasts = |until: Option<&Timestamp>| until.is_some_and(|until| *until > now);
         if lasts(self.down.as_ref()) || lasts(self.cut_off.get(&node)) {

@@ -172,7 +172,7 @@ fn a_seed_repeats_itself() {
 }
 
 /// Each of these must make some seed fail.
-const MISTAKES: [Mistake; 8] = [
+const MISTAKES: [Mistake; 11] = [
     Mistake::VersionUnchecked,
     Mistake::ClaimsKept,
     Mistake::NoDeadline,
@@ -181,6 +181,9 @@ const MISTAKES: [Mistake; 8] = [
     Mistake::DuplicatesTaken,
     Mistake::RowsDropped,
     Mistake::AckedAtOnce,
+    Mistake::TimeOfRedisTaken,
+    Mistake::FutureBelieved,
+    Mistake::NotMended,
 ];
 
 #[test]

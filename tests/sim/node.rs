@@ -19,6 +19,7 @@ use switchboard::{
     ids::{NodeId, SocketId, UserId},
     protocol::ServerEvent,
     shutdown::{self, Shutdown, Trigger},
+    time::{Clock, SharedClock},
 };
 use tokio::{
     sync::{Notify, mpsc},
@@ -53,6 +54,8 @@ pub struct Node {
     inbox_ended: Shutdown,
     stop_calls: Trigger,
     stop_writer: Trigger,
+    /// Whether it has taken the cluster's time: it takes no clients before.
+    has_time: Arc<AtomicBool>,
     is_leaving: AtomicBool,
 }
 
@@ -102,7 +105,8 @@ impl Outlet for SimulatedSink {
 impl Node {
     pub fn start(sim: &Arc<Simulation>, hear: Hear) -> Arc<Self> {
         let id: NodeId = sim.name_call(sim.now()).to_string().parse().expect("an id");
-        let backend = Arc::new(Backend::new(id, sim.clone()));
+        let clock = SharedClock::starting_at(sim.now());
+        let backend = Arc::new(Backend::new(id, sim.clone(), clock.clone()));
         let (sender, inbox) = mpsc::channel(10_000);
         let (wire, wired) = mpsc::unbounded_channel();
         let reconnected = Arc::new(Notify::new());
@@ -115,23 +119,32 @@ impl Node {
             hear,
         });
         let names = sim.clone();
-        let calls = Calls::new(backend.clone(), sink.clone(), recorder, RULES, sim.clock.clone())
-            .named_by(move |now| names.name_call(now));
+        let calls =
+            Calls::new(backend.clone(), sink.clone(), recorder, RULES, Clock::Shared(clock))
+                .named_by(move |now| names.name_call(now));
         let calls = Arc::new(calls);
         let (stop_calls, calls_stop) = shutdown::shutdown();
         let (stop_writer, writer_stops) = shutdown::shutdown();
         let mut tasks = JoinSet::new();
         tasks.spawn(backend.bus.clone().listen(wired, sender.clone()));
-        tasks.spawn(backend.clone().live(sender, reconnected));
         tasks.spawn(writer.run(writer_stops.wait()));
-        let own = calls.clone();
         let (inbox_ends, inbox_ended) = shutdown::shutdown();
+        let (has_time, own, living) =
+            (Arc::new(AtomicBool::new(false)), calls.clone(), backend.clone());
+        let begins = has_time.clone();
         tasks.spawn(async move {
-            own.run_inbox(inbox).await;
-            inbox_ends.fire();
+            living.take_time().await;
+            begins.store(true, Ordering::Relaxed);
+            let inbox = async {
+                own.run_inbox(inbox).await;
+                inbox_ends.fire();
+            };
+            tokio::join!(
+                living.live(sender, reconnected),
+                inbox,
+                own.run_sweeper(calls_stop.wait())
+            );
         });
-        let own = calls.clone();
-        tasks.spawn(async move { own.run_sweeper(calls_stop.wait()).await });
         Arc::new(Self {
             id,
             calls,
@@ -142,6 +155,7 @@ impl Node {
             inbox_ended,
             stop_calls,
             stop_writer,
+            has_time,
             is_leaving: AtomicBool::new(false),
         })
     }
@@ -149,6 +163,10 @@ impl Node {
     /// Spawns a task that ends with the process.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.lock().unwrap().spawn(task);
+    }
+
+    pub fn takes_clients(&self) -> bool {
+        self.has_time.load(Ordering::Relaxed) && !self.is_leaving()
     }
 
     pub fn is_leaving(&self) -> bool {

@@ -3,10 +3,11 @@
 
 use std::{sync::Arc, time::Duration};
 
+use switchboard::time::Timestamp;
+
 use super::{
     checker::{PANIC, Violation, short},
     client::Clients,
-    faults::FaultState,
     random::{Dice, Random},
     script::{DEVICES, NODES, Step, What},
     simulation::Simulation,
@@ -60,6 +61,8 @@ async fn live(clients: &Arc<Clients>, script: &[Step]) {
     let ends = |step: &Step| matches!(step.what, What::Kill { .. } | What::Drain { .. });
     sim.checker().may_be_late = script.iter().any(|step| step.what.stalls());
     sim.checker().may_forget = may_forget;
+    sim.checker().may_lose_claims =
+        script.iter().any(|step| matches!(step.what, What::Evicted { .. }));
     let loses = |step: &Step| matches!(step.what, What::Lossy { .. });
     let pauses = |step: &Step| matches!(step.what, What::Pause { .. });
     sim.checker().may_lose_messages = script.iter().any(loses);
@@ -82,8 +85,10 @@ async fn live(clients: &Arc<Clients>, script: &[Step]) {
     heal(clients);
     tokio::time::sleep(SETTLED_AFTER).await;
     sim.note(|| "-- all should be settled".to_owned());
-    sim.checker().settled(&sim.state(), sim.now(), &clients.open_sockets());
-    if script.iter().any(|step| matches!(step.what, What::RecordGone { .. })) {
+    let (agreed, alive) = (sim.agreed_now(), sim.listeners().keys().copied().collect());
+    sim.checker().settled(&sim.state(), agreed, &clients.open_sockets(), &alive);
+    let loses = |step: &Step| matches!(step.what, What::RecordGone { .. } | What::Evicted { .. });
+    if script.iter().any(loses) {
         clients.call_each_other().await;
     }
     if sim.checker().violation.is_some() {
@@ -101,16 +106,26 @@ async fn live(clients: &Arc<Clients>, script: &[Step]) {
 
 fn heal(clients: &Arc<Clients>) {
     let sim = &clients.sim;
-    let deaf = std::mem::take(&mut sim.faults().deaf);
-    *sim.faults() = FaultState { deaf: deaf.clone(), ..FaultState::default() };
-    for (node, (_, until)) in deaf {
-        if until > sim.now() {
-            sim.faults().deaf.entry(node).and_modify(|(_, until)| *until = sim.now());
-            sim.hears_again(node);
+    let ended = std::mem::take(&mut *sim.faults());
+    sim.faults().deaf = ended.deaf.clone();
+    let now = sim.now();
+    for (node, (_, until)) in &ended.deaf {
+        if *until > now {
+            sim.faults().deaf.entry(*node).and_modify(|(_, until)| *until = now);
+            sim.hears_again(*node);
         }
     }
     sim.thaw();
-    sim.reconnect(None);
+    // Only connections that are gone now are replaced: a new connection has its node start over, which would hide
+    // what the node has missed.
+    let lasts = |until: &Timestamp| *until > now;
+    let is_frozen = ended.frozen.as_ref().is_some_and(lasts);
+    if ended.down.as_ref().is_some_and(lasts) || (is_frozen && ended.is_given_up(now)) {
+        sim.reconnect(None);
+    }
+    for (node, _) in ended.cut_off.iter().filter(|(_, until)| lasts(until)) {
+        sim.reconnect(Some(*node));
+    }
     for place in 0..NODES {
         clients.fill(place);
     }
@@ -160,7 +175,9 @@ fn happen(clients: &Arc<Clients>, what: &What) {
             sim.faults().frozen_since = Some(sim.now());
             later(&sim, *for_ms, |sim| {
                 sim.thaw();
-                sim.reconnect(None);
+                if sim.faults().is_given_up(sim.now()) {
+                    sim.reconnect(None);
+                }
             });
         }
         What::RedisDown { for_ms } => {
@@ -198,6 +215,13 @@ fn happen(clients: &Arc<Clients>, what: &What) {
             let lost = sim.state().lose_record(*which);
             sim.note(|| format!("the record of {:?} is gone", lost.map(short)));
         }
+        What::Evicted { which } => {
+            for which in which {
+                let key = sim.state().evict(*which);
+                sim.note(|| format!("{key:?} is evicted"));
+            }
+        }
+        What::ClockJump { by_ms } => sim.move_redis_clock(*by_ms),
         What::Lossy { for_ms } => sim.faults().lossy = until(for_ms),
         What::Slow { for_ms } => sim.faults().slow = until(for_ms),
         What::HistoryDown { for_ms } => sim.faults().history_down = until(for_ms),

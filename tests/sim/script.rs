@@ -77,6 +77,14 @@ pub enum What {
     RecordGone {
         which: usize,
     },
+    /// Some keys are evicted, whatever they are.
+    Evicted {
+        which: Vec<usize>,
+    },
+    /// Redis' time of day is set by this much.
+    ClockJump {
+        by_ms: i64,
+    },
     /// Messages between nodes are lost, duplicated and delayed.
     Lossy {
         for_ms: u64,
@@ -172,17 +180,32 @@ impl What {
 
     /// Whether messages between nodes may be delayed for longer than nodes wait for them.
     pub fn stalls(&self) -> bool {
-        use What::{Device, Drain, HistoryDown, HistoryHalf, HistorySlow, Kill, RecordGone, Slow};
+        use What::{
+            ClockJump, Device, Drain, Evicted, HistoryDown, HistoryHalf, HistorySlow, Kill,
+            RecordGone, Slow,
+        };
         let quick = matches!(
             self,
-            Device(..) | Kill { .. } | Drain { .. } | Slow { .. } | RecordGone { .. }
+            Device(..)
+                | Kill { .. }
+                | Drain { .. }
+                | Slow { .. }
+                | RecordGone { .. }
+                | Evicted { .. }
+                | ClockJump { .. }
         );
         !quick && !matches!(self, HistoryDown { .. } | HistoryHalf { .. } | HistorySlow { .. })
     }
 
     /// Whether the shared state may lose confirmed writes.
     pub fn forgets(&self) -> bool {
-        matches!(self, Self::RedisEmpty { .. } | Self::RedisBehind { .. } | Self::RecordGone { .. })
+        matches!(
+            self,
+            Self::RedisEmpty { .. }
+                | Self::RedisBehind { .. }
+                | Self::RecordGone { .. }
+                | Self::Evicted { .. }
+        )
     }
 }
 
@@ -247,6 +270,23 @@ pub fn script(seed: u64) -> Vec<Step> {
             _ => What::Far { node, for_ms: random.between(2_000, 15_000) },
         };
         steps.push(Step { at_ms: random.below(LENGTH_MS), what });
+    }
+    // And these by a chance of their own, again.
+    let mut random = Random::new(seed.rotate_left(32) ^ 0x00c1_0cc5);
+    if random.percent(25) {
+        for _ in 0..random.between(1, 3) {
+            let longest_ms = if random.percent(50) { 5_000 } else { 300_000 };
+            let by_ms = i64::try_from(random.below(longest_ms)).expect("it is minutes");
+            let by_ms = if random.percent(50) { by_ms } else { -by_ms };
+            steps.push(Step { at_ms: random.below(LENGTH_MS), what: What::ClockJump { by_ms } });
+        }
+    }
+    if random.percent(15) {
+        for _ in 0..random.between(1, 3) {
+            let count = random.index(4) + 1;
+            let which = (0..count).map(|_| random.index(1_000)).collect();
+            steps.push(Step { at_ms: random.below(LENGTH_MS), what: What::Evicted { which } });
+        }
     }
     steps.sort_by_key(|step| step.at_ms);
     steps

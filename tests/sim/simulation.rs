@@ -3,7 +3,10 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicI64, Ordering},
+    },
     time::Duration,
 };
 
@@ -45,6 +48,8 @@ pub struct Simulation {
     faults: Mutex<FaultState>,
     checker: Mutex<InvariantChecker>,
     listeners: Mutex<BTreeMap<NodeId, Listener>>,
+    /// How far Redis' time of day is ahead of the true time, in ms.
+    redis_ahead_ms: AtomicI64,
     /// The time of Redis' last reply to each node.
     answers: Mutex<BTreeMap<NodeId, Timestamp>>,
 }
@@ -72,6 +77,7 @@ impl Simulation {
             faults: Mutex::default(),
             checker: Mutex::default(),
             listeners: Mutex::default(),
+            redis_ahead_ms: AtomicI64::new(0),
             answers: Mutex::default(),
         })
     }
@@ -80,8 +86,33 @@ impl Simulation {
         self.clock.now()
     }
 
+    /// The time of day by Redis' clock.
+    pub fn redis_now(&self) -> Timestamp {
+        self.redis_time(self.now())
+    }
+
+    fn redis_time(&self, time: Timestamp) -> Timestamp {
+        let ahead_ms = self.redis_ahead_ms.load(Ordering::Relaxed);
+        Timestamp::from_millis(time.as_millis().saturating_add_signed(ahead_ms))
+    }
+
+    /// Redis' clock is set.
+    pub fn move_redis_clock(&self, by_ms: i64) {
+        self.redis_ahead_ms.fetch_add(by_ms, Ordering::Relaxed);
+    }
+
+    /// The time of day that all nodes agree on.
+    pub fn agreed_now(&self) -> Timestamp {
+        let redis = self.redis_now();
+        let offset_ms = self.state().offset.ms_at(redis);
+        Timestamp::from_millis(redis.as_millis().saturating_add_signed(offset_ms))
+    }
+
+    /// The state, at the present time.
     pub fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap()
+        let mut state = self.state.lock().unwrap();
+        (state.actual_ms, state.redis_ms) = (self.now().as_millis(), self.redis_now().as_millis());
+        state
     }
 
     pub fn faults(&self) -> MutexGuard<'_, FaultState> {

@@ -10,6 +10,7 @@ use switchboard::{
     call::{Call, Lobby},
     cluster::{
         Change, Committed, Due, Edge, LONGEST_UNSTORED_LEASE, Stored, TAKE_OVER_AFTER, Unstored,
+        timekeeper::Offset,
     },
     ids::{CallId, NodeId, UserId},
     protocol::Presence,
@@ -40,10 +41,22 @@ pub enum Mistake {
     RowsDropped,
     /// A message is acknowledged before it has left its sender's node.
     AckedAtOnce,
+    /// A node takes Redis' time of day for the cluster's.
+    TimeOfRedisTaken,
+    /// Nothing is repaired after keys were evicted.
+    NotMended,
+    /// A heartbeat from before Redis' clock was set back counts as one of a living node.
+    FutureBelieved,
 }
 
 #[derive(Debug, Clone, Default)]
 pub struct State {
+    /// The true time, and the time by Redis' clock, in Unix ms.
+    pub actual_ms: u64,
+    pub redis_ms: u64,
+    /// The cluster's clock: the offset, and when a node last found it right, by Redis' clock.
+    pub offset: Offset,
+    pub confirmed: Option<Timestamp>,
     pub calls: BTreeMap<CallId, Record>,
     pub users: BTreeMap<UserId, User>,
     /// Live calls, by deadline.
@@ -54,6 +67,10 @@ pub struct State {
     /// The last sign of life of each node.
     pub nodes: BTreeMap<NodeId, Sign>,
     pub departed: BTreeMap<(NodeId, UserId), Timestamp>,
+    /// The users that each node has sockets of or watches.
+    pub users_on: BTreeMap<NodeId, BTreeSet<UserId>>,
+    /// How many keys were evicted.
+    pub evicted: u64,
 }
 
 /// The last time that a node was known to be alive.
@@ -62,6 +79,19 @@ pub struct Sign {
     pub at: Timestamp,
     /// A heartbeat. If false, only users on the node were seen.
     pub is_heartbeat: bool,
+}
+
+/// A key that may be evicted.
+#[derive(Debug)]
+enum Key {
+    Call(CallId),
+    User(UserId),
+    UsersOn(NodeId),
+    Deadlines,
+    Unstored,
+    Stored,
+    Nodes,
+    Clock,
 }
 
 #[derive(Debug, Clone)]
@@ -77,13 +107,16 @@ pub struct User {
     pub nodes: BTreeMap<NodeId, usize>,
     pub watchers: BTreeSet<NodeId>,
     pub order: u64,
+    /// The true time of the latest change, in Unix ms.
+    pub changed_ms: u64,
 }
 
 impl User {
     /// Gives the user its next order: the time in microseconds, or the last order plus one if that
     /// is later.
-    fn advance(&mut self, after: u64, now: Timestamp) {
-        self.order = (self.order.max(after) + 1).max(now.as_millis() * 1_000);
+    fn advance(&mut self, after: u64, (redis_ms, actual_ms): (u64, u64)) {
+        self.order = (self.order.max(after) + 1).max(redis_ms * 1_000);
+        self.changed_ms = actual_ms;
     }
 }
 
@@ -122,14 +155,37 @@ impl State {
         self.users.get(user).map(|user| user.nodes.keys().copied().collect()).unwrap_or_default()
     }
 
-    /// Records a heartbeat. Returns whether the node had sent one before.
-    pub fn beat(&mut self, node: NodeId, at: Timestamp) -> bool {
+    pub fn redis_now(&self) -> Timestamp {
+        Timestamp::from_millis(self.redis_ms)
+    }
+
+    fn times(&self) -> (u64, u64) {
+        (self.redis_ms, self.actual_ms)
+    }
+
+    /// Records a heartbeat, and when the node last found the cluster's offset right. Returns whether the node had
+    /// sent one before.
+    pub fn beat(&mut self, node: NodeId, found: Option<(Timestamp, Offset)>) -> bool {
+        if let Some((at, offset)) = found
+            && offset == self.offset
+        {
+            self.confirmed = Some(at);
+        }
+        let at = self.redis_now();
         let before = self.nodes.insert(node, Sign { at, is_heartbeat: true });
         before.is_some_and(|before| before.is_heartbeat)
     }
 
+    /// Writes the offset of the cluster's clock if it is what it was.
+    pub fn agree(&mut self, was: Offset, offset: Offset) {
+        if self.offset == was {
+            (self.offset, self.confirmed) = (offset, None);
+        }
+    }
+
     /// Records that there are users on a node.
-    pub fn has_users(&mut self, node: NodeId, at: Timestamp) {
+    pub fn has_users(&mut self, node: NodeId) {
+        let at = self.redis_now();
         self.nodes.entry(node).or_insert(Sign { at, is_heartbeat: false });
     }
 
@@ -139,14 +195,13 @@ impl State {
         &mut self,
         user: &UserId,
         after: u64,
-        now: Timestamp,
         change: impl FnOnce(&mut User),
     ) -> Option<Edge> {
-        let before = self.presence(user);
+        let (before, times) = (self.presence(user), self.times());
         let entry = self.users.entry(user.clone()).or_default();
         entry.claim = entry.claim.filter(|claim| self.calls.contains_key(claim));
         change(entry);
-        entry.advance(after, now);
+        entry.advance(after, times);
         let edge = self.edge(user);
         self.forget_idle(user);
         Some(edge).filter(|edge| edge.presence != before)
@@ -199,10 +254,11 @@ impl State {
             self.users.entry(claim.user.clone()).or_default().claim = Some(call.id);
         }
         let was_live = current.as_ref().is_some_and(Call::is_live);
+        let times = self.times();
         if !claims.is_empty() || current.is_none() || was_live != call.is_live() {
             for user in parties {
                 if let Some(entry) = self.users.get_mut(user) {
-                    entry.advance(0, now);
+                    entry.advance(0, times);
                 }
             }
         }
@@ -252,7 +308,7 @@ impl State {
                 None => self.unclaim_gone(mistake),
             }
         }
-        Due { calls, has_more }
+        Due { calls, has_more, ..Due::default() }
     }
 
     pub fn unstored(&mut self, now: Timestamp, limit: usize, mistake: Option<Mistake>) -> Unstored {
@@ -332,6 +388,79 @@ impl State {
         Some(lost)
     }
 
+    /// A key is evicted. Returns its name, if there is one.
+    pub fn evict(&mut self, which: usize) -> Option<String> {
+        let calls = self.calls.keys().map(|id| Key::Call(*id));
+        let users = self.users.keys().map(|user| Key::User(user.clone()));
+        let sets = self.users_on.keys().map(|node| Key::UsersOn(*node));
+        let others = [
+            (!self.deadlines.is_empty()).then_some(Key::Deadlines),
+            (!self.unstored.is_empty()).then_some(Key::Unstored),
+            (!self.stored.is_empty()).then_some(Key::Stored),
+            (!self.nodes.is_empty()).then_some(Key::Nodes),
+            Some(Key::Clock),
+        ];
+        let all: Vec<Key> =
+            calls.chain(users).chain(sets).chain(others.into_iter().flatten()).collect();
+        let key = all.get(which % all.len().max(1))?;
+        match key {
+            Key::Call(id) => drop(self.calls.remove(id)),
+            Key::User(user) => drop(self.users.remove(user)),
+            Key::UsersOn(node) => drop(self.users_on.remove(node)),
+            Key::Deadlines => self.deadlines.clear(),
+            Key::Unstored => self.unstored.clear(),
+            Key::Stored => self.stored.clear(),
+            Key::Nodes => self.nodes.clear(),
+            Key::Clock => (self.offset, self.confirmed) = Default::default(),
+        }
+        self.evicted += 1;
+        Some(format!("{key:?}"))
+    }
+
+    /// Repairs what leads from one key to another, as the script does. Returns the users whose latest call has
+    /// changed, and the live calls one of whose users is in another live call.
+    pub fn mend(&mut self, now: Timestamp, mistake: Option<Mistake>) -> (Vec<UserId>, Vec<Call>) {
+        let (mut users, mut displaced) = (Vec::new(), Vec::new());
+        if mistake == Some(Mistake::NotMended) {
+            return (users, displaced);
+        }
+        self.unclaim_gone(mistake);
+        let times = self.times();
+        for id in self.calls.keys().copied().collect::<Vec<_>>() {
+            let record = &self.calls[&id];
+            let call = record.call.clone();
+            let (queue, due_at) = match (call.is_live(), record.settled) {
+                (true, _) => (&mut self.deadlines, call.deadline()),
+                (false, false) => (&mut self.unstored, now),
+                (false, true) => (&mut self.stored, call.deadline()),
+            };
+            if !queue.iter().any(|(_, other)| *other == id) {
+                queue.insert((due_at, id));
+            }
+            if !call.is_live() {
+                continue;
+            }
+            for user in [&call.caller.user, &call.callee.user] {
+                let latest = self.latest(user);
+                if latest.as_ref().is_some_and(|latest| latest.id == id) {
+                } else if latest.is_some_and(|latest| latest.is_live()) {
+                    displaced.push(call.clone());
+                } else {
+                    let entry = self.users.entry(user.clone()).or_default();
+                    entry.claim = Some(id);
+                    entry.advance(0, times);
+                    users.push(user.clone());
+                }
+            }
+        }
+        for (user, entry) in self.users.clone() {
+            for node in entry.nodes.keys().chain(&entry.watchers) {
+                self.note_user_on(*node, &user);
+            }
+        }
+        (users, displaced)
+    }
+
     pub fn settle(&mut self, stored: &[(CallId, u64)]) {
         for (id, version) in stored {
             let is_it = |record: &Record| !record.call.is_live() && record.call.version <= *version;
@@ -355,28 +484,46 @@ impl State {
         }
     }
 
-    /// The users that have an entry for a node.
+    /// The users that a node has sockets of or watches.
     pub fn users_on(&self, node: NodeId) -> Vec<UserId> {
-        let is_there =
-            |user: &User| user.nodes.contains_key(&node) || user.watchers.contains(&node);
-        let users = self.users.iter().filter(|(_, user)| is_there(user));
-        users.map(|(id, _)| id.clone()).collect()
+        self.users_on.get(&node).into_iter().flatten().cloned().collect()
     }
 
-    /// Removes the users of nodes that were silent since `latest`, and returns them.
+    /// Puts a user into a node's set, or takes it out of it.
+    pub fn note_user_on(&mut self, node: NodeId, user: &UserId) {
+        let is_there = self
+            .users
+            .get(user)
+            .is_some_and(|user| user.nodes.contains_key(&node) || user.watchers.contains(&node));
+        let users = self.users_on.entry(node).or_default();
+        if is_there {
+            users.insert(user.clone());
+            self.has_users(node);
+        } else {
+            users.remove(user);
+            if users.is_empty() {
+                self.users_on.remove(&node);
+            }
+        }
+    }
+
+    /// Removes the users of nodes that were silent since the first of these times, or whose heartbeat is no earlier
+    /// than the second: it was written before Redis' clock was set back. Returns them. They are returned again after
+    /// a lease that begins at `now`.
     pub fn bury(
         &mut self,
-        latest: Timestamp,
+        (latest, ahead): (Timestamp, Timestamp),
         but: NodeId,
         now: Timestamp,
     ) -> Vec<(NodeId, UserId)> {
-        let silent = self.nodes.iter().filter(|(node, sign)| sign.at <= latest && **node != but);
+        let is_silent = |at: Timestamp| at <= latest || at >= ahead;
+        let silent = self.nodes.iter().filter(|(node, sign)| is_silent(sign.at) && **node != but);
         let dead: Vec<NodeId> = silent.map(|(node, _)| *node).collect();
         let mut taken = Vec::new();
         for node in dead {
-            for user in self.users_on(node) {
+            for user in self.users_on.remove(&node).unwrap_or_default() {
                 let mut had_sockets = false;
-                self.mark(&user, 0, now, |user| {
+                self.mark(&user, 0, |user| {
                     had_sockets = user.nodes.remove(&node).is_some();
                     user.watchers.remove(&node);
                 });

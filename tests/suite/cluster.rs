@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use switchboard::{
     call::{Attempt, Call, CallType, Device, ENDED_RETENTION, Event, Lobby, Placement, Rules},
-    cluster::{Change, Claim, Cluster, Committed, Hub, Inbound, Redis, Unavailable},
+    cluster::{Change, Claim, Cluster, Committed, Due, Hub, Inbound, Redis, Unavailable},
     health::Health,
     ids::{CallId, NodeId, SocketId, UserId},
     limits::buffers::Buffers,
@@ -426,6 +426,79 @@ async fn a_claim_whose_record_is_gone_is_free() {
     cluster.due(next.deadline(), 10).await.unwrap();
     assert_eq!(claims(), ["", ""]);
     assert_eq!(server.run(&["KEYS", "sb:{test}:user:*"]), "", "and nothing is left of them");
+}
+
+/// Lets the sweep run until it has found what it repairs, and the node has been told to start over.
+async fn mended(
+    cluster: &dyn Cluster,
+    inbox: &mut mpsc::Receiver<Inbound>,
+    is_done: impl Fn(&Due) -> bool,
+) -> Due {
+    let mut all = Due::default();
+    let sweeps = async {
+        while !is_done(&all) {
+            let due = cluster.due(START, 10).await.unwrap();
+            all.mended.extend(due.mended);
+            all.displaced.extend(due.displaced);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        while !matches!(inbox.recv().await, Some(Inbound::Reset)) {}
+    };
+    tokio::time::timeout(Duration::from_secs(15), sweeps).await.expect("heartbeats find it");
+    all
+}
+
+#[tokio::test]
+async fn users_and_deadlines_that_redis_has_evicted_are_put_back() {
+    let server = RedisServer::standalone();
+    let (cluster, mut inbox) = join(&server).await;
+    let call = ringing("anna", "ben");
+    stored(&*cluster, new_call(&call)).await;
+    server.evict(&["sb:{test}:user:anna", "sb:{test}:user:ben", "sb:{test}:deadlines"]);
+    assert_eq!(cluster.latest(&user("anna")).await.unwrap(), None);
+    let due = mended(&*cluster, &mut inbox, |due| due.mended.len() == 2).await;
+    assert_eq!(due.displaced, []);
+    for name in ["anna", "ben"] {
+        assert_eq!(cluster.latest(&user(name)).await.unwrap(), Some(call.clone()));
+    }
+    let presence = cluster.presence(&[user("anna")]).await.unwrap();
+    assert_eq!(presence[0].presence, Presence::Busy);
+    assert_eq!(cluster.due(call.deadline(), 10).await.unwrap().calls, [call]);
+}
+
+#[tokio::test]
+async fn a_call_whose_user_was_evicted_and_is_in_another_one_is_found() {
+    let server = RedisServer::standalone();
+    let (cluster, mut inbox) = join(&server).await;
+    let first = ringing("anna", "ben");
+    stored(&*cluster, new_call(&first)).await;
+    server.evict(&["sb:{test}:user:anna"]);
+    let second = ringing("carl", "anna");
+    stored(&*cluster, new_call(&second)).await;
+    let due = mended(&*cluster, &mut inbox, |due| !due.displaced.is_empty()).await;
+    assert!(due.displaced.iter().all(|call| *call == first), "{due:?}");
+    assert_eq!(cluster.latest(&user("anna")).await.unwrap(), Some(second));
+}
+
+#[tokio::test]
+async fn the_sets_of_nodes_and_of_ended_calls_that_redis_has_evicted_are_put_back() {
+    let server = RedisServer::standalone();
+    let (cluster, mut inbox) = join(&server).await;
+    let (dead, call) = (NodeId::generate(START), ringing("anna", "ben"));
+    stored(&*cluster, new_call(&call)).await;
+    let over = ended(&call, call.deadline());
+    stored(&*cluster, update(&over)).await;
+    server.run(&["HSET", "sb:{test}:user:carl", &format!("node:{dead}"), "1", "order", "1"]);
+    cluster.attach(&user("dora"), socket("1")).await.unwrap();
+    let own = format!("sb:{{test}}:node:{}", cluster.node());
+    server.evict(&["sb:{test}:unstored", "sb:{test}:nodes", &own]);
+    let set = format!("sb:{{test}}:node:{dead}");
+    mended(&*cluster, &mut inbox, |_| server.run(&["EXISTS", &set, &own]) == "2").await;
+    assert_eq!(server.run(&["SMEMBERS", &set]), "carl");
+    assert_eq!(server.run(&["SMEMBERS", &own]), "dora");
+    assert_ne!(server.run(&["ZSCORE", "sb:{test}:nodes", &dead.to_string()]), "");
+    let unstored = cluster.unstored(START + Duration::from_hours(1), 10).await.unwrap();
+    assert_eq!(unstored.calls, [over]);
 }
 
 #[tokio::test]

@@ -154,6 +154,26 @@ impl RedisServer {
         Self::cli(self.ports[0], command).trim().to_owned()
     }
 
+    /// Has Redis evict these keys, and no other, because its memory is full.
+    pub fn evict(&self, keys: &[&str]) {
+        // Of keys with a time to live the one that ends first goes first; the ballast makes room enough.
+        self.run(&["CONFIG", "SET", "maxmemory-policy", "volatile-ttl", "maxmemory-samples", "64"]);
+        self.run(&["SETRANGE", "ballast", "4194304", "x"]);
+        self.run(&["EXPIRE", "ballast", "3000"]);
+        for key in keys {
+            assert_eq!(self.run(&["EXPIRE", key, "1000"]), "1", "{key} is there");
+        }
+        let info = self.run(&["INFO", "memory"]);
+        let used = info.lines().find_map(|line| line.trim().strip_prefix("used_memory:"));
+        let used: u64 = used.expect("Redis says it").parse().unwrap();
+        self.run(&["CONFIG", "SET", "maxmemory", &(used - 2 * 1_048_576).to_string()]);
+        wait_until("the ballast is evicted", || self.run(&["EXISTS", "ballast"]) == "0");
+        self.run(&["CONFIG", "SET", "maxmemory", "0"]);
+        for key in keys {
+            assert_eq!(self.run(&["EXISTS", key]), "0", "{key} is evicted");
+        }
+    }
+
     fn cli(port: u16, command: &[&str]) -> String {
         let output =
             Command::new("redis-cli").args(["-p", &port.to_string()]).args(command).output();

@@ -6,8 +6,8 @@
 -- ARGV[3]  that offset
 -- ARGV[4]  how long a node that is dead was silent at least, in ms
 -- Answers 1 if the node was not known, else 0; the time in ms; the offset, or ''; when it was last found right, or
--- ''; the dead nodes. A heartbeat from the future was written before Redis' clock was set back, by a node that has
--- not been heard of since.
+-- ''; the dead nodes; how many keys Redis has evicted since it started, or '' if it does not say. A heartbeat from the
+-- future was written before Redis' clock was set back, by a node that has not been heard of since.
 local before = redis.call('ZSCORE', KEYS[1], ARGV[1])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -23,4 +23,7 @@ local dead = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[4])
 for _, node in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], now + 1000, '+inf')) do
     dead[#dead + 1] = node
 end
-return { was_known and 0 or 1, now, offset, found, dead }
+-- Without the right to INFO it is an error.
+local stats = redis.pcall('INFO', 'stats')
+local evicted = type(stats) == 'string' and string.match(stats, 'evicted_keys:(%d+)') or ''
+return { was_known and 0 or 1, now, offset, found, dead, evicted }

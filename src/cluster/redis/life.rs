@@ -38,6 +38,8 @@ const RETRY_TIME: Duration = Duration::from_millis(500);
 const MAX_AHEAD: Duration = Duration::from_secs(1);
 /// A node whose last heartbeat is older than this is dead.
 const DEAD_AFTER: Duration = Duration::from_secs(8);
+/// A Redis that goes on evicting keys makes nodes announce their sockets again no more often.
+const EVICTED_PAUSE: Duration = Duration::from_secs(10);
 /// The time that a node has to handle the calls of evicted users.
 const SEE_OFF_LEASE: Duration = Duration::from_secs(5);
 /// After so many heartbeats in a row that failed while Redis answered another command, the node is
@@ -46,6 +48,9 @@ const LEASE_FAILURES: u32 = 2;
 /// The most users that are evicted from a dead node at a time.
 const BURY_USERS: usize = 100;
 
+/// What the script of a heartbeat answers.
+type Answer = (u64, u64, String, String, Vec<String>, String);
+
 /// The result of a heartbeat.
 struct Heard {
     /// The cluster did not know the node.
@@ -53,6 +58,8 @@ struct Heard {
     reading: Reading,
     /// The nodes whose heartbeats are overdue.
     silent: Vec<NodeId>,
+    /// Redis has evicted keys since the heartbeat before.
+    has_evicted: bool,
 }
 
 impl Redis {
@@ -70,7 +77,7 @@ impl Redis {
         let silence = DEAD_AFTER.as_millis().to_string();
         let arguments = vec![self.node.to_string(), confirmed, found, silence];
         let asked = Instant::now();
-        let (added, now_ms, offset, confirmed, silent): (u64, u64, String, String, Vec<String>) =
+        let (added, now_ms, offset, confirmed, silent, evicted): Answer =
             self.scripts.beat.run(&self.lease, keys, arguments).await?;
         let took = asked.elapsed();
         let offset = offset.parse().unwrap_or_else(|error| {
@@ -85,7 +92,8 @@ impl Redis {
         };
         let others = silent.iter().filter_map(|node| node.parse().ok());
         let silent = others.filter(|node| *node != self.node).collect();
-        Ok(Heard { was_unknown: added > 0, reading, silent })
+        let has_evicted = evicted.parse().is_ok_and(|evicted| self.note_evicted(evicted));
+        Ok(Heard { was_unknown: added > 0, reading, silent, has_evicted })
     }
 
     /// Adopts the cluster's time as soon as it is certain.
@@ -150,6 +158,7 @@ impl Redis {
         // The time of the last reply, and of the first one after the last failure.
         let (mut heard, mut since) = (Instant::now(), Instant::now());
         let (mut lease_failures, mut was_away) = (0, false);
+        let (mut has_evicted, mut started_over) = (false, None::<Instant>);
         loop {
             // A Redis that has reconnected may be empty: the next heartbeat is sent at once.
             let has_reconnected = tokio::select! {
@@ -199,6 +208,15 @@ impl Redis {
                 // By the new time, nodes without a heartbeat since the jump seem dead: they get the
                 // time of one heartbeat.
                 since = asked;
+            }
+            has_evicted |= beat.as_ref().is_ok_and(|heard| heard.has_evicted);
+            if has_evicted && started_over.is_none_or(|at| at.elapsed() >= EVICTED_PAUSE) {
+                (has_evicted, started_over) = (false, Some(asked));
+                warn!(
+                    "Redis has evicted keys: this node puts back what it knows. Give Redis memory and \
+                     `maxmemory-policy noeviction`"
+                );
+                let _ = start_over.try_send(());
             }
             match beat {
                 Ok(Heard { was_unknown: true, .. }) => {

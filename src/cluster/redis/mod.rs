@@ -56,8 +56,8 @@ const MARKS_AT_ONCE: usize = 4;
 const INBOX_MESSAGES: usize = 65_536;
 /// The time for which a due call is hidden after a node has taken it.
 const LIVE_LEASE: Duration = Duration::from_secs(5);
-/// The approximate number of keys per scan for claims without a record.
-const UNCLAIM_KEYS: usize = 1_000;
+/// About so many keys are scanned at a time for what has to be repaired.
+const MEND_KEYS: usize = 1_000;
 /// The most ended calls that one script removes.
 const FORGOTTEN_AT_ONCE: usize = 256;
 /// The time that a leaving node has to send its queued messages.
@@ -94,9 +94,10 @@ struct Local {
     watched: HashSet<UserId>,
     /// Users whose removal from this node had no reply: it may have been applied.
     untidied: BTreeSet<UserId>,
-    /// The position at which the scan for claims without a record continues. `None` if no scan is
-    /// needed.
-    unclaim_from: Option<String>,
+    /// The position at which the scan that repairs keys continues. `None` if no scan is needed.
+    mend_from: Option<String>,
+    /// The number of keys that Redis had evicted, as the latest heartbeat read it.
+    evicted: u64,
 }
 
 impl Local {
@@ -138,6 +139,10 @@ impl Keys {
 
     fn user(&self, user: &UserId) -> String {
         format!("{}user:{}", self.prefix, user.as_str())
+    }
+
+    fn node_prefix(&self) -> String {
+        format!("{}node:", self.prefix)
     }
 
     fn node(&self, node: NodeId) -> String {
@@ -366,25 +371,56 @@ impl Redis {
     /// Processes the script's reply that tells whether it found calls whose records are gone.
     fn note_gone(&self, answer: &str) {
         if answer == "1" {
-            warn!(
-                "records of calls are gone before their time: claims on their users are looked for"
-            );
-            self.local().unclaim_from = Some("0".to_owned());
+            warn!("records of calls are gone before their time: all keys are checked");
+            self.local().mend_from = Some("0".to_owned());
         }
     }
 
-    /// Scans a part of all users for claims without a record, if a record is known to be gone.
-    async fn unclaim(&self) {
-        let Some(from) = self.local().unclaim_from.take() else { return };
-        let arguments =
-            vec![self.keys.call_prefix(), self.keys.user_prefix(), from, UNCLAIM_KEYS.to_string()];
-        // If this fails, the next missing record restarts the scan.
-        let scanned = self.run(&self.scripts.unclaim, vec![self.keys.deadlines()], arguments).await;
-        let next = scanned.map(text).ok().filter(|next| next != "0");
+    /// Takes the number of keys that Redis has evicted since it started. Returns whether there are more than before.
+    fn note_evicted(&self, evicted: u64) -> bool {
         let mut local = self.local();
-        if local.unclaim_from.is_none() {
-            local.unclaim_from = next;
+        let before = std::mem::replace(&mut local.evicted, evicted);
+        // Its first heartbeat finds all that is there, and a Redis that has restarted counts anew.
+        if evicted <= before {
+            return false;
         }
+        local.mend_from = Some("0".to_owned());
+        true
+    }
+
+    /// Scans a part of all keys and repairs what leads from one to another, if a key is known to be gone. Returns the
+    /// users whose latest call has changed, and the live calls one of whose users is in another live call.
+    async fn mend(&self) -> (Vec<UserId>, Vec<Call>) {
+        let Some(from) = self.local().mend_from.take() else { return Default::default() };
+        let keys = vec![
+            self.keys.deadlines(),
+            self.keys.unstored(),
+            self.keys.stored(),
+            self.keys.nodes(),
+        ];
+        let arguments = vec![
+            self.keys.call_prefix(),
+            self.keys.user_prefix(),
+            self.keys.node_prefix(),
+            self.keys.prefix.clone(),
+            from,
+            MEND_KEYS.to_string(),
+            Clock::Shared(self.clock.clone()).now().as_millis().to_string(),
+        ];
+        // If this fails, the scan restarts.
+        let Ok(answer) = self.run(&self.scripts.mend, keys, arguments).await else {
+            self.local().mend_from = Some("0".to_owned());
+            return Default::default();
+        };
+        let mut answer = list(answer).into_iter();
+        let mut next = || answer.next().unwrap_or(Value::Null);
+        let (from, users, displaced) = (text(next()), list(next()), readable(next()));
+        let mut local = self.local();
+        if local.mend_from.is_none() {
+            local.mend_from = Some(from).filter(|from| from != "0");
+        }
+        let users = users.into_iter().filter_map(|user| text(user).parse().ok());
+        (users.collect(), displaced)
     }
 
     /// Writes a record over the version `over` (0 requires that there is none) and the users'
@@ -652,8 +688,8 @@ impl Cluster for Redis {
         let has_more = text(next()) == "1";
         let calls = readable(next());
         self.note_gone(&text(next()));
-        self.unclaim().await;
-        Ok(Due { calls, has_more })
+        let (mended, displaced) = self.mend().await;
+        Ok(Due { calls, has_more, mended, displaced })
     }
 
     async fn unstored(&self, now: Timestamp, limit: usize) -> Result<Unstored, Unavailable> {
