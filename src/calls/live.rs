@@ -416,11 +416,11 @@ impl LiveCall {
         match route {
             Route::Ringing => {
                 view.replay.keep_for_replay(signal, &payload.untracked(), until).map_err(full)?;
-                if view.rung.is_empty() && view.ring_nodes.as_ref().is_none_or(Vec::is_empty) {
+                let is_taken = view.pass_to_ringing(signal, payload, reach);
+                if !is_taken && view.ring_nodes.as_ref().is_none_or(Vec::is_empty) {
                     // No device rings. Devices that join get what is kept here.
                     payload.settle();
                 }
-                view.pass_to_ringing(signal, payload, reach);
                 for node in view.ring_nodes.iter().flatten() {
                     let relay = view.relay_to_ringing(signal, payload.clone());
                     reach.cluster.send(*node, Message::Relay(reach.mark(relay)));

@@ -261,13 +261,16 @@ impl View {
         reach.outlet.emit(socket, &event, Some(&self.call.party(to).user));
     }
 
-    pub fn pass_to_ringing(&self, signal: Signal, payload: &Payload, reach: &Reach) {
+    /// Returns whether a socket that rings here has taken the message. One that is gone may not be signed off yet.
+    pub fn pass_to_ringing(&self, signal: Signal, payload: &Payload, reach: &Reach) -> bool {
+        let mut is_taken = false;
         for socket in &self.rung {
-            self.pass_on(signal, payload.untracked(), Role::Caller, *socket, reach);
+            is_taken |= self.pass_on(signal, payload.untracked(), Role::Caller, *socket, reach);
         }
-        if !self.rung.is_empty() {
+        if is_taken {
             payload.settle();
         }
+        is_taken
     }
 
     pub fn pass_on(

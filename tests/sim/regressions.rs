@@ -6,8 +6,8 @@ use super::script::{
     },
     Step,
     What::{
-        self, CutOff, Drain, Far, Flaky, Kill, Pause, RecordGone, RedisBehind, RedisEmpty,
-        RedisFrozen,
+        self, CutOff, Drain, Far, Flaky, Kill, Pause, RecordGone, RedisBehind, RedisDown,
+        RedisEmpty, RedisFrozen,
     },
 };
 
@@ -41,6 +41,7 @@ pub fn all() -> Vec<Regression> {
         gone(),
         unclaimed(),
         moved(),
+        acked(),
     ]
     .into_iter()
     .flatten()
@@ -592,6 +593,21 @@ fn moved() -> Vec<Regression> {
             at(8_121, Far { node: 1, for_ms: 5_849 }),
             device(9_782, 0, Watch),
             at(10_721, Flaky { for_ms: 5_113 }),
+        ],
+    }]
+}
+
+/// Acknowledgements that said too much.
+fn acked() -> Vec<Regression> {
+    vec![Regression {
+        what: "a message was acknowledged for a device that was gone and not signed off yet",
+        seed: 4_759,
+        script: vec![
+            device(30_920, 0, Call { to: 1, named: false }),
+            device(34_638, 2, Vanish { noticed_ms: 5_727, back_ms: 6_972 }),
+            at(39_324, RedisFrozen { for_ms: 5_946 }),
+            at(42_095, RedisDown { for_ms: 5_458 }),
+            device(44_321, 0, Candidates(1)),
         ],
     }]
 }
