@@ -64,6 +64,12 @@ fn plain(text: &str) -> Option<(&str, &str)> {
     payload.starts_with('{').then_some((name, payload))
 }
 
+/// The name of an event of the usual form, without decoding it.
+pub fn name_of(value: &Value) -> Option<&str> {
+    let Value::Str(text, _) = value else { return None };
+    plain(text).map(|(name, _)| name)
+}
+
 /// The length of a received value, in bytes.
 pub fn size_of(value: &Value) -> usize {
     match value {

@@ -23,7 +23,7 @@ use tokio::{sync::oneshot, time::Instant};
 use tracing::{debug, info, warn};
 
 use super::{
-    decode::{about, decode, size_of},
+    decode::{about, decode, name_of, size_of},
     inbox::{Inbox, Pushed},
     leases::Leases,
     outlet::room_of,
@@ -39,13 +39,13 @@ use crate::{
     ice::{Ice, Servers},
     ids::{CallId, DeviceId, SocketId, UserId},
     limits::{
-        Limits, TooMany, UserPlace,
+        Limits, TooMany, UserPlace, What,
         budget::{Budget, Spent},
         buffers::Charge,
     },
     metrics::{self, Buffer, Closed, Limit, Received, Sent, Slow, label},
     payload::{Delivered, Payload},
-    protocol::{Answer, ClientEvent, ErrorBody, ServerEvent, USER_CONNECTED},
+    protocol::{Answer, ClientEvent, ErrorBody, SUBSCRIBE, ServerEvent, USER_CONNECTED},
     time::Timestamp,
 };
 
@@ -522,6 +522,9 @@ impl Session {
         received_us: u64,
         waits: &mut Waits,
     ) -> (Cow<'a, str>, Result<(Answer, About), (Rejected, About)>) {
+        if let Some(rejected) = self.refuse_undecoded(socket, value, received_us) {
+            return (SUBSCRIBE.into(), Err((rejected, About::default())));
+        }
         let (name, event) = decode(value, &self.context.limits.settings().sizes);
         let (received, bytes) = (label(&name, Received::Unknown), size_of(value));
         metrics::RECEIVED.of(received).increment(1);
@@ -576,10 +579,9 @@ impl Session {
         received_us: u64,
     ) -> Result<(), Rejected> {
         let limits = &self.context.limits;
-        let spent = {
-            let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
-            budget.spend(limits.settings(), name, bytes, ends_own_call, received_us)
-        };
+        let mut budget = self.budget();
+        let spent = budget.spend(limits.settings(), name, bytes, ends_own_call, received_us);
+        drop(budget);
         let (kind, retry_after) = match spent {
             Spent::Fine => return Ok(()),
             Spent::Wait(kind, retry_after) => (kind, retry_after),
@@ -592,14 +594,46 @@ impl Session {
         Err(Rejected::TooFast { retry_after })
     }
 
+    /// Refuses a request for presence while the ids of its user are used up, without decoding it: it may be long.
+    fn refuse_undecoded(
+        &self,
+        socket: &Arc<Socket>,
+        value: &Value,
+        received_us: u64,
+    ) -> Option<Rejected> {
+        let wait = self.budget().no_presence_for(received_us)?;
+        if name_of(value) != Some(SUBSCRIBE) {
+            return None;
+        }
+        let (received, bytes) = (label(SUBSCRIBE, Received::Unknown), size_of(value));
+        metrics::RECEIVED.of(received).increment(1);
+        metrics::RECEIVED_BYTES.of(received).increment(bytes as u64);
+        if let Err(rejected) = self.spend(socket, SUBSCRIBE, bytes, false, received_us) {
+            return Some(rejected);
+        }
+        self.context.limits.closed(Limit::PresenceIds, self.socket);
+        let rejected = Rejected::TooMany(TooMany { what: What::PresenceIds, retry_after: wait });
+        self.count_refusal(socket, &rejected, received_us);
+        Some(rejected)
+    }
+
+    fn budget(&self) -> MutexGuard<'_, Budget> {
+        self.budget.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Closes a socket that continues to send while its user's limits refuse its events.
     fn count_refusal(&self, socket: &Arc<Socket>, rejected: &Rejected, received_us: u64) {
         let (Rejected::TooMany(_) | Rejected::Failed(Failure::PresenceBusy)) = rejected else {
             return;
         };
-        let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
-        if !budget.may_be_refused(received_us) {
-            drop(budget);
+        let may_go_on = {
+            let mut budget = self.budget();
+            if let Rejected::TooMany(TooMany { what: What::PresenceIds, retry_after }) = rejected {
+                budget.note_no_presence(*retry_after, received_us);
+            }
+            budget.may_be_refused(received_us)
+        };
+        if !may_go_on {
             self.close_flooding(socket);
         }
     }

@@ -111,6 +111,10 @@ impl IntoResponse for Problem {
         if let Some(seconds) = retry_after_s {
             response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
         }
+        if status == StatusCode::TOO_MANY_REQUESTS {
+            // Refusing pipelined requests keeps a core busy.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         response
     }
 }

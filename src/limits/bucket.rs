@@ -38,6 +38,17 @@ impl Quota {
         self.count
     }
 
+    /// So many times as many over the same time.
+    pub fn times(self, factor: u32) -> Self {
+        Self { count: self.count.saturating_mul(factor), ..self }
+    }
+
+    /// The one that refills faster.
+    #[must_use]
+    pub fn faster(self, other: Self) -> Self {
+        if other.interval_ns() < self.interval_ns() { other } else { self }
+    }
+
     /// As many over `period` as fit into all of `parts` at once, and as many as fit over that time.
     pub fn sum(parts: &[Self], period: Duration) -> Self {
         let at_once: u64 = parts.iter().map(|part| u64::from(part.count)).sum();

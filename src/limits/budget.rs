@@ -16,7 +16,7 @@ const DECODED: u32 = 10;
 
 /// An event counts once more for each such unit: a long event costs as much time, and as much
 /// of Redis, as several short ones.
-const UNIT_BYTES: usize = 4 * 1024;
+pub(super) const UNIT_BYTES: u32 = 4 * 1024;
 
 /// The buckets of a socket. They belong to the socket, so there is no contention.
 #[derive(Debug, Default)]
@@ -24,6 +24,8 @@ pub struct Budget {
     events: Bucket,
     candidates: Bucket,
     refusals: Bucket,
+    /// Until then the user's presence ids are used up, in microseconds of the clock.
+    no_presence_until_us: u64,
 }
 
 /// The verdict on an event.
@@ -58,7 +60,7 @@ impl Budget {
             "call:ice-candidate" => (Kind::Candidate, &mut self.candidates, settings.candidates),
             _ => (Kind::Event, &mut self.events, settings.events),
         };
-        let count = u32::try_from(1 + bytes / UNIT_BYTES).unwrap_or(u32::MAX);
+        let count = u32::try_from(1 + bytes / UNIT_BYTES as usize).unwrap_or(u32::MAX);
         let take = |quota: Quota| bucket.take_many(count.min(quota.count()), quota, now_us);
         let Some(Err(wait)) = quota.map(take) else {
             return Spent::Fine;
@@ -67,6 +69,18 @@ impl Budget {
             Ok(()) => Spent::Wait(kind, wait),
             Err(_) => Spent::Enough(kind),
         }
+    }
+
+    /// The user's presence ids are used up for so long.
+    pub fn note_no_presence(&mut self, wait: Duration, now_us: u64) {
+        let wait_us = u64::try_from(wait.as_micros()).unwrap_or(u64::MAX);
+        self.no_presence_until_us = now_us.saturating_add(wait_us);
+    }
+
+    /// For how long they are used up: requests need not be decoded to be refused.
+    pub fn no_presence_for(&self, now_us: u64) -> Option<Duration> {
+        let wait_us = self.no_presence_until_us.checked_sub(now_us).filter(|wait| *wait > 0)?;
+        Some(Duration::from_micros(wait_us))
     }
 
     /// Counts an event that passed [`Budget::spend`] and was refused by a limit of the user. False if the socket is to

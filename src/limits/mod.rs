@@ -340,7 +340,23 @@ impl Limits {
         count == 0 || bucket.take_many(count, quota, self.clock.now_us()).is_ok()
     }
 
-    /// The same for packets of a session on polling.
+    /// Charges bytes that were read from a connection, whose bucket this is. If they were too many, they are not
+    /// charged yet: nothing more is to be read for so long.
+    pub fn pace(
+        &self,
+        bucket: &mut Bucket,
+        bytes: u32,
+        who: impl fmt::Display,
+    ) -> Result<(), Duration> {
+        let Some(quota) = self.settings.pace() else { return Ok(()) };
+        let paid = bucket.take_many(bytes.min(quota.count()), quota, self.clock.now_us());
+        if paid.is_err() {
+            self.notices.reached(Limit::Pace, who, self.clock.now_us());
+        }
+        paid
+    }
+
+    /// Counts packets of a session on polling. False if it has sent too many.
     pub fn packets<K>(&self, buckets: &Buckets<K>, count: u32, session: K) -> bool
     where
         K: Eq + Hash + Clone,

@@ -2,7 +2,10 @@
 
 use std::{fmt, str::FromStr, time::Duration};
 
-use super::{bucket::Quota, budget::REFUSALS};
+use super::{
+    bucket::Quota,
+    budget::{REFUSALS, UNIT_BYTES},
+};
 use crate::protocol::{MAX_MESSAGE_BYTES, MAX_WATCHED_USERS, Sizes};
 
 /// The limits. None: unlimited.
@@ -74,6 +77,8 @@ impl Default for Settings {
 
 /// The time over which frames are counted.
 const FRAMES_PERIOD: Duration = Duration::from_secs(5);
+/// How fast a websocket is read in any case, in bytes.
+const PACE: Quota = Quota::new(200 * UNIT_BYTES, Duration::from_secs(4));
 /// The permitted values of `identify`.
 const IDENTIFY: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_mins(10);
@@ -114,6 +119,11 @@ impl Settings {
             return Err(format!("message: with this sdp, expected {least} or more"));
         }
         Ok(settings)
+    }
+
+    /// How many bytes of a websocket are read: as many as its events may have.
+    pub fn pace(&self) -> Option<Quota> {
+        self.events.map(|events| PACE.faster(events.times(UNIT_BYTES)))
     }
 
     fn change(&mut self, change: &str) -> Result<(), String> {

@@ -7,7 +7,7 @@ use utoipa::openapi::{
 };
 
 use super::{
-    MAX_CLIENT_CALL_ID_BYTES, MAX_REASON_BYTES, MAX_STATS_TEXT_BYTES, MAX_WATCHED_USERS,
+    MAX_CLIENT_CALL_ID_BYTES, MAX_REASON_BYTES, MAX_STATS_TEXT_BYTES, MAX_WATCHED_USERS, SUBSCRIBE,
     USER_CONNECTED,
     schema::{CallerInfo, IceCandidate, SessionDescription, named, or_null, text},
 };
@@ -143,7 +143,7 @@ pub const CLIENT_MESSAGES: [ClientMessage; 14] = [
         answer: "Relayed",
     },
     ClientMessage {
-        name: "presence:subscribe",
+        name: SUBSCRIBE,
         summary: "Asks who can be called, and to be told of changes.",
         needs: &[USER_IDS],
         needs_one: &[],

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 
 use super::{
     ErrorType, MAX_CLIENT_CALL_ID_BYTES, MAX_NAME_CHARS, MAX_REASON_BYTES, MAX_REASON_CHARS,
-    MAX_STATS_TEXT_BYTES, MAX_WATCHED_USERS, Sizes, USER_CONNECTED,
+    MAX_STATS_TEXT_BYTES, MAX_WATCHED_USERS, SUBSCRIBE, Sizes, USER_CONNECTED,
 };
 use crate::{
     auth::MAX_TOKEN_BYTES,
@@ -205,7 +205,7 @@ impl ClientEvent {
                     ice_state: optional_text("iceState", fields.ice_state, MAX_STATS_TEXT_BYTES)?,
                 },
             },
-            "presence:subscribe" => Self::Subscribe { users: user_ids(fields.user_ids)? },
+            SUBSCRIBE => Self::Subscribe { users: user_ids(fields.user_ids)? },
             "presence:unsubscribe" => Self::Unsubscribe { users: user_ids(fields.user_ids)? },
             "ice:servers" => Self::IceServers,
             "auth:refresh" => Self::AuthRefresh {

@@ -19,6 +19,7 @@ use utoipa::ToSchema;
 
 /// The event that identifies a socket.
 pub const USER_CONNECTED: &str = "user-connected";
+pub const SUBSCRIBE: &str = "presence:subscribe";
 /// Bound on the part of an event's name that errors echo.
 pub const MAX_NAME_CHARS: usize = 64;
 /// Bound on the parser message that errors echo.
