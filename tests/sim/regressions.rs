@@ -6,8 +6,8 @@ use super::script::{
     },
     Step,
     What::{
-        self, CutOff, Drain, Far, Flaky, Kill, Pause, RecordGone, RedisBehind, RedisDown,
-        RedisEmpty, RedisFrozen,
+        self, ClockJump, CutOff, Drain, Far, Flaky, Kill, Pause, RecordGone, RedisBehind,
+        RedisDown, RedisEmpty, RedisFrozen,
     },
 };
 
@@ -42,6 +42,7 @@ pub fn all() -> Vec<Regression> {
         unclaimed(),
         moved(),
         acked(),
+        clocks(),
     ]
     .into_iter()
     .flatten()
@@ -608,6 +609,22 @@ fn acked() -> Vec<Regression> {
             at(39_324, RedisFrozen { for_ms: 5_946 }),
             at(42_095, RedisDown { for_ms: 5_458 }),
             device(44_321, 0, Candidates(1)),
+        ],
+    }]
+}
+
+/// Faults of nodes whose Redis has another time of day.
+fn clocks() -> Vec<Regression> {
+    vec![Regression {
+        what: "a heartbeat that was held up confirmed the time of before Redis' clock was set",
+        seed: 7_137,
+        script: vec![
+            at(5_862, Pause { node: 2, for_ms: 15_838 }),
+            device(6_200, 3, Answer),
+            device(9_800, 4, Call { to: 1, named: false }),
+            at(17_143, ClockJump { by_ms: 232_431 }),
+            device(19_407, 7, Busy),
+            at(20_459, ClockJump { by_ms: 242_054 }),
         ],
     }]
 }

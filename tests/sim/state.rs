@@ -22,6 +22,9 @@ const LIVE_LEASE: Duration = Duration::from_secs(5);
 const FORGOTTEN_AT_ONCE: usize = 2;
 const EVICTION_LEASE: Duration = Duration::from_secs(5);
 
+/// A heartbeat that was held up confirms nothing.
+const CONFIRMED_LATELY: Duration = Duration::from_secs(5);
+
 /// A deliberate mistake. The simulation must detect each of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mistake {
@@ -166,12 +169,15 @@ impl State {
     /// Records a heartbeat, and when the node last found the cluster's offset right. Returns whether the node had
     /// sent one before.
     pub fn beat(&mut self, node: NodeId, found: Option<(Timestamp, Offset)>) -> bool {
+        let now = self.redis_now();
         if let Some((at, offset)) = found
             && offset == self.offset
+            && at <= now
+            && now - at <= CONFIRMED_LATELY
         {
             self.confirmed = Some(at);
         }
-        let at = self.redis_now();
+        let at = now;
         let before = self.nodes.insert(node, Sign { at, is_heartbeat: true });
         before.is_some_and(|before| before.is_heartbeat)
     }

@@ -514,6 +514,25 @@ async fn whoever_comes_loses_a_claim_whose_record_is_gone() {
     assert_eq!(server.run(&["EXISTS", "sb:{test}:user:ben"]), "0");
 }
 
+#[test]
+fn a_heartbeat_that_was_held_up_does_not_confirm_the_time() {
+    let server = RedisServer::standalone();
+    let node = NodeId::generate(START).to_string();
+    let time = server.run(&["TIME"]);
+    let now_ms = time.lines().next().unwrap().parse::<u64>().unwrap() * 1_000;
+    let confirmed_after = |at: u64| {
+        let script = include_str!("../../src/cluster/redis/beat.lua");
+        let keys = ["EVAL", script, "2", "sb:{test}:nodes", "sb:{test}:clock"];
+        let at = at.to_string();
+        server.run(&[&keys[..], &[&node, &at, "", "8000"]].concat());
+        server.run(&["HGET", "sb:{test}:clock", "s"])
+    };
+    assert_eq!(confirmed_after(now_ms - 15_000), "", "Redis' clock may have been set since");
+    assert_eq!(confirmed_after(now_ms + 120_000), "", "it was set back since");
+    assert_eq!(confirmed_after(now_ms), now_ms.to_string());
+    assert_eq!(confirmed_after(now_ms - 15_000), now_ms.to_string());
+}
+
 #[tokio::test]
 async fn a_node_whose_clock_is_wrong_goes_by_that_of_redis() {
     let server = RedisServer::standalone();

@@ -2,7 +2,8 @@
 -- KEYS[1]  heartbeats; half a millisecond more: only its users are known, see mark.lua
 -- KEYS[2]  the cluster's clock: o offset, s when a node last found it right; see cluster/timekeeper.rs
 -- ARGV[1]  node id
--- ARGV[2]  when this node last found the offset right, by Redis' clock; '' if it did not
+-- ARGV[2]  when this node last found the offset right, by Redis' clock; '' if it did not. A heartbeat that was held up
+--          for long confirms nothing: Redis' clock may have been set meanwhile
 -- ARGV[3]  that offset
 -- ARGV[4]  how long a node that is dead was silent at least, in ms
 -- Answers 1 if the node was not known, else 0; the time in ms; the offset, or ''; when it was last found right, or
@@ -15,7 +16,8 @@ redis.call('ZADD', KEYS[1], now, ARGV[1])
 local was_known = before and tonumber(before) % 1 == 0
 local clock = redis.call('HMGET', KEYS[2], 'o', 's')
 local offset, found = clock[1] or '', clock[2] or ''
-if ARGV[2] ~= '' and ARGV[3] == offset and ARGV[2] ~= found then
+local age = now - (tonumber(ARGV[2]) or 0)
+if ARGV[2] ~= '' and ARGV[3] == offset and ARGV[2] ~= found and age >= 0 and age <= 5000 then
     redis.call('HSET', KEYS[2], 's', ARGV[2])
     found = ARGV[2]
 end
