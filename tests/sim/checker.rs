@@ -309,7 +309,8 @@ impl InvariantChecker {
     }
 
     fn is_in_some_call(&self, socket: SocketId) -> bool {
-        self.sockets.get(&socket).is_some_and(|view| view.calls.values().any(|heard| heard.is_in))
+        let is_in = |heard: &Heard| heard.is_in && heard.ends == 0 && heard.own_end.is_none();
+        self.sockets.get(&socket).is_some_and(|view| view.calls.values().any(is_in))
     }
 
     /// Whether the socket is in the call. A message of a device that only rings is buffered until

@@ -97,7 +97,7 @@ async fn live(clients: &Arc<Clients>, script: &[Step]) {
     sim.note(|| "-- all leave".to_owned());
     clients.leave_all();
     let left = sim.now();
-    while sim.now() - left < OVER_AFTER && !sim.state().calls.is_empty() {
+    while sim.now() - left < OVER_AFTER && !sim.state().is_over() {
         tokio::time::sleep(Duration::from_secs(5)).await;
     }
     tokio::time::sleep(Duration::from_secs(10)).await;

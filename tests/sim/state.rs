@@ -124,6 +124,12 @@ impl User {
 }
 
 impl State {
+    /// Whether nothing is kept of any call. The place of one whose record is gone is kept until its time is over.
+    pub fn is_over(&self) -> bool {
+        let queues = [&self.deadlines, &self.unstored, &self.stored];
+        self.calls.is_empty() && queues.iter().all(|queue| queue.is_empty())
+    }
+
     pub fn load(&self, id: CallId) -> Option<Call> {
         self.calls.get(&id).map(|record| record.call.clone())
     }
