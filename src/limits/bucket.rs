@@ -39,6 +39,7 @@ impl Quota {
     }
 
     /// So many times as many over the same time.
+    #[must_use]
     pub fn times(self, factor: u32) -> Self {
         Self { count: self.count.saturating_mul(factor), ..self }
     }
