@@ -115,8 +115,10 @@ export class Device extends Person {
   async watch(userIds) {
     this.watched = userIds;
     if (userIds.length === 0) return;
-    const { presence } = await this.request('presence:subscribe', { userIds });
-    for (const [userId, status] of Object.entries(presence)) this.presence.set(userId, status);
+    const onAnswer = ({ presence }) => {
+      for (const [userId, status] of Object.entries(presence)) this.presence.set(userId, status);
+    };
+    await this.request('presence:subscribe', { userIds }, { onAnswer });
   }
 
   /** Breaks the network without a packet. */

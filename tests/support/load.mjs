@@ -55,14 +55,20 @@ export class Person {
 
   /**
    * Repeats a request until it is acknowledged. Callbacks: `onSent` at each attempt, `onAgain` at one without a reply,
-   * `onRefused` with the error of a refused one.
+   * `onRefused` with the error of a refused one, `onAnswer` with the answer in its turn among the events: those that
+   * come with it may be handled before the promise resolves.
    */
-  async request(event, payload, { onSent = () => {}, onAgain = () => {}, onRefused = () => {}, alsoRetry = [] } = {}) {
+  async request(event, payload, { onSent = () => {}, onAgain = () => {}, onRefused = () => {}, onAnswer = () => {}, alsoRetry = [] } = {}) {
     const end = Date.now() + GIVE_UP_MS;
     for (;;) {
       await this.connected();
       onSent();
-      const answered = await this.socket.timeout(ACK_WITHIN_MS).emitWithAck(event, payload).catch(() => undefined);
+      const answered = await new Promise((resolve) => {
+        this.socket.timeout(ACK_WITHIN_MS).emit(event, payload, (error, answer) => {
+          if (!error && answer?.ok) onAnswer(answer);
+          resolve(error ? undefined : answer);
+        });
+      });
       if (answered?.ok) return answered;
       if (answered) {
         const { type, retryAfterMs = 200, message } = answered.error;

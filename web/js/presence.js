@@ -44,9 +44,10 @@ export class Presence extends EventTarget {
   async #subscribe(userIds) {
     if (userIds.length === 0) return;
     try {
-      const { presence } = await this.#signaling.watchPresence(userIds);
-      for (const [id, status] of Object.entries(presence)) if (this.#watched.has(id)) this.#status.set(id, status);
-      this.#changed();
+      await this.#signaling.watchPresence(userIds, (presence) => {
+        for (const [id, status] of Object.entries(presence)) if (this.#watched.has(id)) this.#status.set(id, status);
+        this.#changed();
+      });
     } catch {
       // Not connected: repeated at the next connection. Otherwise the status stays unknown.
     }

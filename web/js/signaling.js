@@ -144,9 +144,12 @@ export class Signaling extends EventTarget {
     return this.request('ice:servers');
   }
 
-  /** Resolves to { presence: { userId: 'online' | 'offline' | 'busy' } }; changes follow as presence:update. */
-  watchPresence(userIds) {
-    return this.request('presence:subscribe', { userIds });
+  /**
+   * `onPresence` gets { userId: 'online' | 'offline' | 'busy' }, in its turn among the events: changes follow as
+   * presence:update, and may come before a promise of the answer is resolved.
+   */
+  watchPresence(userIds, onPresence) {
+    return this.#ask('presence:subscribe', [{ userIds }], ({ presence }) => onPresence(presence));
   }
 
   unwatchPresence(userIds) {
@@ -159,11 +162,21 @@ export class Signaling extends EventTarget {
     return this.request('auth:refresh', { token });
   }
 
-  async request(event, ...payload) {
+  request(event, ...payload) {
+    return this.#ask(event, payload);
+  }
+
+  async #ask(event, payload, onAnswer = () => {}) {
     if (!this.connected) throw new SignalingError({ type: 'NOT_CONNECTED', message: 'there is no connection' });
     let answer;
     try {
-      answer = await this.#socket.timeout(ANSWER_WITHIN_MS).emitWithAck(event, ...payload);
+      answer = await new Promise((resolve, reject) => {
+        this.#socket.timeout(ANSWER_WITHIN_MS).emit(event, ...payload, (error, answered) => {
+          if (error) return reject(error);
+          if (answered?.ok) onAnswer(answered);
+          return resolve(answered);
+        });
+      });
     } catch (error) {
       // No reply on an open connection: the network is gone, unnoticed. Closing the transport alone makes the library
       // reconnect, and the server sees the same device return.
