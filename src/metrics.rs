@@ -82,7 +82,7 @@ labels! {
         Inbox = "inbox", ClientQueue = "client_queue", Waiting = "waiting", Watched = "watched",
         Decisions = "decisions", Sweep = "sweep", NodeQueue = "node_queue",
         NodeInbox = "node_inbox", Backlog = "history_backlog", Events = "events",
-        Candidates = "candidates", Flood = "flood", Pace = "pace", CallAttempts = "call_attempts",
+        Candidates = "candidates", Flood = "flood", Bytes = "bytes", CallAttempts = "call_attempts",
         UserSockets = "user_sockets", AddressSockets = "address_sockets", Sockets = "sockets",
         Handshakes = "handshakes", FailedTokens = "failed_tokens", Identify = "identify",
         Remembered = "remembered", Connections = "connections", Posts = "posts",

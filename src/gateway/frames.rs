@@ -2,7 +2,7 @@
 //! time, also one without an event: pings, pongs, empty continuations, packets for unknown
 //! namespaces. Pure, except for the limits that it consults.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use crate::{
     limits::{Limits, address::Source, bucket::Bucket},
@@ -113,47 +113,32 @@ impl Walk {
 pub struct Meter {
     walk: Walk,
     bucket: Bucket,
-    pace: Bucket,
-    /// Bytes that were read and are not charged to `pace` yet.
-    owed_bytes: u32,
+    bytes: Bucket,
     source: Source,
     limits: Arc<Limits>,
 }
 
 impl Meter {
     pub fn new(source: Source, limits: Arc<Limits>) -> Self {
-        let (walk, bucket, pace) = (Walk::default(), Bucket::default(), Bucket::default());
-        Self { walk, bucket, pace, owed_bytes: 0, source, limits }
+        let (walk, bucket, bytes) = (Walk::default(), Bucket::default(), Bucket::default());
+        Self { walk, bucket, bytes, source, limits }
     }
 
     /// Counts received bytes. Returns false if the connection must be closed, which has been
     /// reported then.
     pub fn take(&mut self, bytes: &[u8], has_joined: impl FnOnce() -> bool) -> bool {
         let Seen { frames, longest_bytes } = self.walk.see(bytes);
-        self.owed_bytes =
-            self.owed_bytes.saturating_add(bytes.len().try_into().unwrap_or(u32::MAX));
         let reached = if longest_bytes > MAX_UNJOINED_BYTES as u64 && !has_joined() {
             Limit::Unjoined
         } else if !self.limits.frames(&mut self.bucket, frames) {
             Limit::Frames
+        } else if !self.limits.bytes(&mut self.bytes, bytes.len()) {
+            Limit::Bytes
         } else {
             return true;
         };
         self.limits.closed(reached, self.source);
         false
-    }
-
-    /// For how long nothing more is read, because the connection has sent more than it may. The client finds its
-    /// own buffers full.
-    pub fn pause(&mut self) -> Option<Duration> {
-        if self.owed_bytes == 0 {
-            return None;
-        }
-        let paid = self.limits.pace(&mut self.pace, self.owed_bytes, self.source);
-        if paid.is_ok() {
-            self.owed_bytes = 0;
-        }
-        paid.err()
     }
 
     /// The bytes of an incomplete message.

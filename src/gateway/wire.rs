@@ -232,8 +232,6 @@ pub struct Wire<S> {
     /// Data that was read ahead, from `taken` on.
     ahead: Vec<u8>,
     taken: usize,
-    /// Runs while nothing is read, because the client sent more than it may.
-    pause: Option<Pin<Box<Sleep>>>,
     /// Runs while a write is pending.
     stall: Option<Pin<Box<Sleep>>>,
     _registration: Option<Registration>,
@@ -241,8 +239,8 @@ pub struct Wire<S> {
 
 impl<S> Wire<S> {
     pub fn new(stream: S, kill: Kill, meter: Meter, registration: Option<Registration>) -> Self {
-        let (ahead, taken, pause, stall) = (Vec::new(), 0, None, None);
-        Self { stream, kill, meter, ahead, taken, pause, stall, _registration: registration }
+        let (ahead, taken) = (Vec::new(), 0);
+        Self { stream, kill, meter, ahead, taken, stall: None, _registration: registration }
     }
 
     /// Copies data that was read ahead.
@@ -294,14 +292,6 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
         }
         if self.kill.poll_killed(&self.kill.0.reader, cx) {
             return Poll::Ready(Ok(()));
-        }
-        loop {
-            if let Some(pause) = &mut self.pause {
-                ready!(pause.as_mut().poll(cx));
-                self.pause = None;
-            }
-            let Some(wait) = self.meter.pause() else { break };
-            self.pause = Some(Box::pin(tokio::time::sleep(wait)));
         }
         READ_AHEAD.with_borrow_mut(|bytes| {
             let mut read = ReadBuf::new(bytes);

@@ -340,20 +340,10 @@ impl Limits {
         count == 0 || bucket.take_many(count, quota, self.clock.now_us()).is_ok()
     }
 
-    /// Charges bytes that were read from a connection, whose bucket this is. If they were too many, they are not
-    /// charged yet: nothing more is to be read for so long.
-    pub fn pace(
-        &self,
-        bucket: &mut Bucket,
-        bytes: u32,
-        who: impl fmt::Display,
-    ) -> Result<(), Duration> {
-        let Some(quota) = self.settings.pace() else { return Ok(()) };
-        let paid = bucket.take_many(bytes.min(quota.count()), quota, self.clock.now_us());
-        if paid.is_err() {
-            self.notices.reached(Limit::Pace, who, self.clock.now_us());
-        }
-        paid
+    /// Counts bytes of a websocket, whose bucket this is. False if it has sent too many.
+    pub fn bytes(&self, bucket: &mut Bucket, bytes: usize) -> bool {
+        let Some(quota) = self.settings.bytes() else { return true };
+        bucket.take_many(as_count(bytes), quota, self.clock.now_us()).is_ok()
     }
 
     /// Counts packets of a session on polling. False if it has sent too many.

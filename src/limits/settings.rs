@@ -77,8 +77,8 @@ impl Default for Settings {
 
 /// The time over which frames are counted.
 const FRAMES_PERIOD: Duration = Duration::from_secs(5);
-/// How fast a websocket is read in any case, in bytes.
-const PACE: Quota = Quota::new(200 * UNIT_BYTES, Duration::from_secs(4));
+/// What a websocket may send in any case, in bytes.
+const BYTES: Quota = Quota::new(400 * UNIT_BYTES, Duration::from_secs(4));
 /// The permitted values of `identify`.
 const IDENTIFY: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_mins(10);
@@ -121,9 +121,9 @@ impl Settings {
         Ok(settings)
     }
 
-    /// How many bytes of a websocket are read: as many as its events may have.
-    pub fn pace(&self) -> Option<Quota> {
-        self.events.map(|events| PACE.faster(events.times(UNIT_BYTES)))
+    /// The bytes of a websocket: twice as many as its events may have. Those in between are refused.
+    pub fn bytes(&self) -> Option<Quota> {
+        self.events.map(|events| BYTES.faster(events.times(2 * UNIT_BYTES)))
     }
 
     fn change(&mut self, change: &str) -> Result<(), String> {
