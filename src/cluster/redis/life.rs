@@ -15,6 +15,7 @@ use super::{
     Redis,
     asked::timed,
     facts::{list, sockets_field, text, watch_field},
+    marked::Watchers,
 };
 use crate::{
     call::Call,
@@ -307,7 +308,7 @@ impl Redis {
         users: &[UserId],
         inbox: &mpsc::Sender<Inbound>,
     ) -> Result<(), Unavailable> {
-        let looked = self.look(users).await?;
+        let looked = self.look_on(&self.client, users, Watchers::Wanted).await?;
         let (mut back, mut departed) = (Vec::new(), Vec::new());
         for (user, (facts, call)) in std::iter::zip(users, looked) {
             let is_live = call.as_ref().is_some_and(Call::is_live);

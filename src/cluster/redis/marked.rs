@@ -17,6 +17,13 @@ pub enum Calls {
     Unwanted,
 }
 
+/// Whether the nodes that watch the users are read as well: only announcements need them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Watchers {
+    Wanted,
+    Unwanted,
+}
+
 /// The relation of a node to a user, as it is written to Redis.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Own {

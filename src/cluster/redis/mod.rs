@@ -33,7 +33,7 @@ use self::{
     asked::{Named, Scripts, timed},
     bus::Bus,
     facts::{Facts, list, read_record, readable, sockets_field, text, watch_field, write_record},
-    marked::{Aspect, Calls, Marked, Own},
+    marked::{Aspect, Calls, Marked, Own, Watchers},
 };
 use super::{
     Change, Cluster, Committed, Detached, Due, Edge, Inbound, LONGEST_UNSTORED_LEASE, MAX_UNSTORED,
@@ -265,19 +265,21 @@ impl Redis {
 
     /// Reads users and the records of their latest calls.
     async fn look(&self, users: &[UserId]) -> Result<Vec<(Facts, Option<Call>)>, Unavailable> {
-        self.look_on(&self.client, users).await
+        self.look_on(&self.client, users, Watchers::Unwanted).await
     }
 
     async fn look_on(
         &self,
         client: &Client,
         users: &[UserId],
+        watchers: Watchers,
     ) -> Result<Vec<(Facts, Option<Call>)>, Unavailable> {
         if users.is_empty() {
             return Ok(Vec::new());
         }
         let keys = users.iter().map(|user| self.keys.user(user)).collect();
-        let arguments = vec![self.keys.call_prefix()];
+        let wanted = u8::from(watchers == Watchers::Wanted).to_string();
+        let arguments = vec![self.keys.call_prefix(), wanted];
         let answer = self.run_on(client, &self.scripts.look, keys, arguments).await?;
         let mut answer = list(answer).into_iter();
         let mut all: Vec<(Facts, Option<Call>)> = Vec::with_capacity(users.len());
@@ -597,7 +599,7 @@ impl Cluster for Redis {
         let mut all = Vec::with_capacity(users.len());
         // Redis does nothing else while it runs a script, so a script must be short.
         for some in users.chunks(USERS_AT_ONCE) {
-            let looked = self.look_on(&self.presence, some).await?;
+            let looked = self.look_on(&self.presence, some, Watchers::Wanted).await?;
             all.extend(std::iter::zip(some, looked).map(edge));
         }
         Ok(all)
