@@ -84,7 +84,7 @@ labels! {
         NodeInbox = "node_inbox", Backlog = "history_backlog", Events = "events",
         Candidates = "candidates", Flood = "flood", Bytes = "bytes", CallAttempts = "call_attempts",
         UserSockets = "user_sockets", AddressSockets = "address_sockets", Sockets = "sockets",
-        Handshakes = "handshakes", FailedTokens = "failed_tokens", Identify = "identify",
+        Handshakes = "handshakes", FailedTokens = "failed_tokens", Floods = "floods", Identify = "identify",
         Remembered = "remembered", Connections = "connections", Posts = "posts",
         Presence = "presence", Buffers = "buffers", Acks = "acks", Departures = "departures",
         Frames = "frames", Unjoined = "unjoined", Requests = "requests",

@@ -137,7 +137,7 @@ impl Meter {
         } else {
             return true;
         };
-        self.limits.closed(reached, self.source);
+        self.limits.flooded(reached, self.source);
         false
     }
 

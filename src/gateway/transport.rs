@@ -289,7 +289,7 @@ impl Transport {
     fn takes_packets(&self, count: u32, sid: Sid, source: Source) -> bool {
         let is_fine = self.limits.packets(&self.packets, count, sid);
         if !is_fine {
-            self.limits.closed(Limit::Frames, source);
+            self.limits.flooded(Limit::Frames, source);
             end_polling(self.engine.clone(), sid);
         }
         is_fine

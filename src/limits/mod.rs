@@ -57,6 +57,7 @@ pub struct Limits {
     buffers: Buffers,
     handshakes: Buckets<Source>,
     failed_tokens: Buckets<Source>,
+    floods: Buckets<Source>,
     call_attempts: Buckets<UserId>,
     requests: Buckets<UserId>,
     address_requests: Buckets<Source>,
@@ -83,6 +84,7 @@ pub enum What {
     UserSockets,
     Handshakes,
     FailedTokens,
+    Floods,
     CallAttempts,
     Requests,
     AddressRequests,
@@ -142,6 +144,7 @@ impl Limits {
             buffers: Buffers::new(settings.buffer_bytes),
             handshakes: Buckets::new(settings.handshakes),
             failed_tokens: Buckets::new(settings.failed_tokens),
+            floods: Buckets::new(settings.floods),
             call_attempts: Buckets::new(settings.call_attempts),
             requests: Buckets::new(settings.requests),
             address_requests: Buckets::new(settings.address_requests),
@@ -189,6 +192,8 @@ impl Limits {
         let place = self.sockets.enter(&(), settings.sockets);
         let place = place.ok_or_else(|| no(What::Sockets))?;
         self.takes_tokens(source)?;
+        let floods = self.floods.check(&source, self.clock.now_us());
+        self.answer(floods, What::Floods, source)?;
         self.handshake(source)?;
         let own = self.address_sockets.enter(&source, settings.address_sockets);
         let own = own.ok_or_else(|| no(What::AddressSockets))?;
@@ -324,6 +329,7 @@ impl Limits {
             What::UserSockets => Limit::UserSockets,
             What::Handshakes => Limit::Handshakes,
             What::FailedTokens => Limit::FailedTokens,
+            What::Floods => Limit::Floods,
             What::CallAttempts => Limit::CallAttempts,
             What::Requests => Limit::Requests,
             What::AddressRequests => Limit::AddressRequests,
@@ -362,6 +368,12 @@ impl Limits {
             Kind::Candidate => Limit::Candidates,
         };
         self.notices.reached(limit, who, self.clock.now_us());
+    }
+
+    /// Records a connection that is closed because of what it sent. Its address opens no more of them after too many.
+    pub fn flooded(&self, limit: Limit, source: Source) {
+        self.closed(limit, source);
+        let _ = self.floods.take(&source, self.clock.now_us());
     }
 
     /// Records a socket that is closed for one of these reasons.
@@ -421,6 +433,7 @@ impl fmt::Display for TooMany {
             What::UserSockets => "this user has as many connections as a user may have",
             What::Handshakes => "your address opens connections too fast",
             What::FailedTokens => "too many tokens from your address were not good",
+            What::Floods => "too many connections of your address sent too much",
             What::CallAttempts => "you call too often",
             What::Requests => "this user asks too often",
             What::AddressRequests => "your address asks too often",

@@ -39,6 +39,8 @@ pub struct Settings {
     pub handshakes: Option<Quota>,
     /// Invalid tokens of one address.
     pub failed_tokens: Option<Quota>,
+    /// Connections of one address that are closed because of what they sent.
+    pub floods: Option<Quota>,
     /// Sockets of this node.
     pub sockets: Option<u32>,
     /// Time for a socket to identify its user.
@@ -66,6 +68,7 @@ impl Default for Settings {
             address_sockets: Some(2_000),
             handshakes: Some(Quota::new(1_000, Duration::from_secs(10))),
             failed_tokens: Some(Quota::new(60, Duration::from_mins(1))),
+            floods: Some(Quota::new(50, Duration::from_secs(10))),
             sockets: Some(20_000),
             identify: Duration::from_secs(10),
             message_bytes: MAX_MESSAGE_BYTES,
@@ -142,6 +145,7 @@ impl Settings {
                 address_sockets: None,
                 handshakes: None,
                 failed_tokens: None,
+                floods: None,
                 sockets: None,
                 ..*self
             };
@@ -174,6 +178,7 @@ impl Settings {
             "address-sockets" => self.address_sockets = count()?,
             "handshakes" => self.handshakes = quota()?,
             "failed-tokens" => self.failed_tokens = quota()?,
+            "floods" => self.floods = quota()?,
             "sockets" => self.sockets = count()?,
             "identify" => {
                 let time = humantime::parse_duration(value).ok();
@@ -216,6 +221,7 @@ impl Settings {
             address_sockets,
             handshakes,
             failed_tokens,
+            floods,
             sockets,
             identify,
             message_bytes,
@@ -236,6 +242,7 @@ impl Settings {
             ("address-sockets", or_off(address_sockets.as_ref())),
             ("handshakes", or_off(handshakes.as_ref())),
             ("failed-tokens", or_off(failed_tokens.as_ref())),
+            ("floods", or_off(floods.as_ref())),
             ("sockets", or_off(sockets.as_ref())),
             ("identify", humantime::format_duration(*identify).to_string().replace(' ', "")),
             ("message", message_bytes.to_string()),
@@ -283,7 +290,7 @@ mod tests {
         let changed = "events=1/1s,candidates=2/2s,frames=9/9s,call-attempts=3/3s,requests=8/8s,\
                        address-requests=7/7s,history-reads=1,presence-ids=500/1s,address-presence-ids=600/1s,\
                        user-sockets=4,address-sockets=5,\
-                       handshakes=6/1m,failed-tokens=off,sockets=0,identify=1m30s,message=300KiB,\
+                       handshakes=6/1m,failed-tokens=off,floods=7/1s,sockets=0,identify=1m30s,message=300KiB,\
                        buffers=64MiB,sdp=70KiB,candidate=1000,caller-info=8KiB";
         let settings = with(changed).unwrap();
         let listed = settings.list();

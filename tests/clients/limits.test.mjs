@@ -151,7 +151,32 @@ describe('bytes of a websocket', { concurrency: true }, () => {
     assert.equal(hits.bytes, 1);
     assert.ok(hits.events >= 1, JSON.stringify(hits));
     const read = metrics.byLabels('switchboard_client_received_bytes_total', before)['call:offer'];
-    assert.ok(read < 40 * 60_000, `${read} bytes were read`);
+    assert.ok(read < 20 * 60_000, `${read} bytes were read`);
+  });
+});
+
+describe('connections that are closed because of what they sent', { concurrency: true }, () => {
+  test('keep their address away for a while, and no other', async (t) => {
+    const server = await limited(t, ['frames=100/1h', 'floods=2/1h'], { args: ['--trusted-proxies', '127.0.0.1'] });
+    const lasting = await activeCall(t, server);
+    const from = (address) => ({ headers: { 'X-Forwarded-For': address } });
+    const flood = async () => {
+      const ws = new WebSocket(`ws://127.0.0.1:${server.port}/socket.io/?EIO=4&transport=websocket`, from('192.0.2.1'));
+      ws.on('error', () => {});
+      await once(ws, 'open');
+      const closed = once(ws, 'close');
+      for (let count = 0; count < 200; count += 1) ws.send('3');
+      await closed;
+    };
+    const before = await scrape(server);
+    await flood();
+    await flood();
+    const refused = await handshake(t, server, from('192.0.2.1'));
+    assert.equal(refused.status, 429);
+    assert.ok(retryAfter(refused) > 60);
+    assert.equal(await statusOf(t, server, from('192.0.2.2')), 101);
+    await lasting.caller.ok('call:end', { toUserId: lasting.callee.userId });
+    await reached(server, before, { frames: 2, floods: 1 });
   });
 });
 

@@ -33,7 +33,7 @@ export const ONE_NODE = { skip: NODES > 1 && 'it takes one process' };
  */
 const HASTE = [
   'events', 'candidates', 'call-attempts', 'failed-tokens', 'requests', 'address-requests', 'history-reads', 'presence-ids',
-  'address-presence-ids',
+  'address-presence-ids', 'floods',
 ].map((name) => `${name}=off`).join();
 
 /** The settings of a server with the default limits. */
