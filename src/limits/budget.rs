@@ -16,7 +16,7 @@ const DECODED: u32 = 10;
 
 /// An event counts once more for each such unit: a long event costs as much time, and as much
 /// of Redis, as several short ones.
-pub(super) const UNIT_BYTES: u32 = 2 * 1024;
+pub(super) const UNIT_BYTES: u32 = 4 * 1024;
 
 /// The buckets of a socket. They belong to the socket, so there is no contention.
 #[derive(Debug, Default)]
@@ -119,10 +119,10 @@ mod tests {
     fn a_long_event_counts_as_many_short_ones() {
         let (mut budget, settings) = (Budget::default(), Settings::default());
         let mut spend = |bytes| budget.spend(&settings, "call:offer", bytes, false, NOW_US);
-        assert_eq!((0..1_000).take_while(|_| spend(60_000) == Spent::Fine).count(), 6);
-        assert_eq!((0..1_000).take_while(|_| spend(0) == Spent::Fine).count(), 20);
+        assert_eq!((0..1_000).take_while(|_| spend(60_000) == Spent::Fine).count(), 13);
+        assert_eq!((0..1_000).take_while(|_| spend(0) == Spent::Fine).count(), 5);
         let refused = (0..1_000).take_while(|_| matches!(spend(60_000), Spent::Wait(..))).count();
-        assert_eq!(refused, 32, "one short event and one long one were refused before");
+        assert_eq!(refused, 65, "one short event and one long one were refused before");
         // One that counts more than there ever is uses up all.
         let mut budget = Budget::default();
         assert_eq!(budget.spend(&settings, "x", usize::MAX, false, NOW_US), Spent::Fine);
