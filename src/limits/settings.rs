@@ -306,7 +306,7 @@ mod tests {
     #[test]
     fn off_takes_away_what_can_be_taken_away() {
         let off = with("off").unwrap();
-        assert_eq!(off.list().iter().filter(|line| line.ends_with("=off")).count(), 14);
+        assert_eq!(off.list().iter().filter(|line| line.ends_with("=off")).count(), 15);
         assert_eq!(off.sizes, Sizes::default());
         assert_eq!(with("off,sockets=5").unwrap().sockets, Some(5));
     }
