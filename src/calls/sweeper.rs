@@ -95,6 +95,16 @@ impl Calls {
     }
 
     async fn attend_to(&self, call: &Call) {
+        if let Some(live) = self.live.get(call.id)
+            && live.snapshot().succeeds(call)
+        {
+            // The shared state has gone back, and the deadline of the older record means nothing: the newer one is
+            // restored.
+            if let Err(error) = self.look_up_one(&live).await {
+                debug!(%error, call = %call.id, "a record could not be restored");
+            }
+            return;
+        }
         metrics::LATENESS.record(self.clock.now() - call.deadline());
         let id = call.id;
         match self.transition(call.clone(), &Event::Due).await {

@@ -18,7 +18,7 @@ const NAMESPACE = 'switchboard';
 const NEEDLESS = [
   'Fail here', 'Alerts that fire', 'Without Redis', 'Failed commands and reconnections', 'Messages that wait', 'Messages that went astray',
   'Repairs', 'Oldest row that waits', 'Failed operations and connections', 'Limits reached', 'Slow readers cut off', 'Decisions made again',
-  'Invariants violated', 'Clients sent away', 'Turned away', 'Spans dropped', 'Log lines dropped', 'Clock offset',
+  'Invariants violated', 'Clients sent away', 'Turned away', 'Spans exported', 'Spans dropped', 'Log lines dropped', 'Clock offset',
 ];
 
 test('Prometheus, the dashboard and the alerts', async (t) => {
