@@ -195,7 +195,8 @@ describe('Postgres', { concurrency: true }, () => {
     proxy.silence();
     assert.equal(await read(), 200, 'an idle connection is looked at before it is used');
     const second = await call(caller, callee, 0);
-    await isWritten(node, caller.userId, second.callId);
+    // The writer may have been using one: what it waits for takes longer to be given up.
+    await isWritten(node, caller.userId, second.callId, 20_000);
 
     const release = await postgres.hold('LOCK TABLE calls');
     const third = await call(caller, callee, 0);
