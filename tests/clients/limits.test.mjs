@@ -224,7 +224,9 @@ describe('packets of a connection', { concurrency: true }, () => {
     const { caller, callee } = await activeCall(t, server);
     const before = await scrape(server);
     for (let count = 0; count < 500; count += 1) caller.emit('call:ice-candidate', { toUserId: callee.userId, candidate: candidate(count) });
-    const answers = await Promise.all(Array.from({ length: 900 }, () => caller.ack('call:sync', {})));
+    // In two parts: 1,024 events may wait to be handled, and a busy machine is slow to handle them.
+    const sync = () => Promise.all(Array.from({ length: 450 }, () => caller.ack('call:sync', {})));
+    const answers = [...(await sync()), ...(await sync())];
     assert.ok(answers.filter(({ ok }) => ok).length >= 190);
     await callee.nextFew('call:ice-candidate', 500);
     await caller.none('call:error');
