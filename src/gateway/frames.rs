@@ -112,7 +112,7 @@ impl Walk {
 /// Counts the frames of one websocket connection against its limits.
 pub struct Meter {
     walk: Walk,
-    bucket: Bucket,
+    frames: Bucket,
     bytes: Bucket,
     source: Source,
     limits: Arc<Limits>,
@@ -120,8 +120,8 @@ pub struct Meter {
 
 impl Meter {
     pub fn new(source: Source, limits: Arc<Limits>) -> Self {
-        let (walk, bucket, bytes) = (Walk::default(), Bucket::default(), Bucket::default());
-        Self { walk, bucket, bytes, source, limits }
+        let (walk, frames, bytes) = (Walk::default(), Bucket::default(), Bucket::default());
+        Self { walk, frames, bytes, source, limits }
     }
 
     /// Counts received bytes. Returns false if the connection must be closed, which has been
@@ -130,7 +130,7 @@ impl Meter {
         let Seen { frames, longest_bytes } = self.walk.see(bytes);
         let reached = if longest_bytes > MAX_UNJOINED_BYTES as u64 && !has_joined() {
             Limit::Unjoined
-        } else if !self.limits.frames(&mut self.bucket, frames) {
+        } else if !self.limits.frames(&mut self.frames, frames) {
             Limit::Frames
         } else if !self.limits.bytes(&mut self.bytes, bytes.len()) {
             Limit::Bytes

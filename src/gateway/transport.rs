@@ -61,6 +61,8 @@ struct Transport {
     posting: Turns<Sid>,
     /// The rate of requests and packets of sessions on polling.
     packets: Arc<Buckets<Sid>>,
+    /// The rate of the bytes in those requests.
+    bytes: Arc<Buckets<Sid>>,
     doors: Arc<Doors>,
     context: Arc<Context>,
     limits: Arc<Limits>,
@@ -119,8 +121,19 @@ pub fn routes(
 ) -> Router {
     let (posting, limits) = (Turns::default(), context.limits.clone());
     let packets = Arc::new(Buckets::new(limits.settings().frames));
-    let transport =
-        Transport { engine, io, upgraded, posting, packets, doors, context, limits, takes_tokens };
+    let bytes = Arc::new(Buckets::new(limits.settings().bytes()));
+    let transport = Transport {
+        engine,
+        io,
+        upgraded,
+        posting,
+        packets,
+        bytes,
+        doors,
+        context,
+        limits,
+        takes_tokens,
+    };
     let routes = PATHS.into_iter();
     routes.fold(Router::new(), |router, path| router.route(path, any(serve))).with_state(transport)
 }
@@ -287,9 +300,22 @@ impl Transport {
     /// Counts packets of a session on polling, and each request as one. Returns false if there are
     /// too many, and then the session ends.
     fn takes_packets(&self, count: u32, sid: Sid, source: Source) -> bool {
-        let is_fine = self.limits.packets(&self.packets, count, sid);
+        let is_fine = self.limits.polled(&self.packets, count, sid);
+        self.ends_unless(is_fine, Limit::Frames, sid, source)
+    }
+
+    /// Counts bytes of a session on polling. Returns false if there are too many, and then the
+    /// session ends.
+    fn takes_bytes(&self, bytes: usize, sid: Sid, source: Source) -> bool {
+        let count = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let is_fine = self.limits.polled(&self.bytes, count, sid);
+        self.ends_unless(is_fine, Limit::Bytes, sid, source)
+    }
+
+    /// Ends a session that exceeds a limit. Returns whether it does not.
+    fn ends_unless(&self, is_fine: bool, limit: Limit, sid: Sid, source: Source) -> bool {
         if !is_fine {
-            self.limits.flooded(Limit::Frames, source);
+            self.limits.flooded(limit, source);
             end_polling(self.engine.clone(), sid);
         }
         is_fine
@@ -314,7 +340,9 @@ impl Transport {
                 return false;
             }
             let more_packets = data.split(|byte| *byte == PACKET_SEPARATOR).skip(1).count();
-            self.takes_packets(u32::try_from(more_packets).unwrap_or(u32::MAX), sid, source)
+            let more_packets = u32::try_from(more_packets).unwrap_or(u32::MAX);
+            self.takes_bytes(data.len(), sid, source)
+                && self.takes_packets(more_packets, sid, source)
         }
     }
 

@@ -24,7 +24,7 @@ pub struct Budget {
     events: Bucket,
     candidates: Bucket,
     refusals: Bucket,
-    /// Until then the user's presence ids are used up, in microseconds of the clock.
+    /// The time until which the user's presence ids are used up, in microseconds of the clock.
     no_presence_until_us: u64,
 }
 
@@ -71,13 +71,13 @@ impl Budget {
         }
     }
 
-    /// The user's presence ids are used up for so long.
+    /// Records that the user's presence ids are used up for `wait`.
     pub fn note_no_presence(&mut self, wait: Duration, now_us: u64) {
         let wait_us = u64::try_from(wait.as_micros()).unwrap_or(u64::MAX);
         self.no_presence_until_us = now_us.saturating_add(wait_us);
     }
 
-    /// For how long they are used up: requests need not be decoded to be refused.
+    /// The time until the user has presence ids again; until then requests are refused without being decoded.
     pub fn no_presence_for(&self, now_us: u64) -> Option<Duration> {
         let wait_us = self.no_presence_until_us.checked_sub(now_us).filter(|wait| *wait > 0)?;
         Some(Duration::from_micros(wait_us))

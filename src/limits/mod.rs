@@ -346,14 +346,14 @@ impl Limits {
         count == 0 || bucket.take_many(count, quota, self.clock.now_us()).is_ok()
     }
 
-    /// Counts bytes of a websocket, whose bucket this is. False if it has sent too many.
+    /// Counts bytes of a websocket, whose bucket this is. Returns false if it has sent too many.
     pub fn bytes(&self, bucket: &mut Bucket, bytes: usize) -> bool {
         let Some(quota) = self.settings.bytes() else { return true };
         bucket.take_many(as_count(bytes), quota, self.clock.now_us()).is_ok()
     }
 
-    /// Counts packets of a session on polling. False if it has sent too many.
-    pub fn packets<K>(&self, buckets: &Buckets<K>, count: u32, session: K) -> bool
+    /// Counts packets, or bytes, of a session on polling. Returns false if it has sent too many.
+    pub fn polled<K>(&self, buckets: &Buckets<K>, count: u32, session: K) -> bool
     where
         K: Eq + Hash + Clone,
     {
@@ -370,7 +370,8 @@ impl Limits {
         self.notices.reached(limit, who, self.clock.now_us());
     }
 
-    /// Records a connection that is closed because of what it sent. Its address opens no more of them after too many.
+    /// Records a connection that is closed because it exceeds a limit. After too many of them, the address may not open
+    /// connections for a while.
     pub fn flooded(&self, limit: Limit, source: Source) {
         self.closed(limit, source);
         let _ = self.floods.take(&source, self.clock.now_us());
@@ -433,7 +434,9 @@ impl fmt::Display for TooMany {
             What::UserSockets => "this user has as many connections as a user may have",
             What::Handshakes => "your address opens connections too fast",
             What::FailedTokens => "too many tokens from your address were not good",
-            What::Floods => "too many connections of your address sent too much",
+            What::Floods => {
+                "too many connections of your address were closed because they sent too much"
+            }
             What::CallAttempts => "you call too often",
             What::Requests => "this user asks too often",
             What::AddressRequests => "your address asks too often",

@@ -39,7 +39,7 @@ pub struct Settings {
     pub handshakes: Option<Quota>,
     /// Invalid tokens of one address.
     pub failed_tokens: Option<Quota>,
-    /// Connections of one address that are closed because of what they sent.
+    /// Connections of one address that are closed because they exceed a limit.
     pub floods: Option<Quota>,
     /// Sockets of this node.
     pub sockets: Option<u32>,
@@ -80,7 +80,7 @@ impl Default for Settings {
 
 /// The time over which frames are counted.
 const FRAMES_PERIOD: Duration = Duration::from_secs(5);
-/// What a websocket may send in any case, in bytes.
+/// The bytes that a connection may send whatever the limit on events.
 const BYTES: Quota = Quota::new(400 * UNIT_BYTES, Duration::from_secs(4));
 /// The permitted values of `identify`.
 const IDENTIFY: std::ops::RangeInclusive<Duration> =
@@ -124,7 +124,8 @@ impl Settings {
         Ok(settings)
     }
 
-    /// The bytes of a websocket: twice as many as its events may have. Those in between are refused.
+    /// The bytes of a connection: twice the bytes that its events may have, so that a client learns of refused events
+    /// before its connection is closed.
     pub fn bytes(&self) -> Option<Quota> {
         self.events.map(|events| BYTES.faster(events.times(2 * UNIT_BYTES)))
     }

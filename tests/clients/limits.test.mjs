@@ -218,6 +218,23 @@ describe('packets of a connection', { concurrency: true }, () => {
     await eventually(async () => (await fetch(url)).status === 400, 'the session is gone');
   });
 
+  test('on polling have a bound in bytes', async (t) => {
+    const server = await limited(t, ['events=200/4s', 'frames=off']);
+    const text = await (await fetch(`${server.url}/socket.io/?EIO=4&transport=polling`)).text();
+    const url = `${server.url}/socket.io/?EIO=4&transport=polling&sid=${JSON.parse(text.slice(1)).sid}`;
+    const post = (body) => fetch(url, { method: 'POST', body });
+    assert.equal((await post(`40${JSON.stringify({ userId: someone('flood') })}`)).status, 200);
+    await (await fetch(url)).text();
+    const before = await scrape(server);
+    const long = `42${JSON.stringify(['call:offer', { toUserId: 'nobody', offer: offer('x'.repeat(60_000)) }])}`;
+    let taken = 0;
+    while (taken < 60 && (await post(long)).status === 200) taken += 1;
+    assert.ok(taken >= 13 && taken < 40, `${taken} of 60 KB were taken`);
+    const hits = (await scrape(server)).byLabels('switchboard_limits_hit_total', before);
+    assert.ok(hits.bytes === 1 && hits.events >= 1, JSON.stringify(hits));
+    await eventually(async () => (await fetch(url)).status === 400, 'the session is gone');
+  });
+
   test('are never too many of a client that sends all that it may', async (t) => {
     const server = await startServer({ env: USUAL_LIMITS });
     t.after(() => server.stop());

@@ -1,9 +1,9 @@
 -- Reads users and their latest calls.
 -- KEYS[i]  user hash
 -- ARGV[1]  prefix of call keys
--- ARGV[2]  '1' if the nodes that watch the users are wanted: only announcements need them, and a popular user has
---          hundreds
--- Answers for each user: its hash as lines, and the record of its latest call; '' if there is none,
+-- ARGV[2]  '1' if the nodes that watch the users are wanted: only announcements need those nodes, and a
+--          popular user has hundreds
+-- Returns for each user: its hash as lines, and the record of its latest call; '' if there is none,
 -- '=' if it is the one before.
 local answer, before = {}, nil
 
