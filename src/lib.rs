@@ -75,6 +75,7 @@ pub mod limits;
 pub mod logs;
 pub mod metrics;
 pub mod payload;
+pub mod probe;
 pub mod protocol;
 pub mod redact;
 pub mod secret;

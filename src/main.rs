@@ -14,7 +14,7 @@ use switchboard::{
     config::{Cli, Config, Task},
     ids::NodeId,
     logs::{self, Log},
-    metrics,
+    metrics, probe,
     time::Clock,
 };
 use tokio::runtime::Runtime;
@@ -54,6 +54,11 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Task::PrintConfig(config) => print(&config.to_toml()),
         Task::Serve(config) => serve(config),
         Task::Migrate(config) => migrate(config),
+        Task::Health(listen) => {
+            let readiness = runtime()?.block_on(probe::ask(listen))?;
+            print(&format!("{readiness}\n"))?;
+            Ok(if readiness.is_ready() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
         Task::Bench(what) => print(&runtime()?.block_on(bench::run(what))?),
         Task::MintToken(trust, wish) => {
             let token = mint(&trust, &wish, Clock::System.now())?;

@@ -1,6 +1,6 @@
 //! The command line: the commands, and the sources of their settings.
 
-use std::{collections::BTreeSet, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
@@ -31,6 +31,8 @@ enum Command {
     Serve(ServeOptions),
     /// Applies the missing migrations to the database of the call history and prints which
     Migrate(Options),
+    /// Asks the node of these settings whether it is ready: exit code 0 if it is, else 1
+    Health(Options),
     /// Puts load on a server and measures its cost
     #[command(subcommand)]
     Bench(Bench),
@@ -45,6 +47,8 @@ enum Command {
 pub enum Task {
     Serve(Config),
     Migrate(Config),
+    /// The address of the admin listener.
+    Health(SocketAddr),
     Bench(Bench),
     PrintConfig(Config),
     MintToken(Trust, Mint),
@@ -106,6 +110,10 @@ impl Cli {
             Some(Command::Migrate(options)) => {
                 options.resolve_only(Settings::of_migrations).map(Task::Migrate)
             }
+            Some(Command::Health(options)) => {
+                let listen = options.resolve_only(Settings::of_health)?.admin_listen;
+                Ok(Task::Health(listen))
+            }
             Some(Command::Bench(bench)) => Ok(Task::Bench(bench)),
             Some(Command::Config(options)) => options.resolve()?.traced().map(Task::PrintConfig),
             Some(Command::Token(options)) => options.resolve(),
@@ -124,12 +132,18 @@ fn described() -> clap::Command {
     };
     plain(Cli::command())
         .mut_subcommand("migrate", |command| only(command, is_of_migrations))
+        .mut_subcommand("health", |command| only(command, is_of_health))
         .mut_subcommand("token", |command| only(command, is_of_tokens))
 }
 
 /// Whether `migrate` reads this setting: [`Settings::of_migrations`].
 fn is_of_migrations(argument: &Arg) -> bool {
     ["database_url", "log_format"].contains(&argument.get_id().as_str())
+}
+
+/// Whether `health` reads this setting: [`Settings::of_health`].
+fn is_of_health(argument: &Arg) -> bool {
+    argument.get_id() == "admin_listen"
 }
 
 /// Whether `token` reads this setting: [`Settings::of_tokens`].
@@ -154,6 +168,11 @@ impl Settings {
     /// The settings that migrations depend on. Any other one may be wrong or incomplete.
     fn of_migrations(self) -> Self {
         Self { database_url: self.database_url, log_format: self.log_format, ..Self::default() }
+    }
+
+    /// The settings that the address of a node's admin listener depends on. Any other one may be wrong or incomplete.
+    fn of_health(self) -> Self {
+        Self { admin_listen: self.admin_listen, ..Self::default() }
     }
 
     /// The settings that tokens depend on. Any other one may be wrong or incomplete.
@@ -259,6 +278,7 @@ mod tests {
     fn help_shows_each_command_its_own_settings_without_markup() {
         for (command, own, foreign) in [
             ("migrate", &["--database-url", "--config"][..], &["--turn-urls", "--jwt-secret"][..]),
+            ("health", &["--admin-listen", "--config"], &["--listen", "--redis-url"]),
             ("token", &["--user", "--ttl", "--jwt-secret"], &["--database-url", "--turn-secret"]),
             ("config", &["--turn-secret", "--listen"], &["--user", "--migrate"]),
             ("serve", &["--turn-secret", "--migrate"], &["--user"]),
@@ -286,7 +306,7 @@ mod tests {
         };
         assert!(task(&["serve"]).is_err());
         assert!(task(&["token", "--user", "anna", "--jwt-secret", &secret]).is_ok());
-        assert!(task(&["migrate"]).is_ok());
+        assert!(task(&["migrate"]).is_ok() && task(&["health"]).is_ok());
     }
 
     #[test]

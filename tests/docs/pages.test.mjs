@@ -68,7 +68,7 @@ describe('names', () => {
     for (const one of PAGES) {
       for (const { language, body } of blocksOf(one)) {
         if (!['sh', 'text'].includes(language)) continue;
-        for (const [, command = '', rest] of body.replaceAll('\\\n', ' ').replaceAll(/^(?:kubectl|helm) .*$/gm, '').matchAll(/(?:^|[\s(])(?:[\w$.\/]+\/)?switchboard(?: (config|migrate|token|serve|bench [a-z]+))?((?: [^\n|;&)>]*)?)$/gm)) {
+        for (const [, command = '', rest] of body.replaceAll('\\\n', ' ').replaceAll(/^(?:kubectl|helm) .*$/gm, '').matchAll(/(?:^|[\s(])(?:[\w$.\/]+\/)?switchboard(?: (config|doctor|health|migrate|token|serve|bench [a-z]+))?((?: [^\n|;&)>]*)?)$/gm)) {
           const flags = command ? flagsOf(help(...command.split(' '))) : serve;
           for (const [, flag] of rest.matchAll(/ --([a-z-]+)/g)) assert.ok(flags.has(flag), `${one.name}: switchboard ${command} --${flag}`);
         }

@@ -6,9 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const ORDER: [&str; 27] = [
+const ORDER: [&str; 28] = [
     "secret",
     "fetch",
+    "probe",
     "shutdown",
     "time",
     "health",
