@@ -156,7 +156,7 @@ impl Calls {
                     counted(self.look_up())
                 }),
                 every(PRESENCE_TICK, "presence could not be told", async || {
-                    self.tell_presence();
+                    self.tell_presence().await;
                     Ok(())
                 }),
                 self.run_recovery(),

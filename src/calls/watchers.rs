@@ -27,6 +27,9 @@ const PRESENCE_AT_ONCE: usize = 16;
 /// The time that a presence request waits for its turn.
 const TURN_WAIT: Duration = Duration::from_secs(1);
 
+/// The most updates that are sent before other work has its turn.
+const TOLD_AT_ONCE: usize = 64;
+
 /// Limits the presence requests to the shared state, so that calls do not wait behind them.
 pub struct PresenceTurns(Semaphore);
 
@@ -59,6 +62,8 @@ struct Index {
     sockets: HashMap<SocketId, BTreeSet<UserId>>,
     /// The users with a deferred update, in the order in which the updates are due.
     put_off: VecDeque<(Timestamp, UserId)>,
+    /// Updates that some watchers have not received yet.
+    partial: VecDeque<Partial>,
     /// Counts the changes of presence that became known here.
     changes: u64,
 }
@@ -75,6 +80,13 @@ struct Watched {
     is_put_off: bool,
     /// The number of the change that made `newest`.
     changed: u64,
+}
+
+/// An update that was sent to the first of many watchers.
+struct Partial {
+    user: UserId,
+    status: Presence,
+    sockets: Vec<SocketId>,
 }
 
 /// The presence of users whom a socket watches, to be sent in the ack.
@@ -211,23 +223,30 @@ impl Watchers {
         self.index().take_in(edge, None, outlet, now);
     }
 
-    /// Sends deferred updates that are due.
-    pub fn tell_due(&self, outlet: &dyn Outlet, now: Timestamp) {
+    /// Sends updates that are due, a bounded number. Returns whether there may be more.
+    fn tell_some(&self, outlet: &dyn Outlet, now: Timestamp) -> bool {
         let mut index = self.index();
-        let Index { users, put_off, .. } = &mut *index;
         // A clock that was set back must not defer an update for longer than the interval.
         let is_due = |at: Timestamp| at <= now || at - now > PRESENCE_INTERVAL;
-        while let Some((_, user)) = put_off.pop_front_if(|(at, _)| is_due(*at)) {
+        let mut told = 0;
+        while told < TOLD_AT_ONCE {
+            if index.partial.front().is_some() {
+                told += index.tell_more(TOLD_AT_ONCE - told, outlet, now);
+                continue;
+            }
+            let Some((_, user)) = index.put_off.pop_front_if(|(at, _)| is_due(*at)) else { break };
+            let Index { users, partial, .. } = &mut *index;
             if let Some(watched) = users.get_mut(&user)
                 && std::mem::take(&mut watched.is_put_off)
             {
-                watched.tell(&user, None, outlet, now);
+                told += watched.tell(&user, None, partial, outlet, now);
             }
         }
-        if put_off.is_empty() {
+        if index.put_off.is_empty() {
             // Frees the memory after a burst.
-            *put_off = VecDeque::new();
+            index.put_off = VecDeque::new();
         }
+        told >= TOLD_AT_ONCE
     }
 }
 
@@ -235,13 +254,53 @@ impl Index {
     /// Notifies the watchers of the user, except for one socket, if `edge` is newer than the known
     /// change.
     fn take_in(&mut self, edge: &Edge, but: Option<SocketId>, outlet: &dyn Outlet, now: Timestamp) {
-        if let Some(watched) = self.users.get_mut(&edge.user)
-            && watched.advance(edge)
-        {
-            self.changes += 1;
-            watched.changed = self.changes;
-            watched.tell_or_put_off(&edge.user, but, &mut self.put_off, outlet, now);
+        let Self { users, put_off, partial, changes, .. } = self;
+        let Some(watched) = users.get_mut(&edge.user) else { return };
+        if !watched.advance(edge) {
+            return;
         }
+        *changes += 1;
+        watched.changed = *changes;
+        if watched.is_put_off {
+            return;
+        }
+        match watched.told_at.map(|at| at + PRESENCE_INTERVAL) {
+            Some(due_at) if now < due_at && due_at - now <= PRESENCE_INTERVAL => {
+                watched.is_put_off = true;
+                put_off.push_back((due_at, edge.user.clone()));
+            }
+            _ => _ = watched.tell(&edge.user, but, partial, outlet, now),
+        }
+    }
+
+    /// Sends the first partial update to at most `limit` more sockets. Returns to how many.
+    fn tell_more(&mut self, limit: usize, outlet: &dyn Outlet, now: Timestamp) -> usize {
+        let Self { users, sockets, partial, .. } = self;
+        let Some(Partial { user, status, sockets: mut next }) = partial.pop_front() else {
+            return 0;
+        };
+        let Some(watched) = users.get_mut(&user) else { return 0 };
+        if watched.told != Some(status) {
+            // A later update goes to all sockets.
+            return 0;
+        }
+        if watched.newest.is_some_and(|(_, newest)| newest != status) {
+            // An update is deferred, and goes to all sockets, whatever it will be.
+            watched.told = None;
+            return 0;
+        }
+        let rest = next.split_off(limit.min(next.len()));
+        let event = ServerEvent::Presence { user_id: user.clone(), status, timestamp: now };
+        for socket in &next {
+            // It may have unsubscribed since.
+            if sockets.get(socket).is_some_and(|own| own.contains(&user)) {
+                outlet.emit(*socket, &event, None);
+            }
+        }
+        if !rest.is_empty() {
+            partial.push_front(Partial { user, status, sockets: rest });
+        }
+        next.len()
     }
 
     /// Removes a subscription. Returns whether nobody watches the user any more.
@@ -257,38 +316,33 @@ impl Index {
 }
 
 impl Watched {
-    /// Sends the newest presence to the sockets now, or later if they were notified just before.
-    fn tell_or_put_off(
+    /// Sends the newest presence to the sockets, unless all of them have it: at once to as many as
+    /// may be told at once, and later to those that go to `partial`. Returns to how many it was sent.
+    fn tell(
         &mut self,
         user: &UserId,
         but: Option<SocketId>,
-        put_off: &mut VecDeque<(Timestamp, UserId)>,
+        partial: &mut VecDeque<Partial>,
         outlet: &dyn Outlet,
         now: Timestamp,
-    ) {
-        if self.is_put_off {
-            return;
-        }
-        match self.told_at.map(|at| at + PRESENCE_INTERVAL) {
-            Some(due_at) if now < due_at && due_at - now <= PRESENCE_INTERVAL => {
-                self.is_put_off = true;
-                put_off.push_back((due_at, user.clone()));
-            }
-            _ => self.tell(user, but, outlet, now),
-        }
-    }
-
-    /// Sends the newest presence to the sockets, unless all of them have it.
-    fn tell(&mut self, user: &UserId, but: Option<SocketId>, outlet: &dyn Outlet, now: Timestamp) {
+    ) -> usize {
         let Some((_, status)) = self.newest.filter(|(_, newest)| self.told != Some(*newest)) else {
-            return;
+            return 0;
         };
         self.told = Some(status);
         let event = ServerEvent::Presence { user_id: user.clone(), status, timestamp: now };
-        for socket in self.sockets.iter().filter(|socket| Some(**socket) != but) {
+        let mut sockets = self.sockets.iter().copied().filter(|socket| Some(*socket) != but);
+        let mut told = 0;
+        for socket in sockets.by_ref().take(TOLD_AT_ONCE) {
             self.told_at = Some(now);
-            outlet.emit(*socket, &event, None);
+            outlet.emit(socket, &event, None);
+            told += 1;
         }
+        let rest: Vec<_> = sockets.collect();
+        if !rest.is_empty() {
+            partial.push_back(Partial { user: user.clone(), status, sockets: rest });
+        }
+        told
     }
 
     /// Returns the presence in reply to a subscription.
@@ -345,9 +399,11 @@ impl Calls {
         Ok(self.cluster.presence(users).await?)
     }
 
-    /// Sends deferred updates that are due.
-    pub fn tell_presence(&self) {
-        self.watchers.tell_due(&*self.outlet, self.clock.now());
+    /// Sends deferred updates that are due. Calls have their turn in between.
+    pub async fn tell_presence(&self) {
+        while self.watchers.tell_some(&*self.outlet, self.clock.now()) {
+            tokio::task::yield_now().await;
+        }
     }
 
     pub async fn unsubscribe(&self, socket: SocketId, users: &[UserId]) {

@@ -515,6 +515,38 @@ async fn presence_that_changes_often_is_told_as_its_latest() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn presence_reaches_each_of_many_watchers_once() {
+    let names: Vec<String> = (0..200).map(|number| format!("c{number}")).collect();
+    let all: Vec<&str> = ["a1", "b1"].into_iter().chain(names.iter().map(String::as_str)).collect();
+    let cluster = TestCluster::with(1, &all).await;
+    let watched = ["a".parse().unwrap()];
+    for name in &names {
+        cluster.calls(name).subscribe(socket(name), &watched).await.unwrap();
+    }
+    cluster.initiate("a1", "b").await.unwrap();
+    let told = names.iter().filter(|name| cluster.heard(name) == ["presence:update busy"]).count();
+    assert!((1..100).contains(&told), "{told} in one go");
+    cluster.calls("c199").unsubscribe(socket("c199"), &watched).await;
+    cluster.pass(Duration::ZERO).await;
+    let late = names.iter().filter(|name| cluster.heard(name) == ["presence:update busy"]).count();
+    assert_eq!(told + late, 199, "all but the one that no longer watches");
+    cluster.pass(PRESENCE_INTERVAL).await;
+    cluster.end("a1", "b").await.unwrap();
+    cluster.settle().await;
+    for name in &names[..199] {
+        let heard = cluster.heard(name);
+        assert!(heard.len() <= 1, "{name}: {heard:?}");
+    }
+    // It changes before all have been told: nobody is told of the old status.
+    cluster.initiate("a1", "b").await.unwrap();
+    cluster.pass(PRESENCE_INTERVAL).await;
+    for name in &names[..199] {
+        let heard = cluster.heard(name);
+        assert!(heard.is_empty() || heard == ["presence:update busy"], "{name}: {heard:?}");
+    }
+}
+
 /// Subscribing to a user whom this node already watches needs no operation on the shared state.
 #[tokio::test(start_paused = true)]
 async fn presence_of_the_watched_is_known_here() {

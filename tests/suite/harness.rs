@@ -461,7 +461,7 @@ impl TestCluster {
         tokio::time::advance(time).await;
         for node in &self.nodes {
             node.calls.sweep().await.unwrap();
-            node.calls.tell_presence();
+            node.calls.tell_presence().await;
         }
         self.settle().await;
     }

@@ -6,7 +6,7 @@
 -- ARGV[1]  prefix of user keys
 -- ARGV[2]  node id
 -- ARGV[3]  the node's field for its sockets
--- ARGV[4]  the node's field for its watchers
+-- ARGV[4]  prefix of the hashes of watching nodes
 -- ARGV[5]  the most users to remove
 -- ARGV[6]  the time at which they are reported again, in ms
 -- ARGV[7]  the node is dead if its last heartbeat is not later than this, by Redis' clock,
@@ -30,9 +30,11 @@ for _, id in ipairs(users) do
         local order = math.max((redis.call('HGET', user, 'order') or 0) + 1, now_us)
         redis.call('HSET', user, 'order', string.format('%d', order))
     end
-    redis.call('HDEL', user, ARGV[4])
-    -- The hash has only the order left.
-    if redis.call('HLEN', user) == 1 and redis.call('HEXISTS', user, 'order') == 1 then
+    local watchers = ARGV[4] .. id
+    redis.call('HDEL', watchers, ARGV[2])
+    -- The hash has only the order left, and nobody watches.
+    local is_empty = redis.call('HLEN', user) == 1 and redis.call('HEXISTS', user, 'order') == 1
+    if is_empty and redis.call('EXISTS', watchers) == 0 then
         redis.call('DEL', user)
     end
 end

@@ -6,6 +6,8 @@
 -- KEYS[4]  the callee's hash
 -- KEYS[5]  ended calls whose rows are not stored
 -- KEYS[6]  ended calls whose rows are stored
+-- KEYS[7]  the nodes that watch the caller
+-- KEYS[8]  the nodes that watch the callee
 -- ARGV[1]  call id
 -- ARGV[2]  the expected version; '0' if there must be no record
 -- ARGV[3]  the version to write
@@ -19,15 +21,23 @@
 -- ARGV[11] the callee's claim likewise
 -- ARGV[12] the time from which any node may store an ended call, in ms
 -- Returns 'conflict' and the present record, or 'ok', whether the call was live, and both users' hashes as
--- lines. The caller's is '' if no presence can have changed.
+-- lines, with a line 'watcher' for each node that watches the user. If no presence can have changed, the caller's is
+-- '', and the callee's is without these lines.
 -- If this very record is there already, its writer has lost the reply: then 'ok' and '?'.
-local function lines(key)
-    return table.concat(redis.call('HGETALL', key), '\n')
+local function lines(hash, watchers)
+    for _, node in ipairs(watchers and redis.call('HKEYS', watchers) or {}) do
+        hash[#hash + 1], hash[#hash + 2] = 'watcher', node
+    end
+    return table.concat(hash, '\n')
+end
+
+local function read(key, watchers)
+    return lines(redis.call('HGETALL', key), watchers)
 end
 
 local current = redis.call('HMGET', KEYS[1], 'v', 'r', 'l', 's')
 if current[1] == ARGV[3] and current[2] == ARGV[4] then
-    return { 'ok', '?', lines(KEYS[3]), lines(KEYS[4]) }
+    return { 'ok', '?', read(KEYS[3], KEYS[7]), read(KEYS[4], KEYS[8]) }
 end
 if (current[1] or '0') ~= ARGV[2] then
     return { 'conflict', current[2] or '' }
@@ -88,7 +98,7 @@ else
     end
 end
 if not users[0] then
-    return { 'ok', was_live, '', lines(KEYS[4]) }
+    return { 'ok', was_live, '', read(KEYS[4]) }
 end
 -- Of a repeated field the later value counts.
 for i = 0, 1 do
@@ -101,4 +111,4 @@ for i = 0, 1 do
         hash[size + 1], hash[size + 2] = 'order', order
     end
 end
-return { 'ok', was_live, table.concat(users[0].hash, '\n'), table.concat(users[1].hash, '\n') }
+return { 'ok', was_live, lines(users[0].hash, KEYS[7]), lines(users[1].hash, KEYS[8]) }

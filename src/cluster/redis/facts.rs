@@ -1,7 +1,5 @@
 //! The formats of Redis' data: users' hashes and records, read and written.
 
-use std::str::FromStr;
-
 use fred::types::Value;
 
 use crate::{
@@ -21,17 +19,7 @@ pub fn sockets_field(node: NodeId) -> String {
     format!("node:{node}")
 }
 
-/// The field of a user's hash which says that a node watches the user.
-pub fn watch_field(node: NodeId) -> String {
-    format!("watch:{node}")
-}
-
-/// The node whose field this is.
-pub fn watcher(field: &str) -> Option<NodeId> {
-    node_in(field, "watch:")
-}
-
-/// A user's hash.
+/// A user's hash, and the nodes that watch the user if they were read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Facts {
     /// The user's latest call.
@@ -53,10 +41,10 @@ impl Facts {
                 facts.claim = text.parse().ok();
             } else if field == "order" {
                 facts.order = text.parse().unwrap_or_default();
-            } else if let Some(node) = node_in(field, "node:") {
+            } else if field == "watcher" {
+                facts.watchers.extend(text.parse::<NodeId>());
+            } else if let Some(node) = field.strip_prefix("node:").and_then(|id| id.parse().ok()) {
                 facts.nodes.push((node, text.parse().unwrap_or_default()));
-            } else if let Some(node) = watcher(field) {
-                facts.watchers.push(node);
             }
         }
         facts
@@ -74,10 +62,6 @@ impl Facts {
             watchers: self.watchers.clone(),
         }
     }
-}
-
-fn node_in(field: &str, prefix: &str) -> Option<NodeId> {
-    NodeId::from_str(field.strip_prefix(prefix)?).ok()
 }
 
 /// The text of a record: the format's version, then JSON.
@@ -161,8 +145,8 @@ mod tests {
     #[test]
     fn fields_of_a_later_build_are_passed_over() {
         let node: NodeId = "019a0000000070008000000000000001".parse().unwrap();
-        let flat =
-            ["order", "7", "mood", "good", &sockets_field(node), "2", &watch_field(node), "1"];
+        let (sockets, id) = (sockets_field(node), node.to_string());
+        let flat = ["order", "7", "mood", "good", &sockets, "2", "watcher", &id];
         let facts = Facts::read(&flat.join("\n"));
         let expected =
             Facts { claim: None, nodes: vec![(node, 2)], watchers: vec![node], order: 7 };

@@ -14,7 +14,7 @@ use tracing::{debug, info, warn};
 use super::{
     Redis,
     asked::timed,
-    facts::{list, sockets_field, text, watch_field},
+    facts::{list, sockets_field, text},
     marked::Watchers,
 };
 use crate::{
@@ -343,7 +343,7 @@ impl Redis {
                 self.keys.user_prefix(),
                 node.to_string(),
                 sockets_field(node),
-                watch_field(node),
+                self.keys.watchers_prefix(),
                 BURY_USERS.to_string(),
                 (self.now() + SEE_OFF_LEASE).as_millis().to_string(),
                 (redis - DEAD_AFTER).as_millis().to_string(),

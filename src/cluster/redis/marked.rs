@@ -2,7 +2,7 @@
 
 use fred::types::Value;
 
-use super::facts::{list, read_record, text, watcher};
+use super::facts::{list, read_record, text};
 use crate::{
     call::Call,
     cluster::{Detached, Edge, Unavailable},
@@ -31,7 +31,7 @@ pub struct Own {
     pub is_watched: bool,
 }
 
-/// The fields to write. Whether the user is watched is always written, because a rollback may have
+/// The parts to write. Whether the user is watched is always written, because a rollback may have
 /// restored an old value.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Aspect {
@@ -43,7 +43,7 @@ pub enum Aspect {
 const AS_IT_IS: &str = "=";
 
 impl Own {
-    /// The values of the node's two fields; an empty one removes the field.
+    /// The arguments of the script; an empty one removes the entry.
     pub fn values(self) -> [String; 2] {
         let sockets =
             self.sockets.map(|count| if count > 0 { count.to_string() } else { String::new() });
@@ -69,7 +69,7 @@ impl Marked {
         let mut next = || answer.next().unwrap_or(Value::Null);
         let [is_live, was_online, is_online] = [(); 3].map(|()| text(next()) == "1");
         let order = text(next()).parse().map_err(|_| Unavailable)?;
-        let watchers = list(next()).into_iter().filter_map(|field| watcher(&text(field)));
+        let watchers = list(next()).into_iter().filter_map(|node| text(node).parse().ok());
         let edge = Edge {
             user: user.clone(),
             presence: Presence::of(is_live, is_online),

@@ -14,6 +14,7 @@
 -- ARGV[5]  where to go on, '0' to begin
 -- ARGV[6]  about how many keys to look at
 -- ARGV[7]  now in ms, by the cluster's clock
+-- ARGV[8]  prefix of the hashes of watching nodes
 -- Answers where to go on, '0' at the end; the users whose latest call is another now; the records of live calls one
 -- of whose users is in another live call.
 local time = redis.call('TIME')
@@ -60,31 +61,43 @@ local function mend_call(key, id)
     end
 end
 
+local function mend_node(node, id)
+    redis.call('SADD', ARGV[3] .. node, id)
+    -- If it lives, its heartbeat must find that it was not known: see mark.lua.
+    redis.call('ZADD', KEYS[4], 'NX', now_ms + 0.5, node)
+end
+
 local function mend_user(key, id)
     local hash = redis.call('HGETALL', key)
     for at = 1, #hash, 2 do
-        local node = begins(hash[at], 'node:') or begins(hash[at], 'watch:')
+        local node = begins(hash[at], 'node:')
         if node then
-            redis.call('SADD', ARGV[3] .. node, id)
-            -- If it lives, its heartbeat must find that it was not known: see mark.lua.
-            redis.call('ZADD', KEYS[4], 'NX', now_ms + 0.5, node)
+            mend_node(node, id)
         elseif hash[at] == 'call' and redis.call('EXISTS', ARGV[1] .. hash[at + 1]) == 0 then
             redis.call('HDEL', key, 'call')
             -- Nothing but the counter.
-            if redis.call('HLEN', key) == 1 then
+            if redis.call('HLEN', key) == 1 and redis.call('EXISTS', ARGV[8] .. id) == 0 then
                 redis.call('DEL', key)
             end
         end
     end
 end
 
+local function mend_watchers(key, id)
+    for _, node in ipairs(redis.call('HKEYS', key)) do
+        mend_node(node, id)
+    end
+end
+
 local scanned = redis.call('SCAN', ARGV[5], 'MATCH', ARGV[4] .. '*', 'COUNT', ARGV[6])
 for _, key in ipairs(scanned[2]) do
-    local call, user = begins(key, ARGV[1]), begins(key, ARGV[2])
+    local call, user, watched = begins(key, ARGV[1]), begins(key, ARGV[2]), begins(key, ARGV[8])
     if call then
         mend_call(key, call)
     elseif user then
         mend_user(key, user)
+    elseif watched then
+        mend_watchers(key, watched)
     end
 end
 return { scanned[1], users, displaced }

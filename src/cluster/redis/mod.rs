@@ -32,7 +32,7 @@ use tracing::{debug, warn};
 use self::{
     asked::{Named, Scripts, timed},
     bus::Bus,
-    facts::{Facts, list, read_record, readable, sockets_field, text, watch_field, write_record},
+    facts::{Facts, list, read_record, readable, sockets_field, text, write_record},
     marked::{Aspect, Calls, Marked, Own, Watchers},
 };
 use super::{
@@ -139,6 +139,14 @@ impl Keys {
 
     fn user(&self, user: &UserId) -> String {
         format!("{}user:{}", self.prefix, user.as_str())
+    }
+
+    fn watchers_prefix(&self) -> String {
+        format!("{}watchers:", self.prefix)
+    }
+
+    fn watchers(&self, user: &UserId) -> String {
+        format!("{}watchers:{}", self.prefix, user.as_str())
     }
 
     fn node_prefix(&self) -> String {
@@ -277,9 +285,11 @@ impl Redis {
         if users.is_empty() {
             return Ok(Vec::new());
         }
-        let keys = users.iter().map(|user| self.keys.user(user)).collect();
-        let wanted = u8::from(watchers == Watchers::Wanted).to_string();
-        let arguments = vec![self.keys.call_prefix(), wanted];
+        let mut keys: Vec<String> = users.iter().map(|user| self.keys.user(user)).collect();
+        if watchers == Watchers::Wanted {
+            keys.extend(users.iter().map(|user| self.keys.watchers(user)));
+        }
+        let arguments = vec![self.keys.call_prefix(), users.len().to_string()];
         let answer = self.run_on(client, &self.scripts.look, keys, arguments).await?;
         let mut answer = list(answer).into_iter();
         let mut all: Vec<(Facts, Option<Call>)> = Vec::with_capacity(users.len());
@@ -333,12 +343,11 @@ impl Redis {
                 self.keys.call_prefix(),
                 self.node.to_string(),
                 sockets_field(self.node),
-                watch_field(self.node),
                 u8::from(calls == Calls::Wanted).to_string(),
                 after.to_string(),
             ];
             for (at, own) in std::iter::zip(&turn, &own) {
-                keys.push(self.keys.user(&users[*at]));
+                keys.extend([self.keys.user(&users[*at]), self.keys.watchers(&users[*at])]);
                 arguments.push(users[*at].as_str().to_owned());
                 arguments.extend(own.values());
             }
@@ -408,6 +417,7 @@ impl Redis {
             from,
             MEND_KEYS.to_string(),
             Clock::Shared(self.clock.clone()).now().as_millis().to_string(),
+            self.keys.watchers_prefix(),
         ];
         // If this fails, the scan restarts.
         let Ok(answer) = self.run(&self.scripts.mend, keys, arguments).await else {
@@ -441,6 +451,8 @@ impl Redis {
             self.keys.user(callee),
             self.keys.unstored(),
             self.keys.stored(),
+            self.keys.watchers(caller),
+            self.keys.watchers(callee),
         ];
         let life = call.expires_at - call.created_at + RECORD_MARGIN;
         let arguments = vec![
