@@ -1,4 +1,4 @@
-// Writes k8s/overlays/production/prometheus-rule.yaml: the alerts of deploy/prometheus/rules/ for the Prometheus operator.
+// Writes k8s/components/prometheus-rule/prometheus-rule.yaml: the alerts of deploy/prometheus/rules/ for the Prometheus operator.
 // kustomize reads no files outside its folder, so there must be two; a test compares them.
 
 import { readFileSync, writeFileSync } from 'node:fs';
@@ -24,5 +24,5 @@ export function prometheusRule(rules) {
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
   const at = (path) => new URL(`../${path}`, import.meta.url);
   const rules = readFileSync(at('deploy/prometheus/rules/switchboard.yml'), 'utf8');
-  writeFileSync(at('k8s/overlays/production/prometheus-rule.yaml'), prometheusRule(rules));
+  writeFileSync(at('k8s/components/prometheus-rule/prometheus-rule.yaml'), prometheusRule(rules));
 }

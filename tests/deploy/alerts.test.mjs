@@ -99,7 +99,7 @@ describe('alerts', { concurrency: 4 }, () => {
   });
 
   test('production has the same', () => {
-    assert.ok(read('k8s/overlays/production/prometheus-rule.yaml') === prometheusRule(read(FILE)), 'run `make alerts`');
+    assert.ok(read('k8s/components/prometheus-rule/prometheus-rule.yaml') === prometheusRule(read(FILE)), 'run `make alerts`');
     const { spec } = rendered('overlays/production').one('PrometheusRule', 'switchboard');
     assert.deepEqual(spec.groups, yaml(FILE).groups);
   });

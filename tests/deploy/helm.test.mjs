@@ -8,7 +8,7 @@ import { describe, test } from 'node:test';
 import { promisify } from 'node:util';
 import * as yamlLibrary from 'yaml';
 import { chartReadme, describeValues } from '../../scripts/chart.mjs';
-import { environmentOf, fromVenv, path, podsOf, read, rendered, succeed, yaml } from '../support/deployment.mjs';
+import { environmentOf, fromVenv, objectsIn, path, podsOf, read, rendered, renderWith, succeed, yaml } from '../support/deployment.mjs';
 import { privateFolder, runToExit } from '../support/server.mjs';
 
 const CHART = path('deploy/helm/switchboard');
@@ -21,8 +21,7 @@ const run = promisify(execFile);
 /** The objects that `helm template` renders with these arguments. */
 function template(...args) {
   const text = execFileSync(HELM, ['template', 'switchboard', CHART, '--namespace', 'switchboard', ...args], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] });
-  const all = yamlLibrary.parseAllDocuments(text).map((document) => document.toJS()).filter(Boolean);
-  return { text, all, of: (kind) => all.filter((object) => object.kind === kind) };
+  return { text, ...objectsIn(text) };
 }
 
 /** The error of helm; fails if it renders. */
@@ -63,13 +62,29 @@ describe('production', () => {
   const byName = (objects) => Object.fromEntries(objects.map(plain).map((object) => [nameOf(object), object]));
 
   const chart = template('--values', PRODUCTION);
-  const ours = byName(chart.all.filter(({ metadata }) => metadata.annotations?.['helm.sh/hook'] !== 'test'));
-  // Helm does not render a namespace: `--create-namespace` creates it.
-  const overlay = byName(rendered('overlays/production').all.filter(({ kind }) => kind !== 'Namespace'));
+  const sameObjects = (release, overlay) => {
+    const ours = byName(release.all.filter(({ metadata }) => metadata.annotations?.['helm.sh/hook'] !== 'test'));
+    // Helm does not render a namespace: `--create-namespace` creates it.
+    const theirs = byName(overlay.all.filter(({ kind }) => kind !== 'Namespace'));
+    assert.deepEqual(Object.keys(ours).sort(), Object.keys(theirs).sort());
+    for (const name of Object.keys(theirs)) assert.deepEqual(ours[name], theirs[name], name);
+  };
 
-  test('the chart renders the same objects as the overlay', () => {
-    assert.deepEqual(Object.keys(ours).sort(), Object.keys(overlay).sort());
-    for (const name of Object.keys(overlay)) assert.deepEqual(ours[name], overlay[name], name);
+  test('the chart renders the same objects as the overlay', () => sameObjects(chart, rendered('overlays/production')));
+
+  for (const [component, values] of [
+    ['private-ca', set('privateCa=switchboard-ca')],
+    ['jwt-secret', set('secret.keys.jwtSecret=jwt-secret')],
+  ]) {
+    test(`the same with the component ${component}`, () => {
+      sameObjects(template('--values', PRODUCTION, ...values), objectsIn(renderWith((names) => [...names, component])));
+    });
+  }
+
+  test('the same with an HTTPRoute instead of the Ingress', () => {
+    const route = ['ingress.enabled=false', 'httpRoute.enabled=true', 'httpRoute.parentRefs[0].name=public', 'httpRoute.parentRefs[0].namespace=gateway', 'httpRoute.hostnames={calls.example.com}'];
+    const overlay = objectsIn(renderWith((names) => names.map((name) => (name === 'ingress-haproxy' ? 'http-route' : name))));
+    sameObjects(template('--values', PRODUCTION, ...set(...route, 'service.annotations=null')), overlay);
   });
 
   test('the binary takes the settings', async () => {
@@ -98,9 +113,9 @@ const SETS = {
   'another ingress controller': [...LEAST, ...set('ingress.enabled=true', 'ingress.controller=none', 'ingress.className=other', 'ingress.tlsSecret=')],
   'Gateway API': [...LEAST, ...set('httpRoute.enabled=true', 'httpRoute.parentRefs[0].name=public', 'httpRoute.hostnames={calls.example.com}')],
   'all monitoring': [...LEAST, ...set('serviceMonitor.enabled=true', 'serviceMonitor.labels.release=kps', 'prometheusRule.enabled=true', 'dashboard.enabled=true')],
-  'NodeLocal DNS': [...LEAST, ...set('networkPolicy.dnsNetworks={169.254.20.10/32}')],
+  'NodeLocal DNS on the address of kube-dns too': [...LEAST, ...set('networkPolicy.dnsNetworks={169.254.20.10/32,10.96.0.10/32}')],
   'no policies, no budget, no account': [...LEAST, ...set('networkPolicy.enabled=false', 'podDisruptionBudget.enabled=false', 'serviceAccount.create=false', 'migration.enabled=false', 'spread=false')],
-  'a private CA': [...LEAST, ...set('settings.SSL_CERT_FILE=/ca/ca.crt', 'extraVolumes[0].name=ca', 'extraVolumes[0].secret.secretName=private-ca', 'extraVolumeMounts[0].name=ca', 'extraVolumeMounts[0].mountPath=/ca')],
+  'a private CA': [...LEAST, ...set('privateCa=ours', 'extraVolumes[0].name=more', 'extraVolumes[0].emptyDir.medium=Memory', 'extraVolumeMounts[0].name=more', 'extraVolumeMounts[0].mountPath=/more')],
   'placement and labels': [...LEAST, ...set('nodeSelector.pool=calls', 'tolerations[0].key=calls', 'tolerations[0].operator=Exists', 'priorityClassName=high', 'podLabels.team=calls', 'podAnnotations.note=x', 'extraEnv[0].name=TZ', 'extraEnv[0].value=UTC')],
   'names of its own': [...LEAST, ...set('fullnameOverride=calls', 'nameOverride=calls')],
 };

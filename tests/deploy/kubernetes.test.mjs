@@ -5,13 +5,16 @@ import assert from 'node:assert/strict';
 import { rm, writeFile } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { describe, test } from 'node:test';
-import { environmentOf, filesUnder, fromVenv, LAYERS, path, podsOf, read, render, rendered, succeed } from '../support/deployment.mjs';
+import { environmentOf, filesUnder, fromVenv, LAYERS, objectsIn, podsOf, read, render, rendered, renderWith, succeed, yaml } from '../support/deployment.mjs';
 import { privateFolder } from '../support/server.mjs';
 import { complaintsOf } from '../support/types.mjs';
 
 /** The oldest and the newest supported Kubernetes. */
 const VERSIONS = ['1.31', '1.37'];
-const CUSTOM = { 'monitoring.coreos.com/v1': '@kubernetes-models/prometheus-operator/monitoring.coreos.com/v1' };
+const CUSTOM = {
+  'monitoring.coreos.com/v1': '@kubernetes-models/prometheus-operator/monitoring.coreos.com/v1',
+  'gateway.networking.k8s.io/v1': '@kubernetes-models/gateway-api/gateway.networking.k8s.io/v1',
+};
 
 /** The Secret of production, made by the command in docs/guides/kubernetes.md. */
 const [, COMMAND] = /kubectl[^`]*? create secret generic switchboard([^`]*)```/.exec(read('docs/guides/kubernetes.md'));
@@ -21,27 +24,29 @@ const SECRET = Object.fromEntries([...COMMAND.matchAll(/^\s*([a-z][a-z-]*)=/gm)]
 const strangersIn = (object) =>
   complaintsOf(`import type { I${object.kind} } from '${CUSTOM[object.apiVersion]}/${object.kind}';\nexport const it: I${object.kind} = ${JSON.stringify(object)};`);
 
+async function assertValid(t, text) {
+  const folder = await privateFolder();
+  t.after(() => rm(folder, { recursive: true }));
+  const file = join(folder, 'all.yaml');
+  await writeFile(file, text);
+  for (const version of VERSIONS) {
+    const said = await succeed(fromVenv('kubernetes-validate'), ['-k', version, '--strict', file]);
+    const unknown = [...said.matchAll(/WARN .* kind (\S+) with api version (\S+)/g)].map(([, , api]) => api);
+    assert.deepEqual(unknown.filter((api) => !CUSTOM[api]), [], said);
+  }
+  for (const object of objectsIn(text).all.filter(({ apiVersion }) => CUSTOM[apiVersion])) {
+    const module = await import(`${CUSTOM[object.apiVersion]}/${object.kind}`);
+    new module[object.kind](object).validate();
+    assert.deepEqual(strangersIn(object), []);
+  }
+}
+
 for (const layer of LAYERS) {
   describe(`k8s/${layer}`, () => {
     const objects = rendered(layer);
     const pods = podsOf(objects);
 
-    test('is valid', async (t) => {
-      const folder = await privateFolder();
-      t.after(() => rm(folder, { recursive: true }));
-      const file = join(folder, 'all.yaml');
-      await writeFile(file, render(layer));
-      for (const version of VERSIONS) {
-        const said = await succeed(fromVenv('kubernetes-validate'), ['-k', version, '--strict', file]);
-        const unknown = [...said.matchAll(/WARN .* kind (\S+) with api version (\S+)/g)].map(([, , api]) => api);
-        assert.deepEqual(unknown.filter((api) => !CUSTOM[api]), [], said);
-      }
-      for (const object of objects.all.filter(({ apiVersion }) => CUSTOM[apiVersion])) {
-        const module = await import(`${CUSTOM[object.apiVersion]}/${object.kind}`);
-        new module[object.kind](object).validate();
-        assert.deepEqual(strangersIn(object), []);
-      }
-    });
+    test('is valid', (t) => assertValid(t, render(layer)));
 
     test('refers only to what is there', () => {
       const ports = ({ pod }) => pod.containers.flatMap((container) => container.ports ?? []);
@@ -116,6 +121,54 @@ test('polling clients are kept on their node, with the cookie that the tests use
   assert.equal(annotations['haproxy.org/cookie-persistence'], cookie);
   const seconds = Number(/^(\d+)s$/.exec(annotations['haproxy.org/timeout-server'])[1]);
   assert.ok(seconds > 25, 'a polling request may wait for 25 s');
+});
+
+/** Each choice of components that the guide names. */
+const CHOICES = {
+  'nothing optional': () => ['production'],
+  'Gateway API': () => ['production', 'http-route'],
+  'a private authority': (names) => [...names, 'private-ca'],
+  'a shared secret for tokens': (names) => [...names, 'jwt-secret'],
+};
+
+describe('components of production', () => {
+  for (const [name, change] of Object.entries(CHOICES)) {
+    test(`${name}: valid, and nothing dangles`, async (t) => {
+      const text = renderWith(change);
+      await assertValid(t, text);
+      const objects = objectsIn(text);
+      for (const { pod } of podsOf(objects)) {
+        const [container] = pod.containers;
+        environmentOf(container, objects, { switchboard: { ...SECRET, 'jwt-secret': 'said by hand' } });
+        assert.deepEqual((container.volumeMounts ?? []).map((mount) => mount.name), (pod.volumes ?? []).map((volume) => volume.name));
+        assert.equal(container.securityContext.readOnlyRootFilesystem, true);
+      }
+    });
+  }
+
+  test('each is a choice of production or of a test', () => {
+    const all = [...new Set(filesUnder('k8s/components').map((file) => basename(dirname(file))))];
+    const chosen = Object.values(CHOICES).flatMap((change) => change(yaml('k8s/overlays/production/kustomization.yaml').components.map((file) => basename(file))));
+    assert.deepEqual(all.filter((name) => !chosen.includes(name)), []);
+  });
+
+  test('the migration and the nodes trust one set of authorities, that of the image among them', () => {
+    const { all } = objectsIn(renderWith((names) => [...names, 'private-ca']));
+    const trusted = podsOf({ all }).map(({ pod }) => pod.containers[0].env.find(({ name }) => name === 'SSL_CERT_DIR').value);
+    assert.equal(trusted.length, 2);
+    assert.equal(new Set(trusted).size, 1);
+    const [images, mounted] = trusted[0].split(':');
+    assert.ok(read('deploy/Dockerfile').includes(`/image${images}`));
+    for (const { pod } of podsOf({ all })) assert.equal(pod.containers[0].volumeMounts[0].mountPath, mounted);
+  });
+});
+
+test('names are looked up at kube-dns and at NodeLocal DNSCache', () => {
+  for (const layer of LAYERS) {
+    const { egress } = rendered(layer).one('NetworkPolicy', 'switchboard').spec;
+    const dns = egress.filter(({ ports }) => ports.some(({ port, protocol }) => port === 53 && protocol === 'UDP'));
+    assert.deepEqual(dns.flatMap(({ to }) => to.map(({ ipBlock }) => ipBlock?.cidr)), [undefined, '169.254.20.10/32'], layer);
+  }
 });
 
 test('every file in k8s/ is used', () => {

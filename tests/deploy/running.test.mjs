@@ -5,13 +5,18 @@ import { execFile } from 'node:child_process';
 import { createHmac } from 'node:crypto';
 import { createSocket } from 'node:dgram';
 import { once } from 'node:events';
-import { readFile } from 'node:fs/promises';
+import { chown, copyFile, readFile } from 'node:fs/promises';
 import { createServer } from 'node:http';
+import { join } from 'node:path';
 import { test } from 'node:test';
+import { assertCallsWork } from '../support/calls.mjs';
+import { makeCertificate } from '../support/certificate.mjs';
 import { eventually } from '../support/check.mjs';
-import { freePort, startCluster } from '../support/cluster.mjs';
-import { compose, path, succeed } from '../support/deployment.mjs';
+import { freePort, startCluster, startRedis } from '../support/cluster.mjs';
+import { compose, objectsIn, path, renderWith, succeed } from '../support/deployment.mjs';
+import { startPostgres } from '../support/postgres.mjs';
 import { folderFor, running, startPrometheus } from '../support/prometheus.mjs';
+import { runToExit } from '../support/server.mjs';
 
 const { services } = compose();
 const HAPROXY = path('deploy/haproxy/haproxy.cfg');
@@ -121,6 +126,37 @@ test('Redis starts as compose starts it: with its password, which no command lin
   assert.match((await ask('-a', password, 'config', 'get', 'save')).output, /^save\n\n*$/);
   const line = await readFile(`/proc/${redis.child.pid}/cmdline`, 'utf8');
   assert.ok(line.startsWith('redis-server') && !line.includes(password), line);
+});
+
+test('nodes and the migration trust the authorities that the component private-ca mounts, for Redis and Postgres', async (t) => {
+  const folder = await folderFor(t);
+  const { authority, certificate, key } = await makeCertificate(folder);
+  // Postgres, which may run as nobody, reads only a key of its own.
+  if (process.getuid() === 0) for (const file of [folder, key]) await chown(file, 65_534, 65_534);
+  const postgres = await startPostgres({ schema: false, settings: { ssl: 'on', ssl_cert_file: certificate, ssl_key_file: key } });
+  t.after(() => postgres.stop());
+
+  const mounted = await folderFor(t);
+  await copyFile(authority, join(mounted, 'postgres.pem'));
+  const overlay = objectsIn(renderWith((names) => [...names, 'private-ca']));
+  const [{ env }] = overlay.one('Deployment', 'switchboard').spec.template.spec.containers;
+  const shipped = env.find(({ name }) => name === 'SSL_CERT_DIR').value;
+  const trusting = { SSL_CERT_FILE: undefined, SSL_CERT_DIR: shipped.replace('/etc/switchboard/ca', mounted) };
+  assert.notEqual(trusting.SSL_CERT_DIR, shipped);
+
+  const database = `${postgres.url}?sslmode=verify-full`;
+  const migrate = (more) => runToExit(['migrate'], { env: { SWITCHBOARD_DATABASE_URL: database, ...more } });
+  const refused = await migrate({ SSL_CERT_FILE: undefined, SSL_CERT_DIR: undefined });
+  assert.equal(refused.code, 1, refused.stdout);
+  assert.match(refused.stderr, /certificate|UnknownIssuer/);
+  const migrated = await migrate(trusting);
+  assert.equal(migrated.code, 0, migrated.stderr);
+
+  const redis = await startRedis({ tls: true });
+  await copyFile(redis.authority, join(mounted, 'redis.pem'));
+  const cluster = await startCluster(1, { redis, args: ['--database-url', database], env: trusting });
+  t.after(() => cluster.stop());
+  await assertCallsWork(t, cluster);
 });
 
 /** Runs a program to its end, at most for `timeout`. */

@@ -2,9 +2,9 @@
 
 import assert from 'node:assert/strict';
 import { execFile, execFileSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, readdirSync, rmSync } from 'node:fs';
+import { mkdtempSync, readFileSync, readdirSync, realpathSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { basename, join, relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { parse, parseAllDocuments } from 'yaml';
@@ -39,15 +39,36 @@ export async function succeed(program, args, options = {}) {
 export const fromVenv = (name) => path('tests/.venv/bin', name);
 
 /** The output of `kubectl kustomize`, as text. */
-export function render(layer) {
-  return execFileSync(fromVenv('kubectl'), ['kustomize', path('k8s', layer)], { encoding: 'utf8' });
+export const render = (layer) => kustomize(path('k8s', layer));
+
+const kustomize = (folder) => execFileSync(fromVenv('kubectl'), ['kustomize', folder], { encoding: 'utf8' });
+
+/** The production overlay with other components, as text: `change` edits its list of components. */
+export function renderWith(change) {
+  const folder = mkdtempSync(join(tmpdir(), 'switchboard-test-'));
+  try {
+    const overlay = yaml('k8s/overlays/production/kustomization.yaml');
+    const names = change(overlay.components.map((component) => basename(component)));
+    const here = (...parts) => relative(realpathSync(folder), path('k8s', ...parts));
+    overlay.resources = [here('base')];
+    overlay.components = names.map((name) => here('components', name));
+    // A patch whose target is not there is an error.
+    if (!names.includes('ingress-haproxy')) overlay.patches = overlay.patches.filter(({ target }) => target.kind !== 'Ingress');
+    writeFileSync(join(folder, 'kustomization.yaml'), JSON.stringify(overlay));
+    return kustomize(folder);
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
 }
 
-/** The same output, as objects. */
-export function rendered(layer) {
-  const all = parseAllDocuments(render(layer)).map((document) => document.toJS());
+/** A text of objects, parsed. */
+export function objectsIn(text) {
+  const all = parseAllDocuments(text).map((document) => document.toJS()).filter(Boolean);
   return { all, of: (kind) => all.filter((one) => one.kind === kind), one: (kind, name) => one(all, kind, name) };
 }
+
+/** The output of `kubectl kustomize`, as objects. */
+export const rendered = (layer) => objectsIn(render(layer));
 
 function one(all, kind, name) {
   const found = all.filter((object) => object.kind === kind && object.metadata.name.replace(/-[a-z0-9]{10}$/, '') === name);

@@ -79,3 +79,21 @@ readOnlyRootFilesystem: true
 capabilities:
   drop: [ALL]
 {{- end }}
+
+{{- /* The environment, the mount and the volume that make a pod trust `privateCa`. */}}
+{{- define "switchboard.trustEnv" -}}
+- name: SSL_CERT_DIR
+  value: /etc/ssl/certs:/etc/switchboard/ca
+{{- end }}
+
+{{- define "switchboard.trustMount" -}}
+- name: ca
+  mountPath: /etc/switchboard/ca
+  readOnly: true
+{{- end }}
+
+{{- define "switchboard.trustVolume" -}}
+- name: ca
+  configMap:
+    name: {{ .Values.privateCa }}
+{{- end }}
