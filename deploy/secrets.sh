@@ -2,7 +2,7 @@
 # Makes deploy/.env for compose, readable by its owner alone: what .env.example says, with a new secret
 # wherever one is left empty. Values that deploy/.env has are kept. Another file may be named instead.
 set -eu
-folder=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
+folder=$(CDPATH="" cd -- "$(dirname -- "$0")" && pwd)
 target=${1:-$folder/.env}
 
 umask 077

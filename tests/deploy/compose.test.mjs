@@ -1,10 +1,12 @@
 // deploy/compose.yaml and the files that it mounts.
 
 import assert from 'node:assert/strict';
+import { execFile } from 'node:child_process';
 import { existsSync } from 'node:fs';
-import { chmod, readFile, readdir, rm, stat, writeFile } from 'node:fs/promises';
+import { chmod, copyFile, mkdir, readFile, readdir, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
+import { describe, test } from 'node:test';
+import { promisify } from 'node:util';
 import { dashboards, filledIn, panelsOf, queriesOf } from '../support/dashboards.mjs';
 import { compose, fromVenv, path, read, succeed, variablesIn, yaml } from '../support/deployment.mjs';
 import { privateFolder, runToExit } from '../support/server.mjs';
@@ -26,7 +28,7 @@ test('there is no default for a secret, and none stands on a command line', () =
   const isSecret = (name) => /SECRET|PASSWORD/.test(name);
   const asked = used.filter(({ name }) => isSecret(name));
   assert.deepEqual([...new Set(asked.map(({ name }) => name))].sort(), Object.keys(variables).filter(isSecret).sort());
-  for (const { name, isNeeded, fallback } of asked) assert.ok(isNeeded && fallback.includes('deploy/secrets.sh'), name);
+  for (const { name, isNeeded, fallback } of asked) assert.ok(isNeeded && fallback.includes('deploy/up.sh'), name);
   for (const [name, { command = [], entrypoint = [] }] of Object.entries(services)) {
     const line = [entrypoint, command].flat().join(' ');
     for (const [secret, value] of Object.entries(secrets).filter(([one]) => isSecret(one))) assert.ok(!line.includes(value), `${name}: ${secret}`);
@@ -61,6 +63,62 @@ test('the script makes secrets that are good, once, and that are nobody else\'s 
   await make();
   assert.deepEqual(await now(), again);
   assert.deepEqual(await readdir(folder), ['.env']);
+});
+
+describe('deploy/up.sh', () => {
+  /** Runs it in a copy of the folder, with a `docker` that writes down how it was called and knows these volumes. */
+  async function start(t, { volumes: known = [], args = [], compose: has = true } = {}) {
+    const folder = await privateFolder();
+    t.after(() => rm(folder, { recursive: true }));
+    for (const file of ['up.sh', 'secrets.sh', '.env.example']) await copyFile(path('deploy', file), join(folder, file));
+    const called = join(folder, 'called');
+    const docker = `#!/bin/sh
+echo "$*" >>${called}
+case "$1 $2" in
+  "compose version") exit ${has ? 0 : 1} ;;
+  "volume inspect") case "$3" in ${['none', ...known].join('|')}) exit 0 ;; *) exit 1 ;; esac ;;
+esac
+`;
+    await mkdir(join(folder, 'bin'));
+    await writeFile(join(folder, 'bin/docker'), docker, { mode: 0o755 });
+    const env = { ...process.env, PATH: `${folder}/bin:${process.env.PATH}` };
+    const up = () => promisify(execFile)(join(folder, 'up.sh'), args, { env }).then(({ stdout }) => ({ code: 0, said: stdout }), ({ code, stderr }) => ({ code, said: stderr }));
+    const settings = async () => variablesIn(await readFile(join(folder, '.env'), 'utf8'));
+    const calls = async () => (await readFile(called, 'utf8')).trim().split('\n');
+    return { up, settings, calls, folder };
+  }
+
+  test('makes secrets and starts everything; the next time it keeps them', async (t) => {
+    const { up, settings, calls, folder } = await start(t, { args: ['--detach'], volumes: [] });
+    const { code, said } = await up();
+    assert.equal(code, 0, said);
+    const made = await settings();
+    assert.match(made.JWT_SECRET, /^[0-9a-f]{64}$/);
+    assert.equal((await calls()).at(-1), `compose -f ${folder}/compose.yaml up --build --wait --detach`);
+    for (const secret of Object.values(made).filter((value) => /^[0-9a-f]{64}$/.test(value))) {
+      assert.ok(!said.includes(secret) && !(await calls()).join().includes(secret), 'no secret is printed or on a command line');
+    }
+    await up();
+    assert.deepEqual(await settings(), made);
+  });
+
+  test('makes no new password for a Postgres that has one', async (t) => {
+    const { up, calls, folder } = await start(t, { volumes: ['switchboard_history'] });
+    const { code, said } = await up();
+    assert.deepEqual([code, existsSync(join(folder, '.env'))], [1, false]);
+    assert.match(said, /restore the file/);
+    assert.ok(!(await calls()).some((call) => call.includes(' up')));
+    // It is the name that compose gives the volume of `postgres`.
+    assert.match(read('deploy/compose.yaml'), /^name: switchboard$/m);
+    assert.ok('history' in volumes && services.postgres.volumes[0].startsWith('history:'));
+  });
+
+  test('says what is missing', async (t) => {
+    const { up } = await start(t, { compose: false });
+    const { code, said } = await up();
+    assert.equal(code, 1);
+    assert.match(said, /Compose/);
+  });
 });
 
 test('nodes do not take the secrets that earlier examples had', async () => {
