@@ -86,7 +86,7 @@ labels! {
         UserSockets = "user_sockets", AddressSockets = "address_sockets", Sockets = "sockets",
         Handshakes = "handshakes", FailedTokens = "failed_tokens", Floods = "floods", Identify = "identify",
         Remembered = "remembered", Connections = "connections", Posts = "posts",
-        Presence = "presence", Buffers = "buffers", Acks = "acks", Departures = "departures",
+        Buffers = "buffers", Acks = "acks", PendingWork = "pending_work",
         Frames = "frames", Unjoined = "unjoined", Requests = "requests",
         AddressRequests = "address_requests", HistoryReads = "history_reads",
         PresenceIds = "presence_ids", AddressPresenceIds = "address_presence_ids",
@@ -119,6 +119,11 @@ labels! {
         Call = "call", Rings = "rings", Kept = "kept", Relay = "relay", Flush = "flush",
         Flushing = "flushing", Flushed = "flushed", Presence = "presence", Disconnect = "disconnect",
         Void = "void", Dropped = "dropped",
+    }
+    /// The kinds of pending work; see `calls/pending.rs`.
+    Work {
+        SignOff = "sign_off", Welcome = "welcome", Presence = "presence", Commit = "commit",
+        NewCall = "new_call", Flush = "flush", Recovery = "recovery",
     }
     /// The reason for a dropped span.
     LostSpan { Queue = "queue", Export = "export", Rejected = "rejected", Late = "late" }
@@ -276,6 +281,8 @@ metrics! {
         "Devices that returned to their call.";
     Histogram RELAY["event": Signal, "path": Path] "switchboard_relay_seconds"
         "From one socket to the other, for messages relayed at once; remote has an error of 1 to 2 ms." in RELAYS;
+    Gauge PENDING_WORK["kind": Work] "switchboard_pending_work"
+        "Steps of this node that wait for Redis or for another node, by kind.";
     Counter CONFLICTS[] "switchboard_decisions_repeated_total"
         "Decisions repeated because the call was changed concurrently.";
     Counter SWEEPS[] "switchboard_sweeps_total" "Sweeps for calls whose deadline has passed.";

@@ -9,16 +9,13 @@ use tracing::warn;
 
 use super::{
     Calls, Failure,
-    departures::Often,
+    pending::{Item, Outcome, Work},
     sweeper::{AT_ONCE, some_at_a_time},
-    unsure::UNSURE,
 };
 use crate::{
     call::{Call, Device, Event},
     cluster::{Detached, Unavailable},
     ids::{CallId, SocketId, UserId},
-    metrics::{self, Limit},
-    time::Timestamp,
 };
 
 /// A device on this node.
@@ -46,9 +43,8 @@ impl Calls {
             }
             Err(error) => {
                 self.devices().remove(&device.socket);
-                // The write may have been applied. One pending departure per user is enough,
-                // however often clients retry.
-                self.depart(device, false, Often::OnceAUser);
+                // The write may have been applied.
+                self.add_pending(Work::UndoJoin(device.clone()));
                 Err(error)
             }
         }
@@ -58,7 +54,7 @@ impl Calls {
     /// announced later.
     pub(super) async fn attach(&self, device: &Device) -> Result<(), Unavailable> {
         let attached = self.cluster.attach(&device.user, device.socket).await;
-        self.announce(attached.inspect_err(|_| self.unannounced.note([&device.user]))?);
+        self.announce(attached.inspect_err(|_| self.announce_later([&device.user]))?);
         Ok(())
     }
 
@@ -125,45 +121,21 @@ impl Calls {
     pub async fn welcome(&self, device: &Device) -> Result<(), Unavailable> {
         let welcomed = self.tell_of_call(device, Event::Joined(device.clone())).await;
         if welcomed.is_err() {
-            self.unwelcomed().insert(device.socket, (device.clone(), None));
+            self.add_pending(Work::Welcome(device.clone()));
         }
         welcomed.map(drop)
     }
 
-    fn unwelcomed(&self) -> MutexGuard<'_, BTreeMap<SocketId, (Device, Option<Timestamp>)>> {
-        self.unwelcomed.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Welcomes sockets whose call could not be read when they joined. The shared state may have
-    /// come back empty: then another node restores the call.
-    pub(super) async fn welcome_late(&self) -> Result<(), Unavailable> {
-        let now = self.clock.now();
-        let is_due = |(_, at): &&(_, Option<Timestamp>)| at.is_none_or(|at| now - at >= UNSURE);
-        let due: Vec<_> = {
-            let mut unwelcomed = self.unwelcomed();
-            // Therefore pending welcomes are never more than local devices.
-            unwelcomed.retain(|_, (device, _)| self.is_connected(device));
-            unwelcomed.values().filter(is_due).cloned().collect()
-        };
-        some_at_a_time(&due, |(device, at)| self.welcome_one_late(device, *at)).await
-    }
-
-    async fn welcome_one_late(
-        &self,
-        device: &Device,
-        found_none_at: Option<Timestamp>,
-    ) -> Result<(), Unavailable> {
-        let is_known = !self.is_connected(device)
-            || self.tell_of_call(device, Event::Joined(device.clone())).await?
-            || found_none_at.is_some();
+    /// Welcomes a socket whose call could not be read when it joined. The shared state may have come
+    /// back empty: then another node restores the call.
+    pub(super) async fn welcome_pending(&self, device: &Device) -> Result<Outcome, Unavailable> {
+        if !self.is_connected(device) {
+            return Ok(Outcome::Done);
+        }
+        let is_found = self.tell_of_call(device, Event::Joined(device.clone())).await?;
         // The socket may have left and been detached before it was bound to its call.
         self.sign_off_if_gone(device).await?;
-        if is_known {
-            self.unwelcomed().remove(&device.socket);
-        } else {
-            self.unwelcomed().insert(device.socket, (device.clone(), Some(self.clock.now())));
-        }
-        Ok(())
+        Ok(if is_found { Outcome::Done } else { Outcome::Nothing })
     }
 
     /// Tells the device about its user's call. Returns whether there is one.
@@ -210,7 +182,7 @@ impl Calls {
         let unwatched = self.watchers.forget(device.socket);
         if let Err(error) = self.sign_off(device, may_return).await {
             warn!(%error, user = %device.user.logged(), "a closed socket could not be detached: it is detached later");
-            self.depart(device, may_return, Often::Always);
+            self.add_pending(Work::SignOff { device: device.clone(), may_return });
         }
         self.leaving().remove(&device.socket);
         // Last, because no step of a call depends on it.
@@ -218,8 +190,8 @@ impl Calls {
     }
 
     /// Whether the device of this socket has left, which its call's record may not show yet.
-    pub(super) fn is_leaving(&self, socket: SocketId) -> bool {
-        self.leaving().contains(&socket) || self.departures.holds(socket)
+    pub(super) fn is_leaving(&self, user: &UserId, socket: SocketId) -> bool {
+        self.leaving().contains(&socket) || self.pending.signs_off(user, socket)
     }
 
     fn leaving(&self) -> MutexGuard<'_, HashSet<SocketId>> {
@@ -232,7 +204,7 @@ impl Calls {
         may_return: bool,
     ) -> Result<(), Unavailable> {
         let detached = self.cluster.detach(&device.user, device.socket).await;
-        let detached = detached.inspect_err(|_| self.unannounced.note([&device.user]))?;
+        let detached = detached.inspect_err(|_| self.announce_later([&device.user]))?;
         self.signed_off(device, may_return, detached).await
     }
 
@@ -262,40 +234,36 @@ impl Calls {
         }
     }
 
-    /// Queues the departure of a device. If the queue is full, the stale entry is removed when this
-    /// node next announces its sockets.
-    fn depart(&self, device: &Device, may_return: bool, often: Often) {
-        if self.departures.note(device, may_return, often).is_err() {
-            metrics::LIMITS.of(Limit::Departures).increment(1);
-            self.note_reset();
-        }
-    }
-
-    /// Detaches the devices whose departure is pending, in batches.
-    pub(super) async fn sign_off_late(&self) -> Result<(), Unavailable> {
-        loop {
-            let some = self.departures.some(AT_ONCE);
-            if some.is_empty() {
-                return Ok(());
+    /// Detaches devices that left while the shared state was unavailable.
+    pub(super) async fn sign_off_pending(&self, items: &[Item]) -> Result<(), Unavailable> {
+        for some in items.chunks(AT_ONCE) {
+            let (mut gone, now) = (Vec::new(), self.clock.now());
+            for item in some {
+                let (device, may_return) = match &item.work {
+                    Work::SignOff { device, may_return } => (device, *may_return),
+                    Work::UndoJoin(device) => (device, false),
+                    _ => continue,
+                };
+                // A device that could not join may have tried again.
+                if self.is_connected(device) {
+                    self.pending.attempted(item, Outcome::Done, now);
+                } else {
+                    gone.push((item, device, may_return));
+                }
             }
-            // A device that could not join may have tried again.
-            let (back, gone): (Vec<_>, Vec<_>) =
-                some.into_iter().partition(|(device, _)| self.is_connected(device));
-            for (device, _) in back {
-                self.departures.forget(device.socket);
-            }
-            let sockets: Vec<_> =
-                gone.iter().map(|(device, _)| (device.user.clone(), device.socket)).collect();
+            let socket = |(_, device, _): &(_, &Device, _)| (device.user.clone(), device.socket);
+            let sockets: Vec<_> = gone.iter().map(socket).collect();
             let detached = self.cluster.detach_all(&sockets).await;
             let users = || sockets.iter().map(|(user, _)| user);
-            let detached = detached.inspect_err(|_| self.unannounced.note(users()))?;
+            let detached = detached.inspect_err(|_| self.announce_later(users()))?;
             let detached: Vec<_> = std::iter::zip(gone, detached).collect();
-            some_at_a_time(&detached, |((device, may_return), detached)| async move {
+            some_at_a_time(&detached, |((item, device, may_return), detached)| async move {
                 self.signed_off(device, *may_return, detached.clone()).await?;
-                self.departures.forget(device.socket);
+                self.pending.attempted(item, Outcome::Done, now);
                 Ok(())
             })
             .await?;
         }
+        Ok(())
     }
 }

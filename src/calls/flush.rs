@@ -5,22 +5,19 @@
 //! reply arrives. The node that receives the `Flush` returns its buffered messages, recalls its
 //! unsent ones, and has the path beyond it drained before it replies.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use tracing::warn;
 
 use super::{
     live::LiveCall,
+    pending::Work,
     view::{Reach, View},
 };
 use crate::{
     call::{Call, Role, Route},
     cluster::{Message, Relay},
-    ids::{CallId, NodeId},
+    ids::NodeId,
     time::Timestamp,
 };
 
@@ -46,27 +43,6 @@ struct Asked {
     node: NodeId,
     /// The end of the time for which messages are held, while the receiving device is connected.
     until: Timestamp,
-}
-
-/// The time-outs of pending flushes.
-#[derive(Default)]
-pub struct Overdue(Mutex<BTreeSet<(Timestamp, CallId)>>);
-
-impl Overdue {
-    fn note(&self, id: CallId, at: Timestamp) {
-        let mut due = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        due.insert((at, id));
-    }
-
-    /// The next call with a flush that has timed out.
-    pub fn next(&self, now: Timestamp) -> Option<CallId> {
-        let mut due = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (at, _) = due.first()?;
-        if *at > now {
-            return None;
-        }
-        due.pop_first().map(|(_, id)| id)
-    }
 }
 
 impl View {
@@ -151,7 +127,8 @@ impl View {
     fn hold_for(&mut self, to: Role, most: Duration, reach: &Reach) {
         if let Some(asked) = &mut self.courses[to as usize].asked {
             asked.until = reach.now + most;
-            reach.overdue.note(self.call.id, asked.until);
+            let is_added = reach.pending.add(Work::Flush { call: self.call.id, to }, asked.until);
+            debug_assert!(is_added, "there is always room for a flush");
         }
     }
 

@@ -2,9 +2,7 @@
 //! notifies sockets and nodes. Called by the gateway and the HTTP API. Contains no rule about
 //! calls.
 
-mod departures;
 mod devices;
-mod doubtful;
 mod ending;
 mod flush;
 mod gate;
@@ -12,14 +10,13 @@ mod held;
 mod live;
 mod nodes;
 mod operator;
+mod pending;
 mod place;
 mod recovery;
 mod resume;
 mod sweeper;
 mod tally;
 mod traced;
-mod unannounced;
-mod unanswered;
 mod unsure;
 mod view;
 mod watchers;
@@ -32,20 +29,16 @@ use std::{
 
 use tracing::debug;
 
-use departures::Departures;
 use devices::Present;
-use doubtful::Doubtful;
-use flush::Overdue;
 pub use gate::{Gate, Verdict};
 use held::Full;
 pub use held::{MAX_REPLAY_BYTES, MAX_REPLAY_MESSAGES, MAX_WAITING_BYTES, MAX_WAITING_MESSAGES};
 use live::{LiveCall, LiveCalls};
+use pending::{Pending, Work};
 pub use place::Initiate;
 use recovery::Recovery;
 pub use sweeper::SWEEP_INTERVAL;
 pub use tally::{as_gauge, reported};
-use unannounced::Unannounced;
-use unanswered::Unanswered;
 use view::{Origin, Reach};
 pub use watchers::{PRESENCE_INTERVAL, Subscribed};
 use watchers::{PresenceTurns, Watchers};
@@ -104,15 +97,8 @@ pub struct Calls {
     devices: Mutex<BTreeMap<SocketId, Present>>,
     /// The sockets that are being detached at the moment.
     leaving: Mutex<HashSet<SocketId>>,
-    departures: Departures,
-    /// Pending welcomes: joined sockets whose user's call could not be read or was not found yet,
-    /// and the time at which none was found.
-    unwelcomed: Mutex<BTreeMap<SocketId, (Device, Option<Timestamp>)>>,
-    overdue: Overdue,
+    pending: Pending,
     recovery: Recovery,
-    doubtful: Doubtful,
-    unanswered: Unanswered,
-    unannounced: Unannounced,
 }
 
 /// The reason why a request of a client failed.
@@ -171,13 +157,8 @@ impl Calls {
             presence_turns: PresenceTurns::default(),
             devices: Mutex::default(),
             leaving: Mutex::default(),
-            departures: Departures::default(),
-            unwelcomed: Mutex::default(),
-            overdue: Overdue::default(),
+            pending: Pending::default(),
             recovery: Recovery::default(),
-            doubtful: Doubtful::default(),
-            unanswered: Unanswered::default(),
-            unannounced: Unannounced::default(),
         }
     }
 
@@ -357,7 +338,7 @@ impl Calls {
             self.trace_change(&mut span, event, &mut next);
             let change = Change { call: next.clone(), claims: Vec::new() };
             let committed = self.commit(change, &mut span).await;
-            match committed.inspect_err(|_| self.unanswered.note(&call))? {
+            match committed.inspect_err(|_| self.add_pending(Work::Commit(call.clone().into())))? {
                 Committed::Stored(stored) => {
                     self.trace_changed(&mut span, &call, &next);
                     self.tell_changed(&call, &next, &stored.callee_nodes);
@@ -409,8 +390,8 @@ impl Calls {
     fn reach(&self) -> Reach<'_> {
         let now = self.clock.now();
         let (outlet, cluster) = (&*self.outlet, &*self.cluster);
-        let (clock, overdue) = (&self.clock, &self.overdue);
-        Reach { outlet, cluster, now, clock, overdue, origin: None, trace: None }
+        let (clock, pending) = (&self.clock, &self.pending);
+        Reach { outlet, cluster, now, clock, pending, origin: None, trace: None }
     }
 }
 

@@ -9,6 +9,7 @@ use tracing::{debug, info, warn};
 use super::{
     Calls, Failure,
     live::{LiveCall, Received},
+    pending::{Outcome, Work},
     sweeper::{AT_ONCE, some_at_a_time},
     view::{Origin, Reach},
 };
@@ -70,7 +71,7 @@ impl Calls {
                 // The dead node may have changed a call, and died before it announced the presence
                 // of the other party.
                 if let Some(call) = call {
-                    self.unannounced.note_parties(call);
+                    self.announce_parties_later(call);
                 }
                 self.lose_device_on(node, &edge.user, call.clone())
             });
@@ -138,7 +139,7 @@ impl Calls {
                 // The writing node may not know that its commit was applied, and may have announced
                 // nothing.
                 self.recorder.record(&call);
-                self.unannounced.note_parties(&call);
+                self.announce_parties_later(&call);
                 self.take_in(&call).await
             }
             Some(call) if seen.succeeds(&call) => self.put_back(seen, Some(&call)).await,
@@ -147,6 +148,52 @@ impl Calls {
             None if seen.is_live() || self.ended_lately(seen) => self.put_back(seen, None).await,
             None => Ok(()),
         }
+    }
+
+    /// If a call whose commit had no reply has changed, notifies everybody of its present state.
+    pub(super) async fn tell_pending(&self, before: &Call) -> Result<Outcome, Unavailable> {
+        let found = self.cluster.load(before.id).await?;
+        if found.is_none() && self.is_unsure() {
+            return Ok(Outcome::Unknown);
+        }
+        if found.is_none() {
+            self.tell_forgotten(before);
+        }
+        let Some(after) = found.filter(|call| call.succeeds(before)) else {
+            return Ok(Outcome::Nothing);
+        };
+        let rings = before.is_ringing();
+        let callee_nodes =
+            if rings { self.cluster.nodes_of(&before.callee.user).await? } else { Vec::new() };
+        self.recorder.record(&after);
+        self.take_in(&after).await?;
+        self.spread(before, &after, &callee_nodes);
+        Ok(Outcome::Done)
+    }
+
+    /// The shared state has lost a call, and nobody restores it. If the call has ended, a device
+    /// that was marked lost and could not confirm its connection gets the end from this node or
+    /// from nobody.
+    fn tell_forgotten(&self, before: &Call) {
+        let seen = self.live.get(before.id).map_or_else(|| before.clone(), |live| live.snapshot());
+        for party in [&seen.caller, &seen.callee] {
+            let Some(device) = self.taken_for_lost(party).filter(|_| !seen.is_live()) else {
+                continue;
+            };
+            self.told_end_of(&seen, &device);
+            let stayed = Event::Stayed(device);
+            if let Ok(told) = self.rules.apply(&seen, &stayed, self.node(), self.clock.now()) {
+                self.observe(&seen, &told);
+            }
+        }
+    }
+
+    /// The time for the reply to a flush of this call is over.
+    pub(super) fn give_up_flush(&self, id: CallId) -> Outcome {
+        if let Some(live) = self.live.get(id) {
+            live.give_up_flush(&self.reach());
+        }
+        Outcome::Done
     }
 
     /// Processes a record that another node has changed.
@@ -190,7 +237,9 @@ impl Calls {
             info!(call = %call.id, "a connected device was marked lost: it is restored");
             match self.transition(call.clone(), &Event::Stayed(device)).await {
                 // The record is gone; another node may still restore it.
-                Err(Failure::Refused(Refusal::NotInCall)) => self.unanswered.note(call),
+                Err(Failure::Refused(Refusal::NotInCall)) => {
+                    self.add_pending(Work::Commit(call.clone().into()));
+                }
                 Ok(_) | Err(Failure::Refused(_)) => {}
                 Err(_) => return Err(Unavailable),
             }
@@ -213,7 +262,9 @@ impl Calls {
         let is_here = |role: Role| {
             let link = &seen.party(role).link;
             let was_lost_here = link.lost_until().is_some() && link.node() == Some(self.node());
-            let is_bound = |socket| self.devices().contains_key(&socket) || self.is_leaving(socket);
+            let user = &seen.party(role).user;
+            let is_bound =
+                |socket| self.devices().contains_key(&socket) || self.is_leaving(user, socket);
             was_lost_here || link.socket().is_some_and(is_bound)
         };
         // A ringing socket must get an end: if nobody else restores the call, the end comes with
@@ -302,11 +353,11 @@ impl Calls {
     ) -> Result<bool, Unavailable> {
         let change = Change { call: call.clone(), claims };
         let restored = self.cluster.restore(change, over).await;
-        let restored = restored.inspect_err(|_| self.unannounced.note_parties(call))?;
+        let restored = restored.inspect_err(|_| self.announce_parties_later(call))?;
         let Some(stored) = restored else { return Ok(false) };
         // While the record was gone its users seemed available, and no watcher was notified.
         if over.is_none() {
-            self.unannounced.note_parties(call);
+            self.announce_parties_later(call);
         }
         self.announce(stored.edges);
         Ok(true)

@@ -4,13 +4,17 @@ use std::sync::Arc;
 
 use tracing::debug;
 
-use super::{Calls, Failure, MAX_DECISIONS, tally, traced};
+use super::{
+    Calls, Failure, MAX_DECISIONS,
+    pending::{Outcome as Attempted, Work},
+    tally, traced,
+};
 use crate::{
     call::{
         Attempt, Call, CallType, Cause, Device, Event, Placement, Refusal, Role, State, first_news,
     },
     cluster::{Change, Claim, Committed, Unavailable},
-    ids::{NodeId, UserId},
+    ids::{CallId, NodeId, UserId},
     metrics::{self, Limit, Outcome},
     payload::Payload,
     telemetry::{Span, SpanKind},
@@ -58,8 +62,13 @@ impl Calls {
             drop(looking);
             let placement = match self.rules.place(attempt, &lobby, self.clock.now()) {
                 // The caller was told that its call failed, and has placed another one.
-                Err(Refusal::CallInProgress(id)) if self.doubtful.is_of(id, device.socket) => {
-                    self.give_up_doubtful(id, device).await?;
+                Err(Refusal::CallInProgress(id))
+                    if self.pending.has_new_call(id, device.socket) =>
+                {
+                    if let Some(call) = self.cluster.load(id).await? {
+                        self.give_up(call, device).await?;
+                    }
+                    self.pending.forget_new_call(id);
                     continue;
                 }
                 placement => placement?,
@@ -68,10 +77,10 @@ impl Calls {
                 Placement::New(call) => call,
                 Placement::Repeated(call) => {
                     tally::attempted(call.call_type, Outcome::Repeated);
-                    if call.is_ringing() && self.doubtful.is_of(call.id, device.socket) {
+                    if call.is_ringing() && self.pending.has_new_call(call.id, device.socket) {
                         // The call has no notified node yet.
                         let callee_nodes = self.cluster.nodes_of(&attempt.to).await?;
-                        self.doubtful.settle(call.id);
+                        self.pending.forget_new_call(call.id);
                         return placed(self.tell_placed(call, lobby.callee_sockets, &callee_nodes));
                     }
                     let call = self.repeated_by(call, device).await?;
@@ -96,8 +105,9 @@ impl Calls {
             let claims = call.claimants().iter().map(claim).collect();
             call.traceparent = span.context();
             let change = Change { call: call.clone(), claims };
-            let committed =
-                self.commit(change, span).await.inspect_err(|_| self.doubtful.note(&call, device));
+            let committed = self.commit(change, span).await.inspect_err(|_| {
+                self.add_pending(Work::NewCall { id: call.id, caller: device.clone() });
+            });
             let Committed::Stored(stored) = committed? else {
                 metrics::CONFLICTS.increment(1);
                 continue;
@@ -159,6 +169,37 @@ impl Calls {
             for node in callee_nodes.iter().filter(|node| **node != self.node()) {
                 live.rings_also_on(*node, 0, &self.reach());
             }
+        }
+    }
+}
+
+impl Calls {
+    /// Ends a new call that was written although its caller was told that it failed. Until the last
+    /// attempt, its caller may retry: then the call rings.
+    pub(super) async fn undo_pending(
+        &self,
+        id: CallId,
+        caller: &Device,
+        is_last: bool,
+    ) -> Result<Attempted, Unavailable> {
+        let Some(call) = self.cluster.load(id).await? else { return Ok(Attempted::Nothing) };
+        self.recorder.record(&call);
+        if !call.is_live() || self.live.get(id).is_some() {
+            return Ok(Attempted::Done);
+        }
+        if !is_last {
+            return Ok(Attempted::Nothing);
+        }
+        self.give_up(call, caller).await.map(|()| Attempted::Done)
+    }
+
+    async fn give_up(&self, call: Call, caller: &Device) -> Result<(), Unavailable> {
+        match self
+            .transition(call, &Event::Gone { device: caller.clone(), may_return: false })
+            .await
+        {
+            Ok(_) | Err(Failure::Refused(_)) => Ok(()),
+            Err(_) => Err(Unavailable),
         }
     }
 }

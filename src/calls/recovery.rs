@@ -13,11 +13,12 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use tokio::sync::{Mutex, Notify};
-use tracing::{info, warn};
+use tokio::sync::Mutex;
+use tracing::info;
 
 use super::{
     Calls,
+    pending::Work,
     sweeper::{AT_ONCE, some_at_a_time},
     unsure::UNSURE,
 };
@@ -33,8 +34,6 @@ use crate::{
 const PART: usize = 4 * USERS_AT_ONCE;
 /// The nodes of a cluster begin at different moments within this time.
 const JITTER: Duration = Duration::from_millis(300);
-const FIRST_RETRY: Duration = Duration::from_millis(100);
-const LAST_RETRY: Duration = Duration::from_secs(2);
 /// A part waits until fewer messages than this are queued for other nodes, but at most for
 /// [`MAX_WAIT`]: each of its users may cause a message to every node.
 const MAX_QUEUED: usize = 2_000;
@@ -50,7 +49,6 @@ pub struct Recovery {
     at_ms: AtomicU64,
     /// The number of resets after which all devices and calls were handled.
     calls_done: AtomicU64,
-    wake: Notify,
     progress: Mutex<Progress>,
 }
 
@@ -63,8 +61,6 @@ struct Progress {
     /// again.
     left_at: Option<UserId>,
     count: Count,
-    /// Whether the interruption was logged.
-    is_interrupted: bool,
 }
 
 /// The work done since the last completed recovery.
@@ -132,20 +128,7 @@ impl Calls {
     pub(super) fn note_reset(&self) {
         self.recovery.at_ms.store(self.clock.now().as_millis(), Ordering::Relaxed);
         self.recovery.heard.fetch_add(1, Ordering::Relaxed);
-        self.recovery.wake.notify_one();
-    }
-
-    /// Runs a recovery after each reset, without end.
-    pub(super) async fn run_recovery(&self) {
-        loop {
-            self.recovery.wake.notified().await;
-            tokio::time::sleep(self.jitter(JITTER)).await;
-            let mut pause = FIRST_RETRY;
-            while self.recover().await.is_err() {
-                tokio::time::sleep(pause + self.jitter(pause)).await;
-                pause = (pause * 2).min(LAST_RETRY);
-            }
-        }
+        self.add_pending_at(Work::Recovery, self.clock.now() + self.jitter(JITTER));
     }
 
     /// A part of this time that differs between nodes and between resets.
@@ -181,12 +164,7 @@ impl Calls {
                 }
                 tokio::time::sleep(QUEUE_POLL).await;
             }
-            if let Err(error) = self.take_part(&mut progress).await {
-                if !std::mem::replace(&mut progress.is_interrupted, true) {
-                    warn!(%error, "the recovery of this node is interrupted: it is continued");
-                }
-                return Err(error);
-            }
+            self.take_part(&mut progress).await?;
         }
     }
 
@@ -247,7 +225,7 @@ impl Calls {
                 let (absent, next) = self.cluster.tidy(from.as_deref()).await?;
                 let lost = absent.into_iter().map(|(user, detached)| {
                     // They may have been removed before by an operation without a reply.
-                    self.unannounced.note([&user]);
+                    self.announce_later([&user]);
                     (user, detached.call)
                 });
                 Stage::Lost(lost.collect(), next)
@@ -272,7 +250,6 @@ impl Calls {
     /// Logs one line for the whole recovery.
     fn say_done(&self, progress: &mut Progress) {
         let Count { began_at, devices, calls, watched } = std::mem::take(&mut progress.count);
-        progress.is_interrupted = false;
         let took = began_at.map_or(Duration::ZERO, |began_at| self.clock.now() - began_at);
         let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         info!(devices, calls, watched, took_ms, "the recovery of this node is complete");
@@ -290,7 +267,7 @@ impl Calls {
             devices.iter().map(|device| (device.user.clone(), device.socket)).collect();
         let edges = self.cluster.attach_again(&sockets).await;
         let users = || sockets.iter().map(|(user, _)| user);
-        self.announce(edges.inspect_err(|_| self.unannounced.note(users()))?);
+        self.announce(edges.inspect_err(|_| self.announce_later(users()))?);
         self.sign_off_gone(devices).await
     }
 

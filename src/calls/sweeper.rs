@@ -1,6 +1,6 @@
-//! Periodic work: calls that are due, and pending work whose first attempt failed.
+//! Periodic work: calls that are due, and pending work.
 
-use std::time::Duration;
+use std::{fmt::Display, time::Duration};
 
 use futures_util::future::join_all;
 use tracing::{debug, error, warn};
@@ -9,7 +9,7 @@ use super::{Calls, Failure, as_gauge};
 use crate::{
     call::{Call, Event},
     cluster::{Due, Unavailable},
-    metrics::{self, Found, Limit},
+    metrics::{self, Found, Label, Limit, Work as Kind},
 };
 
 /// The number of calls or devices that are processed concurrently.
@@ -32,43 +32,25 @@ impl Calls {
     /// Runs all periodic work once, due calls first.
     pub async fn sweep(&self) -> Result<(), Unavailable> {
         let attended = self.attend().await;
-        let late = [
-            self.sign_off_late().await,
-            self.recover().await,
-            self.catch_up().await,
-            self.store_unstored().await,
-        ];
-        late.into_iter().fold(attended, Result::and)
+        let mut swept = attended.and(self.recover().await);
+        for kind in Kind::ALL {
+            swept = swept.and(self.work_off(*kind).await);
+        }
+        swept.and(self.store_unstored().await)
     }
 
     /// Handles the calls whose deadline has passed.
     async fn attend(&self) -> Result<(), Unavailable> {
         metrics::SWEEPS.increment(1);
         self.live.forget_retired(self.clock.now());
-        while let Some(id) = self.overdue.next(self.clock.now()) {
-            if let Some(live) = self.live.get(id) {
-                live.give_up_flush(&self.reach());
-            }
-        }
         self.attend_to_due().await
-    }
-
-    /// Repeats pending work whose first attempt failed.
-    async fn catch_up(&self) -> Result<(), Unavailable> {
-        let late = [
-            self.tell_unanswered().await,
-            self.announce_unannounced().await,
-            self.undo_doubtful().await,
-            self.welcome_late().await,
-        ];
-        late.into_iter().collect()
     }
 
     async fn attend_to_due(&self) -> Result<(), Unavailable> {
         for _ in 0..MAX_SWEEP_BATCHES {
             let Due { calls, has_more, mended, displaced } =
                 self.cluster.due(self.clock.now(), SWEEP_BATCH).await?;
-            self.unannounced.note(&mended);
+            self.announce_later(&mended);
             for call in displaced {
                 Box::pin(self.displace(call)).await?;
             }
@@ -147,8 +129,11 @@ impl Calls {
                 every(SWEEP_INTERVAL, "deadlines could not be looked through", || {
                     counted(self.attend())
                 }),
-                every(SWEEP_INTERVAL, "who left could not be signed off", || self.sign_off_late()),
-                every(SWEEP_INTERVAL, "what is late could not be done", || self.catch_up()),
+                join_all(Kind::ALL.iter().map(|kind| {
+                    let failed =
+                        format!("pending work of the kind {} could not be done", kind.as_str());
+                    every(SWEEP_INTERVAL, failed, || self.work_off(*kind))
+                })),
                 every(STORE_INTERVAL, "ended calls could not be looked through", || {
                     self.store_unstored()
                 }),
@@ -159,7 +144,6 @@ impl Calls {
                     self.tell_presence().await;
                     Ok(())
                 }),
-                self.run_recovery(),
             )
         };
         tokio::select! {
@@ -180,7 +164,7 @@ async fn counted(
 /// Runs `work` at an interval, without end. Of consecutive failures one is logged.
 async fn every<T: Future<Output = Result<(), Unavailable>>>(
     interval: Duration,
-    failed: &str,
+    failed: impl Display,
     attend: impl Fn() -> T,
 ) {
     let mut ticks = tokio::time::interval(interval);

@@ -7,7 +7,7 @@ use tracing::error;
 use super::{Calls, Failure};
 use crate::{
     call::{Call, CallType, EndReason, Refusal, Role, State},
-    metrics::{self, Candidate, Invariant, Label, Live, Media, Outcome, Ring, label},
+    metrics::{self, Candidate, Invariant, Label, Live, Media, Outcome, Ring, Work as Kind, label},
     protocol::MediaStats,
 };
 
@@ -122,6 +122,9 @@ impl Calls {
         }
         for state in Live::ALL {
             metrics::CALLS.of(*state).set(as_gauge(live[state.index()]));
+        }
+        for kind in Kind::ALL {
+            metrics::PENDING_WORK.of(*kind).set(as_gauge(self.pending.len(*kind)));
         }
         metrics::NODE_QUEUE.set(as_gauge(self.cluster.queued()));
     }

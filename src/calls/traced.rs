@@ -66,7 +66,7 @@ impl Calls {
         let committed = self.cluster.commit(change).await;
         drop(part);
         committed.inspect_err(|unavailable| {
-            self.unannounced.note(&parties);
+            self.announce_later(&parties);
             span.fail(&unavailable.to_string());
         })
     }

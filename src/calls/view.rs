@@ -6,8 +6,9 @@ use tracing::{debug, warn};
 
 use super::{
     Outlet,
-    flush::{Course, Overdue},
+    flush::Course,
     held::{Full, Held, MAX_REPLAY_BYTES, MAX_REPLAY_MESSAGES},
+    pending::Pending,
 };
 use crate::{
     call::{Call, News, Role, Route, Signal},
@@ -50,7 +51,7 @@ pub struct Reach<'a> {
     pub cluster: &'a dyn Cluster,
     pub now: Timestamp,
     pub clock: &'a Clock,
-    pub overdue: &'a Overdue,
+    pub pending: &'a Pending,
     /// The origin of the message that is relayed at the moment; `None` for buffered messages.
     pub origin: Option<Origin>,
     /// The span that relays it, if the call is traced.
