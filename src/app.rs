@@ -140,7 +140,6 @@ pub async fn serve(
     let (stop_writer, writer_stops) = shutdown::shutdown();
     let (stop_keeper, keeper_stops) = shutdown::shutdown();
     let (stop_keys, keys_stop) = shutdown::shutdown();
-    let (stop_traces, traces_stop) = shutdown::shutdown();
     let mut receiving = tokio::spawn(receive(calls.clone(), inbox));
     let writing = tokio::spawn(writer.run(writer_stops.wait()));
     let keeping = tokio::spawn(keeper.run(keeper_stops.wait()));
@@ -148,7 +147,6 @@ pub async fn serve(
     let leasing = tokio::spawn(serving.run_leases());
     let shedding = tokio::spawn(serving.run_shedder(health.clone()));
     let fetching = tokio::spawn(async move { access.keep_fresh(keys_stop.wait()).await });
-    let tracing = tokio::spawn(export(exporter, traces_stop));
     let listening = tokio::spawn(server.run(routes, listening_stops.wait()));
     let signalled = shutdown::signalled().map_err(StartError::Signals)?;
     health.enter(Phase::Serving);
@@ -167,8 +165,10 @@ pub async fn serve(
     stop_keeper.fire();
     stop_keys.fire();
     stop_writer.fire();
-    stop_traces.fire();
-    for task in [listening, sweeping, keeping, fetching, writing, tracing] {
+    if let Some(exporter) = exporter {
+        exporter.finish().await;
+    }
+    for task in [listening, sweeping, keeping, fetching, writing] {
         log_end(task.await);
     }
     store.close().await;
@@ -280,12 +280,6 @@ fn start_traces(
     let started = telemetry::start(settings, &node.to_string(), clock.clone());
     let (traces, exporter) = started.map_err(StartError::Traces)?;
     Ok((traces, Some(exporter)))
-}
-
-async fn export(exporter: Option<Exporter>, stop: Shutdown) {
-    if let Some(exporter) = exporter {
-        exporter.run(stop.wait()).await;
-    }
 }
 
 /// Sets the gauges that are sampled at each scrape.

@@ -6,26 +6,25 @@ mod span;
 use std::{
     fmt, io,
     sync::{Arc, OnceLock},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use http::{HeaderMap, Uri};
-use tokio::sync::mpsc;
+pub use opentelemetry::trace::SpanKind;
+use opentelemetry::{
+    InstrumentationScope,
+    trace::{SpanBuilder, TracerProvider as _},
+};
+use opentelemetry_sdk::trace as sdk;
 
 pub use exporter::Exporter;
-use opentelemetry_proto::tonic::trace::v1 as otlp;
-pub use otlp::span::SpanKind;
-pub use span::{Span, Value};
+pub use span::Span;
 
 use crate::{
-    fetch::{Fetcher, Limits},
     ids::CallId,
-    time::Clock,
+    time::{Clock, Timestamp},
     trace::TraceContext,
 };
-
-/// Bound on a response of the collector.
-const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
 /// Destination and sampling of traces.
 #[derive(Debug, Clone)]
@@ -103,24 +102,39 @@ pub struct Traces(Option<Arc<Tracer>>);
 struct Tracer {
     clock: Clock,
     sampler: Sampler,
-    queue: mpsc::Sender<otlp::Span>,
+    sdk: sdk::SdkTracer,
 }
 
-/// Starts tracing for the whole process. Spans use this clock.
+impl Tracer {
+    fn builder(&self, name: &'static str, kind: SpanKind) -> SpanBuilder {
+        SpanBuilder::from_name(name).with_kind(kind).with_start_time(self.now())
+    }
+
+    fn now(&self) -> SystemTime {
+        time(self.clock.now_us())
+    }
+}
+
+fn time(us: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_micros(us)
+}
+
+/// Starts tracing for the whole process, on the runtime of its caller. Spans use this clock.
 pub fn start(settings: Settings, node: &str, clock: Clock) -> io::Result<(Traces, Exporter)> {
-    let limits = Limits {
-        timeout: settings.timeout,
-        max_bytes: MAX_ANSWER_BYTES,
-        // Exports are sequential.
-        max_concurrent: 1,
-    };
-    let fetcher = Fetcher::new(&settings.endpoint, limits)?;
-    let (queue, inbox) = mpsc::channel(settings.batches.max_queue);
     let sampler = settings.sampler;
+    let exporter = Exporter::start(settings, node)?;
     // Tracing starts once per process.
     let _ = SAMPLER.set(sampler);
-    let exporter = Exporter::new(settings, node, fetcher, inbox);
-    Ok((Traces(Some(Arc::new(Tracer { clock, sampler, queue }))), exporter))
+    let provider = sdk::SdkTracerProvider::builder()
+        .with_id_generator(span::CallIds::default())
+        // A span begins once its call is sampled.
+        .with_sampler(sdk::Sampler::AlwaysOn)
+        .with_span_processor(exporter.clone())
+        .build();
+    let scope = InstrumentationScope::builder(env!("CARGO_PKG_NAME"));
+    let scope = scope.with_version(env!("CARGO_PKG_VERSION")).build();
+    let sdk = provider.tracer_with_scope(scope);
+    Ok((Traces(Some(Arc::new(Tracer { clock, sampler, sdk }))), exporter))
 }
 
 /// The trace id of a call, for the log. None if it is not sampled.
@@ -139,19 +153,28 @@ impl Traces {
     /// The root span of this call, if it is sampled.
     pub fn attempt(&self, call: CallId, name: &'static str) -> Span {
         match &self.0 {
-            Some(tracer) if tracer.sampler.takes(call) => {
-                Span::root(tracer.clone(), TraceContext::of(call), name)
-            }
+            Some(tracer) if tracer.sampler.takes(call) => Span::root(tracer, call, name),
             Some(_) | None => Span::NONE,
         }
     }
 
     /// A child of `parent`, the context that another node or an earlier event left.
     pub fn step(&self, parent: Option<TraceContext>, name: &'static str, kind: SpanKind) -> Span {
-        match (&self.0, parent) {
-            (Some(tracer), Some(parent)) => Span::follow(tracer.clone(), parent, name, kind),
-            (Some(_) | None, _) => Span::NONE,
-        }
+        let (Some(tracer), Some(parent)) = (&self.0, parent) else { return Span::NONE };
+        Span::follow(tracer, parent, tracer.builder(name, kind))
+    }
+
+    /// Records a child of `parent` that is over.
+    pub fn phase(
+        &self,
+        parent: Option<TraceContext>,
+        name: &'static str,
+        (from, to): (Timestamp, Timestamp),
+    ) {
+        let (Some(tracer), Some(parent)) = (&self.0, parent) else { return };
+        let [from, to] = [from, to].map(|at| time(at.as_millis() * 1_000));
+        let builder = tracer.builder(name, SpanKind::Internal).with_start_time(from);
+        Span::follow(tracer, parent, builder).end(to);
     }
 }
 

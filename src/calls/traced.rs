@@ -76,13 +76,12 @@ impl Calls {
         if !span.is_noted() {
             return;
         }
-        span.set(VERSION, after.version);
+        span.set(VERSION, count(after.version));
         if let Some(role) = after.timeline.last().and_then(|step| step.by) {
             span.set(BY, name(role));
         }
         let phase = |name, from: Timestamp, to: Timestamp| {
-            let mut phase = self.traces.step(root(after), name, SpanKind::Internal);
-            phase.lasted(from.as_millis(), to.as_millis());
+            self.traces.phase(root(after), name, (from, to));
         };
         match (&before.state, &after.state) {
             (State::Ringing { .. }, State::Active { since }) => {
@@ -104,7 +103,7 @@ impl Calls {
         let mut span = self.traces.step(call.traceparent, "take in", SpanKind::Consumer);
         if span.is_noted() {
             span.set(FROM_NODE, from.to_string());
-            span.set(VERSION, call.version);
+            span.set(VERSION, count(call.version));
         }
         span
     }
@@ -183,6 +182,10 @@ fn root(call: &Call) -> Option<TraceContext> {
 /// A user's id in the form that the log permits.
 fn shown(user: &UserId) -> String {
     user.logged().to_string()
+}
+
+fn count(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 fn name(role: Role) -> &'static str {

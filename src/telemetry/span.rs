@@ -1,28 +1,18 @@
-//! A span, while it is being recorded.
+//! A span, while it is being recorded: the SDK's, with the ids of its call and the clock of the cluster.
 
-use std::sync::Arc;
+use std::{cell::Cell, sync::Arc, time::SystemTime};
 
-use opentelemetry_proto::tonic::{
-    common::v1::{AnyValue, KeyValue, any_value},
-    trace::v1::{
-        Status,
-        span::{Link, SpanKind},
-        status::StatusCode,
+use opentelemetry::{
+    Context, KeyValue, Value,
+    trace::{
+        Span as _, SpanBuilder, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceFlags,
+        TraceId, TraceState, Tracer as _,
     },
 };
-use tokio::sync::mpsc::error::TrySendError;
-use uuid::Uuid;
+use opentelemetry_sdk::trace::{self as sdk, IdGenerator, RandomIdGenerator};
 
-use super::{Tracer, otlp};
-use crate::{
-    metrics::{self, LostSpan},
-    trace::TraceContext,
-};
-
-/// W3C trace flags: sampled, with a valid parent-is-remote bit.
-const SAMPLED: u32 = 0x101;
-/// Its parent may be another process's.
-const FROM_AFAR: u32 = 0x200;
+use super::Tracer;
+use crate::{ids::CallId, trace::TraceContext};
 
 /// A span that is recorded when it is dropped. Empty if its call is not sampled.
 #[derive(Debug)]
@@ -32,43 +22,27 @@ pub struct Span(Option<Box<Open>>);
 struct Open {
     tracer: Arc<Tracer>,
     context: TraceContext,
-    span: otlp::Span,
+    span: sdk::Span,
 }
 
-/// The content of a span.
-pub enum Value {
-    Text(String),
-    Count(i64),
+thread_local! {
+    /// The call whose root span this thread is starting. The SDK's tracer passes an id generator nothing.
+    static STARTING: Cell<Option<CallId>> = const { Cell::new(None) };
 }
 
-impl From<&str> for Value {
-    fn from(text: &str) -> Self {
-        Self::Text(text.to_owned())
+/// Names a trace and its root span by the call, and other spans at random.
+#[derive(Debug, Default)]
+pub(super) struct CallIds(RandomIdGenerator);
+
+impl IdGenerator for CallIds {
+    fn new_trace_id(&self) -> TraceId {
+        let call = STARTING.get();
+        call.map_or_else(|| self.0.new_trace_id(), |call| TraceId::from_bytes(call.to_bytes()))
     }
-}
 
-impl From<String> for Value {
-    fn from(text: String) -> Self {
-        Self::Text(text)
-    }
-}
-
-impl From<u64> for Value {
-    fn from(count: u64) -> Self {
-        Self::Count(i64::try_from(count).unwrap_or(i64::MAX))
-    }
-}
-
-/// An OTLP attribute.
-pub fn attribute(key: &str, value: Value) -> KeyValue {
-    let value = match value {
-        Value::Text(text) => any_value::Value::StringValue(text),
-        Value::Count(count) => any_value::Value::IntValue(count),
-    };
-    KeyValue {
-        key: key.to_owned(),
-        value: Some(AnyValue { value: Some(value) }),
-        ..KeyValue::default()
+    fn new_span_id(&self) -> SpanId {
+        let root = STARTING.get().map(|call| TraceContext::of(call).span_id());
+        root.map_or_else(|| self.0.new_span_id(), SpanId::from_bytes)
     }
 }
 
@@ -76,57 +50,44 @@ impl Span {
     /// The empty span of a call that is not sampled.
     pub const NONE: Self = Self(None);
 
-    pub(super) fn root(tracer: Arc<Tracer>, context: TraceContext, name: &'static str) -> Self {
-        Self::open(tracer, context, Vec::new(), name, SpanKind::Server, SAMPLED)
+    pub(super) fn root(tracer: &Arc<Tracer>, call: CallId, name: &'static str) -> Self {
+        STARTING.set(Some(call));
+        let builder = tracer.builder(name, SpanKind::Server);
+        let root = Self::start(tracer, TraceContext::of(call), &Context::new(), builder);
+        STARTING.set(None);
+        root
     }
 
-    pub(super) fn follow(
-        tracer: Arc<Tracer>,
-        parent: TraceContext,
-        name: &'static str,
-        kind: SpanKind,
-    ) -> Self {
-        Self::under(tracer, parent, name, kind, SAMPLED | FROM_AFAR)
+    /// A child of `parent`, which may be another process's.
+    pub(super) fn follow(tracer: &Arc<Tracer>, parent: TraceContext, builder: SpanBuilder) -> Self {
+        Self::start(tracer, parent, &below(parent, true), builder)
+    }
+
+    /// Ends it at this time.
+    pub(super) fn end(mut self, at: SystemTime) {
+        if let Some(open) = &mut self.0 {
+            open.span.end_with_timestamp(at);
+        }
     }
 
     /// A child of this span.
     #[must_use = "it ends when it is dropped"]
     pub fn part(&self, name: &'static str, kind: SpanKind) -> Self {
         let Some(open) = &self.0 else { return Self::NONE };
-        Self::under(open.tracer.clone(), open.context, name, kind, SAMPLED)
+        let Open { tracer, context, .. } = &**open;
+        Self::start(tracer, *context, &below(*context, false), tracer.builder(name, kind))
     }
 
-    fn under(
-        tracer: Arc<Tracer>,
-        parent: TraceContext,
-        name: &'static str,
-        kind: SpanKind,
-        flags: u32,
+    /// A span of this trace.
+    fn start(
+        tracer: &Arc<Tracer>,
+        trace: TraceContext,
+        parent: &Context,
+        builder: SpanBuilder,
     ) -> Self {
-        let random = Uuid::new_v4();
-        let context = parent.step(*random.as_bytes().first_chunk().expect("it has 16 bytes"));
-        Self::open(tracer, context, parent.span_id().to_vec(), name, kind, flags)
-    }
-
-    fn open(
-        tracer: Arc<Tracer>,
-        context: TraceContext,
-        parent_span_id: Vec<u8>,
-        name: &'static str,
-        kind: SpanKind,
-        flags: u32,
-    ) -> Self {
-        let span = otlp::Span {
-            trace_id: context.trace_id().to_vec(),
-            span_id: context.span_id().to_vec(),
-            parent_span_id,
-            flags,
-            name: name.to_owned(),
-            kind: kind.into(),
-            start_time_unix_nano: tracer.clock.now_us() * 1_000,
-            ..otlp::Span::default()
-        };
-        Self(Some(Box::new(Open { tracer, context, span })))
+        let span = tracer.sdk.build_with_context(builder, parent);
+        let context = trace.step(span.span_context().span_id().to_bytes());
+        Self(Some(Box::new(Open { tracer: tracer.clone(), context, span })))
     }
 
     /// Whether the call is sampled: otherwise attributes are discarded.
@@ -141,46 +102,40 @@ impl Span {
 
     pub fn set(&mut self, key: &'static str, value: impl Into<Value>) {
         if let Some(open) = &mut self.0 {
-            open.span.attributes.push(attribute(key, value.into()));
+            open.span.set_attribute(KeyValue::new(key, value));
         }
     }
 
     /// Marks a failure of this service or of a dependency.
     pub fn fail(&mut self, why: &str) {
         if let Some(open) = &mut self.0 {
-            open.span.status =
-                Some(Status { message: why.to_owned(), code: StatusCode::Error.into() });
+            open.span.set_status(Status::error(why.to_owned()));
         }
     }
 
     /// Links another trace.
     pub fn link(&mut self, other: TraceContext) {
         if let Some(open) = &mut self.0 {
-            let (trace_id, span_id) = (other.trace_id().to_vec(), other.span_id().to_vec());
-            open.span.links.push(Link { trace_id, span_id, flags: SAMPLED, ..Link::default() });
-        }
-    }
-
-    /// Sets its start and end, in milliseconds, independent of the time of recording.
-    pub fn lasted(&mut self, from_ms: u64, to_ms: u64) {
-        if let Some(open) = &mut self.0 {
-            open.span.start_time_unix_nano = from_ms * 1_000_000;
-            open.span.end_time_unix_nano = to_ms * 1_000_000;
+            open.span.add_link(sdk_context(other, false), Vec::new());
         }
     }
 }
 
 impl Drop for Span {
     fn drop(&mut self) {
-        let Some(open) = self.0.take() else { return };
-        let Open { tracer, mut span, .. } = *open;
-        if span.end_time_unix_nano == 0 {
-            span.end_time_unix_nano = tracer.clock.now_us() * 1_000;
-        }
-        match tracer.queue.try_send(span) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_)) => metrics::SPANS_DROPPED.of(LostSpan::Queue).increment(1),
-            Err(TrySendError::Closed(_)) => metrics::SPANS_DROPPED.of(LostSpan::Late).increment(1),
+        if let Some(open) = &mut self.0 {
+            open.span.end_with_timestamp(open.tracer.now());
         }
     }
+}
+
+/// The SDK's context for children of `parent`.
+fn below(parent: TraceContext, is_remote: bool) -> Context {
+    Context::new().with_remote_span_context(sdk_context(parent, is_remote))
+}
+
+fn sdk_context(context: TraceContext, is_remote: bool) -> SpanContext {
+    let trace = TraceId::from_bytes(context.trace_id());
+    let span = SpanId::from_bytes(context.span_id());
+    SpanContext::new(trace, span, TraceFlags::SAMPLED, is_remote, TraceState::NONE)
 }

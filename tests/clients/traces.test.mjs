@@ -19,6 +19,9 @@ async function traced(t, env = {}) {
   return { collector, server };
 }
 
+/** Exports that end when all spans of `talk` are there, and never before. */
+const IN_ONE_EXPORT = { OTEL_BSP_MAX_EXPORT_BATCH_SIZE: '11', OTEL_BSP_SCHEDULE_DELAY: '60000' };
+
 /** Places, answers and ends a call. */
 async function talk(t, server) {
   const { caller, callee, callId } = await activeCall(t, server);
@@ -148,7 +151,7 @@ describe('a collector', { ...ONE_NODE, concurrency: true }, () => {
   });
 
   test('that refuses is not', async (t) => {
-    const { collector, server } = await traced(t, { OTEL_BSP_SCHEDULE_DELAY: '2000' });
+    const { collector, server } = await traced(t, IN_ONE_EXPORT);
     collector.status = 400;
     await talk(t, server);
     await eventually(() => dropped(server, 'export'), 'steps are dropped');
@@ -158,7 +161,7 @@ describe('a collector', { ...ONE_NODE, concurrency: true }, () => {
   });
 
   test('says which steps it does not want: they count as dropped', async (t) => {
-    const { collector, server } = await traced(t, { OTEL_BSP_SCHEDULE_DELAY: '2000' });
+    const { collector, server } = await traced(t, IN_ONE_EXPORT);
     collector.rejects = 2;
     await talk(t, server);
     await eventually(() => exported(server), 'steps are exported');
