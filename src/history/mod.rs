@@ -5,6 +5,7 @@ mod decode;
 mod keeper;
 mod measured;
 mod migrated;
+pub mod page;
 mod postgres;
 mod recorder;
 mod sqlite;

@@ -23,10 +23,10 @@ use tracing::{info, warn};
 use super::{
     Migrated, Period, Query, Row, Stats, Store, StoreError,
     decode::{self, millis, number},
-    is_without_partition,
+    is_without_partition, page,
 };
 use crate::{
-    call::{Call, CallType, EndReason, Status},
+    call::{Call, EndReason},
     ids::{CallId, NodeId, UserId},
     time::Timestamp,
 };
@@ -286,28 +286,7 @@ impl Store for Postgres {
     }
 
     async fn list(&self, query: &Query) -> Result<Vec<Row>, StoreError> {
-        let sql = match query.with {
-            None => include_str!("postgres/list.sql"),
-            Some(_) => include_str!("postgres/list_between.sql"),
-        };
-        let latest = Timestamp::from_millis(u64::MAX);
-        let (at, id) = match query.after {
-            Some(place) => (place.created_at, place.id.to_string()),
-            None => (latest, uuid::Uuid::max().to_string()),
-        };
-        let mut list = sqlx::query(sql)
-            .bind(query.user.as_str())
-            .bind(query.status.map(Status::as_str))
-            .bind(query.call_type.map(CallType::as_str))
-            .bind(query.since.map_or(0, millis))
-            .bind(millis(query.until.unwrap_or(latest)))
-            .bind(millis(at))
-            .bind(id)
-            .bind(i64::from(query.limit));
-        if let Some(with) = &query.with {
-            list = list.bind(with.as_str());
-        }
-        let rows = self.readers.ask(STATEMENT_TIMEOUT, list).await?;
+        let rows = self.readers.ask(STATEMENT_TIMEOUT, page::POSTGRES.page(query)).await?;
         Ok(rows.iter().map(decode::listed).collect::<Result<_, _>>()?)
     }
 

@@ -19,9 +19,10 @@ use tracing::{info, warn};
 use super::{
     Migrated, Period, Query, Row, Stats, Store, StoreError,
     decode::{self, json, millis, number},
+    page,
 };
 use crate::{
-    call::{Call, CallType, EndReason, Status},
+    call::{Call, EndReason},
     ids::{CallId, NodeId, UserId},
     time::Timestamp,
 };
@@ -129,27 +130,7 @@ impl Store for Sqlite {
     }
 
     async fn list(&self, query: &Query) -> Result<Vec<Row>, StoreError> {
-        let sql = match query.with {
-            None => include_str!("sqlite/list.sql"),
-            Some(_) => include_str!("sqlite/list_between.sql"),
-        };
-        let (at, id) = match query.after {
-            Some(place) => (millis(place.created_at), place.id.to_string()),
-            None => (i64::MAX, String::new()),
-        };
-        let mut list = sqlx::query(sql)
-            .bind(query.user.as_str())
-            .bind(query.status.map(Status::as_str))
-            .bind(query.call_type.map(CallType::as_str))
-            .bind(query.since.map_or(0, millis))
-            .bind(query.until.map_or(i64::MAX, millis))
-            .bind(at)
-            .bind(id)
-            .bind(query.limit);
-        if let Some(with) = &query.with {
-            list = list.bind(with.as_str());
-        }
-        let rows = list.fetch_all(&self.pool).await?;
+        let rows = page::SQLITE.page(query).fetch_all(&self.pool).await?;
         Ok(rows.iter().map(decode::listed).collect::<Result<_, _>>()?)
     }
 

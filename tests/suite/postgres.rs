@@ -6,7 +6,10 @@ use futures_util::future::join_all;
 use sqlx::{Connection, Executor, PgConnection};
 use switchboard::{
     call::{CallType, EndReason, Status},
-    history::{OpenError, Postgres, Query, Row, Store},
+    history::{
+        OpenError, Postgres, Query, Row, Store,
+        page::{self, Pages},
+    },
     ids::{CallId, UserId},
     time::Timestamp,
 };
@@ -350,8 +353,7 @@ const A_MILLION_CALLS: &str = "
 async fn a_page_among_a_million_calls_is_read_along_an_index() {
     let (_postgres, database) = migrated().await;
     database.ask(A_MILLION_CALLS);
-    let list = include_str!("../../src/history/postgres/list.sql");
-    let between = include_str!("../../src/history/postgres/list_between.sql");
+    let Pages { of_user: list, between } = page::POSTGRES;
     let (all, noon) = ("253402300799999", "1810000000000");
     for (what, sql, user, after, other) in [
         ("first page", list, "u7", all, None),
