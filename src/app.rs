@@ -2,10 +2,7 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::{
-    sync::mpsc::Receiver,
-    task::{JoinError, JoinHandle},
-};
+use tokio::{sync::mpsc::Receiver, time::timeout};
 use tracing::{info, warn};
 
 use crate::{
@@ -27,7 +24,7 @@ use crate::{
     logs,
     metrics::{self, Exposition},
     secret::ServiceUrl,
-    shutdown::{self, Shutdown, Trigger},
+    shutdown::{self, Tasks},
     telemetry::{self, Exporter, Traces},
     time::{Clock, SharedClock, Timestamp},
 };
@@ -77,8 +74,8 @@ pub async fn serve(
 ) -> Result<(), StartError> {
     log_start(&config);
     let health = Health::default();
+    let tasks = AllTasks::default();
     // Before anything slow, so that operators see why the node is not ready.
-    let (stop_admin, admin_stops) = shutdown::shutdown();
     let admin = listen_for_admins(config.admin_listen).await?;
     let operators = http::ops::Operators::default();
     let (filter, exposition) = (process.filter, process.metrics.clone());
@@ -86,7 +83,7 @@ pub async fn serve(
     let admin_routes = http::ops::routes(health.clone(), filter, exposition, operators.clone());
     let refusals = Arc::new(Refusals::new(Clock::System));
     let admin_routes = http::for_hosts(admin_routes, Some(hosts.clone()), refusals.clone());
-    let admin = tokio::spawn(admin.run(admin_routes, admin_stops.wait()));
+    tasks.operators.spawn(|stop| admin.run(admin_routes, stop));
 
     let checker = match config.auth {
         Auth::Open => None,
@@ -103,7 +100,7 @@ pub async fn serve(
     let buffers = Buffers::new(config.limits.buffer_bytes);
     let (cluster, inbox, leaving, clock) =
         join(&config, process.node, keeps_calls, &health, &buffers).await?;
-    let keeping_up = tokio::spawn(process.metrics.clone().keep_up());
+    tasks.operators.spawn_until(process.metrics.clone().keep_up());
     let (recorder, writer) = record(store.clone(), cluster.clone(), &clock, &health);
     let recorder = if keeps_calls { recorder.keeping_records() } else { recorder };
     let keeper = keeper(&config, store.clone(), clock.clone(), health.clone());
@@ -135,74 +132,89 @@ pub async fn serve(
     let routes =
         http::for_hosts(routes, matches!(config.auth, Auth::Open).then_some(hosts), refusals);
 
-    let (stop_listening, listening_stops) = shutdown::shutdown();
-    let (stop_calls, calls_stop) = shutdown::shutdown();
-    let (stop_writer, writer_stops) = shutdown::shutdown();
-    let (stop_keeper, keeper_stops) = shutdown::shutdown();
-    let (stop_keys, keys_stop) = shutdown::shutdown();
-    let mut receiving = tokio::spawn(receive(calls.clone(), inbox));
-    let writing = tokio::spawn(writer.run(writer_stops.wait()));
-    let keeping = tokio::spawn(keeper.run(keeper_stops.wait()));
-    let sweeping = tokio::spawn(sweep(calls.clone(), calls_stop));
-    let leasing = tokio::spawn(serving.run_leases());
-    let shedding = tokio::spawn(serving.run_shedder(health.clone()));
-    let fetching = tokio::spawn(async move { access.keep_fresh(keys_stop.wait()).await });
-    let listening = tokio::spawn(server.run(routes, listening_stops.wait()));
     let signalled = shutdown::signalled().map_err(StartError::Signals)?;
+    let (receiver, sweeper) = (calls.clone(), calls.clone());
+    tasks.inbox.spawn_until(async move { receiver.run_inbox(inbox).await });
+    tasks.writes.spawn(|stop| writer.run(stop));
+    tasks.writes.spawn(|stop| keeper.run(stop));
+    tasks.writes.spawn_until(async move { access.keep_fresh().await });
+    tasks.deadlines.spawn(|stop| async move { sweeper.run_sweeper(stop).await });
+    tasks.connections.spawn_until(serving.run_leases());
+    tasks.connections.spawn_until(serving.run_shedder(health.clone()));
+    tasks.connections.spawn(|stop| server.run(routes, stop));
     health.enter(Phase::Serving);
     ready(bound);
     signalled.await;
 
     health.enter(Phase::Draining);
     tokio::spawn(shutdown::exit_at_second_signal(logs::flush));
-    stop_listening.fire();
-    leasing.abort();
-    shedding.abort();
-    close(&serving, leaving, &calls, &*cluster, &mut receiving, &stop_calls).await;
-    stop_calls.fire();
-    cluster.leave().await;
-    receiving.abort();
-    stop_keeper.fire();
-    stop_keys.fire();
-    stop_writer.fire();
-    if let Some(exporter) = exporter {
-        exporter.finish().await;
-    }
-    for task in [listening, sweeping, keeping, fetching, writing] {
-        log_end(task.await);
-    }
-    store.close().await;
-    keeping_up.abort();
-    stop_admin.fire();
-    log_end(admin.await);
+    let node = Node { leaving, serving, calls, cluster, exporter, store, tasks };
+    node.stop().await;
     Ok(())
 }
 
-/// Closes all connections, and leaves the calls to other nodes, to the next process, or to nobody.
-async fn close(
-    serving: &Serving,
+/// The tasks of a node, by the step of its shutdown that stops them.
+#[derive(Default)]
+struct AllTasks {
+    /// The listener for clients, and the upkeep of their connections.
+    connections: Tasks,
+    /// Messages of other nodes.
+    inbox: Tasks,
+    /// Periodic work on calls.
+    deadlines: Tasks,
+    /// The history with its maintenance, and the key set.
+    writes: Tasks,
+    /// The listener for operators, and the upkeep of metrics.
+    operators: Tasks,
+}
+
+/// The parts of a serving node that its shutdown needs.
+struct Node {
     leaving: Leaving,
-    calls: &Calls,
-    cluster: &dyn Cluster,
-    receiving: &mut JoinHandle<()>,
-    deadlines: &Trigger,
-) {
-    if let Leaving::Resumable = leaving {
-        // The grace of a device that leaves now begins when the next process has started.
-        deadlines.fire();
-    }
-    serving.close(leaving).await;
-    match leaving {
-        Leaving::ForGood => {}
-        // Calls that were placed while connections were closed.
-        Leaving::Resumable => calls.end_unresumable().await,
-        Leaving::HandOver { window } => {
-            calls.hand_over(window).await;
-            cluster.stop_listening();
-            if tokio::time::timeout(LAST_NEWS, receiving).await.is_err() {
-                warn!("not all messages of other nodes were relayed before the end");
+    serving: Arc<Serving>,
+    calls: Arc<Calls>,
+    cluster: Arc<dyn Cluster>,
+    exporter: Option<Exporter>,
+    store: Arc<dyn Store>,
+    tasks: AllTasks,
+}
+
+impl Node {
+    /// Closes all connections, leaves the calls to other nodes, to the next process, or to nobody, and writes what is
+    /// queued. Each step has a bound in its part.
+    async fn stop(self) {
+        let Self { leaving, serving, calls, cluster, exporter, store, tasks } = self;
+        tasks.connections.stop();
+        if let Leaving::Resumable = leaving {
+            // The grace of a device that leaves now begins when the next process has started.
+            tasks.deadlines.stop();
+        }
+        serving.close(leaving).await;
+        match leaving {
+            Leaving::ForGood => {}
+            // Calls that were placed while connections were closed.
+            Leaving::Resumable => calls.end_unresumable().await,
+            Leaving::HandOver { window } => {
+                calls.hand_over(window).await;
+                cluster.stop_listening();
+                if timeout(LAST_NEWS, tasks.inbox.ended()).await.is_err() {
+                    warn!("not all messages of other nodes were relayed before the end");
+                }
             }
         }
+        tasks.deadlines.stop();
+        cluster.leave().await;
+        tasks.inbox.stop();
+        tasks.writes.stop();
+        if let Some(exporter) = exporter {
+            exporter.finish().await;
+        }
+        for group in [&tasks.connections, &tasks.inbox, &tasks.deadlines, &tasks.writes] {
+            group.ended().await;
+        }
+        store.close().await;
+        tasks.operators.stop();
+        tasks.operators.ended().await;
     }
 }
 
@@ -214,12 +226,6 @@ fn log_start(config: &Config) {
         database = %config.database_url,
         "switchboard starts"
     );
-}
-
-fn log_end(part: Result<(), JoinError>) {
-    if let Err(error) = part {
-        warn!(%error, "a task of the service had failed");
-    }
 }
 
 /// The recorder of calls, and the writer behind it.
@@ -403,12 +409,4 @@ async fn resume(
     let made_before = Clock::System.now() + ORPHAN_MARGIN;
     let closed = history::close_orphans_but(store, made_before, &resumed).await;
     closed.map_err(|source| StartError::Database { url: database_url.to_string(), source })
-}
-
-async fn receive(calls: Arc<Calls>, inbox: Receiver<Inbound>) {
-    calls.run_inbox(inbox).await;
-}
-
-async fn sweep(calls: Arc<Calls>, stop: Shutdown) {
-    calls.run_sweeper(stop.wait()).await;
 }

@@ -1,7 +1,5 @@
 //! Authentication, shared by the socket handshake and the HTTP API.
 
-use std::future::Future;
-
 use http::{HeaderMap, header};
 
 use super::{CheckError, Checker, Identity};
@@ -37,10 +35,10 @@ impl Access {
         }
     }
 
-    /// Refreshes the key set periodically until `shutdown` completes.
-    pub async fn keep_fresh(&self, shutdown: impl Future<Output = ()>) {
+    /// Refreshes the key set periodically.
+    pub async fn keep_fresh(&self) {
         if let Some(checker) = &self.checker {
-            checker.keep_fresh(|| self.clock.now(), shutdown).await;
+            checker.keep_fresh(|| self.clock.now()).await;
         }
     }
 

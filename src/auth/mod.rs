@@ -10,8 +10,6 @@ mod jwks;
 mod keys;
 mod mint;
 
-use std::future::Future;
-
 use jsonwebtoken::decode_header;
 
 pub use access::{Access, bare_token, bearer};
@@ -153,19 +151,12 @@ impl Checker {
         }
     }
 
-    /// Refreshes the key set periodically until `shutdown` completes.
-    pub async fn keep_fresh(
-        &self,
-        now: impl Fn() -> Timestamp,
-        shutdown: impl Future<Output = ()>,
-    ) {
+    /// Refreshes the key set periodically.
+    pub async fn keep_fresh(&self, now: impl Fn() -> Timestamp) {
         let Keys::Set(set) = &self.keys else { return };
-        let mut shutdown = std::pin::pin!(shutdown);
         loop {
-            tokio::select! {
-                () = tokio::time::sleep(set.refresh_interval()) => set.refresh(now()).await,
-                () = &mut shutdown => return,
-            }
+            tokio::time::sleep(set.refresh_interval()).await;
+            set.refresh(now()).await;
         }
     }
 }
