@@ -106,6 +106,16 @@ chaos: test-setup build ## real faults under hundreds of clients, ROUNDS times e
 soak: test-setup build ## steady churn for HOURS (1, or a part): memory, files, Redis' keys, Postgres' connections stay flat
 	SWITCHBOARD_BIN=$(CURDIR)/target/release/switchboard HOURS=$(or $(HOURS),1) node tests/soak/run.mjs
 
+.PHONY: image image-check sbom
+image: ## the image switchboard:VERSION, by docker or buildah; ARCH=arm64 for another architecture; see scripts/image.sh
+	scripts/image.sh $(ARCH)
+
+image-check: test-setup image ## build the image and run it as production does, by docker or podman
+	$(if $(ARCH),ARCH=$(ARCH)) $(NODE_TEST) tests/image/*.test.mjs
+
+sbom: ## the crates in the binary, in CycloneDX's format, into target/sbom/
+	scripts/sbom.sh $(TARGET)
+
 types: test-setup test-server ## write web/protocol.d.ts anew, after a change of the protocol or the HTTP API
 	node scripts/types.mjs
 

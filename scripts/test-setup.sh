@@ -12,7 +12,7 @@ have_postgres() { have psql && { have initdb || ls /usr/lib/postgresql/*/bin/ini
 python_has_venv() { have python3 && python3 -c 'import venv, ensurepip' 2>/dev/null; }
 
 # Debian's Rust packages are too old.
-have cargo || give_up "cargo is missing: install Rust 1.93 or newer from https://rustup.rs and run this again."
+have cargo || give_up "cargo is missing: install Rust 1.94 or newer from https://rustup.rs and run this again."
 
 # --- Debian packages -------------------------------------------------------------------------
 missing=()

@@ -163,6 +163,13 @@ describe('components of production', () => {
   });
 });
 
+test('an overlay pins the image by its digest, for nodes and migration', () => {
+  const digest = `sha256:${'0'.repeat(64)}`;
+  const text = renderWith((names) => names, { images: [{ name: 'switchboard', newName: 'registry.example.com/switchboard', digest }] });
+  const images = podsOf(objectsIn(text)).flatMap(({ pod }) => pod.containers.map(({ image }) => image));
+  assert.deepEqual(images, Array(2).fill(`registry.example.com/switchboard@${digest}`));
+});
+
 test('names are looked up at kube-dns and at NodeLocal DNSCache', () => {
   for (const layer of LAYERS) {
     const { egress } = rendered(layer).one('NetworkPolicy', 'switchboard').spec;

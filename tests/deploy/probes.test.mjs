@@ -10,10 +10,10 @@ import { eventually } from '../support/check.mjs';
 import { freePort, startRedis } from '../support/cluster.mjs';
 import { compose, dockerfile, LAYERS, rendered } from '../support/deployment.mjs';
 import { startPostgres } from '../support/postgres.mjs';
-import { adminUrlOf, launch, privateFolder } from '../support/server.mjs';
+import { adminUrlOf, BINARY, launch, privateFolder, withoutSettings } from '../support/server.mjs';
 
 const succeeds = (program, args, env) =>
-  new Promise((resolve) => execFile(program, args, { timeout: 5_000, env: { ...process.env, ...env } }, (error) => resolve(error === null)));
+  new Promise((resolve) => execFile(program, args, { timeout: 5_000, env: { ...withoutSettings(process.env), ...env } }, (error) => resolve(error === null)));
 
 /** The results of the probes of Kubernetes and Docker: `{startup, liveness, readiness, image}`. */
 async function opinionsOf(container, adminUrl) {
@@ -21,14 +21,13 @@ async function opinionsOf(container, adminUrl) {
     const { status } = await fetch(`${adminUrl}${httpGet.path}`);
     return status >= 200 && status < 400;
   };
-  const [, command] = /CMD (\[.*\])$/.exec(dockerfile().all('HEALTHCHECK')[0]);
-  const [program, ...args] = JSON.parse(command);
-  const here = args.map((arg) => arg.replace('/127.0.0.1/9300', `/127.0.0.1/${new URL(adminUrl).port}`));
+  const { healthCheck: [, ...args], environment } = dockerfile();
+  const SWITCHBOARD_ADMIN_LISTEN = environment.SWITCHBOARD_ADMIN_LISTEN.replace('9300', new URL(adminUrl).port);
   return {
     startup: await ask(container.startupProbe),
     liveness: await ask(container.livenessProbe),
     readiness: await ask(container.readinessProbe),
-    image: await succeeds(program, here),
+    image: await succeeds(BINARY, args, { SWITCHBOARD_ADMIN_LISTEN }),
   };
 }
 

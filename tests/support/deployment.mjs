@@ -43,8 +43,8 @@ export const render = (layer) => kustomize(path('k8s', layer));
 
 const kustomize = (folder) => execFileSync(fromVenv('kubectl'), ['kustomize', folder], { encoding: 'utf8' });
 
-/** The production overlay with other components, as text: `change` edits its list of components. */
-export function renderWith(change) {
+/** The production overlay with other components, as text: `change` edits their names. `more` replaces other fields. */
+export function renderWith(change, more = {}) {
   const folder = mkdtempSync(join(tmpdir(), 'switchboard-test-'));
   try {
     const overlay = yaml('k8s/overlays/production/kustomization.yaml');
@@ -54,7 +54,7 @@ export function renderWith(change) {
     overlay.components = names.map((name) => here('components', name));
     // A patch whose target is not there is an error.
     if (!names.includes('ingress-haproxy')) overlay.patches = overlay.patches.filter(({ target }) => target.kind !== 'Ingress');
-    writeFileSync(join(folder, 'kustomization.yaml'), JSON.stringify(overlay));
+    writeFileSync(join(folder, 'kustomization.yaml'), JSON.stringify({ ...overlay, ...more }));
     return kustomize(folder);
   } finally {
     rmSync(folder, { recursive: true });
@@ -125,7 +125,7 @@ function madeSecrets() {
   }
 }
 
-/** The instructions of the Dockerfile's last stage. */
+/** The instructions of the Dockerfile: all, those of the last stage, its environment, and the images that it builds on. */
 export function dockerfile() {
   const text = read('deploy/Dockerfile').replaceAll(/^\s*#.*\n/gm, '').replaceAll(/\\\n\s*/g, ' ');
   const lines = text.split('\n').filter(Boolean).map((line) => /^(\S+)\s+(.*)$/.exec(line).slice(1));
@@ -133,7 +133,10 @@ export function dockerfile() {
   const environment = Object.fromEntries(
     last.filter(([word]) => word === 'ENV').flatMap(([, rest]) => rest.split(' ').map((pair) => pair.split('='))),
   );
-  return { lines, last, environment, all: (word, among = lines) => among.filter(([one]) => one === word).map(([, rest]) => rest) };
+  const all = (word, among = lines) => among.filter(([one]) => one === word).map(([, rest]) => rest);
+  const bases = all('FROM').map((rest) => rest.replace(/^--platform=\S+ /, '').split(' ')[0]).filter((name) => name !== 'scratch');
+  const [, check] = /CMD (\[.*\])$/.exec(all('HEALTHCHECK')[0]);
+  return { lines, last, environment, bases, healthCheck: JSON.parse(check), all };
 }
 
 /** The settings of the binary. */
