@@ -106,7 +106,7 @@ chaos: test-setup build ## real faults under hundreds of clients, ROUNDS times e
 soak: test-setup build ## steady churn for HOURS (1, or a part): memory, files, Redis' keys, Postgres' connections stay flat
 	SWITCHBOARD_BIN=$(CURDIR)/target/release/switchboard HOURS=$(or $(HOURS),1) node tests/soak/run.mjs
 
-.PHONY: image image-check sbom
+.PHONY: image image-check sbom checkov
 image: ## the image switchboard:VERSION, by docker or buildah; ARCH=arm64 for another architecture; see scripts/image.sh
 	scripts/image.sh $(ARCH)
 
@@ -115,6 +115,17 @@ image-check: test-setup image ## build the image and run it as production does, 
 
 sbom: ## the crates in the binary, in CycloneDX's format, into target/sbom/
 	scripts/sbom.sh $(TARGET)
+
+checkov: test-setup ## checkov over k8s/, the chart and the Dockerfile; what it skips and why is in .checkov.yaml
+	@command -v checkov >/dev/null || { echo "checkov is missing: pip install checkov==3.3.30"; exit 1; }
+	rm -rf target/checkov && mkdir -p target/checkov
+	for overlay in base overlays/dev overlays/production; do \
+		tests/.venv/bin/kubectl kustomize k8s/$$overlay >target/checkov/$$(basename $$overlay).yaml || exit 1; \
+	done
+	tests/.helm/helm template switchboard deploy/helm/switchboard --namespace switchboard \
+		--values deploy/helm/switchboard/ci/production-values.yaml >target/checkov/chart.yaml
+	cp deploy/Dockerfile target/checkov/
+	checkov --config-file .checkov.yaml --directory target/checkov
 
 types: test-setup test-server ## write web/protocol.d.ts anew, after a change of the protocol or the HTTP API
 	node scripts/types.mjs
