@@ -3,10 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     io,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
@@ -14,6 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderValue, Request, StatusCode, header};
 use http_body_util::Full;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
@@ -166,7 +164,7 @@ impl Authorizer {
     }
 
     fn with_allowed<T>(&self, work: impl FnOnce(&mut Allowed) -> T) -> T {
-        work(&mut self.allowed.lock().unwrap_or_else(PoisonError::into_inner))
+        work(&mut self.allowed.lock())
     }
 }
 

@@ -1,11 +1,8 @@
 //! The health of this node: its phase, and the parts that do not work.
 
-use std::{
-    collections::BTreeMap,
-    fmt::Display,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::BTreeMap, fmt::Display, sync::Arc};
 
+use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
 
 use crate::time::{Clock, Timestamp};
@@ -99,7 +96,7 @@ impl State {
 
 impl Health {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     pub fn enter(&self, phase: Phase) {

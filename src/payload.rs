@@ -1,7 +1,8 @@
 //! JSON that is relayed verbatim.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use tokio::sync::oneshot;
@@ -69,7 +70,7 @@ impl Payload {
     /// device that is away. The first one counts.
     pub fn settle(&self) {
         let Some(Receipt(told)) = &self.receipt else { return };
-        if let Some(told) = told.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(told) = told.lock().take() {
             // The receiver may be gone.
             let _ = told.send(());
         }

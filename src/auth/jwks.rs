@@ -1,15 +1,12 @@
 //! A remote key set (JWKS) that its owner rotates.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, StatusCode, header};
 use http_body_util::Full;
 use jsonwebtoken::jwk::Jwk;
+use parking_lot::RwLock;
 use serde::Deserialize;
 use serde_json::Value;
 use tracing::{info, warn};
@@ -105,11 +102,11 @@ impl KeySet {
     }
 
     fn is_known(&self) -> bool {
-        self.keys.read().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.keys.read().is_some()
     }
 
     fn known(&self, name: Option<&str>) -> Option<Arc<Key>> {
-        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        let keys = self.keys.read();
         let keys = keys.as_ref()?;
         match name {
             Some(_) => keys.get(&name.map(str::to_owned)).cloned(),
@@ -137,8 +134,7 @@ impl KeySet {
         match fetched.and_then(|json| read(&json)) {
             Ok(keys) => {
                 let count = keys.len();
-                let before =
-                    self.keys.write().unwrap_or_else(PoisonError::into_inner).replace(keys);
+                let before = self.keys.write().replace(keys);
                 if before.is_none() {
                     info!(url = %self.url, keys = count, "the keys of tokens are fetched: tokens can be checked");
                 }

@@ -2,13 +2,14 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use futures_util::FutureExt;
+use parking_lot::Mutex;
 use tokio::{sync::mpsc, task::JoinSet};
 
 use super::{
@@ -342,7 +343,7 @@ async fn exchange(
     let mut to_send = 0;
     while to_send < count || order.came < count {
         if to_send < count {
-            sent.lock().unwrap_or_else(PoisonError::into_inner).push(Instant::now());
+            sent.lock().push(Instant::now());
             client.send(candidate(head, to_send)).await?;
             to_send += 1;
             // The other end reads its queue.
@@ -368,7 +369,7 @@ async fn exchange(
             let number = number_after(&packet, "candidate:");
             order.add(number);
             let began = {
-                let sent = sent_by_peer.lock().unwrap_or_else(PoisonError::into_inner);
+                let sent = sent_by_peer.lock();
                 number.and_then(|number| sent.get(number as usize).copied())
             };
             measured.relay.add(began.map_or(Duration::ZERO, |began| began.elapsed()));

@@ -2,10 +2,11 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
 use super::{
@@ -55,7 +56,7 @@ pub async fn run(options: Presence) -> Result<Report, BenchError> {
         let at = began + Duration::from_secs_f64(f64::from(changes) / options.rate.max(0.001));
         tokio::time::sleep_until(at.into()).await;
         let user = users[changes as usize % users.len()].clone();
-        coming.lock().unwrap_or_else(PoisonError::into_inner).insert(user.clone(), at);
+        coming.lock().insert(user.clone(), at);
         // Not on the server of most of its watchers.
         visits.spawn(visit(url(changes + 1), user));
         changes += 1;
@@ -102,7 +103,7 @@ async fn watch(mut client: Client, coming: Coming, time: Duration) -> Result<Spr
             continue;
         }
         let user = packet.split_once(r#""userId":""#).and_then(|(_, rest)| rest.split('"').next());
-        let coming = coming.lock().unwrap_or_else(PoisonError::into_inner);
+        let coming = coming.lock();
         if let Some(began) = user.and_then(|user| coming.get(user)) {
             delays.add(began.elapsed());
         }

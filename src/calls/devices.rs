@@ -1,10 +1,8 @@
 //! The devices on this node: joining, the welcome with the user's call, and leaving.
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    sync::{MutexGuard, PoisonError},
-};
+use std::collections::{BTreeMap, HashSet};
 
+use parking_lot::MutexGuard;
 use tracing::warn;
 
 use super::{
@@ -59,7 +57,7 @@ impl Calls {
     }
 
     pub(super) fn devices(&self) -> MutexGuard<'_, BTreeMap<SocketId, Present>> {
-        self.devices.lock().unwrap_or_else(PoisonError::into_inner)
+        self.devices.lock()
     }
 
     /// Whether the device's socket is joining or has joined, and is not gone.
@@ -195,7 +193,7 @@ impl Calls {
     }
 
     fn leaving(&self) -> MutexGuard<'_, HashSet<SocketId>> {
-        self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
+        self.leaving.lock()
     }
 
     pub(super) async fn sign_off(

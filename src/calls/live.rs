@@ -4,10 +4,11 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     ops::Bound,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use tracing::warn;
 
 use super::{
@@ -70,7 +71,7 @@ impl LiveCalls {
     }
 
     fn index(&self) -> MutexGuard<'_, Index> {
-        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+        self.index.lock()
     }
 
     /// The node's view of `call`. A new one is created if there is none, and kept while the call
@@ -177,7 +178,7 @@ impl LiveCall {
     }
 
     pub(super) fn view(&self) -> MutexGuard<'_, View> {
-        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+        self.view.lock()
     }
 
     pub fn id(&self) -> CallId {

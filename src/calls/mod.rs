@@ -23,10 +23,11 @@ mod watchers;
 
 use std::{
     collections::{BTreeMap, HashSet},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tracing::debug;
 
 use devices::Present;

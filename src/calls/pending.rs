@@ -6,12 +6,9 @@
 //! second attempt, because a write without a reply may be applied late, and a lost record may
 //! still be restored.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
+use parking_lot::{Mutex, MutexGuard};
 use tracing::warn;
 
 use super::{
@@ -144,7 +141,7 @@ fn patience(kind: Kind) -> Duration {
 
 impl Pending {
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Adds work that is due at `at`. If it is pending already, it begins anew, and is as it was

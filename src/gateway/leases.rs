@@ -3,9 +3,10 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
     ids::{CallId, SocketId},
@@ -46,7 +47,7 @@ pub enum Due {
 
 impl Leases {
     fn index(&self) -> MutexGuard<'_, Index> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Begins the lease of a socket. The warning is due a minute before the expiry, or at once if

@@ -5,13 +5,14 @@ use std::{
     borrow::Cow,
     collections::{HashSet, VecDeque},
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use futures_util::FutureExt;
+use parking_lot::{Mutex, MutexGuard};
 use socketioxide::{
     SendError, SocketError,
     adapter::LocalAdapter,
@@ -119,7 +120,7 @@ impl Context {
     }
 
     pub(super) fn sessions(&self) -> MutexGuard<'_, HashSet<SocketId>> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+        self.sessions.lock()
     }
 
     /// Whether the connection has joined the namespace.
@@ -317,7 +318,7 @@ impl Session {
     }
 
     fn inbox(&self) -> MutexGuard<'_, Inbox<Input>> {
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inbox.lock()
     }
 
     fn after(self: &Arc<Self>, pushed: Pushed, socket: Option<Arc<Socket>>) {
@@ -438,7 +439,7 @@ impl Session {
     }
 
     fn waiting_acks(&self) -> MutexGuard<'_, VecDeque<WaitingAck>> {
-        self.waiting_acks.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting_acks.lock()
     }
 
     /// Runs while acks are pending. The first one stays in the queue while it is awaited, so that
@@ -618,7 +619,7 @@ impl Session {
     }
 
     fn budget(&self) -> MutexGuard<'_, Budget> {
-        self.budget.lock().unwrap_or_else(PoisonError::into_inner)
+        self.budget.lock()
     }
 
     /// Closes a socket that continues to send while its user's limits refuse its events.

@@ -3,7 +3,7 @@
 use std::{
     pin::pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -21,6 +21,7 @@ use futures_util::FutureExt;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use hyper::body::Body as _;
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use socketioxide::{SocketIo, adapter::LocalAdapter, service::SocketIoService, socket::Sid};
 use tokio::runtime::Handle;
 use tower_service::Service;
@@ -101,7 +102,7 @@ pub struct Bearer(Arc<Mutex<Option<Secret>>>);
 
 impl Bearer {
     pub fn take(&self) -> Option<Secret> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.0.lock().take()
     }
 }
 

@@ -1,10 +1,8 @@
 //! Mutual exclusion per key, without waiting.
 
-use std::{
-    collections::HashSet,
-    hash::Hash,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashSet, hash::Hash, sync::Arc};
+
+use parking_lot::{Mutex, MutexGuard};
 
 /// The keys that are taken.
 #[derive(Debug)]
@@ -35,7 +33,7 @@ impl<K: Copy + Eq + Hash> Turns<K> {
     }
 
     fn keys(&self) -> MutexGuard<'_, HashSet<K>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
@@ -16,6 +16,7 @@ use std::{
 };
 
 use futures_util::task::AtomicWaker;
+use parking_lot::{Mutex, MutexGuard};
 use socketioxide::{extract::SocketRef, socket::Sid};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -160,7 +161,7 @@ pub struct Registration {
 
 impl Upgraded {
     fn switches(&self) -> MutexGuard<'_, HashMap<Sid, Kill>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// A session has one upgraded connection: a second one is neither registered nor served.

@@ -6,13 +6,13 @@ mod owner;
 use std::{
     collections::{HashMap, HashSet},
     str::FromStr,
-    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use connections::Connections;
 use owner::Owner;
+use parking_lot::Mutex;
 use sqlx::{
     Row as _,
     migrate::{MigrateError, Migrator},
@@ -189,14 +189,14 @@ impl Postgres {
     ) -> Result<(), sqlx::Error> {
         let days: HashSet<i64> = times_ms.map(|ms| ms / DAY_MS).collect();
         let missing: Vec<i64> = {
-            let known = self.days.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = self.days.lock();
             days.difference(&known).copied().collect()
         };
         for day in missing {
             let make =
                 sqlx::query("SELECT calls_make_partition(calls_from_ms($1))").bind(day * DAY_MS);
             self.writers.ask(STATEMENT_TIMEOUT, make).await?;
-            self.days.lock().unwrap_or_else(PoisonError::into_inner).insert(day);
+            self.days.lock().insert(day);
         }
         Ok(())
     }
@@ -273,7 +273,7 @@ impl Store for Postgres {
         let inserted = match self.insert(&rows).await {
             // The partition was dropped or detached meanwhile.
             Err(error) if is_without_partition(&error) => {
-                self.days.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                self.days.lock().clear();
                 self.insert(&rows).await
             }
             inserted => inserted,

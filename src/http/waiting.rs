@@ -1,12 +1,9 @@
 //! Idle HTTP connections: without a request yet, or with a finished response. Their number is bounded: the one idle
 //! longest closes for a new one. Clients send their request at once, so idle connections go first.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{sync::Notify, time::Instant};
 use tracing::warn;
 
@@ -53,7 +50,7 @@ impl Waiting {
     }
 
     fn room(&self) -> MutexGuard<'_, Room> {
-        self.room.lock().unwrap_or_else(PoisonError::into_inner)
+        self.room.lock()
     }
 }
 
@@ -96,7 +93,7 @@ impl Seat {
     }
 
     fn number(&self) -> MutexGuard<'_, Option<u64>> {
-        self.number.lock().unwrap_or_else(PoisonError::into_inner)
+        self.number.lock()
     }
 }
 

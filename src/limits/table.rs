@@ -1,12 +1,8 @@
 //! Buckets and counts by address or by user, in bounded maps.
 
-use std::{
-    collections::HashMap,
-    fmt,
-    hash::Hash,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, fmt, hash::Hash, sync::Arc, time::Duration};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::bucket::{Bucket, Quota};
 
@@ -49,7 +45,7 @@ impl<K: Eq + Hash + Clone> Buckets<K> {
     }
 
     fn table(&self) -> MutexGuard<'_, Table<K>> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock()
     }
 
     /// Takes a token of `key`.
@@ -128,7 +124,7 @@ impl<K: Eq + Hash + Clone> Counts<K> {
 
 impl<K> Counts<K> {
     fn lock(&self) -> MutexGuard<'_, HashMap<K, u32>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

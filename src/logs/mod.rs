@@ -8,12 +8,13 @@ use std::{
     fmt,
     io::{self, IsTerminal, Write as _},
     panic::{self, PanicHookInfo},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, OnceLock},
     thread,
     time::Duration,
 };
 
 use clap::ValueEnum;
+use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use tracing::{
@@ -233,7 +234,7 @@ fn may_be_logged(metadata: &Metadata<'_>) -> bool {
 impl Filter {
     /// The active directives.
     pub fn directives(&self) -> String {
-        self.said.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.said.lock().clone()
     }
 
     /// Replaces the directives.
@@ -244,7 +245,7 @@ impl Filter {
         let filter = builder().parse(directives)?;
         let said = filter.to_string();
         self.handle.reload(filter).map_err(|_| BadFilter::Closed)?;
-        *self.said.lock().unwrap_or_else(PoisonError::into_inner) = said;
+        *self.said.lock() = said;
         Ok(())
     }
 }

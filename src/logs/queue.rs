@@ -7,11 +7,12 @@
 use std::{
     io::{self, Write},
     mem,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tracing::warn;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -56,7 +57,7 @@ impl Queue {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock()
     }
 
     /// Puts a line into the queue, or drops it. Never waits for the stream.
@@ -79,8 +80,7 @@ impl Queue {
             if left.is_zero() {
                 return;
             }
-            let waited = self.0.emptied.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            self.0.emptied.wait_for(&mut state, left);
         }
     }
 
@@ -92,7 +92,7 @@ impl Queue {
                 state.is_writing = false;
                 self.0.emptied.notify_all();
                 while state.waiting.is_empty() {
-                    state = self.0.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
+                    self.0.filled.wait(&mut state);
                 }
                 batch.clear();
                 mem::swap(&mut batch, &mut state.waiting);
@@ -154,7 +154,7 @@ mod tests {
         fn write(&mut self, part: &[u8]) -> io::Result<usize> {
             // The sender is dropped: from now on the writer accepts everything.
             let _ = self.go_on.recv();
-            self.taken.lock().unwrap().extend_from_slice(part);
+            self.taken.lock().extend_from_slice(part);
             Ok(part.len())
         }
 
@@ -180,7 +180,7 @@ mod tests {
 
         drop(hold);
         queue.flush(Duration::from_secs(10));
-        assert_eq!(taken.lock().unwrap().len(), (lines - dropped) * line.len());
+        assert_eq!(taken.lock().len(), (lines - dropped) * line.len());
         assert_eq!(queue.state().dropped_lines, 0);
     }
 }
