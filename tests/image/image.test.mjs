@@ -110,7 +110,7 @@ describe('what is in it', () => {
     assert.deepEqual(owned, ['var/lib/switchboard/']);
     const mib = all.reduce((sum, { size }) => sum + size, 0) / (1024 * 1024);
     t.diagnostic(`${mib.toFixed(1)} MiB in ${all.length} files`);
-    assert.ok(mib < 60, `${mib} MiB`);
+    assert.ok(mib < 40, `${mib} MiB`);
   });
 
   test('a list of its crates, and the packages of its libraries', async () => {
@@ -167,6 +167,8 @@ describe('what it does', () => {
     assert.deepEqual([field('CapEff'), field('CapPrm'), field('CapBnd')], [['0000000000000000'], ['0000000000000000'], ['0000000000000000']]);
     assert.deepEqual(field('NoNewPrivs'), ['1']);
 
+    // By its name alone, as in the guides.
+    assert.equal((await exitOf('exec', node.name, 'switchboard', '--version')).code, 0);
     assert.match(await (await fetch(node.url)).text(), /<html/);
     await assertCallsWork(t, node);
     await engine('stop', '--time', '40', node.name);
