@@ -16,11 +16,9 @@ use crate::{
     auth::{Checker, Identity, KeySource, Trust},
     call::{Event, Rules, news},
     cluster::{
+        envelope::Envelope,
         link::{Content, Receiver},
-        redis::{
-            envelope::Envelope,
-            facts::{Facts, read_record, write_record},
-        },
+        redis::facts::{Facts, read_record, write_record},
     },
     gateway::{
         decode::decode,

@@ -3,9 +3,13 @@
 //!
 //! A backend compares, writes and expires whole records. It contains no rule about calls.
 
+pub mod bus;
+pub(crate) mod envelope;
 pub mod link;
 mod memory;
-pub mod outgoing;
+pub mod mistakes;
+mod outgoing;
+pub mod ports;
 pub(crate) mod redis;
 pub mod timekeeper;
 

@@ -18,11 +18,13 @@ use switchboard::{
     cluster::{
         Change, Cluster, Committed, Departed, Detached, Due, Edge, Inbound, Message, Relay, Stored,
         USERS_AT_ONCE, Unavailable, Unstored,
+        bus::Bus,
         timekeeper::{Offset, Reading, Timekeeper, Verdict},
     },
     ids::{CallId, NodeId, SocketId, UserId},
+    limits::buffers::Buffers,
     shutdown::{self, Shutdown, Trigger},
-    time::{SharedClock, Timestamp},
+    time::{Clock, SharedClock, Timestamp},
 };
 use tokio::{
     sync::{Notify, mpsc},
@@ -30,8 +32,8 @@ use tokio::{
 };
 
 use super::{
-    bus::Bus,
-    simulation::{Failed, Simulation},
+    channel::SimulatedChannel,
+    simulation::Simulation,
     state::{Mistake, State},
 };
 
@@ -44,7 +46,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 
 pub struct Backend {
     pub node: NodeId,
-    pub bus: Bus,
+    pub bus: Bus<SimulatedChannel>,
     clock: Arc<SharedClock>,
     /// The number of keys that were evicted, as the latest heartbeat read it, and whether all have to be checked.
     evicted: AtomicU64,
@@ -53,7 +55,7 @@ pub struct Backend {
     sim: Arc<Simulation>,
     local: Arc<Mutex<Local>>,
     leaving: Trigger,
-    leaves: Shutdown,
+    pub leaves: Shutdown,
 }
 
 #[derive(Default)]
@@ -85,15 +87,15 @@ impl From<Marked> for Detached {
     }
 }
 
-impl From<Failed> for Unavailable {
-    fn from(_: Failed) -> Self {
-        Unavailable
-    }
-}
-
 impl Backend {
-    pub fn new(node: NodeId, sim: Arc<Simulation>, clock: Arc<SharedClock>) -> Self {
-        let bus = Bus::new(node, sim.clone());
+    pub fn new(
+        node: NodeId,
+        sim: Arc<Simulation>,
+        clock: Arc<SharedClock>,
+        channel: SimulatedChannel,
+    ) -> Self {
+        let own_clock = Clock::Shared(clock.clone());
+        let bus = Bus::new(node, channel, own_clock, Buffers::default());
         let (leaving, leaves) = shutdown::shutdown();
         let timekeeper = Mutex::new(Timekeeper::new(clock.clone()));
         let (evicted, must_mend) = (AtomicU64::new(0), AtomicBool::new(false));
@@ -172,7 +174,7 @@ impl Backend {
         &self,
         operation: impl FnOnce(&Simulation, &mut State) -> T + Send + 'static,
     ) -> Result<T, Unavailable> {
-        self.sim.carry_out(self.node, operation).await.map_err(|Failed| Unavailable)
+        self.sim.carry_out(self.node, operation).await
     }
 
     /// Writes this node's entries for these users, as they are when Redis executes the script,
@@ -267,8 +269,9 @@ impl Backend {
 
     async fn start_over(&self, mut asked: mpsc::Receiver<()>, inbox: &mpsc::Sender<Inbound>) {
         while asked.recv().await.is_some() {
-            let ms = self.sim.dice.roll(|dice| dice.below(300));
-            tokio::time::sleep(Duration::from_millis(ms)).await;
+            if tokio::time::timeout(HEARTBEAT, self.bus.heard()).await.is_ok() {
+                self.bus.looks_all_up();
+            }
             let _ = inbox.send(Inbound::Reset).await;
         }
     }
@@ -542,7 +545,6 @@ impl Cluster for Backend {
 
     fn stop_listening(&self) {
         self.leaving.fire();
-        self.sim.listeners().remove(&self.node);
     }
 
     async fn leave(&self) {

@@ -16,8 +16,8 @@ pub struct FaultState {
     /// Messages between nodes are delayed, by a different time for each pair.
     pub slow: Option<Timestamp>,
     pub cut_off: BTreeMap<NodeId, Timestamp>,
-    /// Nodes whose subscription is gone while their other connections work: from and until when.
-    pub deaf: BTreeMap<NodeId, (Timestamp, Timestamp)>,
+    /// Nodes that cannot subscribe while their other connections work.
+    pub deaf: BTreeMap<NodeId, Timestamp>,
     /// Nodes whose requests to Redis are delayed.
     pub far: BTreeMap<NodeId, Timestamp>,
     pub paused: BTreeMap<NodeId, Timestamp>,

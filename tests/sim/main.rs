@@ -16,7 +16,7 @@
 //! | file | content |
 //! |---|---|
 //! | `simulation.rs`, `state.rs`, `faults.rs` | the simulated Redis: access to it, its data and scripts, the active faults |
-//! | `backend.rs`, `bus.rs`, `history.rs` | a node's view of Redis, of its peers and of the database |
+//! | `backend.rs`, `channel.rs`, `history.rs` | a node's view of Redis, of its peers and of the database |
 //! | `node.rs`, `client.rs` | a node and its sockets; the devices |
 //! | `script.rs`, `run.rs`, `random.rs` | the steps of a run; their execution; randomness |
 //! | `checker.rs`, `panics.rs` | the invariants; panics of any task |
@@ -31,7 +31,7 @@
 //! between two instructions.
 
 mod backend;
-mod bus;
+mod channel;
 mod checker;
 mod client;
 mod faults;
@@ -56,6 +56,7 @@ use checker::Violation;
 use run::{Outcome, run};
 use script::{Step, script};
 use state::Mistake;
+use switchboard::cluster::mistakes::Mistake as ClusterMistake;
 
 /// Progress is printed after each so many runs.
 const TELL_EVERY: u64 = 5_000;
@@ -172,13 +173,15 @@ fn a_seed_repeats_itself() {
 }
 
 /// Each of these must make some seed fail.
-const MISTAKES: [Mistake; 11] = [
+const MISTAKES: [Mistake; 13] = [
     Mistake::VersionUnchecked,
     Mistake::ClaimsKept,
     Mistake::NoDeadline,
     Mistake::ClaimsUnchecked,
     Mistake::DeadNotEvicted,
-    Mistake::DuplicatesTaken,
+    Mistake::InCluster(ClusterMistake::DuplicatesTaken),
+    Mistake::InCluster(ClusterMistake::WakeUpLost),
+    Mistake::InCluster(ClusterMistake::GapIgnored),
     Mistake::RowsDropped,
     Mistake::AckedAtOnce,
     Mistake::TimeOfRedisTaken,

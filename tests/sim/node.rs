@@ -21,15 +21,10 @@ use switchboard::{
     shutdown::{self, Shutdown, Trigger},
     time::{Clock, SharedClock},
 };
-use tokio::{
-    sync::{Notify, mpsc},
-    task::JoinSet,
-};
+use tokio::{sync::mpsc, task::JoinSet};
 
 use super::{
-    backend::Backend,
-    history::Database,
-    simulation::{Listener, Simulation},
+    backend::Backend, channel::SimulatedChannel, history::Database, simulation::Simulation,
 };
 
 pub const RULES: Rules = Rules {
@@ -106,11 +101,10 @@ impl Node {
     pub fn start(sim: &Arc<Simulation>, hear: Hear) -> Arc<Self> {
         let id: NodeId = sim.name_call(sim.now()).to_string().parse().expect("an id");
         let clock = SharedClock::starting_at(sim.now());
-        let backend = Arc::new(Backend::new(id, sim.clone(), clock.clone()));
-        let (sender, inbox) = mpsc::channel(10_000);
-        let (wire, wired) = mpsc::unbounded_channel();
-        let reconnected = Arc::new(Notify::new());
-        sim.listeners().insert(id, Listener { wire, reconnected: reconnected.clone() });
+        sim.start(id);
+        let (channel, subscription, reconnected) = SimulatedChannel::open(id, sim);
+        let backend = Arc::new(Backend::new(id, sim.clone(), clock.clone(), channel));
+        let (sender, inbox) = mpsc::channel(65_536);
         let store = Arc::new(Database { sim: sim.clone() });
         let (recorder, writer) = history::recorder(store, backend.clone(), Health::default());
         let sink = Arc::new(SimulatedSink {
@@ -126,7 +120,13 @@ impl Node {
         let (stop_calls, calls_stop) = shutdown::shutdown();
         let (stop_writer, writer_stops) = shutdown::shutdown();
         let mut tasks = JoinSet::new();
-        tasks.spawn(backend.bus.clone().listen(wired, sender.clone()));
+        let listening = backend.bus.clone().listen(
+            subscription,
+            sender.clone(),
+            Health::default(),
+            backend.leaves.clone(),
+        );
+        tasks.spawn(listening);
         tasks.spawn(writer.run(writer_stops.wait()));
         let (inbox_ends, inbox_ended) = shutdown::shutdown();
         let (has_time, own, living) =
@@ -176,9 +176,8 @@ impl Node {
     /// The process ends at once, as after `kill -9`.
     pub fn kill(&self) {
         self.is_leaving.store(true, Ordering::Relaxed);
-        self.sim.listeners().remove(&self.id);
+        self.sim.kill(self.id);
         self.tasks.lock().unwrap().abort_all();
-        self.backend.bus.stop();
     }
 
     /// The node accepts no new clients. Relayed messages for leaving devices are buffered by their

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use switchboard::time::Timestamp;
+use switchboard::{cluster::mistakes, time::Timestamp};
 
 use super::{
     checker::{PANIC, Violation, short},
@@ -41,6 +41,10 @@ pub fn run(seed: u64, script: &[Step], mistake: Option<Mistake>) -> Outcome {
         Simulation::new(Dice::new(Random::new(seed).next()), mistake)
     };
     super::panics::forget();
+    mistakes::make(match mistake {
+        Some(Mistake::InCluster(mistake)) => Some(mistake),
+        _ => None,
+    });
     let clients = runtime.block_on(async {
         let clients = Clients::new(sim.clone(), NODES);
         live(&clients, script).await;
@@ -107,14 +111,7 @@ async fn live(clients: &Arc<Clients>, script: &[Step]) {
 fn heal(clients: &Arc<Clients>) {
     let sim = &clients.sim;
     let ended = std::mem::take(&mut *sim.faults());
-    sim.faults().deaf = ended.deaf.clone();
     let now = sim.now();
-    for (node, (_, until)) in &ended.deaf {
-        if *until > now {
-            sim.faults().deaf.entry(*node).and_modify(|(_, until)| *until = now);
-            sim.hears_again(*node);
-        }
-    }
     sim.thaw();
     // Only connections that are gone now are replaced: a new connection has its node start over, which would hide
     // what the node has missed.
@@ -203,9 +200,10 @@ fn happen(clients: &Arc<Clients>, what: &What) {
         }
         What::Deaf { node, for_ms } => {
             let Some(node) = clients.node(*node) else { return };
-            let (id, now) = (node.id, sim.now());
-            sim.faults().deaf.insert(id, (now, now + Duration::from_millis(*for_ms)));
-            later(&sim, *for_ms, move |sim| sim.hears_again(id));
+            sim.faults().deaf.insert(node.id, sim.now() + Duration::from_millis(*for_ms));
+            if let Some(listener) = sim.listeners().get_mut(&node.id) {
+                listener.fall_silent();
+            }
         }
         What::Far { node, for_ms } => {
             let Some(node) = clients.node(*node) else { return };

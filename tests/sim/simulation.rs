@@ -2,7 +2,7 @@
 //! All nodes and clients hold it; it runs no task of its own.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicI64, Ordering},
@@ -11,13 +11,14 @@ use std::{
 };
 
 use switchboard::{
-    cluster::link::Content,
+    cluster::Unavailable,
     ids::{CallId, NodeId},
     time::{Clock, Timestamp},
 };
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 
 use super::{
+    channel::Listener,
     checker::InvariantChecker,
     faults::{FaultState, RedisAccess},
     history::Table,
@@ -28,7 +29,7 @@ use super::{
 /// A fail-over loses at most this many of the last writes.
 const MAX_BEHIND: usize = 8;
 /// An operation fails after this long without a reply.
-const TIMEOUT: Duration = Duration::from_secs(1);
+pub const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The delay of requests to Redis from a node that is far from it.
 const FAR: Duration = Duration::from_millis(600);
@@ -50,19 +51,11 @@ pub struct Simulation {
     listeners: Mutex<BTreeMap<NodeId, Listener>>,
     /// How far Redis' time of day is ahead of the true time, in ms.
     redis_ahead_ms: AtomicI64,
+    /// The nodes whose processes run. The tasks of others stop at their next I/O.
+    running: Mutex<BTreeSet<NodeId>>,
     /// The time of Redis' last reply to each node.
     answers: Mutex<BTreeMap<NodeId, Timestamp>>,
 }
-
-/// A node's subscription to its channel.
-#[derive(Clone)]
-pub struct Listener {
-    pub wire: mpsc::UnboundedSender<(NodeId, Content)>,
-    pub reconnected: Arc<Notify>,
-}
-
-/// The operation failed: its reply was lost, or it was never executed.
-pub struct Failed;
 
 impl Simulation {
     pub fn new(dice: Dice, mistake: Option<Mistake>) -> Arc<Self> {
@@ -78,6 +71,7 @@ impl Simulation {
             checker: Mutex::default(),
             listeners: Mutex::default(),
             redis_ahead_ms: AtomicI64::new(0),
+            running: Mutex::default(),
             answers: Mutex::default(),
         })
     }
@@ -139,8 +133,22 @@ impl Simulation {
         tokio::time::sleep(Duration::from_millis(ms)).await;
     }
 
-    /// Waits while the process of this node is frozen.
+    /// The process of a node starts.
+    pub fn start(&self, node: NodeId) {
+        self.running.lock().unwrap().insert(node);
+    }
+
+    /// The process of a node ends at once.
+    pub fn kill(&self, node: NodeId) {
+        self.running.lock().unwrap().remove(&node);
+        self.listeners().remove(&node);
+    }
+
+    /// Waits while the process of this node is frozen, and for ever if it has ended.
     pub async fn stand_still(&self, node: NodeId) {
+        if !self.running.lock().unwrap().contains(&node) {
+            return std::future::pending().await;
+        }
         loop {
             let until = self.faults().paused.get(&node).copied();
             let now = self.now();
@@ -165,7 +173,7 @@ impl Simulation {
         self: &Arc<Self>,
         node: NodeId,
         operation: impl FnOnce(&Self, &mut State) -> T + Send + 'static,
-    ) -> Result<T, Failed> {
+    ) -> Result<T, Unavailable> {
         self.stand_still(node).await;
         self.latency().await;
         let is_far = self.faults().far.get(&node).is_some_and(|until| *until > self.now());
@@ -174,7 +182,7 @@ impl Simulation {
         }
         match self.redis_access(node) {
             RedisAccess::Open => {}
-            RedisAccess::Broken => return Err(Failed),
+            RedisAccess::Broken => return Err(Unavailable),
             RedisAccess::Frozen(until) if until - self.now() < TIMEOUT => {
                 tokio::time::sleep(until - self.now()).await;
             }
@@ -185,18 +193,18 @@ impl Simulation {
                     let late = move |state: &mut State| drop(operation(&sim, state));
                     self.late.lock().unwrap().push(Box::new(late));
                 }
-                return Err(Failed);
+                return Err(Unavailable);
             }
         }
         let is_flaky = self.faults().flaky.is_some_and(|until| until > self.now());
         let fate = if is_flaky { self.dice.roll(|dice| dice.below(10)) } else { 9 };
         if fate == 0 {
-            return Err(Failed);
+            return Err(Unavailable);
         }
         let answer = self.apply(|state| operation(self, state));
         self.latency().await;
         if fate == 1 || self.redis_access(node) == RedisAccess::Broken {
-            return Err(Failed);
+            return Err(Unavailable);
         }
         self.stand_still(node).await;
         self.note_answer(node);
@@ -247,32 +255,33 @@ impl Simulation {
         before.clear();
     }
 
+    /// A request of `node` that changes nothing reaches Redis, or fails.
+    pub async fn reach(self: &Arc<Self>, node: NodeId) -> Result<(), Unavailable> {
+        self.carry_out(node, |_, _| ()).await
+    }
+
     /// All connections to Redis were replaced, or those of one node.
     pub fn reconnect(&self, node: Option<NodeId>) {
-        for (id, listener) in &*self.listeners() {
+        for (id, listener) in &mut *self.listeners() {
             if node.is_none_or(|node| node == *id) {
-                listener.reconnected.notify_one();
+                listener.reconnect();
             }
         }
     }
 
     /// Whether a node is subscribed to its channel.
     pub fn listens(&self, node: NodeId) -> bool {
-        self.listener(node).is_some()
+        self.subscription(node).is_some()
     }
 
-    /// A node's subscription, if it is active.
-    pub fn listener(&self, node: NodeId) -> Option<Listener> {
-        let listener = self.listeners().get(&node).cloned();
-        let is_deaf = self.faults().deaf.get(&node).is_some_and(|(_, until)| *until > self.now());
-        listener.filter(|_| self.redis_access(node) != RedisAccess::Broken && !is_deaf)
+    pub fn is_deaf(&self, node: NodeId) -> bool {
+        self.faults().deaf.get(&node).is_some_and(|until| *until > self.now())
     }
 
-    /// Tells a node that its subscription works again.
-    pub fn hears_again(&self, node: NodeId) {
-        if let Some(listener) = self.listeners().get(&node) {
-            let _ = listener.wire.send((node, Content::Canary));
-        }
+    /// Where texts for a node go, if its subscription works.
+    pub fn subscription(&self, node: NodeId) -> Option<mpsc::UnboundedSender<String>> {
+        let is_connected = self.redis_access(node) != RedisAccess::Broken;
+        self.listeners().get(&node)?.subscription().filter(|_| is_connected)
     }
 
     /// A call id that follows from the seed.

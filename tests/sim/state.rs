@@ -10,7 +10,7 @@ use switchboard::{
     call::{Call, Lobby},
     cluster::{
         Change, Committed, Due, Edge, LONGEST_UNSTORED_LEASE, Stored, TAKE_OVER_AFTER, Unstored,
-        timekeeper::Offset,
+        mistakes::Mistake as ClusterMistake, timekeeper::Offset,
     },
     ids::{CallId, NodeId, UserId},
     protocol::Presence,
@@ -38,8 +38,8 @@ pub enum Mistake {
     ClaimsUnchecked,
     /// Users of a dead node are never evicted.
     DeadNotEvicted,
-    /// A duplicate of a message is not dropped.
-    DuplicatesTaken,
+    /// In the cluster module itself.
+    InCluster(ClusterMistake),
     /// The history reports rows as written that are not.
     RowsDropped,
     /// A message is acknowledged before it has left its sender's node.

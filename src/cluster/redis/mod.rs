@@ -2,9 +2,8 @@
 //! one sharded channel per node.
 
 mod asked;
-mod bus;
+mod channel;
 mod connect;
-pub(crate) mod envelope;
 pub(crate) mod facts;
 mod life;
 mod marked;
@@ -31,14 +30,14 @@ use tracing::{debug, warn};
 
 use self::{
     asked::{Named, Scripts, timed},
-    bus::Bus,
+    channel::RedisChannel,
     facts::{Facts, list, read_record, readable, sockets_field, text, write_record},
     marked::{Aspect, Calls, Marked, Own, Watchers},
 };
 use super::{
     Change, Cluster, Committed, Detached, Due, Edge, Inbound, LONGEST_UNSTORED_LEASE, MAX_UNSTORED,
-    Message, Relay, Stored, TAKE_OVER_AFTER, USERS_AT_ONCE, Unavailable, Unstored,
-    timekeeper::Timekeeper,
+    Message, Relay, Stored, TAKE_OVER_AFTER, USERS_AT_ONCE, Unavailable, Unstored, bus::Bus,
+    ports::Channel, timekeeper::Timekeeper,
 };
 use crate::{
     call::{Call, ENDED_RETENTION, Lobby, Role},
@@ -75,7 +74,7 @@ pub struct Redis {
     lease: Client,
     /// The connection for presence, which no step of a call waits for.
     presence: Client,
-    bus: Bus,
+    bus: Bus<RedisChannel>,
     scripts: Scripts,
     clock: Arc<SharedClock>,
     timekeeper: Mutex<Timekeeper>,
@@ -196,22 +195,26 @@ impl Redis {
     ) -> Result<(Arc<Self>, mpsc::Receiver<Inbound>), ConnectError> {
         let connect::Connections { commands: client, lease, presence, messages: subscriber } =
             connect::connect(url, &health).await?;
-        let bus = Bus::new(
+        let shared_clock = Clock::Shared(clock.clone());
+        let channel = RedisChannel::new(
             node,
             namespace,
             client.clone(),
-            Clock::Shared(clock.clone()),
-            buffers.clone(),
+            subscriber.clone(),
+            shared_clock.clone(),
         );
-        if let Err(error) = bus.subscribe(&subscriber).await
+        if let Err(error) = channel.try_subscribe().await
             && error.details().starts_with("NOPERM")
         {
             return Err(ConnectError::Refused(error));
         }
         let (sender, inbox) = mpsc::channel(INBOX_MESSAGES);
         let (leaving, leaves) = shutdown::shutdown();
-        let (listener, own) = (bus.clone(), subscriber.clone());
-        tokio::spawn(listener.listen(own, sender.clone(), health.clone(), leaves.clone()));
+        let subscription = channel.subscription();
+        let bus = Bus::new(node, channel, shared_clock, buffers.clone());
+        let listening =
+            bus.clone().listen(subscription, sender.clone(), health.clone(), leaves.clone());
+        tokio::spawn(listening);
         tokio::spawn(async move {
             // Detects a frozen connection: command time-outs do not cover this one.
             let _ = subscriber.enable_heartbeat(Duration::from_millis(500), false).await;
@@ -267,7 +270,7 @@ impl Redis {
             }
             Unavailable
         })?;
-        self.bus.answered();
+        self.bus.channel().note_reply();
         Ok(answer)
     }
 
@@ -623,7 +626,7 @@ impl Cluster for Redis {
         let (callee, callee_call) = looked.next().ok_or(Unavailable)?;
         let others: Vec<_> = callee.nodes.iter().filter(|(node, _)| *node != self.node).collect();
         let nodes: Vec<NodeId> = others.iter().map(|(node, _)| *node).collect();
-        let reachable = self.bus.reachable(&nodes).await.map_err(|_| Unavailable)?;
+        let reachable = self.bus.channel().reachable(&nodes).await?;
         let gone: usize = std::iter::zip(others, reachable)
             .filter(|(_, reachable)| !reachable)
             .map(|((_, count), _)| count)

@@ -90,7 +90,7 @@ mod tests {
     use crate::cluster::link::Receiver;
 
     /// Messages of other builds: each kind of content and of message, one per line.
-    const GOLDEN: &str = include_str!("../../../tests/golden/messages_1.txt");
+    const GOLDEN: &str = include_str!("../../tests/golden/messages_1.txt");
 
     fn kind(envelope: &Envelope) -> &'static str {
         match &envelope.content {

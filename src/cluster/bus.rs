@@ -1,35 +1,41 @@
-//! Messages between nodes: one sharded channel per node, one queue and one numbered link per peer.
+//! Messages between nodes: one channel per node, one queue and one numbered link per peer.
+//!
+//! Owns the links to all peers, and the check that this node receives its channel. The driver sends
+//! through it, and reads what it delivers from the inbox. It repeats what the [`Channel`] loses and
+//! keeps the order; it never looks into a message.
 
 use std::{
     collections::{HashMap, VecDeque},
     pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use fred::{clients::SubscriberClient, prelude::*};
-use tokio::sync::{Notify, broadcast::error::RecvError, mpsc};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::{Instant, MissedTickBehavior},
+};
 use tracing::{debug, info, warn};
 
-use super::{asked::timed, envelope::Envelope};
+use super::{
+    AROUND_BYTES, Inbound, Message, Relay, Unavailable,
+    envelope::Envelope,
+    link::{Content, Delivery, Frame, MAX_KEPT, Receiver},
+    mistakes::{Mistake, is_made},
+    outgoing::{CLOSE_AFTER, FORGET_AFTER, Hearing, Outgoing, PROGRESS, end_of, may_be_forgotten},
+    ports::{Channel, Received, Subscription},
+};
 use crate::{
     call::Role,
-    cluster::{
-        AROUND_BYTES, Inbound, Message, Relay,
-        link::{Content, Delivery, Frame, MAX_KEPT, Receiver},
-        outgoing::{
-            CLOSE_AFTER, FORGET_AFTER, Hearing, Outgoing, PROGRESS, end_of, may_be_forgotten,
-        },
-    },
     health::{Health, Part},
     ids::{CallId, NodeId},
     limits::buffers::{Buffers, Charge},
-    metrics::{self, Buffer, Command, Connection, Limit},
+    metrics::{self, Buffer, Limit},
     shutdown::Shutdown,
-    time::{Clock, Timestamp},
+    time::Clock,
 };
 
 /// The interval at which the node checks its own channel.
@@ -39,21 +45,20 @@ const RETRY: Duration = Duration::from_millis(100);
 /// share it.
 const LINK_FLOOR_BYTES: usize = 1024 * 1024;
 
-/// The links to all peers. Cheap to clone.
-#[derive(Clone)]
-pub struct Bus(Arc<Shared>);
+/// The attempts to subscribe before the next canary.
+const SUBSCRIBE_ATTEMPTS: usize = 5;
 
-struct Shared {
+/// The links to all peers. Cheap to clone.
+pub struct Bus<C>(Arc<Shared<C>>);
+
+struct Shared<C> {
     node: NodeId,
-    namespace: String,
-    client: Client,
+    channel: C,
     clock: Clock,
     buffers: Buffers,
     peers: Mutex<HashMap<NodeId, Arc<Peer>>>,
     /// The time at which this node last began a recovery while it received its channel.
     looked_up_at: Mutex<Instant>,
-    /// The time of Redis' last reply, in milliseconds on the clock above.
-    answered_ms: AtomicU64,
     /// The number of nodes whose queues are so full that each call is limited to its share.
     crowded: AtomicUsize,
 }
@@ -153,41 +158,21 @@ impl Inbox {
     }
 }
 
-impl Bus {
-    pub fn new(
-        node: NodeId,
-        namespace: &str,
-        client: Client,
-        clock: Clock,
-        buffers: Buffers,
-    ) -> Self {
+impl<C> Clone for Bus<C> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<C: Channel> Bus<C> {
+    pub fn new(node: NodeId, channel: C, clock: Clock, buffers: Buffers) -> Self {
         let looked_up_at = Mutex::new(Instant::now());
         let (peers, crowded) = (Mutex::default(), AtomicUsize::new(0));
-        let (namespace, answered_ms) = (namespace.to_owned(), AtomicU64::new(0));
-        Self(Arc::new(Shared {
-            node,
-            namespace,
-            client,
-            clock,
-            buffers,
-            peers,
-            looked_up_at,
-            answered_ms,
-            crowded,
-        }))
+        Self(Arc::new(Shared { node, channel, clock, buffers, peers, looked_up_at, crowded }))
     }
 
-    /// Records a reply of Redis.
-    pub fn answered(&self) {
-        self.0.answered_ms.fetch_max(self.0.clock.now().as_millis(), Ordering::Relaxed);
-    }
-
-    fn last_answer(&self) -> Timestamp {
-        Timestamp::from_millis(self.0.answered_ms.load(Ordering::Relaxed))
-    }
-
-    pub fn channel(&self, node: NodeId) -> String {
-        format!("sb:n:{}:{node}", self.0.namespace)
+    pub fn channel(&self) -> &C {
+        &self.0.channel
     }
 
     pub fn send(&self, to: NodeId, message: Message) {
@@ -221,7 +206,9 @@ impl Bus {
         let mut outgoing = peer.outgoing();
         change(&mut outgoing);
         self.count(peer, &mut outgoing);
-        peer.wake.notify_one();
+        if !is_made(Mistake::WakeUpLost) {
+            peer.wake.notify_one();
+        }
     }
 
     /// Counts the bytes of a link, and limits the link to its share of the budget.
@@ -290,6 +277,7 @@ impl Bus {
                 false => PROGRESS,
             };
             let is_unused = tokio::select! {
+                biased;
                 () = peer.wake.notified(), if !retries => {
                     // The messages that woke this task may be sent already, or a receipt may have.
                     if !peer.outgoing().has_more() {
@@ -313,25 +301,25 @@ impl Bus {
                 for content in contents {
                     let up_to = end_of(&content);
                     metrics::NODE_RESENT.increment(peer.outgoing().repeated(&content));
-                    let (before, asked) = (self.last_answer(), self.0.clock.now());
+                    let (before, asked) = (self.0.channel.last_reply(), self.0.clock.now());
                     match self.publish(to, content).await {
-                        Some(0) => {
+                        Ok(0) => {
                             metrics::PUBLISHES_UNHEARD.increment(1);
                             unheard_since.get_or_insert(now);
                             retries = true;
                         }
-                        Some(_) if hearing.proves(before, asked, self.0.clock.now()) => {
+                        Ok(_) if hearing.proves(before, asked, self.0.clock.now()) => {
                             unheard_since = None;
                             peer.outgoing().heard(up_to);
                         }
                         // It may have been received, and is published once more.
-                        Some(_) => {
+                        Ok(_) => {
                             unheard_since = None;
                             is_known = false;
                             retries = true;
                         }
-                        // Redis is unavailable, not the node. The publish may have been applied.
-                        None => {
+                        // The server is unavailable, not the node. The publish may have been applied.
+                        Err(Unavailable) => {
                             retries = true;
                             is_known = false;
                         }
@@ -359,32 +347,10 @@ impl Bus {
         }
     }
 
-    /// The number of receivers; `None` if Redis did not reply.
-    async fn publish(&self, to: NodeId, content: Content) -> Option<i64> {
+    async fn publish(&self, to: NodeId, content: Content) -> Result<usize, Unavailable> {
         metrics::PUBLISHES.of(content.kind()).increment(1);
         let text = Envelope::new(self.0.node, content).write();
-        let published = self.0.client.spublish(self.channel(to), text);
-        match timed(Command::Publish, published).await {
-            Ok(receivers) => {
-                self.answered();
-                Some(receivers)
-            }
-            Err(error) => {
-                debug!(%error, peer = %to, "a publish failed; the link will notice");
-                None
-            }
-        }
-    }
-
-    /// Whether each of `nodes` is subscribed to its channel.
-    pub async fn reachable(&self, nodes: &[NodeId]) -> Result<Vec<bool>, Error> {
-        let mut reachable = Vec::with_capacity(nodes.len());
-        for node in nodes {
-            let asked = Box::pin(self.0.client.pubsub_shardnumsub(self.channel(*node)));
-            let counts: HashMap<String, i64> = timed(Command::Other, asked).await?;
-            reachable.push(counts.values().any(|count| *count > 0));
-        }
-        Ok(reachable)
+        self.0.channel.publish(to, text).await
     }
 
     /// A recovery begins, and the channel is received.
@@ -398,35 +364,45 @@ impl Bus {
 
     /// Waits until this node is subscribed to its channel.
     pub async fn heard(&self) {
-        while !matches!(self.reachable(&[self.0.node]).await.as_deref(), Ok([true])) {
+        while !matches!(self.0.channel.reachable(&[self.0.node]).await.as_deref(), Ok([true])) {
             tokio::time::sleep(RETRY).await;
         }
     }
 
     /// Receives this node's channel until it leaves, and passes on each peer's messages in order.
-    /// The library does not restore sharded subscriptions, and one can end silently when a slot
-    /// moves: therefore it is renewed after each reconnection, and whenever the node's own canary
-    /// does not return.
+    /// A subscription can end silently: therefore it is renewed after each reconnection, and
+    /// whenever the node's own canary does not return.
     pub async fn listen(
         self,
-        subscriber: SubscriberClient,
+        mut subscription: impl Subscription,
         inbox: mpsc::Sender<Inbound>,
         health: Health,
         leaving: Shutdown,
     ) {
         let mut leaving = pin!(leaving.wait());
-        let mut messages = subscriber.message_rx();
-        let mut reconnections = subscriber.reconnect_rx();
         let mut canary = tokio::time::interval(CANARY);
+        canary.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut links = Links::new(self.0.buffers.clone());
         let mut inbox = Inbox::new(inbox, &self.0.buffers);
         let (mut alive, mut is_canary_out) = (false, false);
         let mut heard_at = Instant::now();
         loop {
             tokio::select! {
-                message = messages.recv() => match message {
-                    Ok(message) => {
-                        let Some(text) = message.value.into_string() else { continue };
+                biased;
+                () = &mut leaving => break,
+                _ = canary.tick() => {
+                    if std::mem::take(&mut alive) {
+                        health.well(Part::Channel);
+                    } else {
+                        if is_canary_out {
+                            health.trouble(Part::Channel, "what other nodes send does not come in");
+                        }
+                        self.subscribe().await;
+                    }
+                    is_canary_out = self.publish(self.0.node, Content::Canary).await.is_ok();
+                }
+                received = subscription.next() => match received {
+                    Received::Text(text) => {
                         if self.take(&text, &mut links, &mut inbox).await {
                             alive = true;
                             links.pass(CANARY);
@@ -440,50 +416,34 @@ impl Bus {
                     }
                     // The links request missing messages, unless they are too old or nothing more
                     // comes from that node.
-                    Err(RecvError::Lagged(count)) => {
+                    Received::Lagged(count) => {
                         metrics::LIMITS.of(Limit::NodeInbox).increment(1);
                         warn!(count, "the inbox was too slow: messages were lost, and all calls are looked up");
                         inbox.put(Inbound::Reset, 0).await;
                     }
-                    Err(RecvError::Closed) => return,
-                },
-                _ = reconnections.recv() => {
-                    metrics::REDIS_RECONNECTS.of(Connection::Messages).increment(1);
-                    let _ = self.subscribe(&subscriber).await;
-                }
-                _ = canary.tick() => {
-                    if std::mem::take(&mut alive) {
-                        health.well(Part::Channel);
-                    } else {
-                        if is_canary_out {
-                            health.trouble(Part::Channel, "what other nodes send does not come in");
-                        }
-                        let _ = self.subscribe(&subscriber).await;
+                    Received::Reconnected => {
+                        self.subscribe().await;
                     }
-                    is_canary_out = self.publish(self.0.node, Content::Canary).await.is_some();
-                }
-                () = &mut leaving => break,
+                    Received::Closed => return,
+                },
             }
         }
         // From now on publishers learn that there is no receiver, and may recall their messages.
-        let _ = subscriber.sunsubscribe(self.channel(self.0.node)).await;
-        while let Ok(message) = messages.try_recv() {
-            let Some(text) = message.value.into_string() else { continue };
+        self.0.channel.unsubscribe().await;
+        while let Some(text) = subscription.take() {
             self.take(&text, &mut links, &mut inbox).await;
         }
     }
 
-    /// Tries a few times; while Redis is unavailable, the canary leads to later attempts.
-    pub async fn subscribe(&self, subscriber: &SubscriberClient) -> Result<(), Error> {
-        let mut result = Ok(());
-        for _ in 0..5 {
-            result = subscriber.ssubscribe(self.channel(self.0.node)).await;
-            let Err(error) = &result else { return result };
-            debug!(%error, "the node's channel cannot be subscribed, trying again");
+    /// Tries a few times; while the server is unavailable, the canary leads to later attempts.
+    async fn subscribe(&self) {
+        for _ in 0..SUBSCRIBE_ATTEMPTS {
+            if self.0.channel.subscribe().await.is_ok() {
+                return;
+            }
             tokio::time::sleep(RETRY).await;
         }
         info!("the node's channel cannot be subscribed for now");
-        result
     }
 
     /// Processes one envelope. Returns whether it was the canary.
@@ -512,7 +472,9 @@ impl Bus {
                     return false;
                 }
                 inbox.is_full = false;
-                let delivery = links.receive(from, frame);
+                let copy = is_made(Mistake::DuplicatesTaken).then(|| frame.messages.clone());
+                let mut delivery = links.receive(from, frame);
+                delivery.messages = copy.unwrap_or(delivery.messages);
                 metrics::NODE_LOST.increment(delivery.lost);
                 if delivery.lost > 0 {
                     warn!(peer = %from, count = delivery.lost, "messages of a node are lost");
@@ -536,7 +498,9 @@ impl Bus {
                     };
                     inbox.put(inbound, bytes).await;
                 }
-                if let Some(number) = delivery.ask_from {
+                if let Some(number) = delivery.ask_from
+                    && !is_made(Mistake::GapIgnored)
+                {
                     metrics::NODE_GAPS.increment(1);
                     self.outgoing(from, |outgoing| outgoing.ask(number));
                 }
@@ -552,7 +516,7 @@ impl Bus {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::link::DROP_AFTER;
+    use crate::{cluster::link::DROP_AFTER, time::Timestamp};
 
     #[test]
     fn the_link_of_a_node_from_which_nothing_comes_is_dropped_with_what_waits_there() {
