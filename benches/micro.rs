@@ -174,8 +174,8 @@ fn whole_call(bencher: Bencher<'_, '_>, devices: usize) {
     let runtime = runtime.expect("a runtime");
     let (hub, clock) = (Hub::default(), Clock::tokio());
     let node = NodeId::generate(clock.now());
+    let _entered = runtime.enter();
     let (cluster, _inbox) = hub.node(node);
-    let cluster = Arc::new(cluster);
     let anna = device("anna", 0, node);
     let ben: Vec<Device> = (0..devices).map(|number| device("ben", number, node)).collect();
     let outlet = Sockets {

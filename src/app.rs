@@ -258,7 +258,7 @@ async fn join(
     let Some(url) = &config.redis_url else {
         let (memory, inbox) = Hub::default().node(node);
         let leaving = if keeps_calls { Leaving::Resumable } else { Leaving::ForGood };
-        return Ok((Arc::new(memory), inbox, leaving, Clock::System));
+        return Ok((memory, inbox, leaving, Clock::System));
     };
     let clock = SharedClock::starting_at(Clock::System.now());
     let namespace = &config.namespace;

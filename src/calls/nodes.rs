@@ -82,7 +82,7 @@ impl Calls {
                 }
             }
         }
-        self.cluster.seen_off(node, &seen_off).await?;
+        self.cluster.acknowledge_eviction(node, &seen_off).await?;
         result
     }
 

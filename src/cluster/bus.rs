@@ -8,12 +8,13 @@ use std::{
     collections::{HashMap, VecDeque},
     pin::pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     sync::{Notify, mpsc},
     time::{Instant, MissedTickBehavior},
@@ -73,7 +74,7 @@ struct Peer {
 
 impl Peer {
     fn outgoing(&self) -> MutexGuard<'_, Outgoing> {
-        self.outgoing.lock().unwrap_or_else(PoisonError::into_inner)
+        self.outgoing.lock()
     }
 }
 
@@ -189,7 +190,7 @@ impl<C: Channel> Bus<C> {
     }
 
     fn peers(&self) -> MutexGuard<'_, HashMap<NodeId, Arc<Peer>>> {
-        self.0.peers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.peers.lock()
     }
 
     /// Changes the messages for a node, and wakes its publisher.
@@ -354,12 +355,12 @@ impl<C: Channel> Bus<C> {
     }
 
     /// A recovery begins, and the channel is received.
-    pub fn looks_all_up(&self) {
+    pub fn note_recovery(&self) {
         *self.looked_up_at() = Instant::now();
     }
 
     fn looked_up_at(&self) -> MutexGuard<'_, Instant> {
-        self.0.looked_up_at.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.looked_up_at.lock()
     }
 
     /// Waits until this node is subscribed to its channel.
@@ -390,7 +391,7 @@ impl<C: Channel> Bus<C> {
             tokio::select! {
                 biased;
                 () = &mut leaving => break,
-                _ = canary.tick() => {
+                _ = canary.tick(), if C::CAN_FALL_SILENT => {
                     if std::mem::take(&mut alive) {
                         health.well(Part::Channel);
                     } else {

@@ -2,12 +2,32 @@
 //! which calls are due.
 //!
 //! A backend compares, writes and expires whole records. It contains no rule about calls.
+//!
+//! ```text
+//! driver ─► Cluster: CallRecords, UserPresence, Peers
+//!              │  node, membership, bus ── link, outgoing, timekeeper (pure)
+//!              ▼
+//!           ports: Records, Users, Nodes                Channel
+//!              │                                           │
+//!           memory, redis                            memory, redis
+//! ```
+//!
+//! | file | content |
+//! |---|---|
+//! | `ports.rs` | what a backend provides |
+//! | `node.rs` | one node above the ports: its sockets and watched users, records, messages |
+//! | `membership.rs`, `timekeeper.rs` | heartbeats, the shared time, the eviction of dead nodes |
+//! | `bus.rs`, `outgoing.rs`, `link.rs`, `envelope.rs` | messages between nodes: tasks, queues, numbering, text |
+//! | `memory.rs`, `redis/` | the backends |
+//! | `mistakes.rs` | deliberate mistakes, for the simulation |
 
-pub mod bus;
+mod bus;
 pub(crate) mod envelope;
 pub mod link;
-mod memory;
+pub mod membership;
+pub mod memory;
 pub mod mistakes;
+pub mod node;
 mod outgoing;
 pub mod ports;
 pub(crate) mod redis;
@@ -18,7 +38,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-pub use memory::{Hub, Memory};
+pub use memory::{Embedded, Hub};
 pub use redis::{ConnectError, Redis};
 
 use crate::{
@@ -42,53 +62,17 @@ pub const MAX_UNSTORED: usize = 4_000_000;
 /// operation fails.
 pub const USERS_AT_ONCE: usize = 200;
 
-/// The shared state of all nodes, as one node sees it.
+/// The cluster, as the driver of one node uses it.
 ///
 /// Every operation is atomic by itself. An operation that fails with [`Unavailable`] may have been
 /// applied.
+pub trait Cluster: CallRecords + UserPresence + Peers {}
+
+impl<C: CallRecords + UserPresence + Peers> Cluster for C {}
+
+/// The records of calls. They are authoritative: whatever else is lost can be derived from them.
 #[async_trait]
-pub trait Cluster: Send + Sync + 'static {
-    /// The id of this node.
-    fn node(&self) -> NodeId;
-
-    /// Registers a socket of `user` on this node. A call placed after this returned reaches the
-    /// socket. Returns the presence change, if there is one.
-    async fn attach(&self, user: &UserId, socket: SocketId) -> Result<Option<Edge>, Unavailable>;
-
-    /// Removes a socket.
-    async fn detach(&self, user: &UserId, socket: SocketId) -> Result<Detached, Unavailable>;
-
-    /// Registers sockets of this node again, because the shared state may have forgotten them.
-    /// Returns the resulting presence changes.
-    async fn attach_again(&self, sockets: &[(UserId, SocketId)]) -> Result<Vec<Edge>, Unavailable>;
-
-    /// [`Cluster::detach`] for several sockets; the results are in their order.
-    async fn detach_all(
-        &self,
-        sockets: &[(UserId, SocketId)],
-    ) -> Result<Vec<Detached>, Unavailable>;
-
-    /// Removes stale entries of this node, which a rolled back state may have, from a part of the
-    /// users. Returns these users and the position to continue at; `None` at the end.
-    async fn tidy(
-        &self,
-        from: Option<&str>,
-    ) -> Result<(Vec<(UserId, Detached)>, Option<String>), Unavailable>;
-
-    /// Sends this node the presence changes of `users` from now on, and returns their presence, in
-    /// their order. The order of each result, and of each later change, is above `after`.
-    async fn watch(&self, users: &[UserId], after: u64) -> Result<Vec<Edge>, Unavailable>;
-
-    /// Ends [`Cluster::watch`] for these users.
-    async fn unwatch(&self, users: &[UserId]) -> Result<(), Unavailable>;
-
-    /// The present presence of `users`, in their order, with the nodes that watch them. Does not
-    /// subscribe.
-    async fn presence(&self, users: &[UserId]) -> Result<Vec<Edge>, Unavailable>;
-
-    /// Everything that the decision on a call attempt depends on.
-    async fn lobby(&self, caller: &UserId, callee: &UserId) -> Result<Lobby, Unavailable>;
-
+pub trait CallRecords: Send + Sync + 'static {
     /// The record of a call that is live or ended less than a minute ago.
     async fn load(&self, id: CallId) -> Result<Option<Call>, Unavailable>;
 
@@ -101,16 +85,10 @@ pub trait Cluster: Send + Sync + 'static {
         limit: usize,
     ) -> Result<(Vec<Call>, Option<String>), Unavailable>;
 
-    /// The nodes that hold sockets of `user`.
-    async fn nodes_of(&self, user: &UserId) -> Result<Vec<NodeId>, Unavailable>;
-
-    /// The nodes that hold sockets of `user`, with the number of sockets.
-    async fn sockets_of(&self, user: &UserId) -> Result<Vec<(NodeId, usize)>, Unavailable>;
-
     /// The latest call of `user`, live or ended less than a minute ago.
     async fn latest(&self, user: &UserId) -> Result<Option<Call>, Unavailable>;
 
-    /// [`Cluster::latest`] for several users, in their order.
+    /// [`CallRecords::latest`] for several users, in their order.
     async fn latest_of(&self, users: &[UserId]) -> Result<Vec<Option<Call>>, Unavailable>;
 
     /// Writes `change.call` if the record's version is one lower (a call of version 1 must not
@@ -138,11 +116,82 @@ pub trait Cluster: Send + Sync + 'static {
 
     /// Marks ended records as stored in these versions: they may be removed when their deadline
     /// passes. A record with a later version stays until the history has that.
-    async fn settle(&self, stored: &[(CallId, u64)]) -> Result<(), Unavailable>;
+    async fn mark_persisted(&self, stored: &[(CallId, u64)]) -> Result<(), Unavailable>;
+}
+
+/// The sockets of users on all nodes, and who watches them.
+#[async_trait]
+pub trait UserPresence: Send + Sync + 'static {
+    /// Registers a socket of `user` on this node. A call placed after this returned reaches the
+    /// socket. Returns the presence change, if there is one.
+    async fn attach(&self, user: &UserId, socket: SocketId) -> Result<Option<Edge>, Unavailable>;
+
+    /// Removes a socket.
+    async fn detach(&self, user: &UserId, socket: SocketId) -> Result<Detached, Unavailable>;
+
+    /// Registers sockets of this node again, because the shared state may have forgotten them.
+    /// Returns the resulting presence changes.
+    async fn attach_again(&self, sockets: &[(UserId, SocketId)]) -> Result<Vec<Edge>, Unavailable>;
+
+    /// [`UserPresence::detach`] for several sockets; the results are in their order.
+    async fn detach_all(
+        &self,
+        sockets: &[(UserId, SocketId)],
+    ) -> Result<Vec<Detached>, Unavailable>;
+
+    /// Removes stale entries of this node, which a rolled back state may have, from a part of the
+    /// users. Returns these users and the position to continue at; `None` at the end.
+    async fn tidy(
+        &self,
+        from: Option<&str>,
+    ) -> Result<(Vec<(UserId, Detached)>, Option<String>), Unavailable>;
+
+    /// Sends this node the presence changes of `users` from now on, and returns their presence, in
+    /// their order. The order of each result, and of each later change, is above `after`.
+    async fn watch(&self, users: &[UserId], after: u64) -> Result<Vec<Edge>, Unavailable>;
+
+    /// Ends [`UserPresence::watch`] for these users.
+    async fn unwatch(&self, users: &[UserId]) -> Result<(), Unavailable>;
+
+    /// The present presence of `users`, in their order, with the nodes that watch them. Does not
+    /// subscribe.
+    async fn presence(&self, users: &[UserId]) -> Result<Vec<Edge>, Unavailable>;
+
+    /// Everything that the decision on a call attempt depends on.
+    async fn lobby(&self, caller: &UserId, callee: &UserId) -> Result<Lobby, Unavailable>;
+
+    /// The nodes that hold sockets of `user`.
+    async fn nodes_of(&self, user: &UserId) -> Result<Vec<NodeId>, Unavailable>;
+
+    /// The nodes that hold sockets of `user`, with the number of sockets.
+    async fn sockets_of(&self, user: &UserId) -> Result<Vec<(NodeId, usize)>, Unavailable>;
 
     /// Acknowledges an eviction: the calls of these users, who were on a dead node, have been
     /// handled. Until then the eviction is reported again and again.
-    async fn seen_off(&self, node: NodeId, users: &[UserId]) -> Result<(), Unavailable>;
+    async fn acknowledge_eviction(&self, node: NodeId, users: &[UserId])
+    -> Result<(), Unavailable>;
+}
+
+/// This node and the other ones. Messages to a node arrive in order, each at most once.
+#[async_trait]
+pub trait Peers: Send + Sync + 'static {
+    /// The id of this node.
+    fn node(&self) -> NodeId;
+
+    /// Sends a message to another node, after all messages sent to it before. Never blocks. A
+    /// message to a node that is gone is dropped.
+    fn send(&self, to: NodeId, message: Message);
+
+    /// Whether a message of `bytes` from a party of this call can be queued for another node. If
+    /// not, its sender must be told, because [`Peers::send`] would drop it.
+    fn has_room(&self, _to: NodeId, _call: CallId, _bytes: usize) -> bool {
+        true
+    }
+
+    /// The number of messages that are queued for other nodes.
+    fn queued(&self) -> usize {
+        0
+    }
 
     /// Takes back the messages that were sent to a node for this party of a call and that are known
     /// to be unreceived, in order. The device has moved on, and the node may be dead. Messages for
@@ -155,24 +204,9 @@ pub trait Cluster: Send + Sync + 'static {
 
     /// Removes this node from the cluster, once it has no sockets.
     async fn leave(&self);
-
-    /// Sends a message to another node, after all messages sent to it before. Never blocks. A
-    /// message to a node that is gone is dropped.
-    fn send(&self, to: NodeId, message: Message);
-
-    /// Whether a message of `bytes` from a party of this call can be queued for another node. If
-    /// not, its sender must be told, because [`Cluster::send`] would drop it.
-    fn has_room(&self, _to: NodeId, _call: CallId, _bytes: usize) -> bool {
-        true
-    }
-
-    /// The number of messages that are queued for other nodes.
-    fn queued(&self) -> usize {
-        0
-    }
 }
 
-/// The result of [`Cluster::due`].
+/// The result of [`CallRecords::due`].
 #[derive(Debug, Clone, Default)]
 pub struct Due {
     pub calls: Vec<Call>,
@@ -184,7 +218,7 @@ pub struct Due {
     pub displaced: Vec<Call>,
 }
 
-/// The result of [`Cluster::unstored`].
+/// The result of [`CallRecords::unstored`].
 #[derive(Debug, Clone, Default)]
 pub struct Unstored {
     pub calls: Vec<Call>,
@@ -197,7 +231,7 @@ pub struct Unstored {
     pub lost: usize,
 }
 
-/// The result of [`Cluster::detach`].
+/// The result of [`UserPresence::detach`].
 #[derive(Debug, Clone, Default)]
 pub struct Detached {
     /// The user's latest call, live or ended less than a minute ago.
@@ -298,7 +332,7 @@ pub enum Inbound {
     /// A message of another node, after all that it sent before.
     Message(NodeId, Message),
     /// A node is dead, and these users were removed from it. Must be acknowledged with
-    /// [`Cluster::seen_off`].
+    /// [`UserPresence::acknowledge_eviction`].
     Departed(NodeId, Vec<Departed>),
     /// The shared state has forgotten this node, or messages were lost: attach all sockets again
     /// and look up every live call.

@@ -24,6 +24,9 @@ const MELTS_MS_PER_S: u64 = 50;
 /// A starting node trusts an offset that was confirmed within this time. Each node confirms with a
 /// heartbeat the result of the previous one.
 const FRESH: Duration = Duration::from_secs(5);
+/// A confirmation that took longer than this to arrive confirms nothing: the store's clock may have
+/// been set meanwhile.
+pub const MAX_CONFIRMATION_AGE: Duration = Duration::from_secs(5);
 
 /// The agreed difference between the cluster's time and Redis' time. As text: `ms@since`, or
 /// nothing.

@@ -223,7 +223,7 @@ impl Writer {
         let ended = batch.iter().filter(|row| row.ended_at.is_some());
         let ended: Vec<(CallId, u64)> = ended.map(|row| (row.id, row.version)).collect();
         if !ended.is_empty()
-            && let Err(error) = self.cluster.settle(&ended).await
+            && let Err(error) = self.cluster.mark_persisted(&ended).await
         {
             warn!(%error, calls = ended.len(), "stored calls could not be marked as stored");
         }

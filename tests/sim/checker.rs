@@ -8,6 +8,7 @@ use std::{
 
 use switchboard::{
     call::{BusyDevice, Call, Cause, Device, EndReason, Link, Role, State as CallState, What},
+    cluster::memory::State,
     history::Row,
     ids::{CallId, NodeId, SocketId, UserId},
     payload::Payload,
@@ -15,7 +16,7 @@ use switchboard::{
     time::Timestamp,
 };
 
-use super::{node::RULES, simulation::Simulation, state::State};
+use super::{node::RULES, simulation::Simulation};
 
 /// The longest time from the end of a call until its parties have the event.
 const NEWS_TAKE: Duration = Duration::from_secs(2);
@@ -26,6 +27,8 @@ const PRESENCE_TAKES: Duration = Duration::from_secs(3);
 const FAST: Duration = Duration::from_secs(3);
 /// An upper bound on the time until a node notices that a client has closed its socket.
 const NOTICE: Duration = Duration::from_secs(8);
+/// A node whose latest heartbeat is less old is alive.
+const DEATH: Duration = Duration::from_secs(5);
 /// The log keeps this many lines, the latest ones.
 const LOG_LINES: usize = 400;
 
@@ -54,6 +57,7 @@ pub const LATER: &str = "an earlier connection of a device never displaces a lat
 pub const ANSWERED: &str = "without faults, no call is refused with a request to retry";
 pub const ACKED: &str =
     "an acknowledged message arrives, unless the receiver's connection or node was lost";
+pub const ALIVE: &str = "no node is evicted whose heartbeats arrive";
 pub const PANIC: &str = "nothing panics";
 
 #[derive(Default)]
@@ -88,6 +92,8 @@ pub struct InvariantChecker {
     /// The number of the latest connection by which each party of a call was bound to it.
     latest: BTreeMap<(CallId, UserId), u64>,
     sockets: BTreeMap<SocketId, SocketView>,
+    /// The true time of each node's latest heartbeat.
+    beats: BTreeMap<NodeId, Timestamp>,
 }
 
 /// A message that a client sent.
@@ -260,17 +266,17 @@ impl InvariantChecker {
         }
     }
 
-    /// Records whether a record was restored.
-    pub fn restored(&mut self, now: Timestamp, call: &Call, is_there: bool, state: &State) {
-        self.note(now, || format!("       put back {}: {is_there}", brief(call)));
-        // Restoring a record that is there already may repeat it.
-        if is_there && self.calls.get(&call.id) != Some(call) {
-            if !self.may_forget {
-                self.violated(ONE_END, || format!("{} was put back", brief(call)));
-            }
-            let before = self.calls.insert(call.id, call.clone());
-            self.note_times(now, before.as_ref(), call);
-            self.one_call_each(call, state);
+    /// A heartbeat of a node has arrived.
+    pub fn beat(&mut self, node: NodeId, now: Timestamp) {
+        self.beats.insert(node, now);
+    }
+
+    /// Users were removed from a node, or it was removed.
+    pub fn evicted(&mut self, node: NodeId, now: Timestamp) {
+        self.note(now, || format!("       evicted {node}"));
+        let Some(at) = self.beats.get(&node).copied() else { return };
+        if now - at < DEATH {
+            self.violated(ALIVE, || format!("{node} {:?} after its heartbeat", now - at));
         }
     }
 
@@ -285,7 +291,8 @@ impl InvariantChecker {
             let user = &call.party(role).user;
             let is_live = |other: &&Call| other.is_live() && other.role_of(user).is_some();
             let others = state.calls.values().map(|record| &record.call).filter(is_live);
-            let live: Vec<String> = others.map(brief).collect();
+            let mut live: Vec<String> = others.map(brief).collect();
+            live.sort_unstable();
             if live.len() > 1 {
                 self.violated(ONE_CALL, || format!("{} is in {live:?}", user.as_str()));
             }
@@ -484,18 +491,19 @@ impl InvariantChecker {
     /// `agreed` is the time by the cluster's clock.
     pub fn settled(
         &mut self,
-        state: &State,
+        sim: &Simulation,
         agreed: Timestamp,
         open: &[SocketId],
         alive: &BTreeSet<NodeId>,
     ) {
-        let now = Timestamp::from_millis(state.actual_ms);
-        for (user, entry) in &state.users {
+        let (now, state) = (sim.now(), &*sim.state());
+        for (user, entry) in state.users.iter().collect::<BTreeMap<_, _>>() {
             if let Some(dead) = entry.nodes.keys().find(|node| !alive.contains(node)) {
                 self.violated(EVICTED, || format!("{} is on {dead}", user.as_str()));
             }
         }
-        for record in state.calls.values().filter(|record| record.call.is_live()) {
+        let calls: BTreeMap<_, _> = state.calls.iter().collect();
+        for record in calls.values().filter(|record| record.call.is_live()) {
             let call = &record.call;
             self.is_in_one_call(call, state);
             if call.deadline() + Duration::from_secs(8) < agreed {
@@ -511,8 +519,7 @@ impl InvariantChecker {
         let mut mistaken = None;
         for (socket, view) in self.sockets.iter().filter(|(_, view)| view.is_open) {
             for (user, heard) in &view.presence {
-                let changed_ms = state.users.get(user).map_or(0, |user| user.changed_ms);
-                let is_old = Timestamp::from_millis(changed_ms) + PRESENCE_TAKES < now;
+                let is_old = sim.changed_at(user) + PRESENCE_TAKES < now;
                 let presence = state.presence(user);
                 if is_old && *heard != presence {
                     mistaken = Some(format!(
@@ -552,12 +559,13 @@ impl InvariantChecker {
 
     /// Checks the state after all clients have left and everything had time to expire.
     pub fn over(&mut self, state: &State, rows: &[Row]) {
-        let State { calls, users, deadlines, unstored, stored, departed, .. } = state;
-        let is_over = calls.is_empty() && users.is_empty() && departed.is_empty();
+        let State { calls, users, watchers, deadlines, unstored, stored, evictions, .. } = state;
+        let is_over = calls.is_empty() && users.is_empty() && evictions.is_empty();
+        let is_over = is_over && watchers.is_empty();
         let queues = [deadlines, unstored, stored];
         if !(is_over && queues.iter().all(|queue| queue.is_empty())) {
             let calls: Vec<String> = calls.values().map(|record| brief(&record.call)).collect();
-            let what = format!("{calls:?} {users:?} {queues:?} {departed:?}");
+            let what = format!("{calls:?} {users:?} {watchers:?} {queues:?} {evictions:?}");
             self.violated(LEFT_OVER, || what);
         }
         let rows: BTreeMap<CallId, &Row> = rows.iter().map(|row| (row.id, row)).collect();

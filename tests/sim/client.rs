@@ -21,8 +21,7 @@ use super::{
     checker::{Said, seen, short},
     node::{Hear, Node},
     script::{Act, DEVICES, DEVICES_PER_USER, USERS},
-    simulation::Simulation,
-    state::Mistake,
+    simulation::{Mistake, Simulation},
 };
 
 /// All clients, and the nodes that they can connect to.

@@ -14,7 +14,7 @@ use switchboard::{
     time::Timestamp,
 };
 
-use super::{simulation::Simulation, state::Mistake};
+use super::simulation::{Mistake, Simulation};
 
 /// The table of all rows, shared by all nodes.
 #[derive(Default)]

@@ -13,18 +13,19 @@ use std::{
 use switchboard::{
     call::Rules,
     calls::{Calls, Outlet},
-    cluster::Cluster,
+    cluster::{Peers, membership::Membership, memory::StateStore, node::Node as ClusterNode},
     health::Health,
     history,
     ids::{NodeId, SocketId, UserId},
+    limits::buffers::Buffers,
     protocol::ServerEvent,
     shutdown::{self, Shutdown, Trigger},
     time::{Clock, SharedClock},
 };
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::task::JoinSet;
 
 use super::{
-    backend::Backend, channel::SimulatedChannel, history::Database, simulation::Simulation,
+    channel::SimulatedChannel, history::Database, simulation::Simulation, store::SimulatedAccess,
 };
 
 pub const RULES: Rules = Rules {
@@ -36,6 +37,9 @@ pub const RULES: Rules = Rules {
 /// A stopping node relays the messages of other nodes for this long.
 const LAST_NEWS: Duration = Duration::from_secs(2);
 
+/// A process that has failed is started again after this time.
+const RESTART: Duration = Duration::from_millis(500);
+
 /// Receives each event that is sent to a socket.
 pub type Hear = Arc<dyn Fn(SocketId, &ServerEvent) + Send + Sync>;
 
@@ -43,7 +47,7 @@ pub struct Node {
     pub id: NodeId,
     pub calls: Arc<Calls>,
     pub sink: Arc<SimulatedSink>,
-    backend: Arc<Backend>,
+    cluster: Arc<ClusterNode<StateStore<SimulatedAccess>, SimulatedChannel>>,
     sim: Arc<Simulation>,
     tasks: Mutex<JoinSet<()>>,
     inbox_ended: Shutdown,
@@ -103,53 +107,54 @@ impl Node {
         let clock = SharedClock::starting_at(sim.now());
         sim.start(id);
         let (channel, subscription, reconnected) = SimulatedChannel::open(id, sim);
-        let backend = Arc::new(Backend::new(id, sim.clone(), clock.clone(), channel));
-        let (sender, inbox) = mpsc::channel(65_536);
+        let access = SimulatedAccess { node: id, sim: sim.clone(), reconnected };
+        let store = StateStore { node: id, access };
+        let shared_clock = Clock::Shared(clock.clone());
+        let (cluster, inbox, sender) = ClusterNode::open(
+            id,
+            store,
+            channel,
+            subscription,
+            shared_clock.clone(),
+            Health::default(),
+            Buffers::default(),
+        );
+        let mut membership = Membership::new(cluster.clone(), clock, Health::default(), sender);
         let store = Arc::new(Database { sim: sim.clone() });
-        let (recorder, writer) = history::recorder(store, backend.clone(), Health::default());
+        let (recorder, writer) = history::recorder(store, cluster.clone(), Health::default());
         let sink = Arc::new(SimulatedSink {
             sockets: Mutex::default(),
             is_hushed: AtomicBool::new(false),
             hear,
         });
         let names = sim.clone();
-        let calls =
-            Calls::new(backend.clone(), sink.clone(), recorder, RULES, Clock::Shared(clock))
-                .named_by(move |now| names.name_call(now));
+        let calls = Calls::new(cluster.clone(), sink.clone(), recorder, RULES, shared_clock)
+            .named_by(move |now| names.name_call(now));
         let calls = Arc::new(calls);
         let (stop_calls, calls_stop) = shutdown::shutdown();
         let (stop_writer, writer_stops) = shutdown::shutdown();
         let mut tasks = JoinSet::new();
-        let listening = backend.bus.clone().listen(
-            subscription,
-            sender.clone(),
-            Health::default(),
-            backend.leaves.clone(),
-        );
-        tasks.spawn(listening);
         tasks.spawn(writer.run(writer_stops.wait()));
         let (inbox_ends, inbox_ended) = shutdown::shutdown();
-        let (has_time, own, living) =
-            (Arc::new(AtomicBool::new(false)), calls.clone(), backend.clone());
+        let (has_time, own) = (Arc::new(AtomicBool::new(false)), calls.clone());
         let begins = has_time.clone();
         tasks.spawn(async move {
-            living.take_time().await;
+            // A process that cannot take the time ends, and is started again.
+            while membership.take_time().await.is_err() {
+                tokio::time::sleep(RESTART).await;
+            }
             begins.store(true, Ordering::Relaxed);
             let inbox = async {
                 own.run_inbox(inbox).await;
                 inbox_ends.fire();
             };
-            tokio::join!(
-                living.live(sender, reconnected),
-                inbox,
-                own.run_sweeper(calls_stop.wait())
-            );
+            tokio::join!(membership.run(), inbox, own.run_sweeper(calls_stop.wait()));
         });
         Arc::new(Self {
             id,
             calls,
             sink,
-            backend,
+            cluster,
             sim: sim.clone(),
             tasks: Mutex::new(tasks),
             inbox_ended,
@@ -190,10 +195,10 @@ impl Node {
     /// The rest of an orderly stop, after the sockets are closed.
     pub async fn leave(&self, window: Duration) {
         self.calls.hand_over(window).await;
-        self.backend.stop_listening();
+        self.cluster.stop_listening();
         let _ = tokio::time::timeout(LAST_NEWS, self.inbox_ended.clone().wait()).await;
         self.stop_calls.fire();
-        self.backend.leave().await;
+        self.cluster.leave().await;
         self.stop_writer.fire();
         // The time that the history writer has for its last rows.
         tokio::time::sleep(Duration::from_secs(11)).await;

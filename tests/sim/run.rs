@@ -10,8 +10,8 @@ use super::{
     client::Clients,
     random::{Dice, Random},
     script::{DEVICES, NODES, Step, What},
-    simulation::Simulation,
-    state::Mistake,
+    simulation::{Mistake, Simulation},
+    store::{evict_key, lose_record},
 };
 
 /// After this time every fault of a script has ended or is ended.
@@ -90,7 +90,7 @@ async fn live(clients: &Arc<Clients>, script: &[Step]) {
     tokio::time::sleep(SETTLED_AFTER).await;
     sim.note(|| "-- all should be settled".to_owned());
     let (agreed, alive) = (sim.agreed_now(), sim.listeners().keys().copied().collect());
-    sim.checker().settled(&sim.state(), agreed, &clients.open_sockets(), &alive);
+    sim.checker().settled(sim, agreed, &clients.open_sockets(), &alive);
     let loses = |step: &Step| matches!(step.what, What::RecordGone { .. } | What::Evicted { .. });
     if script.iter().any(loses) {
         clients.call_each_other().await;
@@ -101,7 +101,7 @@ async fn live(clients: &Arc<Clients>, script: &[Step]) {
     sim.note(|| "-- all leave".to_owned());
     clients.leave_all();
     let left = sim.now();
-    while sim.now() - left < OVER_AFTER && !sim.state().is_over() {
+    while sim.now() - left < OVER_AFTER && !sim.holds_no_call() {
         tokio::time::sleep(Duration::from_secs(5)).await;
     }
     tokio::time::sleep(Duration::from_secs(10)).await;
@@ -210,13 +210,13 @@ fn happen(clients: &Arc<Clients>, what: &What) {
             sim.faults().far.insert(node.id, sim.now() + Duration::from_millis(*for_ms));
         }
         What::RecordGone { which } => {
-            let lost = sim.state().lose_record(*which);
+            let lost = lose_record(&mut sim.state(), *which);
             sim.note(|| format!("the record of {:?} is gone", lost.map(short)));
         }
         What::Evicted { which } => {
             for which in which {
-                let key = sim.state().evict(*which);
-                sim.note(|| format!("{key:?} is evicted"));
+                let key = evict_key(&mut sim.state(), *which);
+                sim.note(|| format!("{key} is evicted"));
             }
         }
         What::ClockJump { by_ms } => sim.move_redis_clock(*by_ms),

@@ -11,8 +11,9 @@ use std::{
 };
 
 use switchboard::{
-    cluster::Unavailable,
-    ids::{CallId, NodeId},
+    call::Call,
+    cluster::{Unavailable, memory::State, mistakes::Mistake as ClusterMistake},
+    ids::{CallId, NodeId, UserId},
     time::{Clock, Timestamp},
 };
 use tokio::sync::mpsc;
@@ -23,8 +24,18 @@ use super::{
     faults::{FaultState, RedisAccess},
     history::Table,
     random::Dice,
-    state::{Mistake, State},
 };
+
+/// A deliberate mistake. The simulation must detect each of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mistake {
+    /// The history reports rows as written that are not.
+    RowsDropped,
+    /// A message is acknowledged before it has left its sender's node.
+    AckedAtOnce,
+    /// In the production cluster module.
+    InCluster(ClusterMistake),
+}
 
 /// A fail-over loses at most this many of the last writes.
 const MAX_BEHIND: usize = 8;
@@ -36,12 +47,58 @@ const FAR: Duration = Duration::from_millis(600);
 
 type Late = Box<dyn FnOnce(&mut State) + Send>;
 
+/// The state after the latest operation, as far as the checker observes it.
+#[derive(Default)]
+struct Seen {
+    calls: BTreeMap<CallId, Call>,
+    evictions: BTreeSet<(NodeId, UserId)>,
+    beats: BTreeMap<NodeId, Timestamp>,
+    /// The order of each user's latest change, and its true time.
+    changes: BTreeMap<UserId, (u64, Timestamp)>,
+}
+
+impl Seen {
+    /// Tells the checker what has changed, if an operation has changed it.
+    fn compare(&mut self, state: &State, checker: Option<&mut InvariantChecker>, now: Timestamp) {
+        let mut ignored = InvariantChecker::default();
+        let checker = checker.unwrap_or(&mut ignored);
+        let calls: BTreeMap<_, _> = state.calls.iter().collect();
+        for (id, record) in calls {
+            if self.calls.get(id) != Some(&record.call) {
+                checker.wrote(now, &record.call, state);
+                self.calls.insert(*id, record.call.clone());
+            }
+        }
+        self.calls.retain(|id, _| state.calls.contains_key(id));
+        for (node, sign) in state.nodes.iter().filter(|(_, sign)| sign.is_heartbeat) {
+            if self.beats.insert(*node, sign.at) != Some(sign.at) {
+                checker.beat(*node, now);
+            }
+        }
+        for eviction in state.evictions.keys() {
+            if self.evictions.insert(eviction.clone()) {
+                checker.evicted(eviction.0, now);
+            }
+        }
+        self.evictions.retain(|eviction| state.evictions.contains_key(eviction));
+        let known: BTreeSet<UserId> =
+            state.users.keys().chain(self.changes.keys()).cloned().collect();
+        for id in known {
+            let order = state.users.get(&id).map_or(0, |user| user.order);
+            if self.changes.get(&id).is_none_or(|(known, _)| *known != order) {
+                self.changes.insert(id, (order, now));
+            }
+        }
+    }
+}
+
 pub struct Simulation {
     pub dice: Dice,
     pub clock: Clock,
     pub mistake: Option<Mistake>,
     pub table: Table,
     state: Mutex<State>,
+    seen: Mutex<Seen>,
     /// The state before each of the last writes, for fail-overs.
     before: Mutex<VecDeque<State>>,
     /// Operations in the buffers of a frozen Redis, executed when it continues.
@@ -65,6 +122,7 @@ impl Simulation {
             mistake,
             table: Table::default(),
             state: Mutex::default(),
+            seen: Mutex::default(),
             before: Mutex::default(),
             late: Mutex::default(),
             faults: Mutex::default(),
@@ -105,7 +163,7 @@ impl Simulation {
     /// The state, at the present time.
     pub fn state(&self) -> MutexGuard<'_, State> {
         let mut state = self.state.lock().unwrap();
-        (state.actual_ms, state.redis_ms) = (self.now().as_millis(), self.redis_now().as_millis());
+        state.now = self.redis_now();
         state
     }
 
@@ -170,9 +228,9 @@ impl Simulation {
 
     /// Executes an operation of `node`, if the active faults let it through.
     pub async fn carry_out<T: Send + 'static>(
-        self: &Arc<Self>,
+        &self,
         node: NodeId,
-        operation: impl FnOnce(&Self, &mut State) -> T + Send + 'static,
+        operation: impl FnOnce(&mut State) -> T + Send + 'static,
     ) -> Result<T, Unavailable> {
         self.stand_still(node).await;
         self.latency().await;
@@ -189,8 +247,7 @@ impl Simulation {
             RedisAccess::Frozen(_) => {
                 tokio::time::sleep(TIMEOUT).await;
                 if self.dice.roll(|dice| dice.percent(50)) {
-                    let sim = self.clone();
-                    let late = move |state: &mut State| drop(operation(&sim, state));
+                    let late = move |state: &mut State| drop(operation(state));
                     self.late.lock().unwrap().push(Box::new(late));
                 }
                 return Err(Unavailable);
@@ -201,7 +258,7 @@ impl Simulation {
         if fate == 0 {
             return Err(Unavailable);
         }
-        let answer = self.apply(|state| operation(self, state));
+        let answer = self.apply(operation);
         self.latency().await;
         if fate == 1 || self.redis_access(node) == RedisAccess::Broken {
             return Err(Unavailable);
@@ -229,7 +286,21 @@ impl Simulation {
                 before.pop_front();
             }
         }
-        operation(&mut state)
+        let answer = operation(&mut state);
+        self.seen.lock().unwrap().compare(&state, Some(&mut self.checker()), self.now());
+        answer
+    }
+
+    /// The true time of the latest change of a user.
+    pub fn changed_at(&self, id: &UserId) -> Timestamp {
+        self.seen.lock().unwrap().changes.get(id).map_or(Timestamp::default(), |(_, at)| *at)
+    }
+
+    /// Whether nothing is kept of any call. The place of one whose record is gone is kept until its time is over.
+    pub fn holds_no_call(&self) -> bool {
+        let state = self.state();
+        let queues = [&state.deadlines, &state.unstored, &state.stored];
+        state.calls.is_empty() && queues.iter().all(|queue| queue.is_empty())
     }
 
     /// A frozen Redis continues: it executes the operations in its buffers.
@@ -253,11 +324,12 @@ impl Simulation {
             None => State::default(),
         };
         before.clear();
+        self.seen.lock().unwrap().compare(&state, None, self.now());
     }
 
     /// A request of `node` that changes nothing reaches Redis, or fails.
-    pub async fn reach(self: &Arc<Self>, node: NodeId) -> Result<(), Unavailable> {
-        self.carry_out(node, |_, _| ()).await
+    pub async fn reach(&self, node: NodeId) -> Result<(), Unavailable> {
+        self.carry_out(node, |_| ()).await
     }
 
     /// All connections to Redis were replaced, or those of one node.
@@ -267,11 +339,6 @@ impl Simulation {
                 listener.reconnect();
             }
         }
-    }
-
-    /// Whether a node is subscribed to its channel.
-    pub fn listens(&self, node: NodeId) -> bool {
-        self.subscription(node).is_some()
     }
 
     pub fn is_deaf(&self, node: NodeId) -> bool {

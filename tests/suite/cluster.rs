@@ -8,7 +8,10 @@ use tokio::sync::mpsc;
 
 use switchboard::{
     call::{Attempt, Call, CallType, Device, ENDED_RETENTION, Event, Lobby, Placement, Rules},
-    cluster::{Change, Claim, Cluster, Committed, Due, Hub, Inbound, Redis, Unavailable},
+    cluster::{
+        CallRecords, Change, Claim, Cluster, Committed, Due, Hub, Inbound, Peers, Redis,
+        Unavailable, UserPresence,
+    },
     health::Health,
     ids::{CallId, NodeId, SocketId, UserId},
     limits::buffers::Buffers,
@@ -107,7 +110,7 @@ pub async fn join_within(
 
 async fn backends() -> Vec<Backend> {
     let (memory, _) = Hub::default().node(NodeId::generate(START));
-    let mut backends = vec![Backend { cluster: Arc::new(memory), _server: None }];
+    let mut backends = vec![Backend { cluster: memory, _server: None }];
     for server in [RedisServer::standalone(), RedisServer::cluster(), RedisServer::sentinel()] {
         let (cluster, _) = join(&server).await;
         backends.push(Backend { cluster, _server: Some(server) });
@@ -593,7 +596,7 @@ async fn users_of_a_dead_node_are_heard_of_until_they_are_seen_off() {
     });
     // Nobody has confirmed that her calls were handled, so they are reported again.
     told().await;
-    redis.seen_off(dead, &[user("anna")]).await.unwrap();
+    redis.acknowledge_eviction(dead, &[user("anna")]).await.unwrap();
     assert_eq!(server.run(&["ZCARD", "sb:{test}:departed"]), "0");
     assert_eq!(server.run(&["ZSCORE", "sb:{test}:nodes", &dead.to_string()]), "");
 }
@@ -754,7 +757,7 @@ async fn ended_calls_that_an_earlier_build_left_among_the_deadlines_move_on() {
         server.run(&["HDEL", &format!("sb:{{test}}:call:{id}"), "d"]);
         server.run(&["ZADD", "sb:{test}:deadlines", &due, &id]);
         if is_stored {
-            redis.settle(&[(call.id, ended.version)]).await.unwrap();
+            redis.mark_persisted(&[(call.id, ended.version)]).await.unwrap();
         }
     }
     let over = ringing("anna", "ben").deadline() + ENDED_RETENTION;
@@ -762,7 +765,7 @@ async fn ended_calls_that_an_earlier_build_left_among_the_deadlines_move_on() {
     let unstored = redis.unstored(over, 10).await.unwrap();
     let callers: Vec<_> = unstored.calls.iter().map(|call| call.caller.user.as_str()).collect();
     assert_eq!(callers, ["anna"], "history has the other one");
-    redis.settle(&[(unstored.calls[0].id, unstored.calls[0].version)]).await.unwrap();
+    redis.mark_persisted(&[(unstored.calls[0].id, unstored.calls[0].version)]).await.unwrap();
     redis.unstored(over, 10).await.unwrap();
     let left = server.run(&["KEYS", "sb:{test}:[cuds]*"]);
     assert_eq!(left, "sb:{test}:clock", "nothing is left of either");
@@ -778,13 +781,13 @@ async fn an_ended_call_stays_until_history_has_it_and_then_nothing_is_left() {
         let over = ended.ended_at().unwrap() + ENDED_RETENTION;
         let version = ended.version;
 
-        cluster.settle(&[(call.id, version - 1)]).await.unwrap();
+        cluster.mark_persisted(&[(call.id, version - 1)]).await.unwrap();
         assert_eq!(cluster.latest(&user("anna")).await.unwrap(), Some(ended.clone()));
         let unsaved = cluster.unstored(over, 10).await.unwrap();
         assert_eq!(unsaved.calls, [ended], "it waits to be saved: an earlier version of it was");
         assert_eq!(unsaved.waiting, 1);
 
-        cluster.settle(&[(call.id, version)]).await.unwrap();
+        cluster.mark_persisted(&[(call.id, version)]).await.unwrap();
         let later = over + Duration::from_mins(1);
         let stored = cluster.unstored(later, 10).await.unwrap();
         assert_eq!((stored.calls.len(), stored.waiting, stored.lost), (0, 0, 0));

@@ -16,8 +16,8 @@ use switchboard::{
     call::{Call, CallType, Device, Lobby, Refusal, Role, Rules, Signal},
     calls::{Calls, Failure, Initiate, Outlet},
     cluster::{
-        Change, Cluster, Committed, Detached, Due, Edge, Hub, Memory, Message, Relay, Stored,
-        Unavailable, Unstored,
+        CallRecords, Change, Committed, Detached, Due, Edge, Embedded, Hub, Message, Peers, Relay,
+        Stored, Unavailable, Unstored, UserPresence,
     },
     health::Health,
     history::{self, Period, Query, Row, Stats, Store, StoreError},
@@ -73,7 +73,7 @@ impl Outlet for RecordingSink {
 /// A cluster backend that yields a varying number of times around each operation, so that
 /// concurrent operations interleave, and that can fail on demand.
 pub struct Interleaved {
-    cluster: Memory,
+    cluster: Arc<Embedded>,
     operations: AtomicUsize,
     /// The number of coming operations that fail.
     failing: AtomicUsize,
@@ -110,28 +110,9 @@ impl Interleaved {
 }
 
 macro_rules! interleaved {
-    ($($name:ident($($argument:ident: $kind:ty),*) -> $answer:ty;)*) => {
+    ($port:ident $($name:ident($($argument:ident: $kind:ty),*) -> $answer:ty;)*) => {
         #[async_trait]
-        impl Cluster for Interleaved {
-            fn node(&self) -> NodeId {
-                self.cluster.node()
-            }
-
-            fn send(&self, to: NodeId, message: Message) {
-                self.cluster.send(to, message);
-            }
-
-            fn recall(&self, from: NodeId, call: CallId, to: Role) -> Vec<Relay> {
-                let mut unheard = self.unheard.lock().unwrap();
-                assert!(unheard.iter().all(|relay| relay.call == call && relay.from.other() == to));
-                let recalled = std::mem::take(&mut *unheard);
-                [recalled, self.cluster.recall(from, call, to)].concat()
-            }
-
-            async fn leave(&self) {
-                self.cluster.leave().await;
-            }
-
+        impl $port for Interleaved {
             $(async fn $name(&self, $($argument: $kind),*) -> Result<$answer, Unavailable> {
                 self.step_back().await;
                 if *self.hanging.lock().unwrap() == Some(stringify!($name)) {
@@ -156,6 +137,7 @@ macro_rules! interleaved {
 }
 
 interleaved! {
+    UserPresence
     attach(user: &UserId, socket: SocketId) -> Option<Edge>;
     detach(user: &UserId, socket: SocketId) -> Detached;
     attach_again(sockets: &[(UserId, SocketId)]) -> Vec<Edge>;
@@ -165,18 +147,44 @@ interleaved! {
     unwatch(users: &[UserId]) -> ();
     presence(users: &[UserId]) -> Vec<Edge>;
     lobby(caller: &UserId, callee: &UserId) -> Lobby;
-    load(id: CallId) -> Option<Call>;
-    live(from: Option<&str>, limit: usize) -> (Vec<Call>, Option<String>);
     nodes_of(user: &UserId) -> Vec<NodeId>;
     sockets_of(user: &UserId) -> Vec<(NodeId, usize)>;
+    acknowledge_eviction(node: NodeId, users: &[UserId]) -> ();
+}
+
+interleaved! {
+    CallRecords
+    load(id: CallId) -> Option<Call>;
+    live(from: Option<&str>, limit: usize) -> (Vec<Call>, Option<String>);
     latest(user: &UserId) -> Option<Call>;
     latest_of(users: &[UserId]) -> Vec<Option<Call>>;
     commit(change: Change) -> Committed;
     restore(change: Change, over: Option<u64>) -> Option<Stored>;
     due(now: Timestamp, limit: usize) -> Due;
     unstored(now: Timestamp, limit: usize) -> Unstored;
-    settle(stored: &[(CallId, u64)]) -> ();
-    seen_off(node: NodeId, users: &[UserId]) -> ();
+    mark_persisted(stored: &[(CallId, u64)]) -> ();
+}
+
+#[async_trait]
+impl Peers for Interleaved {
+    fn node(&self) -> NodeId {
+        self.cluster.node()
+    }
+
+    fn send(&self, to: NodeId, message: Message) {
+        self.cluster.send(to, message);
+    }
+
+    fn recall(&self, from: NodeId, call: CallId, to: Role) -> Vec<Relay> {
+        let mut unheard = self.unheard.lock().unwrap();
+        assert!(unheard.iter().all(|relay| relay.call == call && relay.from.other() == to));
+        let recalled = std::mem::take(&mut *unheard);
+        [recalled, self.cluster.recall(from, call, to)].concat()
+    }
+
+    async fn leave(&self) {
+        self.cluster.leave().await;
+    }
 }
 
 /// A history that keeps rows in memory. The real store works in threads of its own, and a paused
@@ -310,7 +318,8 @@ pub fn socket(name: &str) -> SocketId {
 impl TestCluster {
     /// Starts `count` nodes and connects these devices.
     pub async fn with(count: usize, names: &[&str]) -> Self {
-        let (hub, clock) = (Hub::default(), Clock::tokio());
+        let clock = Clock::tokio();
+        let hub = Hub::new(clock.clone());
         let (heard, ledger) = (Heard::default(), Arc::new(Ledger::default()));
         let nodes = (0..count).map(|_| {
             let id = NodeId::generate(clock.now());

@@ -492,7 +492,7 @@ async fn a_row_that_the_database_refuses_holds_up_no_other() {
     for opened in stores().await {
         let (cluster, _inbox) = Hub::default().node(NodeId::generate(START));
         let (recorder, writer) =
-            history::recorder(opened.store.clone(), Arc::new(cluster), Health::default());
+            history::recorder(opened.store.clone(), cluster, Health::default());
         let mut calls: Vec<Call> = (0..3).map(|n| ringing("anna", "ben", n)).collect();
         calls[1].callee.user = user("anna");
         for call in &calls {

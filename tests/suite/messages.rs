@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use switchboard::{
     call::{Role, Signal},
-    cluster::{Cluster, Inbound, Message, Redis, Relay},
+    cluster::{Inbound, Message, Peers, Redis, Relay},
     ids::{CallId, NodeId},
     limits::buffers::Buffers,
     payload::Payload,

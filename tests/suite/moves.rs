@@ -5,7 +5,7 @@ use std::{iter, str::FromStr, time::Duration};
 use switchboard::{
     call::{Attempt, Call, CallType, Device, Event, Lobby, Placement, Refusal, Role, Signal},
     calls::Initiate,
-    cluster::{Change, Claim, Cluster, Inbound, Memory, Message, Relay},
+    cluster::{CallRecords, Change, Claim, Embedded, Inbound, Message, Peers, Relay, UserPresence},
     ids::{CallId, NodeId, UserId},
     payload::Payload,
     time::Timestamp,
@@ -100,7 +100,7 @@ fn candidates(messages: &[Message]) -> Vec<String> {
 }
 
 /// Places a call from `a1`, on a node whose part the test plays, to `b`.
-async fn placed_elsewhere(cluster: &TestCluster, elsewhere: &Memory) -> CallId {
+async fn placed_elsewhere(cluster: &TestCluster, elsewhere: &Embedded) -> CallId {
     let now = Timestamp::from_millis(1_800_000_000_000);
     let caller = UserId::from_str("a").unwrap();
     let callee = UserId::from_str("b").unwrap();
@@ -120,7 +120,7 @@ async fn placed_elsewhere(cluster: &TestCluster, elsewhere: &Memory) -> CallId {
 }
 
 /// A call of a caller on the node `elsewhere`, answered by `b1` on the cluster's only node.
-async fn answered_from_elsewhere(cluster: &TestCluster, elsewhere: &Memory) -> CallId {
+async fn answered_from_elsewhere(cluster: &TestCluster, elsewhere: &Embedded) -> CallId {
     let id = placed_elsewhere(cluster, elsewhere).await;
     let ringing = elsewhere.load(id).await.unwrap().unwrap();
     elsewhere.send(cluster.nodes[0].id, Message::Call(Box::new(ringing)));
@@ -227,7 +227,7 @@ async fn what_was_sent_to_every_ringing_node_reaches_who_answered_once() {
 }
 
 /// A call from `a1`, on the cluster's only node, answered on a node whose part the test plays.
-async fn answered_elsewhere(cluster: &TestCluster, elsewhere: &Memory) -> Call {
+async fn answered_elsewhere(cluster: &TestCluster, elsewhere: &Embedded) -> Call {
     let id = cluster.initiate("a1", "b").await.unwrap();
     let ringing = elsewhere.load(id).await.unwrap().unwrap();
     let callee = Device { node: elsewhere.node(), ..cluster.device("b1") };
@@ -238,7 +238,7 @@ async fn answered_elsewhere(cluster: &TestCluster, elsewhere: &Memory) -> Call {
 }
 
 /// Commits the result of `event` on a node whose part the test plays. No other node is notified.
-async fn changed(elsewhere: &Memory, call: &Call, event: &Event) -> Call {
+async fn changed(elsewhere: &Embedded, call: &Call, event: &Event) -> Call {
     let next = RULES.apply(call, event, elsewhere.node(), call.updated_at).unwrap();
     elsewhere.commit(Change { call: next.clone(), claims: Vec::new() }).await.unwrap();
     next

@@ -10,7 +10,9 @@ use crate::{
 use switchboard::{
     call::{Device, Event},
     calls::{Calls, SWEEP_INTERVAL},
-    cluster::{Change, Cluster, Committed, Inbound, Message, USERS_AT_ONCE},
+    cluster::{
+        CallRecords, Change, Committed, Inbound, Message, Peers, USERS_AT_ONCE, UserPresence,
+    },
     health::Health,
     history,
     ids::{NodeId, UserId},

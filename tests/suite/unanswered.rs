@@ -6,7 +6,7 @@ use std::time::Duration;
 use switchboard::{
     call::{Event, Refusal, Signal},
     calls::{Failure, PRESENCE_INTERVAL, SWEEP_INTERVAL as A_SWEEP},
-    cluster::{Change, Cluster, Unavailable},
+    cluster::{CallRecords, Change, Peers, Unavailable},
     ids::NodeId,
     time::Clock,
 };

@@ -1,9 +1,6 @@
 //! The nodes' channels: a sharded one for each, so that a Redis Cluster spreads the traffic.
 
-use std::{
-    collections::HashMap,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use std::collections::HashMap;
 
 use fred::{
     clients::SubscriberClient,
@@ -13,7 +10,7 @@ use fred::{
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tracing::debug;
 
-use super::asked::timed;
+use super::{LastReply, scripts::timed};
 use crate::{
     cluster::{
         Unavailable,
@@ -21,7 +18,7 @@ use crate::{
     },
     ids::NodeId,
     metrics::{self, Command, Connection},
-    time::{Clock, Timestamp},
+    time::Timestamp,
 };
 
 /// The channels, as one node uses them.
@@ -30,37 +27,29 @@ pub struct RedisChannel {
     namespace: String,
     client: Client,
     subscriber: SubscriberClient,
-    clock: Clock,
-    /// The time of Redis' last reply, in milliseconds.
-    replied_ms: AtomicU64,
+    replies: LastReply,
 }
 
 impl RedisChannel {
-    pub fn new(
+    pub(super) fn new(
         node: NodeId,
         namespace: &str,
         client: Client,
         subscriber: SubscriberClient,
-        clock: Clock,
+        replies: LastReply,
     ) -> Self {
-        let (namespace, replied_ms) = (namespace.to_owned(), AtomicU64::new(0));
-        Self { node, namespace, client, subscriber, clock, replied_ms }
-    }
-
-    /// Records a reply of Redis.
-    pub fn note_reply(&self) {
-        self.replied_ms.fetch_max(self.clock.now().as_millis(), Ordering::Relaxed);
+        Self { node, namespace: namespace.to_owned(), client, subscriber, replies }
     }
 
     fn name(&self, node: NodeId) -> String {
         format!("sb:n:{}:{node}", self.namespace)
     }
 
-    pub async fn try_subscribe(&self) -> Result<(), Error> {
+    pub(super) async fn try_subscribe(&self) -> Result<(), Error> {
         self.subscriber.ssubscribe(self.name(self.node)).await
     }
 
-    pub fn subscription(&self) -> RedisSubscription {
+    pub(super) fn subscription(&self) -> RedisSubscription {
         RedisSubscription {
             messages: self.subscriber.message_rx(),
             reconnections: self.subscriber.reconnect_rx(),
@@ -75,7 +64,7 @@ impl Channel for RedisChannel {
             debug!(%error, peer = %to, "a publish failed; the link will notice");
             Unavailable
         })?;
-        self.note_reply();
+        self.replies.note();
         Ok(receivers)
     }
 
@@ -102,7 +91,7 @@ impl Channel for RedisChannel {
     }
 
     fn last_reply(&self) -> Timestamp {
-        Timestamp::from_millis(self.replied_ms.load(Ordering::Relaxed))
+        self.replies.at()
     }
 }
 
