@@ -127,10 +127,11 @@ pub async fn serve(
         let (access, limits) = (access.clone(), limits.clone());
         http::routes(store.clone(), cluster.clone(), calls.clone(), access, ice, limits)
     };
-    let routes = http::for_origins(routes.merge(socket_routes), config.cors_origins, limits);
     // Where tokens are checked, a page that got here by another name has none to show.
-    let routes =
-        http::for_hosts(routes, matches!(config.auth, Auth::Open).then_some(hosts), refusals);
+    let hosts = matches!(config.auth, Auth::Open).then_some(hosts);
+    let routes = routes.merge(socket_routes);
+    let routes = http::for_origins(routes, config.cors_origins, hosts.clone(), limits);
+    let routes = http::for_hosts(routes, hosts, refusals);
 
     let signalled = shutdown::signalled().map_err(StartError::Signals)?;
     let (receiver, sweeper) = (calls.clone(), calls.clone());

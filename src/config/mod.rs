@@ -176,8 +176,9 @@ struct Settings {
     #[arg(long, env = "SWITCHBOARD_AUTHORIZE_FAIL", value_enum, value_name = "HOW")]
     #[arg(help_heading = AUTHORIZATION)]
     authorize_fail: Option<Fail>,
-    /// Other origins whose pages may use this service, separated by commas [default: none]
-    /// [range: `https://app.example.org`]
+    /// Other origins whose pages may use this service, separated by commas; `null` and `file://`, which apps send whose
+    /// page is a file, let in more than one app (docs/operations/security.md) [default: none]
+    /// [range: `https://app.example.org`, `null`, `file://`]
     #[arg(long, env = "SWITCHBOARD_CORS_ORIGINS", value_name = "ORIGINS", help_heading = LIMITS)]
     #[arg(value_delimiter = ',')]
     cors_origins: Option<Vec<String>>,
@@ -193,13 +194,14 @@ struct Settings {
     #[arg(long, env = "SWITCHBOARD_LIMITS", value_name = "LIMITS", help_heading = LIMITS)]
     #[arg(value_delimiter = ',')]
     limits: Option<Vec<String>>,
-    /// Proxies whose header for the client's address is trusted, separated by commas; or the number of proxies in a
-    /// row, where no client can connect directly [default: none]
+    /// Proxies whose headers for the client's address and the requested host are trusted, separated by commas; or the
+    /// number of proxies in a row, where no client can connect directly [default: none]
     /// [range: addresses and networks such as `10.1.2.3/32`; or `hops:1`]
     #[arg(long, env = "SWITCHBOARD_TRUSTED_PROXIES", value_name = "PROXIES", help_heading = LIMITS)]
     #[arg(value_delimiter = ',')]
     trusted_proxies: Option<Vec<String>>,
-    /// Header in which those proxies send the client's address [default: x-forwarded-for]
+    /// Header in which those proxies send the client's address; with the first, `X-Forwarded-Host` has the host
+    /// [default: x-forwarded-for]
     #[arg(long, env = "SWITCHBOARD_FORWARDED_HEADER", value_enum, value_name = "HEADER")]
     #[arg(help_heading = LIMITS)]
     forwarded_header: Option<ForwardedHeader>,

@@ -39,7 +39,7 @@ use super::{
 };
 use crate::{
     auth::bearer,
-    limits::{Limits, Seat, TooMany, What, address::Source, table::Buckets},
+    limits::{Limits, Said, Seat, TooMany, What, address::Source, table::Buckets},
     metrics::{self, Buffer, Limit, Refused},
     secret::Secret,
 };
@@ -148,7 +148,7 @@ async fn serve(State(transport): State<Transport>, request: Request) -> Response
         && !doors.are_closed()
         && let Some(reason) = suspect
     {
-        limits.refuse(reason, source, None);
+        limits.refuse(reason, source, Said::default());
     }
     response
 }

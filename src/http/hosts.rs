@@ -14,11 +14,11 @@ use axum::{
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
 };
-use http::{HeaderValue, Version, header, uri::Authority};
+use http::{Version, header, uri::Authority};
 
 use super::problem::Problem;
 use crate::{
-    limits::{Refusals, address::Peer},
+    limits::{Refusals, Said, address::Peer},
     metrics::Refused,
 };
 
@@ -70,8 +70,8 @@ impl Hosts {
     /// Whether a request for `host` cannot come from a page of a foreign site by DNS rebinding. An
     /// IP address is not resolved, and a name without a dot is resolved locally, so strangers
     /// cannot own one.
-    fn know(&self, host: &HeaderValue) -> bool {
-        let authority = host.to_str().ok().and_then(|host| host.parse::<Authority>().ok());
+    pub fn know(&self, host: &str) -> bool {
+        let authority = host.parse::<Authority>().ok();
         let Some(authority) = authority.filter(|one| !one.as_str().contains('@')) else {
             return false;
         };
@@ -105,13 +105,14 @@ async fn guard(
     next: Next,
 ) -> Response {
     let host = request.headers().get(header::HOST);
+    let text = host.and_then(|host| host.to_str().ok());
     let (reason, problem) = if !is_one(&request) {
         let refused =
             "HTTP/1.1 wants one Host header, which says the same as the request's address";
         (Refused::HostHeader, Problem::bad_request(refused))
     // Browsers always send it.
-    } else if let (Some(hosts), Some(host)) = (hosts, host)
-        && !hosts.know(host)
+    } else if let (Some(hosts), Some(_)) = (hosts, host)
+        && !text.is_some_and(|text| hosts.know(text))
     {
         let refused =
             "This service does not go by this name: SWITCHBOARD_HOSTS lists those it goes by";
@@ -121,7 +122,7 @@ async fn guard(
     };
     let peer = request.extensions().get::<Peer>();
     let from = peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |Peer(address)| *address);
-    refusals.note(reason, from, host.and_then(|host| host.to_str().ok()));
+    refusals.note(reason, from, Said { text, host: None });
     problem.into_response()
 }
 
@@ -164,7 +165,7 @@ mod tests {
             "calls.example.org.",
             "switchboard.calls.svc:80",
         ] {
-            assert!(hosts.know(&HeaderValue::from_static(known)), "{known}");
+            assert!(hosts.know(known), "{known}");
         }
         for unknown in [
             "",
@@ -183,7 +184,7 @@ mod tests {
             "[::1",
             "a b",
         ] {
-            assert!(!hosts.know(&HeaderValue::from_str(unknown).unwrap()), "{unknown}");
+            assert!(!hosts.know(unknown), "{unknown}");
         }
         for wrong in ["", "*", "*.", ".a", "a.", "a:80", "http://a", "a/b", "a b", "a,b", "[::1]"] {
             assert!(wrong.parse::<Host>().is_err(), "{wrong}");

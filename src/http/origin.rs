@@ -10,8 +10,12 @@ use axum::{
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header, uri::Authority};
 
-use super::problem::Problem;
-use crate::{gateway::SOCKET_PATHS, limits::Limits, metrics::Refused};
+use super::{hosts::Hosts, problem::Problem};
+use crate::{
+    gateway::SOCKET_PATHS,
+    limits::{Limits, Said},
+    metrics::Refused,
+};
 
 /// Permitted methods and headers of other origins.
 const ALLOWED_METHODS: &str = "GET, POST";
@@ -19,6 +23,9 @@ const ALLOWED_HEADERS: &str = "authorization, content-type";
 const EXPOSED_HEADERS: &str = "retry-after";
 /// Lifetime of a preflight response, in seconds.
 const MAX_AGE_S: u32 = 600;
+
+/// The origins of pages that come from a file. Electron and Cordova send one or the other.
+const OF_FILES: [&str; 2] = ["null", "file://"];
 
 /// The origin of a page, as browsers send it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +36,9 @@ impl FromStr for Origin {
 
     fn from_str(text: &str) -> Result<Self, &'static str> {
         const EXPECTED: &str = "an origin as browsers send it, such as https://app.example.org";
+        if OF_FILES.contains(&text) {
+            return Ok(Self(HeaderValue::from_str(text).expect("it is ASCII")));
+        }
         let (scheme, place) = text.split_once("://").ok_or(EXPECTED)?;
         let of_scheme = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"+-.".contains(&b);
         let authority: Authority = place.parse().map_err(|_| EXPECTED)?;
@@ -68,20 +78,28 @@ enum Whence {
 }
 
 impl Whence {
-    fn of(headers: &HeaderMap, named: &[Origin]) -> Self {
+    /// `is_forwarded` says whether a proxy that may be believed was asked for a host that its argument accepts.
+    fn of(
+        headers: &HeaderMap,
+        named: &[Origin],
+        is_forwarded: impl FnOnce(&dyn Fn(&str) -> bool) -> bool,
+    ) -> Self {
         let Some(origin) = headers.get(header::ORIGIN) else { return Self::Here };
         if named.iter().any(|Origin(named)| named == origin) {
             return Self::Named(origin.clone());
         }
-        match headers.get(header::HOST) {
-            Some(host) if is_same(origin, host) => Self::Here,
-            _ => Self::Elsewhere,
+        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        let is_same = |host: &str| is_same(origin, host);
+        if host.is_some_and(is_same) || is_forwarded(&is_same) {
+            Self::Here
+        } else {
+            Self::Elsewhere
         }
     }
 }
 
 /// Whether a page of `origin` came from `host`. A server behind a load balancer does not know the scheme.
-fn is_same(origin: &HeaderValue, host: &HeaderValue) -> bool {
+fn is_same(origin: &HeaderValue, host: &str) -> bool {
     let same = || {
         let (scheme, place) = origin.to_str().ok()?.split_once("://")?;
         let port = default_port(scheme);
@@ -90,7 +108,7 @@ fn is_same(origin: &HeaderValue, host: &HeaderValue) -> bool {
             let host = authority.host().to_ascii_lowercase();
             (!text.contains('@')).then(|| (host, authority.port_u16().or(port)))
         };
-        Some(read(place)? == read(host.to_str().ok()?)?)
+        Some(read(place)? == read(host)?)
     };
     same().unwrap_or(false)
 }
@@ -99,22 +117,33 @@ fn is_same(origin: &HeaderValue, host: &HeaderValue) -> bool {
 #[derive(Clone)]
 struct Guard {
     named: Arc<[Origin]>,
+    /// The hosts that a proxy may have been asked for. None: any.
+    hosts: Option<Hosts>,
     limits: Arc<Limits>,
 }
 
 /// Restricts these routes to pages of this service and of the `named` origins. Other pages can read nothing, change
-/// nothing, and open no socket.
-pub fn guarded(routes: Router, named: Vec<Origin>, limits: Arc<Limits>) -> Router {
-    let guard_with = Guard { named: named.into(), limits };
+/// nothing, and open no socket. A page is the service's own, too, if a trusted proxy was asked for the page's host;
+/// where there is no authentication, only if that host is one of `hosts`: with DNS rebinding it could be anybody's.
+pub fn guarded(
+    routes: Router,
+    named: Vec<Origin>,
+    hosts: Option<Hosts>,
+    limits: Arc<Limits>,
+) -> Router {
+    let guard_with = Guard { named: named.into(), hosts, limits };
     routes.layer(from_fn_with_state::<_, _, (State<Guard>, Request)>(guard_with, guard))
 }
 
 async fn guard(
-    State(Guard { named, limits }): State<Guard>,
+    State(Guard { named, hosts, limits }): State<Guard>,
     request: Request,
     next: Next,
 ) -> Response {
-    let from = Whence::of(request.headers(), &named);
+    let is_known = |host: &str| hosts.as_ref().is_none_or(|hosts| hosts.know(host));
+    let from = Whence::of(request.headers(), &named, |is_same| {
+        limits.forwards_for(&request, |host| is_known(host) && is_same(host))
+    });
     let mut response = match &from {
         Whence::Here => next.run(request).await,
         Whence::Named(_) if is_preflight(&request) => preflight(),
@@ -122,8 +151,9 @@ async fn guard(
         Whence::Elsewhere if is_harmless(&request) => next.run(request).await,
         Whence::Elsewhere => {
             let (extensions, headers) = (request.extensions(), request.headers());
-            let origin = headers.get(header::ORIGIN).and_then(|origin| origin.to_str().ok());
-            limits.refuse(Refused::Origin, limits.source_of(extensions, headers), origin);
+            let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+            let said = Said { text: text(header::ORIGIN), host: text(header::HOST) };
+            limits.refuse(Refused::Origin, limits.source_of(extensions, headers), said);
             Problem::forbidden("Pages of this origin may not use this service").into_response()
         }
     };
@@ -176,13 +206,16 @@ mod tests {
             "https://app.example.org:8443",
             "http://[::1]:8080",
             "capacitor://localhost",
+            "file://",
+            "null",
         ] {
             assert_eq!(good.parse::<Origin>().unwrap().to_string(), good);
         }
         for bad in [
             "",
             "*",
-            "null",
+            "Null",
+            "file:///",
             "app.example.org",
             "https://",
             "https://*.example.org",
@@ -206,7 +239,7 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert(header::ORIGIN, origin.parse().unwrap());
             headers.insert(header::HOST, host.parse().unwrap());
-            Whence::of(&headers, &["https://app.example.org".parse().unwrap()])
+            Whence::of(&headers, &["https://app.example.org".parse().unwrap()], |_| false)
         };
         for (origin, host) in [
             ("http://127.0.0.1:3000", "127.0.0.1:3000"),
@@ -232,6 +265,16 @@ mod tests {
         }
         let named = from("https://app.example.org", "calls.example.org");
         assert!(matches!(named, Whence::Named(_)));
-        assert_eq!(Whence::of(&HeaderMap::new(), &[]), Whence::Here);
+        assert_eq!(Whence::of(&HeaderMap::new(), &[], |_| false), Whence::Here);
+    }
+
+    #[test]
+    fn a_page_is_from_here_if_a_proxy_was_asked_for_its_host() {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::ORIGIN, HeaderValue::from_static("https://calls.example.org"));
+        headers.insert(header::HOST, HeaderValue::from_static("127.0.0.1:3000"));
+        let from = |forwarded| Whence::of(&headers, &[], |is_same| is_same(forwarded));
+        assert_eq!(from("calls.example.org:443"), Whence::Here);
+        assert_eq!(from("calls.example.org:8443"), Whence::Elsewhere);
     }
 }

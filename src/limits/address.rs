@@ -110,6 +110,25 @@ impl ForwardedHeader {
         }
     }
 
+    /// The hosts in one line of the header that names them.
+    fn hosts(self, line: &str) -> Vec<&str> {
+        match self {
+            Self::XForwardedFor => line.split(',').map(str::trim).collect(),
+            Self::Forwarded => {
+                let elements = split_unquoted(line, ',').into_iter().flatten();
+                elements.filter_map(|element| value_in(element, "host")).collect()
+            }
+        }
+    }
+
+    /// The header in which a proxy that sends this one names the host that it was asked for.
+    fn name_of_hosts(self) -> HeaderName {
+        match self {
+            Self::XForwardedFor => HeaderName::from_static("x-forwarded-host"),
+            Self::Forwarded => self.name(),
+        }
+    }
+
     fn name(self) -> HeaderName {
         HeaderName::from_static(self.as_str())
     }
@@ -120,7 +139,11 @@ impl ForwardedHeader {
             Self::XForwardedFor => line.rsplit(',').map(|hop| hop_in(hop.trim())).collect(),
             Self::Forwarded => {
                 let elements = split_unquoted(line, ',');
-                elements.into_iter().rev().map(|element| hop_of_element(element?)).collect()
+                elements
+                    .into_iter()
+                    .rev()
+                    .map(|element| hop_in(value_in(element?, "for")?))
+                    .collect()
             }
         }
     }
@@ -179,7 +202,7 @@ impl Trusted {
     }
 
     /// Whether `address`, after `passed` proxies, is a proxy whose header is trusted.
-    fn trust(&self, address: IpAddr, passed: u8) -> bool {
+    pub fn trust(&self, address: IpAddr, passed: u8) -> bool {
         match self {
             Self::Networks(networks) => networks.iter().any(|network| network.contains(address)),
             Self::Hops(count) => passed < *count,
@@ -228,6 +251,22 @@ impl Proxies {
         }
         Sender { source: nearest.into(), doubted: None }
     }
+
+    /// Whether a trusted proxy says that one of the hosts that it, or a proxy before it, was asked for is one that
+    /// `is_meant` accepts. A client of a trusted proxy may have written the header, but a page cannot: a browser adds no
+    /// such header to a handshake or a form, and asks beforehand for any other request.
+    pub fn forwards_for(
+        &self,
+        extensions: &Extensions,
+        headers: &HeaderMap,
+        is_meant: impl Fn(&str) -> bool,
+    ) -> bool {
+        let peer = extensions.get::<Peer>();
+        let lines = headers.get_all(self.header.name_of_hosts()).iter();
+        let mut lines = lines.filter_map(|line| line.to_str().ok());
+        peer.is_some_and(|Peer(peer)| self.trusted.trust(*peer, 0))
+            && lines.any(|line| self.header.hosts(line).into_iter().any(&is_meant))
+    }
 }
 
 /// `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:80`.
@@ -238,15 +277,15 @@ fn hop_in(text: &str) -> Option<IpAddr> {
     bare().or_else(with_port).or_else(bracketed)
 }
 
-/// The `for=` of one element of `Forwarded`.
-fn hop_of_element(element: &str) -> Option<IpAddr> {
+/// The last value of this name in one element of `Forwarded`.
+fn value_in<'a>(element: &'a str, wanted: &str) -> Option<&'a str> {
     let mut found = None;
     for pair in split_unquoted(element, ';') {
         let (name, value) = pair?.split_once('=')?;
-        if name.trim().eq_ignore_ascii_case("for") {
+        if name.trim().eq_ignore_ascii_case(wanted) {
             let value = value.trim();
             let unquoted = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
-            found = hop_in(unquoted.unwrap_or(value));
+            found = Some(unquoted.unwrap_or(value));
         }
     }
     found
@@ -407,6 +446,31 @@ mod tests {
             ("for=203.0.113.7;x=\"\\\", for=198.51.100.1;by=\"a\"", "10.0.0.1"),
         ] {
             assert_eq!(asked(&proxies, "10.0.0.1", &[line]).source, source(from), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_host_that_a_trusted_proxy_was_asked_for() {
+        use ForwardedHeader::{Forwarded, XForwardedFor};
+        let meant = |header: ForwardedHeader, peer: &str, name: &str, line: &str| {
+            let mut extensions = Extensions::new();
+            extensions.insert(Peer(peer.parse().unwrap()));
+            let mut headers = HeaderMap::new();
+            headers.insert(HeaderName::try_from(name).unwrap(), line.parse().unwrap());
+            let proxies = proxies(&["10.0.0.0/8"], header);
+            proxies.forwards_for(&extensions, &headers, |host| host == "calls.example.org:8443")
+        };
+        for (header, name, line, is_meant) in [
+            (XForwardedFor, "x-forwarded-host", "calls.example.org:8443", true),
+            (XForwardedFor, "x-forwarded-host", "calls.example.org:8443, inner", true),
+            (XForwardedFor, "x-forwarded-host", "calls.example.org", false),
+            (XForwardedFor, "forwarded", "host=\"calls.example.org:8443\"", false),
+            (Forwarded, "forwarded", "for=10.1.1.1;Host=\"calls.example.org:8443\"", true),
+            (Forwarded, "forwarded", "for=\", host=\"calls.example.org:8443\"", false),
+            (Forwarded, "x-forwarded-host", "calls.example.org:8443", false),
+        ] {
+            assert_eq!(meant(header, "10.0.0.1", name, line), is_meant, "{name}: {line}");
+            assert!(!meant(header, "192.0.2.1", name, line), "its sender is not trusted");
         }
     }
 

@@ -14,6 +14,7 @@ pub mod table;
 use std::{
     fmt,
     hash::Hash,
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -21,7 +22,7 @@ use std::{
     time::Duration,
 };
 
-use http::{Extensions, HeaderMap};
+use http::{Extensions, HeaderMap, Request};
 
 use self::{
     address::{Proxies, Source},
@@ -31,7 +32,7 @@ use self::{
     notice::Notices,
     table::{Buckets, Counts, No, Place},
 };
-pub use refusals::Refusals;
+pub use refusals::{Refusals, Said};
 pub use settings::Settings;
 
 use crate::{
@@ -182,6 +183,16 @@ impl Limits {
         sender.source
     }
 
+    /// Whether a peer is a trusted proxy.
+    pub fn trusts(&self, peer: IpAddr) -> bool {
+        self.proxies.trusted.trust(peer, 0)
+    }
+
+    /// Whether a trusted proxy says that it was asked for a host that `is_meant` accepts.
+    pub fn forwards_for<B>(&self, request: &Request<B>, is_meant: impl Fn(&str) -> bool) -> bool {
+        self.proxies.forwards_for(request.extensions(), request.headers(), is_meant)
+    }
+
     /// A slot for a new connection.
     pub fn open(&self, source: Source) -> Result<Seat, TooMany> {
         let no = |what| {
@@ -281,7 +292,7 @@ impl Limits {
     ) -> Result<Option<Identity>, CheckError> {
         let admitted = access.admit(token).await;
         if let Err(error) = admitted {
-            self.refuse(error.into(), source, None);
+            self.refuse(error.into(), source, Said::default());
         }
         if let Err(CheckError::Unauthenticated(why)) = admitted
             && why.is_guess()
@@ -293,7 +304,7 @@ impl Limits {
     }
 
     /// Records a refused client; `said` is the text that was refused.
-    pub fn refuse(&self, reason: Refused, source: Source, said: Option<&str>) {
+    pub fn refuse(&self, reason: Refused, source: Source, said: Said<'_>) {
         self.refusals.note(reason, source, said);
     }
 

@@ -16,6 +16,14 @@ use crate::{
 /// The refused text is cut to this length in the log.
 const MAX_SAID_CHARS: usize = 128;
 
+/// The text for which a request is refused, if it may be logged.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Said<'a> {
+    pub text: Option<&'a str>,
+    /// The host that a page of a refused origin has asked for.
+    pub host: Option<&'a str>,
+}
+
 /// When each reason was last in the log, and how often there was cause since.
 #[derive(Debug)]
 pub struct Refusals {
@@ -28,13 +36,15 @@ impl Refusals {
         Self { each: Refused::ALL.iter().map(|_| Notice::default()).collect(), clock }
     }
 
-    /// Records that `from` was refused; `said` is the refused text, if it may be logged.
-    pub fn note(&self, reason: Refused, from: impl fmt::Display, said: Option<&str>) {
+    /// Records that `from` was refused.
+    pub fn note(&self, reason: Refused, from: impl fmt::Display, said: Said<'_>) {
         metrics::REFUSED.of(reason).increment(1);
         if let Some(unsaid) = self.each[reason.index()].says(self.clock.now_us()) {
-            let said: Option<String> = said.map(|said| said.chars().take(MAX_SAID_CHARS).collect());
-            let (said, fix) = (said.as_deref(), fix(reason));
-            info!(reason = reason.as_str(), %from, said, unsaid, fix, "turned away");
+            let cut =
+                |text: Option<&str>| text.map(|text| text.chars().take(MAX_SAID_CHARS).collect());
+            let (text, host): (Option<String>, Option<String>) = (cut(said.text), cut(said.host));
+            let (said, host, fix) = (text.as_deref(), host.as_deref(), fix(reason));
+            info!(reason = reason.as_str(), %from, said, host, unsaid, fix, "turned away");
         }
     }
 }
@@ -93,7 +103,12 @@ fn fix(reason: Refused) -> &'static str {
         Refused::TokenSubject => "have the issuer put the user's id into sub",
         Refused::TokenNoTime => "have the issuer put exp into the token, in seconds of Unix time",
         Refused::TokenKeys => "see to it that this node reaches SWITCHBOARD_JWKS_URL",
-        Refused::Origin => "if the page is yours, name its origin in SWITCHBOARD_CORS_ORIGINS",
+        Refused::Origin => {
+            "if the page is the service's own, have the proxy in front send Host as it was asked for (nginx: \
+             proxy_set_header Host $http_host), or send X-Forwarded-Host and be one of SWITCHBOARD_TRUSTED_PROXIES \
+             (without tokens, SWITCHBOARD_HOSTS lists the host, too); if it is another page of yours, name its origin \
+             in SWITCHBOARD_CORS_ORIGINS"
+        }
         Refused::Host => "if the service goes by this name, list it in SWITCHBOARD_HOSTS",
         Refused::HostHeader => "have the client or the proxy send one Host header",
         Refused::Protocol => {

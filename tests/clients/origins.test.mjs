@@ -26,8 +26,8 @@ function corsHeaders(response) {
 }
 
 /** The status of a websocket handshake from this origin; 101 if it is accepted. */
-async function handshake(to, origin) {
-  const ws = new WebSocket(`ws://127.0.0.1:${to.port}/socket.io/?EIO=4&transport=websocket`, { origin });
+async function handshake(to, origin, headers = {}) {
+  const ws = new WebSocket(`ws://127.0.0.1:${to.port}/socket.io/?EIO=4&transport=websocket`, { origin, headers });
   const status = await new Promise((resolve, reject) => {
     ws.once('upgrade', () => resolve(101));
     ws.once('unexpected-response', (_, response) => resolve(response.statusCode));
@@ -144,12 +144,59 @@ describe('origins', { concurrency: true }, () => {
   });
 
   test('are set as browsers send them', async () => {
-    for (const origin of ['*', 'null', 'app.example.org', 'https://app.example.org/', 'https://App.example.org', '']) {
+    for (const origin of ['*', 'Null', 'file:///', 'app.example.org', 'https://app.example.org/', 'https://App.example.org', '']) {
       const { code, stderr } = await runToExit(['config', '--cors-origins', origin]);
       assert.equal(code, 1, origin);
       assert.match(stderr, /^error: cors_origins: expected an origin [^\n]+\n$/);
     }
   });
+});
+
+describe('behind a proxy', { concurrency: true }, () => {
+  const OWN = 'https://calls.example.org:8443';
+  const forwarded = { 'x-forwarded-for': '192.0.2.7', 'x-forwarded-host': 'calls.example.org:8443' };
+  const opens = async (to, headers) => (await ask(to, '/socket.io/?EIO=4&transport=polling', { origin: OWN, ...headers })).status;
+
+  async function behind(t, env) {
+    const one = await startServer({ env });
+    t.after(() => one.stop());
+    return one;
+  }
+
+  test('the host that a trusted one was asked for is the page’s own', async (t) => {
+    const trusting = await behind(t, { ...JWT, SWITCHBOARD_TRUSTED_PROXIES: '127.0.0.0/8' });
+    assert.equal(await opens(trusting, forwarded), 200);
+    assert.equal(await handshake(trusting, OWN, forwarded), 101);
+    assert.equal(await opens(trusting, { ...forwarded, 'x-forwarded-host': 'calls.example.org' }), 403, 'on another port');
+    assert.equal(await opens(trusting, {}), 403, 'nothing is forwarded');
+    assert.equal(await opens(trusting, { forwarded: 'host="calls.example.org:8443"' }), 403, 'only one header is read');
+    const standard = await behind(t, { ...JWT, SWITCHBOARD_TRUSTED_PROXIES: 'hops:1', SWITCHBOARD_FORWARDED_HEADER: 'forwarded' });
+    assert.equal(await opens(standard, { forwarded: 'for=192.0.2.7;host="calls.example.org:8443";proto=https' }), 200);
+  });
+
+  test('others are not believed', async (t) => {
+    const wary = await behind(t, { ...JWT, SWITCHBOARD_TRUSTED_PROXIES: '192.0.2.0/24' });
+    assert.equal(await opens(wary, forwarded), 403);
+    assert.equal(await handshake(wary, OWN, forwarded), 403);
+  });
+
+  test('without tokens the host must be one of the service’s: a rebound name is forwarded, too', async (t) => {
+    const env = { SWITCHBOARD_TRUSTED_PROXIES: 'hops:1' };
+    assert.equal(await opens(await behind(t, env), forwarded), 403);
+    assert.equal(await opens(await behind(t, { ...env, SWITCHBOARD_HOSTS: 'calls.example.org' }), forwarded), 200);
+  });
+});
+
+test('pages of files, if they are named', async (t) => {
+  for (const origin of ['null', 'file://']) {
+    assert.equal(await handshake(closed, origin), 403, origin);
+    const one = await startServer({ args: ['--cors-origins', origin] });
+    t.after(() => one.stop());
+    assert.equal(await handshake(one, origin), 101, origin);
+    const response = await ask(one, '/v1/presence?userIds=anna', { origin });
+    assert.equal(corsHeaders(response)['access-control-allow-origin'], origin);
+    assert.equal(await handshake(one, origin === 'null' ? 'file://' : 'null'), 403);
+  }
 });
 
 describe('headers', { concurrency: true }, () => {

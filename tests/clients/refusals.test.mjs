@@ -80,7 +80,8 @@ describe('a refusal tells what to change', ONE_NODE, () => {
     const line = await refused(strict, 'origin', 'SWITCHBOARD_CORS_ORIGINS', async () => {
       assert.equal((await ask(strict.url, EIO, { origin: 'https://elsewhere.example' })).status, 403);
     });
-    assert.equal(line.said, 'https://elsewhere.example');
+    assert.deepEqual([line.said, line.host], ['https://elsewhere.example', new URL(strict.url).host]);
+    for (const words of ['SWITCHBOARD_TRUSTED_PROXIES', 'X-Forwarded-Host', 'SWITCHBOARD_HOSTS']) assert.ok(line.fix.includes(words), line.fix);
   });
 
   test('of a host', async () => {
