@@ -15,7 +15,8 @@ use crate::{
     gateway::{Gateway, Leaving, Serving},
     health::{Health, Part, Phase},
     history::{
-        self, Keeper, Measured, OpenError, Postgres, Recorder, Sqlite, Store, StoreError, Writer,
+        self, Keeper, Measured, OpenError, Plan, Postgres, Recorder, Sqlite, Store, StoreError,
+        Writer,
     },
     http::{self, Hosts, Server},
     ice::Ice,
@@ -336,6 +337,18 @@ pub async fn migrate(config: &Config) -> Result<String, StartError> {
         migrated
     };
     Ok(format!("{url}: {migrated}"))
+}
+
+/// What [`migrate`] would do to the database of the history, after its URL. Changes nothing.
+pub async fn plan(config: &Config) -> Result<Plan, StartError> {
+    let url = &config.database_url;
+    if is_postgres(url) {
+        let refuse = |source| StartError::Postgres { url: url.to_string(), source };
+        let examined = Postgres::examine(url.expose(), Clock::System.now()).await;
+        return Ok(examined.map_err(refuse)?.plan);
+    }
+    let refuse = |source| StartError::Database { url: url.to_string(), source };
+    Sqlite::plan(url.expose()).await.map_err(refuse)
 }
 
 /// Whether the history has only this node's changes: one SQLite file per node, with calls that span nodes.

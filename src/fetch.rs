@@ -11,7 +11,8 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 use rustls::{ClientConfig, RootCertStore, crypto::ring, pki_types::ServerName};
-use tokio::sync::Semaphore;
+use tokio::{net::TcpStream, sync::Semaphore};
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 /// Lifetime of an idle connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -69,6 +70,25 @@ impl fmt::Debug for Endpoint {
     }
 }
 
+/// The settings of TLS, with the authorities that this machine trusts, or with none.
+fn tls(is_used: bool) -> io::Result<ClientConfig> {
+    let tls = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?;
+    let tls = if is_used {
+        tls.with_native_roots()?
+    } else {
+        tls.with_root_certificates(RootCertStore::empty())
+    };
+    Ok(tls.with_no_client_auth())
+}
+
+/// TLS on a stream to `host`, whose certificate must be trusted by this machine.
+pub async fn secure(stream: TcpStream, host: &str) -> io::Result<TlsStream<TcpStream>> {
+    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+    TlsConnector::from(Arc::new(tls(true)?)).connect(name, stream).await
+}
+
 /// A failed request.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
@@ -105,16 +125,8 @@ impl Fetcher {
     /// # Errors
     /// The machine names no authority whose certificates it trusts, and the address needs one.
     pub fn new(uri: &Uri, limits: Limits) -> io::Result<Self> {
-        let tls = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(io::Error::other)?;
-        let tls = if uri.scheme() == Some(&Scheme::HTTPS) {
-            tls.with_native_roots()?
-        } else {
-            tls.with_root_certificates(RootCertStore::empty())
-        };
         let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls.with_no_client_auth())
+            .with_tls_config(tls(uri.scheme() == Some(&Scheme::HTTPS))?)
             .https_or_http()
             .enable_http1()
             .build();

@@ -62,6 +62,7 @@ pub mod call;
 pub mod calls;
 pub mod cluster;
 pub mod config;
+pub mod doctor;
 pub mod fetch;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;

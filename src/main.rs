@@ -11,13 +11,17 @@ use switchboard::{
     app::{self, Process},
     auth::mint,
     bench,
-    config::{Cli, Config, Task},
+    config::{self, Cli, Config, Task},
+    doctor,
     ids::NodeId,
     logs::{self, Log},
     metrics, probe,
     time::Clock,
 };
 use tokio::runtime::Runtime;
+
+/// The exit code of `migrate --plan` if something is pending.
+const PENDING: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = match Cli::read() {
@@ -54,6 +58,17 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Task::PrintConfig(config) => print(&config.to_toml()),
         Task::Serve(config) => serve(config),
         Task::Migrate(config) => migrate(config),
+        Task::PlanMigration(config) => {
+            let plan = runtime()?.block_on(app::plan(&config))?;
+            print(&format!("{}: {plan}\n", config.database_url))?;
+            Ok(if plan.is_pending() { ExitCode::from(PENDING) } else { ExitCode::SUCCESS })
+        }
+        Task::PrintDefaults => print(&config::defaults()),
+        Task::Doctor(config, front) => {
+            let findings = runtime()?.block_on(doctor::examine(config, front));
+            print(&findings.to_string())?;
+            Ok(if findings.are_wrong() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+        }
         Task::Health(listen) => {
             let readiness = runtime()?.block_on(probe::ask(listen))?;
             print(&format!("{readiness}\n"))?;

@@ -14,6 +14,7 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 
 pub use self::family::Label;
 use self::family::{Family, Kind};
+pub use self::process::open_files;
 use crate::{
     call::{CallType, EndReason, Signal},
     health::Part,

@@ -7,6 +7,20 @@
 //     const auth: Auth = { userId: 'anna', deviceId: 'laptop' };
 //     const socket: Socket<ServerToClientEvents, ClientToServerEvents> = io(url, { auth });
 
+/** A request as it arrived. */
+export type Arrival = {
+  /** The node that answers. */
+  node: NodeId;
+  /** The address of the connection's other end. */
+  peer: string;
+  /** Whether that is a trusted proxy. */
+  isTrusted: boolean;
+  /** The address that the request counts for; a network for IPv6. */
+  address: string;
+  /** The headers of proxies, and `host`. */
+  forwarded: Record<string, string>;
+};
+
 /** What a client says when it connects. */
 export type Auth = {
   deviceId?: DeviceId;
@@ -473,6 +487,10 @@ export interface HttpApi {
       id: CallId;
     };
     answer: CallRecord;
+  };
+  /** Show this request */
+  'GET /v1/admin/request': {
+    answer: Arrival;
   };
   /** Disconnect a user */
   'POST /v1/admin/users/{id}/disconnect': {

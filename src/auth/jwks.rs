@@ -128,6 +128,11 @@ impl KeySet {
         }
     }
 
+    /// Fetches the set, and counts its usable keys. Changes nothing.
+    pub async fn count(&self) -> anyhow::Result<usize> {
+        Ok(read(&self.get().await?)?.len())
+    }
+
     async fn fetch(&self) {
         // Boxed: inline, every task that may check a token would reserve its size.
         let fetched = Box::pin(self.get()).await;

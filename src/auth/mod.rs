@@ -144,6 +144,14 @@ impl Checker {
         Ok(claims.check(self.issuer.as_deref(), self.audience.as_deref(), now)?)
     }
 
+    /// The number of keys that tokens can be checked with. Fetches the key set, if there is one.
+    pub async fn usable_keys(&self) -> anyhow::Result<usize> {
+        match &self.keys {
+            Keys::One(_) => Ok(1),
+            Keys::Set(set) => set.count().await,
+        }
+    }
+
     /// Fetches the key set, if there is one. The node starts even if that fails.
     pub async fn prepare(&self, now: Timestamp) {
         if let Keys::Set(set) = &self.keys {

@@ -39,7 +39,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 pub use memory::{Embedded, Hub};
-pub use redis::{ConnectError, Redis};
+pub use redis::{ConnectError, MIN_MAJOR as MIN_REDIS_VERSION, Redis, has_known_scheme};
 
 use crate::{
     call::{Call, Lobby, Role, Signal},

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use http::Uri;
 
 use super::{
     Auth, AuthMode, Config, ConfigError, Settings, TOKENS, duration, reference::is_setting,
@@ -11,6 +12,7 @@ use crate::{
     auth::{Mint, Trust},
     bench::Bench,
     ids::UserId,
+    secret::Secret,
 };
 
 const ENV_PREFIX: &str = "SWITCHBOARD_";
@@ -30,14 +32,17 @@ enum Command {
     /// Runs a node (the default)
     Serve(ServeOptions),
     /// Applies the missing migrations to the database of the call history and prints which
-    Migrate(Options),
+    Migrate(MigrateOptions),
     /// Asks the node of these settings whether it is ready: exit code 0 if it is, else 1
     Health(Options),
     /// Puts load on a server and measures its cost
     #[command(subcommand)]
     Bench(Bench),
     /// Prints the effective settings as TOML
-    Config(Options),
+    Config(ConfigOptions),
+    /// Checks these settings against the world: Redis, the database, keys, TURN servers, the address in front of the
+    /// nodes. Prints a line for each finding; exit code 1 if something is wrong
+    Doctor(DoctorOptions),
     /// Prints a token for development, signed with the shared secret of the settings
     Token(TokenOptions),
 }
@@ -47,10 +52,13 @@ enum Command {
 pub enum Task {
     Serve(Config),
     Migrate(Config),
+    PlanMigration(Config),
     /// The address of the admin listener.
     Health(SocketAddr),
     Bench(Bench),
     PrintConfig(Config),
+    PrintDefaults,
+    Doctor(Config, Option<Front>),
     MintToken(Trust, Mint),
 }
 
@@ -67,6 +75,57 @@ struct TokenOptions {
     scopes: Vec<String>,
     #[command(flatten)]
     options: Options,
+}
+
+#[derive(Debug, Args)]
+struct MigrateOptions {
+    /// Prints what would be done and changes nothing: exit code 2 if a migration is pending, 0 if none is
+    #[arg(long)]
+    plan: bool,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Debug, Args)]
+struct ConfigOptions {
+    /// Prints a file with a comment on every setting and its default instead
+    #[arg(long)]
+    defaults: bool,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Debug, Args)]
+struct DoctorOptions {
+    /// Address of the service for clients, in front of its nodes: checks what stands between
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+    /// Token with the scope `admin`, to ask the nodes how requests arrive; with a shared secret in the settings, and in
+    /// `open` mode, none is needed
+    #[arg(long, value_name = "TOKEN", requires = "url")]
+    token: Option<Secret>,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// The address of the service for clients, as `doctor` asks it.
+#[derive(Debug, Clone)]
+pub struct Front {
+    /// `http` or `https`, a host, and perhaps a port.
+    pub uri: Uri,
+    /// A token with the scope `admin`.
+    pub token: Option<Secret>,
+}
+
+impl Front {
+    fn new(url: &str, token: Option<Secret>) -> Result<Self, &'static str> {
+        const EXPECTED: &str = "expected https://HOST[:PORT] or http://HOST[:PORT]";
+        let uri: Uri = url.parse().map_err(|_| EXPECTED)?;
+        let is_place = uri.authority().is_some_and(|place| !place.as_str().contains('@'));
+        let is_known = matches!(uri.scheme_str(), Some("http" | "https"));
+        let is_bare = uri.path() == "/" && uri.query().is_none();
+        if is_place && is_known && is_bare { Ok(Self { uri, token }) } else { Err(EXPECTED) }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -107,15 +166,24 @@ impl Cli {
         match self.command {
             None => self.serve.resolve()?.traced().map(Task::Serve),
             Some(Command::Serve(options)) => options.resolve()?.traced().map(Task::Serve),
-            Some(Command::Migrate(options)) => {
-                options.resolve_only(Settings::of_migrations).map(Task::Migrate)
+            Some(Command::Migrate(MigrateOptions { plan, options })) => {
+                let config = options.resolve_only(Settings::of_migrations)?;
+                Ok(if plan { Task::PlanMigration(config) } else { Task::Migrate(config) })
             }
             Some(Command::Health(options)) => {
                 let listen = options.resolve_only(Settings::of_health)?.admin_listen;
                 Ok(Task::Health(listen))
             }
             Some(Command::Bench(bench)) => Ok(Task::Bench(bench)),
-            Some(Command::Config(options)) => options.resolve()?.traced().map(Task::PrintConfig),
+            Some(Command::Config(ConfigOptions { defaults: true, .. })) => Ok(Task::PrintDefaults),
+            Some(Command::Config(ConfigOptions { options, .. })) => {
+                options.resolve()?.traced().map(Task::PrintConfig)
+            }
+            Some(Command::Doctor(DoctorOptions { url, token, options })) => {
+                let front = url.map(|url| Front::new(&url, token)).transpose();
+                let front = front.map_err(|error| ConfigError(format!("--url: {error}")))?;
+                Ok(Task::Doctor(options.resolve()?, front))
+            }
             Some(Command::Token(options)) => options.resolve(),
         }
     }
@@ -277,10 +345,15 @@ mod tests {
     #[test]
     fn help_shows_each_command_its_own_settings_without_markup() {
         for (command, own, foreign) in [
-            ("migrate", &["--database-url", "--config"][..], &["--turn-urls", "--jwt-secret"][..]),
+            (
+                "migrate",
+                &["--database-url", "--config", "--plan"][..],
+                &["--turn-urls", "--jwt-secret"][..],
+            ),
             ("health", &["--admin-listen", "--config"], &["--listen", "--redis-url"]),
             ("token", &["--user", "--ttl", "--jwt-secret"], &["--database-url", "--turn-secret"]),
-            ("config", &["--turn-secret", "--listen"], &["--user", "--migrate"]),
+            ("config", &["--turn-secret", "--listen", "--defaults"], &["--user", "--migrate"]),
+            ("doctor", &["--turn-secret", "--redis-url", "--url"], &["--user", "--migrate"]),
             ("serve", &["--turn-secret", "--migrate"], &["--user"]),
         ] {
             let mut described = described();
@@ -293,6 +366,17 @@ mod tests {
                 assert!(!help.contains(flag), "{command} {flag}");
             }
             assert!(!help.contains('`'), "{help}");
+        }
+    }
+
+    #[test]
+    fn the_address_in_front_is_a_place() {
+        for good in ["https://calls.example.org", "http://127.0.0.1:8080/", "https://[::1]:8443"] {
+            assert!(Front::new(good, None).is_ok(), "{good}");
+        }
+        for bad in ["", "calls.example.org", "ws://a", "https://a/b", "https://a?b", "https://a@b"]
+        {
+            assert!(Front::new(bad, None).is_err(), "{bad}");
         }
     }
 

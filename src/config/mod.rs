@@ -16,8 +16,8 @@ use std::{
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Deserializer};
 
-pub use commands::{Cli, Task};
-pub use reference::{Reference, Setting, reference};
+pub use commands::{Cli, Front, Task};
+pub use reference::{Reference, Setting, defaults, reference};
 
 use crate::{
     auth::{KeySource, Trust, shown_public_key},

@@ -1,9 +1,14 @@
 //! The reference of all settings, read from the definition of the command line: docs/reference/settings.md
-//! is written from it, and a test holds the two together.
+//! is written from it, and a test holds the two together. `switchboard config --defaults` prints the same as a file.
+
+use std::fmt::Write as _;
 
 use clap::{Arg, CommandFactory};
 
-use super::Cli;
+use super::{Cli, Settings};
+
+/// The width of a comment in the file of defaults.
+const WIDTH: usize = 100;
 
 /// The settings under one heading.
 #[derive(Debug, PartialEq, Eq)]
@@ -37,6 +42,53 @@ pub fn reference() -> Vec<Reference> {
         last.settings.push(describe(argument));
     }
     all
+}
+
+/// A settings file with every setting at its default, each with a comment. A setting without a default, or without
+/// effect alone, is commented out.
+pub fn defaults() -> String {
+    let command = Cli::command();
+    let mut toml = "# All settings of switchboard with their defaults. Flags and the environment win over this file.\n\
+                    # A line without a value, or without effect alone, is commented out.\n"
+        .to_owned();
+    for Reference { heading, settings } in reference() {
+        write!(toml, "\n\n# ---- {heading} ----\n").expect("a string takes all");
+        for Setting { name, flag: _, environment, default, range, meaning } in settings {
+            let is_list = command.get_arguments().any(|argument| {
+                argument.get_id() == &name && argument.get_value_delimiter().is_some()
+            });
+            let range = if range.is_empty() { range } else { format!(" Range: {range}.") };
+            let about = format!("{meaning}. Default: {default}.{range} {environment}");
+            toml.push('\n');
+            for line in wrapped(&about) {
+                writeln!(toml, "# {line}").expect("a string takes all");
+            }
+            let is_value = !default.contains(' ') && default != "none";
+            let value = toml::Value::from(if is_value { default } else { "…".to_owned() });
+            let value = if is_list { vec![value].into() } else { value };
+            let line = format!("{name} = {value}");
+            let stands = is_value
+                && toml::from_str::<Settings>(&line)
+                    .is_ok_and(|settings| settings.resolve().is_ok());
+            writeln!(toml, "{}{line}", if stands { "" } else { "# " }).expect("a string takes all");
+        }
+    }
+    toml
+}
+
+/// The words of a text in lines of up to [`WIDTH`] characters.
+fn wrapped(text: &str) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + word.chars().count() < WIDTH => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
 }
 
 /// Whether this argument can also stand in the settings file.
@@ -123,6 +175,30 @@ mod tests {
             checked += 1;
         }
         assert!(checked > 12, "{checked}");
+    }
+
+    #[test]
+    fn the_file_of_defaults_changes_nothing_and_has_every_setting() {
+        let file = defaults();
+        let nothing = Settings::default().resolve().unwrap().to_toml();
+        assert_eq!(resolve(&file).unwrap().to_toml(), nothing, "{file}");
+        assert!(file.lines().all(|line| line.chars().count() <= WIDTH + 40), "{file}");
+        let mut set = 0;
+        for Setting { name, default, .. } in all() {
+            let line = file.lines().find(|line| {
+                line.strip_prefix("# ").unwrap_or(line).starts_with(&format!("{name} = "))
+            });
+            let line = line.unwrap_or_else(|| panic!("{name} is missing"));
+            let has_value = !default.starts_with("none") && name != "auth";
+            assert!(has_value || line.starts_with('#'), "{line}");
+            set += usize::from(!line.starts_with('#'));
+        }
+        assert!(set > 8, "{set}");
+        // Without the comment sign it is a setting like the others.
+        let (name, url) = ("authorize_timeout", beside("authorize_timeout"));
+        let backend = format!("{url}{}", file.replace(&format!("# {name}"), name));
+        assert_ne!(backend, format!("{url}{file}"));
+        assert_eq!(resolve(&backend).unwrap().to_toml(), resolve(url).unwrap().to_toml());
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod keeper;
 mod measured;
 mod migrated;
 pub mod page;
+mod plan;
 mod postgres;
 mod recorder;
 mod sqlite;
@@ -20,7 +21,8 @@ pub use backlog::{Backlog, MAX_BACKLOG_ROWS, Refused};
 pub use keeper::{Keeper, close_left, close_orphans, close_orphans_but};
 pub use measured::Measured;
 pub use migrated::Migrated;
-pub use postgres::{OpenError, Postgres};
+pub use plan::{Partition, Plan};
+pub use postgres::{Examined, OpenError, Postgres};
 pub use recorder::{Recorder, Writer, recorder};
 pub use sqlite::Sqlite;
 

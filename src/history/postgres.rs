@@ -21,7 +21,7 @@ use sqlx::{
 use tracing::{info, warn};
 
 use super::{
-    Migrated, Period, Query, Row, Stats, Store, StoreError,
+    Migrated, Partition, Period, Plan, Query, Row, Stats, Store, StoreError,
     decode::{self, millis, number},
     is_without_partition, page,
 };
@@ -61,6 +61,20 @@ pub struct Postgres {
     owner: Owner,
     /// The days whose partition is known to exist.
     days: Mutex<HashSet<i64>>,
+}
+
+/// A database as `switchboard doctor` finds it.
+#[derive(Debug)]
+pub struct Examined {
+    pub plan: Plan,
+    /// The server's version, in words and as its number (`server_version_num`).
+    pub version: (String, i64),
+    /// Whether the server only reads.
+    pub is_standby: bool,
+    /// The server's time of day.
+    pub now: Timestamp,
+    /// How long a transaction with one statement took.
+    pub took: Duration,
 }
 
 /// An unusable database. Displays as one sentence.
@@ -105,6 +119,54 @@ impl Postgres {
         };
         postgres.close().await;
         Ok(migrated)
+    }
+
+    /// Looks at the database without changing it or waiting until it is reachable. `now` says which months need a
+    /// partition.
+    pub async fn examine(url: &str, now: Timestamp) -> Result<Examined, OpenError> {
+        let postgres = Self::at(url)?;
+        let examined = postgres.examined(now).await;
+        postgres.close().await;
+        examined
+    }
+
+    async fn examined(&self, now: Timestamp) -> Result<Examined, OpenError> {
+        let applied = self.schema_versions().await?;
+        let partitions = if applied.is_empty() {
+            Vec::new()
+        } else {
+            self.missing_partitions(now).await.map_err(refusal)?
+        };
+        let asked = tokio::time::Instant::now();
+        let about = sqlx::query(include_str!("postgres/examine.sql"));
+        let about = self.readers.ask(STATEMENT_TIMEOUT, about).await.map_err(refusal)?;
+        let took = asked.elapsed();
+        let about = about.first().ok_or_else(|| refusal(sqlx::Error::RowNotFound))?;
+        let read = || -> Result<Examined, sqlx::Error> {
+            Ok(Examined {
+                plan: Plan::new(&MIGRATIONS, &applied, partitions),
+                version: (about.try_get("version")?, about.try_get("number")?),
+                is_standby: about.try_get("is_standby")?,
+                now: decode::now(about)?,
+                took,
+            })
+        };
+        read().map_err(refusal)
+    }
+
+    /// The partitions of this month and the ones ahead that are not there.
+    async fn missing_partitions(&self, now: Timestamp) -> Result<Vec<Partition>, sqlx::Error> {
+        let missing =
+            sqlx::query(include_str!("postgres/missing.sql")).bind(millis(now)).bind(MONTHS_AHEAD);
+        let missing = self.readers.ask(STATEMENT_TIMEOUT, missing).await?;
+        let partition = |row: &PgRow| {
+            Ok(Partition {
+                name: row.try_get("name")?,
+                is_taken: row.try_get("is_taken")?,
+                may_be_made: row.try_get("may_be_made")?,
+            })
+        };
+        missing.iter().map(partition).collect()
     }
 
     /// Takes the right to keep live calls here, and answers the calls that the process before this one held live,

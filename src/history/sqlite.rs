@@ -12,12 +12,13 @@ use std::{
 use async_trait::async_trait;
 use sqlx::{
     QueryBuilder, Row as _, SqlitePool,
+    migrate::Migrator,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 use tracing::{info, warn};
 
 use super::{
-    Migrated, Period, Query, Row, Stats, Store, StoreError,
+    Migrated, Period, Plan, Query, Row, Stats, Store, StoreError,
     decode::{self, json, millis, number},
     page,
 };
@@ -45,6 +46,8 @@ const BEATS_KEPT: Duration = Duration::from_hours(30 * 24);
 
 /// Numbers of rows per statement. Each number is a prepared statement of its own, so there are few.
 const CHUNK_ROWS: [usize; 4] = [64, 16, 4, 1];
+
+static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// Rows in a SQLite file.
 #[derive(Debug, Clone)]
@@ -78,9 +81,28 @@ impl Sqlite {
             SqlitePoolOptions::new().max_connections(MAX_CONNECTIONS).connect_with(options).await?;
         let lock = lock(&path)?;
         let before = schema_versions(&pool).await?;
-        sqlx::migrate!("migrations/sqlite").run(&pool).await.map_err(sqlx::Error::from)?;
+        MIGRATIONS.run(&pool).await.map_err(sqlx::Error::from)?;
         let migrated = Migrated::new(before, &schema_versions(&pool).await?);
         Ok((Self { pool, _lock: Arc::new(lock) }, migrated))
+    }
+
+    /// What [`Sqlite::migrate`] would do to the file at `url`. Changes nothing, and a node may use the file meanwhile.
+    pub async fn plan(url: &str) -> Result<Plan, StoreError> {
+        let options = SqliteConnectOptions::from_str(url)?;
+        let path = options.get_filename().to_owned();
+        if !path.exists() {
+            return Ok(Plan::new(&MIGRATIONS, &HashSet::new(), Vec::new()));
+        }
+        // To read a file that nobody has open, SQLite would create its write-ahead log beside it. Without a log the
+        // file itself is complete.
+        let mut log = path.as_os_str().to_owned();
+        log.push("-wal");
+        let is_closed = !Path::new(&log).exists();
+        let options = options.read_only(true).immutable(is_closed).busy_timeout(BUSY_TIMEOUT);
+        let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
+        let applied = schema_versions(&pool).await;
+        pool.close().await;
+        Ok(Plan::new(&MIGRATIONS, &applied?, Vec::new()))
     }
 
     /// The calls that the process before this one held live, each with when it was last known to live. Without

@@ -1,9 +1,9 @@
 //! `/v1/admin`: the operators' view and actions, on whatever node a call or user is.
 
-use std::{str::FromStr, sync::Arc};
+use std::{collections::BTreeMap, str::FromStr, sync::Arc};
 
-use axum::{Json, extract::State};
-use http::StatusCode;
+use axum::{Extension, Json, extract::State};
+use http::{Extensions, HeaderMap, StatusCode};
 use serde::Serialize;
 use utoipa::{
     IntoParams, PartialSchema, ToSchema,
@@ -17,8 +17,10 @@ use super::{
 use crate::{
     call::{Call, Refusal},
     calls::{Calls, Failure},
+    cluster::Cluster,
     history::Row,
     ids::{CallId, NodeId, UserId},
+    limits::{Limits, address::Peer},
     protocol::schema::text,
 };
 
@@ -160,6 +162,59 @@ pub async fn end(
         }
         Err(_) => Err(unavailable()),
     }
+}
+
+/// A request as it arrived.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Arrival {
+    /// The node that answers.
+    node: NodeId,
+    /// The address of the connection's other end.
+    peer: String,
+    /// Whether that is a trusted proxy.
+    is_trusted: bool,
+    /// The address that the request counts for; a network for IPv6.
+    address: String,
+    /// The headers of proxies, and `host`.
+    forwarded: BTreeMap<String, String>,
+}
+
+/// The headers that say which way a request has come.
+const OF_PROXIES: [&str; 6] =
+    ["host", "forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"];
+
+/// Show this request
+///
+/// How it arrived at the node: to see what the proxies in front do. `switchboard doctor --url` asks this.
+#[utoipa::path(
+    get,
+    path = "/v1/admin/request",
+    operation_id = "showRequest",
+    tag = "operation",
+    responses((status = 200, description = "The request", body = Arrival), BadRequest, Unknown, Forbidden),
+)]
+pub async fn arrival(
+    State(cluster): State<Arc<dyn Cluster>>,
+    State(limits): State<Arc<Limits>>,
+    Extension(Peer(peer)): Extension<Peer>,
+    headers: HeaderMap,
+    extensions: Extensions,
+    Asked(Nothing): Asked<Nothing>,
+) -> Json<Arrival> {
+    let of = |name: &&str| {
+        let values =
+            headers.get_all(*name).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
+        let value = values.collect::<Vec<_>>().join(", ");
+        headers.contains_key(*name).then(|| ((*name).to_owned(), value))
+    };
+    Json(Arrival {
+        node: cluster.node(),
+        peer: peer.to_canonical().to_string(),
+        is_trusted: limits.trusts(peer),
+        address: limits.source_of(&extensions, &headers).to_string(),
+        forwarded: OF_PROXIES.iter().filter_map(of).collect(),
+    })
 }
 
 /// Whom an order went to.

@@ -47,6 +47,7 @@ struct Parts {
     cluster: Arc<dyn Cluster>,
     calls: Arc<Calls>,
     ice: Arc<Ice>,
+    limits: Arc<Limits>,
 }
 
 /// The endpoints, each with its description.
@@ -64,6 +65,7 @@ fn endpoints(door: Door) -> OpenApiRouter<Parts> {
         OpenApiRouter::new().routes(routes!(stats::show)).route_layer(from_fn(access::stats_only));
     let operators = OpenApiRouter::new()
         .routes(routes!(admin::list))
+        .routes(routes!(admin::arrival))
         .routes(routes!(admin::end))
         .routes(routes!(admin::disconnect))
         .route_layer(from_fn(access::admins_only));
@@ -82,10 +84,10 @@ pub fn routes(
     limits: Arc<Limits>,
 ) -> Router {
     let (is_open, sizes) = (access.is_open(), limits.settings().sizes);
-    let (router, described) = endpoints(Door { access, limits }).split_for_parts();
+    let (router, described) = endpoints(Door { access, limits: limits.clone() }).split_for_parts();
     let described = document::openapi(described, is_open);
     router
-        .with_state(Parts { history, cluster, calls, ice })
+        .with_state(Parts { history, cluster, calls, ice, limits })
         .route("/openapi.json", document::served(&described))
         .route("/asyncapi.json", document::served(&asyncapi::asyncapi(&sizes)))
         .fallback(get(page::file).fallback(problem::method_not_allowed))

@@ -27,6 +27,14 @@ pub fn figures() -> Option<Figures> {
     })
 }
 
+/// The most files that this process may have open; `u64::MAX` if there is no limit. None where that is not known.
+pub fn open_files() -> Option<u64> {
+    let limits = fs::read_to_string("/proc/self/limits").ok()?;
+    let is_unlimited =
+        limits.lines().any(|line| line.starts_with("Max open files            unlimited"));
+    if is_unlimited { Some(u64::MAX) } else { number_after(&limits, "Max open files") }
+}
+
 /// The number after this prefix of a line; None also for `unlimited`.
 fn number_after(text: &str, beginning: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(beginning))?;

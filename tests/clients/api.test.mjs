@@ -76,7 +76,7 @@ describe('/openapi.json', { concurrency: true }, () => {
     const readable = Object.entries(document.paths).filter(([, item]) => item.get);
     return readable.map(([path, { get: operation }]) => {
       const ask = (query) => get(server, path.replace('{id}', GOOD_ID), query);
-      return { path, operation, inQuery: operation.parameters.filter((one) => one.in === 'query'), ask };
+      return { path, operation, inQuery: (operation.parameters ?? []).filter((one) => one.in === 'query'), ask };
     });
   }
 
@@ -120,6 +120,7 @@ describe('/openapi.json', { concurrency: true }, () => {
       ['/v1/calls/{id}/timeline', { userId: caller.userId }, over],
       ['/v1/stats', { since: Date.now() - 60_000, until: Date.now() + 1, bucket: 'minute' }],
       ['/v1/admin/calls', {}],
+      ['/v1/admin/request', {}],
       ['/v1/calls', { userId: caller.userId }],
       ['/v1/presence', { userIds: caller.userId }],
       ['/v1/calls', { userId: caller.userId, limit: 0 }],

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const ORDER: [&str; 28] = [
+const ORDER: [&str; 29] = [
     "secret",
     "fetch",
     "probe",
@@ -34,6 +34,7 @@ const ORDER: [&str; 28] = [
     "fuzz",
     "bench",
     "config",
+    "doctor",
     "app",
 ];
 

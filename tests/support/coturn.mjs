@@ -63,6 +63,11 @@ class Coturn {
     return `turn:127.0.0.1:${this.port}?transport=udp`;
   }
 
+  /** The same, over TCP. */
+  get tcpUrl() {
+    return `turn:127.0.0.1:${this.port}?transport=tcp`;
+  }
+
   /** Whether a client with these credentials can send data to another one through the server. */
   async relays({ username, credential }) {
     const args = ['-u', username, '-w', credential, '-p', `${this.port}`, '-n', '2', '-c', '-y', '127.0.0.1'];

@@ -17,7 +17,7 @@ const COMMAND_ATTEMPTS: u32 = 2;
 /// The time-out of a command.
 const COMMAND_TIMEOUT: Duration = Duration::from_millis(1_500);
 /// The oldest major version that has sharded channels.
-const MIN_MAJOR: u32 = 7;
+pub const MIN_MAJOR: u32 = 7;
 const RETRY_CONNECT: Duration = Duration::from_millis(500);
 
 /// The connections of one node. Redis answers a connection's commands in order, so commands that
@@ -68,7 +68,7 @@ pub async fn connect(url: &str, health: &Health) -> Result<Connections, ConnectE
 }
 
 /// The library takes any other scheme for `redis`, without TLS.
-fn has_known_scheme(url: &str) -> bool {
+pub fn has_known_scheme(url: &str) -> bool {
     let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme);
     let (server, kind) = scheme.split_once('-').unwrap_or((scheme, "cluster"));
     matches!(server, "redis" | "rediss" | "valkey" | "valkeys")

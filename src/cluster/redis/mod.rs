@@ -38,7 +38,10 @@ use crate::{
     time::{Clock, SharedClock, Timestamp},
 };
 
-pub use self::{channel::RedisChannel, connect::ConnectError};
+pub use self::{
+    channel::RedisChannel,
+    connect::{ConnectError, MIN_MAJOR, has_known_scheme},
+};
 
 /// A node of a cluster on Redis.
 pub type Redis = Node<RedisStore, RedisChannel>;
