@@ -127,6 +127,11 @@ checkov: test-setup ## checkov over k8s/, the chart and the Dockerfile; what it 
 	cp deploy/Dockerfile target/checkov/
 	checkov --config-file .checkov.yaml --directory target/checkov
 
+.PHONY: upgrade-test
+upgrade-test: test-setup test-server ## the last release and this build side by side, forth and back under calls; builds the former once
+	OLD_SWITCHBOARD_BIN=$$(scripts/old-binary.sh) && export OLD_SWITCHBOARD_BIN && \
+		SWITCHBOARD_BIN=$(CURDIR)/target/debug/switchboard $(NODE_TEST) tests/upgrade/*.test.mjs
+
 types: test-setup test-server ## write web/protocol.d.ts anew, after a change of the protocol or the HTTP API
 	node scripts/types.mjs
 

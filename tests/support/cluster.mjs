@@ -11,7 +11,7 @@ import { Server, privateFolder } from './server.mjs';
 
 /**
  * Starts `count` nodes on `redis`, or on a Redis of their own, which is stopped with them. `args` and `env` are added
- * to each node's settings.
+ * to each node's settings; `binary` may be another build.
  */
 export async function startCluster(count, { redis, ...options } = {}) {
   const cluster = new Cluster(redis ?? (await startRedis()));
@@ -32,8 +32,8 @@ class Cluster {
     this.nodes = [];
   }
 
-  async addNode({ redisUrl = this.redis.url, args = [], env = {} } = {}) {
-    const node = await Server.create(['--redis-url', redisUrl, ...args], { SWITCHBOARD_DRAIN_WINDOW: '100ms', ...env });
+  async addNode({ redisUrl = this.redis.url, args = [], env = {}, binary } = {}) {
+    const node = await Server.create(['--redis-url', redisUrl, ...args], { SWITCHBOARD_DRAIN_WINDOW: '100ms', ...env }, binary);
     this.nodes.push(node);
     return node;
   }

@@ -158,6 +158,8 @@ export class Load {
     this.people = [];
     this.speeches = [];
     this.ended = [];
+    /** The ids of all calls. */
+    this.placed = [];
     this.made = 0;
     /** How often an acknowledged offer or answer had to be sent again because it did not arrive. */
     this.repeated = 0;
@@ -213,6 +215,7 @@ export class Load {
     const onRefused = () => (call.clientCallId = someone('call'));
     const { callId, status } = await caller.request('call:initiate', call, { onRefused });
     assert.equal(status, 'pending', `${caller.userId} finds ${callee.userId} ${status}`);
+    this.placed.push(callId);
     const isIts = (event) => event.callId === callId;
     await this.#untilHeard(callee.next('call:offer', isIts), () =>
       caller.request('call:offer', { toUserId: callee.userId, callId, offer: offer() }),

@@ -79,8 +79,9 @@ function beside(server, database) {
 }
 
 export class Server {
-  static async create(args, env) {
+  static async create(args, env, binary) {
     const server = new Server(args, env);
+    server.binary = binary;
     server.dir = await privateFolder();
     server.db = join(server.dir, 'switchboard.db');
     try {
@@ -104,7 +105,7 @@ export class Server {
     if (this.process) this.earlierLogs = this.logs();
     const history = this.args.includes('--database-url') ? [] : ['--database-url', `sqlite://${this.db}`];
     const args = ['--listen', this.listen, '--admin-listen', this.adminListen, ...history, ...this.args];
-    this.process = launch(args, { env: { SWITCHBOARD_LIMITS: HASTE, ...this.env }, dir: this.dir });
+    this.process = launch(args, { env: { SWITCHBOARD_LIMITS: HASTE, ...this.env }, dir: this.dir, binary: this.binary });
     const line = await firstLine(this.process);
     // The text of a line in either log format.
     const text = line.startsWith('{') ? JSON.parse(line).message : line;
@@ -196,8 +197,8 @@ function removeFolders() {
  * Starts the binary. The kernel kills it if this test process dies without having stopped it (`setpriv` execs the
  * server, so the process id is the server's).
  */
-export function launch(args, { env = {}, dir }) {
-  const child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', BINARY, ...args], {
+export function launch(args, { env = {}, dir, binary = BINARY }) {
+  const child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', binary, ...args], {
     cwd: dir,
     env: { ...withoutSettings(process.env), SWITCHBOARD_ADMIN_LISTEN: '127.0.0.1:0', ...env },
     stdio: ['ignore', 'pipe', 'pipe'],
