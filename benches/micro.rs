@@ -10,8 +10,11 @@ use std::{
 use divan::{Bencher, counter::ItemsCount};
 use serde_json::value::RawValue;
 use switchboard::{
-    call::{Attempt, Call, CallType, Device, Event, Lobby, Placement, Role, Rules, Signal, news},
-    calls::{Calls, Initiate, Outlet},
+    call::{
+        Attempt, Call, CallType, Device, Event, Lobby, Placement, Role, Rules, Signal,
+        notifications,
+    },
+    calls::{Calls, ClientSink, Initiate},
     cluster::{
         Hub, Message, Relay,
         link::{Content, Frame, Receiver},
@@ -93,7 +96,7 @@ fn news_of_an_answer(bencher: Bencher<'_, '_>) {
     let answered = RULES.apply(&call, &Event::Answer(device("ben", 0, node)), node, NOW);
     let answered = answered.expect("it may be answered");
     let socket = device("ben", 1, node).socket;
-    bencher.bench(|| news(black_box(&call), &answered, &[socket], &[]));
+    bencher.bench(|| notifications(black_box(&call), &answered, &[socket], &[]));
 }
 
 #[divan::bench(args = [CANDIDATE_BYTES, OFFER_BYTES])]
@@ -150,7 +153,7 @@ struct Sockets {
     sent: Mutex<usize>,
 }
 
-impl Outlet for Sockets {
+impl ClientSink for Sockets {
     fn sockets_of(&self, user: &UserId) -> Vec<SocketId> {
         if user.as_str() == "ben" { self.of_callee.clone() } else { vec![self.caller] }
     }

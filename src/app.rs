@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use crate::{
     auth::{Access, Checker, KeyError},
-    authorize::{self, Authorizer},
+    authorize::{self, BackendAuthorizer},
     call::Call,
     calls::{Calls, as_gauge},
     cluster::{Cluster, ConnectError, Hub, Inbound, Redis},
@@ -274,8 +274,8 @@ async fn join(
 /// Adds the authorization backend, if the settings name one.
 fn guarded(calls: Calls, settings: Option<authorize::Settings>) -> Result<Calls, StartError> {
     let Some(settings) = settings else { return Ok(calls) };
-    let authorizer = Authorizer::new(settings).map_err(StartError::Authorize)?;
-    Ok(calls.guarded_by(Arc::new(authorizer)))
+    let authorizer = BackendAuthorizer::new(settings).map_err(StartError::Authorize)?;
+    Ok(calls.authorized_by(Arc::new(authorizer)))
 }
 
 /// The recorder of spans and their exporter, if the settings name a collector.

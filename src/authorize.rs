@@ -19,7 +19,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     call::Attempt,
-    calls::{Gate, Verdict},
+    calls::{Authorizer, Verdict},
     fetch::{Endpoint, FetchError, Fetcher, Limits},
     ids::UserId,
     payload::Payload,
@@ -58,7 +58,7 @@ pub enum Fail {
 }
 
 /// The client of the backend.
-pub struct Authorizer {
+pub struct BackendAuthorizer {
     settings: Settings,
     authorization: Option<HeaderValue>,
     fetcher: Fetcher,
@@ -106,7 +106,7 @@ enum NoAnswer {
     Unreadable(#[from] serde_json::Error),
 }
 
-impl Authorizer {
+impl BackendAuthorizer {
     /// # Errors
     /// The machine names no authority whose certificates it trusts, or the token cannot be sent.
     pub fn new(settings: Settings) -> io::Result<Self> {
@@ -169,7 +169,7 @@ impl Authorizer {
 }
 
 #[async_trait]
-impl Gate for Authorizer {
+impl Authorizer for BackendAuthorizer {
     async fn may_call(&self, attempt: &Attempt) -> Verdict {
         let question = question(attempt);
         let key: Key = Sha256::digest(&question).into();

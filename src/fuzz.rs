@@ -14,7 +14,7 @@ use socketioxide::handler::Value as Packet;
 
 use crate::{
     auth::{Checker, Identity, KeySource, Trust},
-    call::{Event, Rules, news},
+    call::{Event, Rules, notifications},
     cluster::{
         envelope::Envelope,
         link::{Content, Receiver},
@@ -169,7 +169,7 @@ pub fn redis_record(text: &str) {
             if let Ok(next) = RULES.apply(&call, &event, node, now) {
                 assert!(next.version > call.version);
                 assert!(!next.is_live() || call.is_live(), "an ended call began again");
-                news(&call, &next, &[], &[]);
+                notifications(&call, &next, &[], &[]);
                 assert!(read_record(&write_record(&next)).is_ok());
             }
         }

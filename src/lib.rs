@@ -5,7 +5,7 @@
 //! ```text
 //!  client ── websocket or polling ──► gateway ──► calls ──► call        the rules: pure
 //!                                        ▲          │  └──► cluster     the records: compare, write
-//!                                        └── news ──┤
+//!                                        └─ effects ┤
 //!                                                   └─────► history     the rows, written behind
 //! ```
 //!
@@ -16,7 +16,7 @@
 //!    call ([`call::Rules::place`]) or a message to relay ([`call::Call::route`]).
 //! 3. A transition is committed to the [`cluster`]: written if the record's version is unchanged.
 //!    On a conflict, the event is decided again on the newer record.
-//! 4. The notifications of local sockets are derived from the two versions alone ([`call::news`]),
+//! 4. The notifications of local sockets are derived from the two versions alone ([`call::notifications`]),
 //!    and sent in order, under the call's mutex.
 //! 5. The row goes to [`history`], which signaling never waits for.
 //!
@@ -43,7 +43,7 @@
 //!    and add an example in `tests/suite/catalogue.rs`.
 //! 2. If it changes calls, add a variant in `call/transition.rs`. The match there has no catch-all:
 //!    the compiler demands an arm for each state, and a test a line for each in `call/table.txt`.
-//! 3. If others must be notified, derive that in `call/news.rs` and name the event in
+//! 3. If others must be notified, derive that in `call/notification.rs` and name the event in
 //!    `protocol/server.rs`.
 //! 4. Dispatch it in `gateway/session.rs`. The compiler demands an arm in `gateway/decode.rs` (the
 //!    call that it refers to), `gateway/expiry.rs` (whether it works without a valid token) and

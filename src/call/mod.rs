@@ -1,10 +1,10 @@
 //! Calls, and every rule about them.
 //!
 //! Pure: no I/O, no clock, no locks. [`Rules::place`] decides a call attempt, [`Rules::apply`] computes the next
-//! version of a call, [`Call::route`] computes the recipient of a relayed message, and [`news`] derives the
+//! version of a call, [`Call::route`] computes the recipient of a relayed message, and [`notifications`] derives the
 //! notifications of a change. The driver in `crate::calls` performs them.
 
-mod news;
+mod notification;
 mod place;
 mod resume;
 mod route;
@@ -20,7 +20,7 @@ mod table;
 
 use std::{sync::Arc, time::Duration};
 
-pub use news::{News, Told, first_news, news};
+pub use notification::{Notification, NotifiedReason, first_notification, notifications};
 pub use place::{Attempt, Lobby, Placement};
 pub use route::{Route, Signal};
 pub use timeline::{MAX_STEPS, Step, What};
@@ -207,7 +207,7 @@ pub enum Cause {
 }
 
 /// Which of the two parties.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     Caller,

@@ -6,10 +6,10 @@ use std::collections::{HashMap, HashSet};
 use proptest::prelude::*;
 
 use super::{
-    Call, Device, Event, Lobby, MAX_STEPS, News, Placement, Refusal, Role, Route, Signal, State,
-    Told,
+    Call, Device, Event, Lobby, MAX_STEPS, Notification, NotifiedReason, Placement, Refusal, Role,
+    Route, Signal, State,
     fixtures::{RULES, at, attempt, device, node},
-    news,
+    notifications,
 };
 use crate::{
     ids::{CallId, SocketId, UserId},
@@ -253,12 +253,12 @@ impl Model {
             assert_eq!(next.state, call.state);
         }
         let rung = self.rung.get(&call.id).cloned().unwrap_or_default();
-        for (socket, news) in news(call, &next, &rung, &[]) {
+        for (socket, notification) in notifications(call, &next, &rung, &[]) {
             self.check_addressee(&next, socket);
-            let fate = match news {
-                News::Ended { why: Told::ResumedElsewhere, .. } => continue,
-                News::Ended { why, .. } => why.as_str(),
-                News::Rejected { .. } | News::Busy => "ended",
+            let fate = match notification {
+                Notification::Ended { why: NotifiedReason::ResumedElsewhere, .. } => continue,
+                Notification::Ended { why, .. } => why.as_str(),
+                Notification::Rejected { .. } | Notification::Busy => "ended",
                 _ => continue,
             };
             if let Some(fates) = self.fates.get_mut(&(call.id, socket))

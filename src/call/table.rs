@@ -6,9 +6,9 @@
 use std::fmt::Write as _;
 
 use super::{
-    Call, EndReason, Event, Link, MAX_BUSY_DEVICES, News, Refusal, Role, State,
+    Call, EndReason, Event, Link, MAX_BUSY_DEVICES, Notification, Refusal, Role, State,
     fixtures::{RULES, at, device, node, ringing},
-    news,
+    notifications,
 };
 use crate::{
     ids::{NodeId, SocketId},
@@ -80,7 +80,7 @@ fn events() -> Vec<(String, Event)> {
         events.push((format!("joined {name}"), Event::Joined(device(name))));
     }
     for name in ["a1+", "a2", "b1+", "b2"] {
-        events.push((format!("stayed {name}"), Event::Stayed(device(name))));
+        events.push((format!("stayed {name}"), Event::StillConnected(device(name))));
     }
     events.push(("displaced caller".to_owned(), Event::Displaced(Role::Caller)));
     events.push(("displaced callee".to_owned(), Event::Displaced(Role::Callee)));
@@ -117,18 +117,18 @@ fn show(call: &Call) -> String {
 
 fn show_news(before: &Call, after: &Call) -> String {
     let rung: Vec<_> = ["b1", "b2"].map(|name| device(name).socket).into();
-    let mut told: Vec<_> = news(before, after, &rung, &[])
+    let mut told: Vec<_> = notifications(before, after, &rung, &[])
         .into_iter()
-        .map(|(socket, news)| {
-            let what = match news {
-                News::Ringing { .. } => "ringing",
-                News::Incoming => "incoming",
-                News::Resumed => "resumed",
-                News::PeerReconnecting { .. } => "peer-reconnecting",
-                News::PeerReconnected => "peer-reconnected",
-                News::Rejected { .. } => "rejected",
-                News::Busy => "busy",
-                News::Ended { why, .. } => why.as_str(),
+        .map(|(socket, notification)| {
+            let what = match notification {
+                Notification::Ringing { .. } => "ringing",
+                Notification::Incoming => "incoming",
+                Notification::Resumed => "resumed",
+                Notification::PeerReconnecting { .. } => "peer-reconnecting",
+                Notification::PeerReconnected => "peer-reconnected",
+                Notification::Rejected { .. } => "rejected",
+                Notification::Busy => "busy",
+                Notification::Ended { why, .. } => why.as_str(),
             };
             format!("{} {what}", name_of(socket))
         })
@@ -254,9 +254,9 @@ fn durations_are_measured_from_answer_to_end_and_reported_ones_are_told() {
         let end = Event::End { by: device("a1"), reported_duration_s: reported };
         let ended = RULES.apply(&answered, &end, node(), at(9)).unwrap();
         assert_eq!(ended.duration_s(), Some(7));
-        let told = news(&answered, &ended, &[], &[]);
+        let told = notifications(&answered, &ended, &[], &[]);
         assert!(
-            matches!(told[..], [(socket, News::Ended { duration_s, .. })]
+            matches!(told[..], [(socket, Notification::Ended { duration_s, .. })]
                 if socket == device("b1").socket && (duration_s - told_s).abs() < 0.001),
             "{told:?}"
         );
@@ -269,9 +269,11 @@ fn whoever_missed_versions_hears_from_the_last_one() {
     let answered = after(&[Event::Answer(device("b1"))]);
     let ended = RULES.apply(&answered, &end("a1"), node(), now()).unwrap();
     let told = |before: &Call, after: &Call| {
-        news(before, after, &rung, &[]).into_iter().map(|(socket, news)| match news {
-            News::Ended { why, .. } => format!("{} {}", name_of(socket), why.as_str()),
-            other => panic!("{other:?}"),
+        notifications(before, after, &rung, &[]).into_iter().map(|(socket, notification)| {
+            match notification {
+                Notification::Ended { why, .. } => format!("{} {}", name_of(socket), why.as_str()),
+                other => panic!("{other:?}"),
+            }
         })
     };
     let skipped: Vec<_> = told(&ringing(), &ended).collect();
@@ -307,7 +309,8 @@ fn an_earlier_connection_of_a_device_does_not_take_the_place_of_a_later_one() {
 #[test]
 fn an_earlier_connection_does_not_take_the_place_of_a_later_one_that_is_lost() {
     let joined = |call: &Call, name| RULES.apply(call, &Event::Joined(device(name)), node(), now());
-    let stayed = |call: &Call, name| RULES.apply(call, &Event::Stayed(device(name)), node(), now());
+    let stayed =
+        |call: &Call, name| RULES.apply(call, &Event::StillConnected(device(name)), node(), now());
     let active = after(&[Event::Answer(device("b1"))]);
     let back = joined(&active, "a1++").unwrap();
     let lost = RULES.apply(&back, &gone("a1++"), node(), now()).unwrap();

@@ -77,7 +77,7 @@ impl Call {
             _ if was_live && !self.is_live() => What::Ended,
             Event::Answer(_) => What::Answered,
             Event::Gone { .. } => What::Lost,
-            Event::Joined(_) | Event::Stayed(_) => What::Returned,
+            Event::Joined(_) | Event::StillConnected(_) => What::Returned,
             Event::Confirmed(_) => What::Confirmed,
             Event::Reject { .. }
             | Event::Busy { .. }
@@ -94,7 +94,7 @@ impl Call {
             | Event::End { by, .. }
             | Event::Gone { device: by, .. }
             | Event::Joined(by)
-            | Event::Stayed(by)
+            | Event::StillConnected(by)
             | Event::Confirmed(by)
             | Event::Superseded(by) => self.role_of(&by.user).map(|role| (role, by.id.clone())),
             Event::Displaced(role) => Some((*role, None)),

@@ -23,7 +23,7 @@ pub enum Event {
     /// A device of a party joined on a new socket.
     Joined(Device),
     /// A device of a party is still connected, although the record may mark it as lost.
-    Stayed(Device),
+    StillConnected(Device),
     /// A returned device confirms that it knows the call.
     Confirmed(Device),
     /// This device supersedes the call by another one of its user.
@@ -137,7 +137,7 @@ impl Rules {
                 call.bring_back(device, true)
             }
             // The device may have a newer socket already, with this one dead unnoticed.
-            (State::Ringing { .. } | State::Active { .. }, Event::Stayed(device)) => {
+            (State::Ringing { .. } | State::Active { .. }, Event::StillConnected(device)) => {
                 call.bring_back(device, false)
             }
             (State::Ringing { .. } | State::Active { .. }, Event::Confirmed(device)) => {
@@ -172,7 +172,7 @@ impl Rules {
                 None => Refusal::NotInCall,
             }),
             // The call ended while the device was away: it is notified once, on its return.
-            (State::Ended { .. }, Event::Joined(device) | Event::Stayed(device)) => {
+            (State::Ended { .. }, Event::Joined(device) | Event::StillConnected(device)) => {
                 call.bring_back(device, false)
             }
             (

@@ -13,8 +13,8 @@ use tracing::warn;
 
 use super::{
     Calls,
+    recovery::WINDOW,
     sweeper::{AT_ONCE, SWEEP_INTERVAL, some_at_a_time},
-    unsure::UNSURE,
 };
 use crate::{
     call::{Call, Device, Role},
@@ -74,7 +74,9 @@ pub struct Item {
     pub work: Work,
     /// Whether this is the second attempt.
     pub is_last: bool,
-    number: u64,
+    due_at: Timestamp,
+    /// Counts how often the work has begun.
+    begun: u64,
 }
 
 /// The result of an attempt.
@@ -87,21 +89,9 @@ pub enum Outcome {
     Unknown,
 }
 
-/// The queue.
+/// The queue: the items of each kind.
 #[derive(Default)]
-pub struct Pending(Mutex<Queue>);
-
-#[derive(Default)]
-struct Queue {
-    kinds: [BTreeMap<Key, Entry>; Kind::ALL.len()],
-    /// The number of items added so far.
-    added: u64,
-}
-
-struct Entry {
-    item: Item,
-    due_at: Timestamp,
-}
+pub struct Pending(Mutex<[BTreeMap<Key, Item>; Kind::ALL.len()]>);
 
 impl Work {
     pub fn kind(&self) -> Kind {
@@ -134,13 +124,13 @@ impl Work {
 fn patience(kind: Kind) -> Duration {
     match kind {
         Kind::NewCall => TAKEN_UP_WITHIN,
-        Kind::Welcome => UNSURE,
+        Kind::Welcome => WINDOW,
         Kind::SignOff | Kind::Presence | Kind::Commit | Kind::Flush | Kind::Recovery => LATE,
     }
 }
 
 impl Pending {
-    fn queue(&self) -> MutexGuard<'_, Queue> {
+    fn kinds(&self) -> MutexGuard<'_, [BTreeMap<Key, Item>; Kind::ALL.len()]> {
         self.0.lock()
     }
 
@@ -148,71 +138,68 @@ impl Pending {
     /// first. Returns false if the queue is full.
     #[must_use]
     pub fn add(&self, work: Work, at: Timestamp) -> bool {
-        let mut queue = self.queue();
+        let mut kinds = self.kinds();
         let (kind, key) = (work.kind(), work.key());
-        queue.added += 1;
-        let number = queue.added;
-        let len: usize = queue.kinds.iter().map(BTreeMap::len).sum();
-        let of_kind = &mut queue.kinds[kind.index()];
-        if let Some(entry) = of_kind.get_mut(&key) {
-            (entry.due_at, entry.item.is_last, entry.item.number) = (at, false, number);
+        let len: usize = kinds.iter().map(BTreeMap::len).sum();
+        let items = &mut kinds[kind.index()];
+        if let Some(item) = items.get_mut(&key) {
+            (item.due_at, item.is_last, item.begun) = (at, false, item.begun + 1);
             return true;
         }
         // There is one recovery at most, and two flushes of each call.
         if len >= MAX_PENDING && !matches!(kind, Kind::Recovery | Kind::Flush) {
             return false;
         }
-        let item = Item { work, is_last: false, number };
-        of_kind.insert(key, Entry { item, due_at: at });
+        items.insert(key, Item { work, is_last: false, due_at: at, begun: 0 });
         true
     }
 
     /// Up to `limit` items that are due. They stay in the queue until [`Pending::attempted`].
     pub fn due(&self, kind: Kind, now: Timestamp, limit: usize) -> Vec<Item> {
-        let queue = self.queue();
-        let due = queue.kinds[kind.index()].values().filter(|entry| entry.due_at <= now);
-        due.take(limit).map(|entry| entry.item.clone()).collect()
+        let kinds = self.kinds();
+        let due = kinds[kind.index()].values().filter(|item| item.due_at <= now);
+        due.take(limit).cloned().collect()
     }
 
     /// Processes the outcome of an attempt, unless the work has begun anew since.
     pub fn attempted(&self, item: &Item, outcome: Outcome, now: Timestamp) {
-        let mut queue = self.queue();
+        let mut kinds = self.kinds();
         let (kind, key) = (item.work.kind(), item.work.key());
-        let of_kind = &mut queue.kinds[kind.index()];
-        let Some(entry) = of_kind.get_mut(&key).filter(|one| one.item.number == item.number) else {
+        let items = &mut kinds[kind.index()];
+        let Some(known) = items.get_mut(&key).filter(|known| known.begun == item.begun) else {
             return;
         };
         match outcome {
-            Outcome::Unknown => entry.due_at = now + SWEEP_INTERVAL,
+            Outcome::Unknown => known.due_at = now + SWEEP_INTERVAL,
             Outcome::Nothing if !item.is_last => {
-                (entry.due_at, entry.item.is_last) = (now + patience(kind), true);
+                (known.due_at, known.is_last) = (now + patience(kind), true);
             }
-            Outcome::Nothing | Outcome::Done => drop(of_kind.remove(&key)),
+            Outcome::Nothing | Outcome::Done => drop(items.remove(&key)),
         }
     }
 
     /// Whether this is a new call of unknown outcome that `socket` has placed.
     pub fn has_new_call(&self, id: CallId, socket: SocketId) -> bool {
-        let queue = self.queue();
-        let entry = queue.kinds[Kind::NewCall.index()].get(&Key::Call(id));
-        let is_it = |entry: &Entry| matches!(&entry.item.work, Work::NewCall { caller, .. } if caller.socket == socket);
-        entry.is_some_and(is_it)
+        let kinds = self.kinds();
+        let item = kinds[Kind::NewCall.index()].get(&Key::Call(id));
+        item.is_some_and(
+            |item| matches!(&item.work, Work::NewCall { caller, .. } if caller.socket == socket),
+        )
     }
 
     /// The outcome of the new call is known.
     pub fn forget_new_call(&self, id: CallId) {
-        self.queue().kinds[Kind::NewCall.index()].remove(&Key::Call(id));
+        self.kinds()[Kind::NewCall.index()].remove(&Key::Call(id));
     }
 
     /// Whether a socket that left is to be detached.
     pub fn signs_off(&self, user: &UserId, socket: SocketId) -> bool {
-        let key = Key::Device(user.clone(), socket);
-        self.queue().kinds[Kind::SignOff.index()].contains_key(&key)
+        self.kinds()[Kind::SignOff.index()].contains_key(&Key::Device(user.clone(), socket))
     }
 
     /// The number of items of this kind.
     pub fn len(&self, kind: Kind) -> usize {
-        self.queue().kinds[kind.index()].len()
+        self.kinds()[kind.index()].len()
     }
 }
 
@@ -284,14 +271,75 @@ impl Calls {
 
     async fn attempt(&self, item: &Item) -> Result<Outcome, Unavailable> {
         match &item.work {
-            Work::Welcome(device) => self.welcome_pending(device).await,
-            Work::Commit(before) => self.tell_pending(before).await,
-            Work::NewCall { id, caller } => self.undo_pending(*id, caller, item.is_last).await,
-            Work::Flush { call, .. } => Ok(self.give_up_flush(*call)),
+            Work::Welcome(device) => self.retry_welcome(device).await,
+            Work::Commit(before) => self.check_commit(before).await,
+            Work::NewCall { id, caller } => self.check_new_call(*id, caller, item.is_last).await,
+            Work::Flush { call, to } => {
+                self.give_up_flush(*call, *to);
+                Ok(Outcome::Done)
+            }
             Work::Recovery => self.recover().await.map(|()| Outcome::Done),
             Work::SignOff { .. } | Work::UndoJoin(_) | Work::Presence(_) => {
                 unreachable!("these are worked off in batches")
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::call::fixtures::{at, device, ringing};
+
+    fn user(name: &str) -> Work {
+        Work::Presence(name.parse().expect("a user id"))
+    }
+
+    fn due(pending: &Pending, kind: Kind, seconds: u64) -> Vec<Item> {
+        pending.due(kind, at(seconds), usize::MAX)
+    }
+
+    #[test]
+    fn work_without_effect_has_a_second_attempt() {
+        let pending = Pending::default();
+        assert!(pending.add(Work::Commit(ringing().into()), at(0)));
+        let [item] = &due(&pending, Kind::Commit, 0)[..] else { panic!("it is due") };
+        assert!(!item.is_last);
+        pending.attempted(item, Outcome::Nothing, at(0));
+        assert!(due(&pending, Kind::Commit, 1).is_empty());
+        let [item] = &due(&pending, Kind::Commit, 2)[..] else { panic!("it is due again") };
+        assert!(item.is_last);
+        pending.attempted(item, Outcome::Nothing, at(2));
+        assert_eq!(pending.len(Kind::Commit), 0);
+    }
+
+    #[test]
+    fn work_that_begins_anew_during_an_attempt_stays() {
+        let pending = Pending::default();
+        assert!(pending.add(user("a"), at(0)));
+        let items = due(&pending, Kind::Presence, 0);
+        assert!(pending.add(user("a"), at(1)));
+        pending.attempted(&items[0], Outcome::Done, at(1));
+        assert_eq!(due(&pending, Kind::Presence, 1).len(), 1);
+    }
+
+    #[test]
+    fn work_of_unknown_outcome_is_due_in_the_next_sweep() {
+        let pending = Pending::default();
+        assert!(pending.add(Work::Welcome(device("a1")), at(0)));
+        let items = due(&pending, Kind::Welcome, 0);
+        pending.attempted(&items[0], Outcome::Unknown, at(0));
+        assert!(due(&pending, Kind::Welcome, 0).is_empty());
+        assert!(!due(&pending, Kind::Welcome, 1)[0].is_last);
+    }
+
+    #[test]
+    fn a_full_queue_has_room_for_a_recovery_and_for_what_it_holds() {
+        let pending = Pending::default();
+        for number in 0..MAX_PENDING {
+            assert!(pending.add(user(&number.to_string()), at(0)));
+        }
+        assert!(!pending.add(user("another"), at(0)));
+        assert!(pending.add(user("0"), at(1)) && pending.add(Work::Recovery, at(0)));
     }
 }

@@ -7,7 +7,6 @@
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
-    ops::Bound,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
@@ -20,7 +19,6 @@ use super::{
     Calls,
     pending::Work,
     sweeper::{AT_ONCE, some_at_a_time},
-    unsure::UNSURE,
 };
 use crate::{
     call::{Call, Device, Event},
@@ -30,6 +28,8 @@ use crate::{
     time::Timestamp,
 };
 
+/// Longer than the difference between two nodes in noticing that the shared state is back.
+pub(super) const WINDOW: Duration = Duration::from_secs(4);
 /// The number of devices or watched users per part, which takes a few operations.
 const PART: usize = 4 * USERS_AT_ONCE;
 /// The nodes of a cluster begin at different moments within this time.
@@ -60,12 +60,7 @@ struct Progress {
     /// The position among the watched users, when a later reset gave priority to devices and calls
     /// again.
     left_at: Option<UserId>,
-    count: Count,
-}
-
-/// The work done since the last completed recovery.
-#[derive(Default)]
-struct Count {
+    /// The work done since the last completed recovery.
     began_at: Option<Timestamp>,
     devices: usize,
     calls: usize,
@@ -115,10 +110,10 @@ impl Ring {
 
 impl Recovery {
     /// Whether calls may still be restored, by this node or by one that noticed the reset later.
-    pub fn is_under_way_at(&self, now: Timestamp) -> bool {
+    pub fn is_under_way(&self, now: Timestamp) -> bool {
         let heard = self.heard.load(Ordering::Relaxed);
         let at = Timestamp::from_millis(self.at_ms.load(Ordering::Relaxed));
-        heard > 0 && (now - at < UNSURE || self.calls_done.load(Ordering::Relaxed) < heard)
+        heard > 0 && (now - at < WINDOW || self.calls_done.load(Ordering::Relaxed) < heard)
     }
 }
 
@@ -171,7 +166,7 @@ impl Calls {
     fn begin(&self, progress: &mut Progress, heard: u64) {
         metrics::RESETS.increment(1);
         progress.covered = heard;
-        progress.count.began_at.get_or_insert(self.clock.now());
+        progress.began_at.get_or_insert(self.clock.now());
         progress.stage = Stage::Devices(None);
     }
 
@@ -180,10 +175,10 @@ impl Calls {
         progress.stage = match progress.stage.clone() {
             Stage::Well => Stage::Well,
             Stage::Devices(after) => {
-                let devices = self.devices_after(after);
+                let devices = self.sessions.after(after, PART);
                 let attached = devices.chunks(USERS_AT_ONCE).map(|some| self.attach_again(some));
                 all(join_all(attached).await)?;
-                progress.count.devices += devices.len();
+                progress.devices += devices.len();
                 match devices.last() {
                     Some(last) => Stage::Devices(Some(last.socket)),
                     None => Stage::Calls(None),
@@ -192,14 +187,14 @@ impl Calls {
             Stage::Calls(after) => {
                 let calls = self.live.after(after, AT_ONCE);
                 some_at_a_time(&calls, |live| self.look_up_one(live)).await?;
-                progress.count.calls += calls.len();
+                progress.calls += calls.len();
                 match calls.last() {
                     Some(last) => Stage::Calls(Some(last.id())),
                     None => Stage::Welcome(None),
                 }
             }
             Stage::Welcome(after) => {
-                let devices = self.devices_after(after);
+                let devices = self.sessions.after(after, PART);
                 let welcomed = devices.chunks(USERS_AT_ONCE).map(|some| self.welcome_again(some));
                 all(join_all(welcomed).await)?;
                 match devices.last() {
@@ -215,7 +210,7 @@ impl Calls {
                 let watched =
                     users.chunks(USERS_AT_ONCE).map(|some| self.watch_again(some, newest));
                 all(join_all(watched).await)?;
-                progress.count.watched += users.len();
+                progress.watched += users.len();
                 match ring.on(users.into_iter().next_back()) {
                     Some(ring) => Stage::Watched(ring),
                     None => Stage::Absent(None),
@@ -232,13 +227,13 @@ impl Calls {
             }
             Stage::Lost(lost, next) => {
                 some_at_a_time(&lost, |(user, call)| {
-                    self.lose_device_on(self.node(), user, call.clone())
+                    self.mark_lost_on(self.node(), user, call.clone())
                 })
                 .await?;
                 match next {
                     Some(from) => Stage::Absent(Some(from)),
                     None => {
-                        self.say_done(progress);
+                        self.log_done(progress);
                         Stage::Well
                     }
                 }
@@ -248,18 +243,13 @@ impl Calls {
     }
 
     /// Logs one line for the whole recovery.
-    fn say_done(&self, progress: &mut Progress) {
-        let Count { began_at, devices, calls, watched } = std::mem::take(&mut progress.count);
+    fn log_done(&self, progress: &mut Progress) {
+        let covered = progress.covered;
+        let Progress { began_at, devices, calls, watched, .. } =
+            std::mem::replace(progress, Progress { covered, ..Progress::default() });
         let took = began_at.map_or(Duration::ZERO, |began_at| self.clock.now() - began_at);
         let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         info!(devices, calls, watched, took_ms, "the recovery of this node is complete");
-    }
-
-    fn devices_after(&self, socket: Option<SocketId>) -> Vec<Device> {
-        let devices = self.devices();
-        let from = socket.map_or(Bound::Unbounded, Bound::Excluded);
-        let after = devices.range((from, Bound::Unbounded));
-        after.take(PART).map(|(_, present)| present.device.clone()).collect()
     }
 
     async fn attach_again(&self, devices: &[Device]) -> Result<(), Unavailable> {
@@ -277,19 +267,28 @@ impl Calls {
         let latest = self.cluster.latest_of(&users).await?;
         let concerned: Vec<_> = std::iter::zip(devices, latest)
             .filter(|(device, found)| found.is_some() || self.live.of_user(&device.user).is_some())
-            .filter(|(device, _)| self.has_joined(device))
+            .filter(|(device, _)| self.sessions.has_joined(device))
             .collect();
         some_at_a_time(&concerned, |(device, found)| async move {
-            let stayed = Event::Stayed((*device).clone());
-            self.tell_of_latest(device, found.clone(), stayed).await.map(drop)
+            let stayed = Event::StillConnected((*device).clone());
+            self.notify_of_latest(device, found.clone(), stayed).await.map(drop)
         })
         .await?;
         self.sign_off_gone(devices).await
     }
 
+    /// Detaches a device that left meanwhile and has just been attached again.
+    pub(super) async fn sign_off_if_gone(&self, device: &Device) -> Result<(), Unavailable> {
+        if self.sessions.is_connected(device) {
+            return Ok(());
+        }
+        self.sign_off(device, true).await
+    }
+
     /// Devices that left meanwhile were detached, and may just have been attached again.
     async fn sign_off_gone(&self, devices: &[Device]) -> Result<(), Unavailable> {
-        let gone: Vec<_> = devices.iter().filter(|device| !self.is_connected(device)).collect();
+        let gone: Vec<_> =
+            devices.iter().filter(|device| !self.sessions.is_connected(device)).collect();
         some_at_a_time(&gone, |device| self.sign_off(device, true)).await
     }
 
@@ -298,7 +297,7 @@ impl Calls {
         let edges = self.cluster.watch(users, newest).await?;
         let now = self.clock.now();
         for edge in &edges {
-            self.watchers.announce(edge, &*self.outlet, now);
+            self.watchers.announce(edge, &*self.sink, now);
         }
         // Users without a watcher by now were just watched again.
         self.unwatch(self.watchers.unwatched(users)).await;

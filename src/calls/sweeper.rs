@@ -5,7 +5,7 @@ use std::{fmt::Display, time::Duration};
 use futures_util::future::join_all;
 use tracing::{debug, error, warn};
 
-use super::{Calls, Failure, as_gauge};
+use super::{Calls, as_gauge};
 use crate::{
     call::{Call, Event},
     cluster::{Due, Unavailable},
@@ -42,7 +42,7 @@ impl Calls {
     /// Handles the calls whose deadline has passed.
     async fn attend(&self) -> Result<(), Unavailable> {
         metrics::SWEEPS.increment(1);
-        self.live.forget_retired(self.clock.now());
+        self.live.forget(self.clock.now());
         self.attend_to_due().await
     }
 
@@ -70,10 +70,7 @@ impl Calls {
     async fn displace(&self, call: Call) -> Result<(), Unavailable> {
         let lobby = self.cluster.lobby(&call.caller.user, &call.callee.user).await?;
         let Some(end) = call.end_when_forgotten(&lobby, self.clock.now()) else { return Ok(()) };
-        match self.transition(call, &end).await {
-            Ok(_) | Err(Failure::Refused(_)) => Ok(()),
-            Err(_) => Err(Unavailable),
-        }
+        self.attempt_transition(call, &end).await.map(drop)
     }
 
     async fn attend_to(&self, call: &Call) {
@@ -89,9 +86,9 @@ impl Calls {
         }
         metrics::LATENESS.record(self.clock.now() - call.deadline());
         let id = call.id;
-        match self.transition(call.clone(), &Event::Due).await {
-            Ok(_) => metrics::SWEPT.of(Found::Overdue).increment(1),
-            Err(Failure::Refused(_)) => metrics::SWEPT.of(Found::Nothing).increment(1),
+        match self.attempt_transition(call.clone(), &Event::Due).await {
+            Ok(Some(_)) => metrics::SWEPT.of(Found::Overdue).increment(1),
+            Ok(None) => metrics::SWEPT.of(Found::Nothing).increment(1),
             Err(failure) => warn!(%failure, call = %id, "an overdue call could not be ended"),
         }
     }

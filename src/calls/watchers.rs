@@ -7,12 +7,12 @@ use std::{
 };
 
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::SemaphorePermit;
 use tracing::warn;
 
-use super::{Calls, Failure, Outlet};
+use super::{Calls, ClientSink, Failure};
 use crate::{
-    cluster::Edge,
+    cluster::{Edge, Message},
     ids::{SocketId, UserId},
     metrics::{self, Limit},
     protocol::{MAX_WATCHED_USERS, Presence, ServerEvent},
@@ -23,33 +23,12 @@ use crate::{
 /// later ones within this time the last.
 pub const PRESENCE_INTERVAL: Duration = Duration::from_secs(1);
 /// The most presence requests of one node to the shared state at a time. A socket has at most one.
-const PRESENCE_AT_ONCE: usize = 16;
+pub(super) const PRESENCE_AT_ONCE: usize = 16;
 /// The time that a presence request waits for its turn.
 const TURN_WAIT: Duration = Duration::from_secs(1);
 
 /// The most updates that are sent before other work has its turn.
 const TOLD_AT_ONCE: usize = 64;
-
-/// Limits the presence requests to the shared state, so that calls do not wait behind them.
-pub struct PresenceTurns(Semaphore);
-
-impl Default for PresenceTurns {
-    fn default() -> Self {
-        Self(Semaphore::new(PRESENCE_AT_ONCE))
-    }
-}
-
-impl PresenceTurns {
-    /// Waits without a time-out.
-    async fn wait(&self) -> SemaphorePermit<'_> {
-        self.0.acquire().await.expect("it is never closed")
-    }
-
-    async fn take(&self) -> Result<SemaphorePermit<'_>, Failure> {
-        let turn = tokio::time::timeout(TURN_WAIT, self.wait()).await;
-        turn.map_err(|_| Failure::PresenceBusy)
-    }
-}
 
 #[derive(Default)]
 pub struct Watchers {
@@ -97,9 +76,6 @@ pub struct Subscribed {
     pub as_of: u64,
 }
 
-/// The socket would watch more users than it may.
-pub struct TooMany;
-
 impl Watchers {
     fn index(&self) -> MutexGuard<'_, Index> {
         self.index.lock()
@@ -107,13 +83,14 @@ impl Watchers {
 
     /// Subscribes, and returns those of `users` whose changes this node does not receive yet: their
     /// presence must be read from the shared state.
-    pub fn add(&self, socket: SocketId, users: &[UserId]) -> Result<Vec<UserId>, TooMany> {
+    pub fn add(&self, socket: SocketId, users: &[UserId]) -> Result<Vec<UserId>, Failure> {
         let mut index = self.index();
         let Index { users: watched, sockets, .. } = &mut *index;
         let own = sockets.entry(socket).or_default();
         let added: BTreeSet<&UserId> = users.iter().filter(|user| !own.contains(*user)).collect();
         if own.len() + added.len() > MAX_WATCHED_USERS {
-            return Err(TooMany);
+            metrics::LIMITS.of(Limit::Watched).increment(1);
+            return Err(Failure::TooManyWatched);
         }
         for user in added {
             own.insert(user.clone());
@@ -179,12 +156,12 @@ impl Watchers {
         socket: SocketId,
         users: &[UserId],
         read: &[Edge],
-        outlet: &dyn Outlet,
+        sink: &dyn ClientSink,
         now: Timestamp,
     ) -> Subscribed {
         let mut index = self.index();
         for edge in read {
-            index.take_in(edge, Some(socket), outlet, now);
+            index.take_in(edge, Some(socket), sink, now);
         }
         // The transport may be gone, and nobody watch them any more.
         let read = read.iter().map(|edge| (edge.user.clone(), edge.presence));
@@ -202,7 +179,7 @@ impl Watchers {
     /// The ack with the result of [`Watchers::settle`] has been sent. A change since then may have
     /// been sent before the ack, whose older status the client would keep: the change is sent
     /// again.
-    pub fn catch_up(&self, socket: SocketId, as_of: u64, outlet: &dyn Outlet, now: Timestamp) {
+    pub fn catch_up(&self, socket: SocketId, as_of: u64, sink: &dyn ClientSink, now: Timestamp) {
         let index = self.index();
         if index.changes == as_of {
             return;
@@ -213,25 +190,25 @@ impl Watchers {
             {
                 let user_id = user.clone();
                 let event = ServerEvent::Presence { user_id, status, timestamp: now };
-                outlet.emit(socket, &event, None);
+                sink.emit(socket, &event, None);
             }
         }
     }
 
     /// Notifies the watchers of a user, unless they have a newer status.
-    pub fn announce(&self, edge: &Edge, outlet: &dyn Outlet, now: Timestamp) {
-        self.index().take_in(edge, None, outlet, now);
+    pub fn announce(&self, edge: &Edge, sink: &dyn ClientSink, now: Timestamp) {
+        self.index().take_in(edge, None, sink, now);
     }
 
     /// Sends updates that are due, a bounded number. Returns whether there may be more.
-    fn tell_some(&self, outlet: &dyn Outlet, now: Timestamp) -> bool {
+    fn tell_some(&self, sink: &dyn ClientSink, now: Timestamp) -> bool {
         let mut index = self.index();
         // A clock that was set back must not defer an update for longer than the interval.
         let is_due = |at: Timestamp| at <= now || at - now > PRESENCE_INTERVAL;
         let mut told = 0;
         while told < TOLD_AT_ONCE {
             if index.partial.front().is_some() {
-                told += index.tell_more(TOLD_AT_ONCE - told, outlet, now);
+                told += index.tell_more(TOLD_AT_ONCE - told, sink, now);
                 continue;
             }
             let Some((_, user)) = index.put_off.pop_front_if(|(at, _)| is_due(*at)) else { break };
@@ -239,7 +216,7 @@ impl Watchers {
             if let Some(watched) = users.get_mut(&user)
                 && std::mem::take(&mut watched.is_put_off)
             {
-                told += watched.tell(&user, None, partial, outlet, now);
+                told += watched.tell(&user, None, partial, sink, now);
             }
         }
         if index.put_off.is_empty() {
@@ -253,7 +230,13 @@ impl Watchers {
 impl Index {
     /// Notifies the watchers of the user, except for one socket, if `edge` is newer than the known
     /// change.
-    fn take_in(&mut self, edge: &Edge, but: Option<SocketId>, outlet: &dyn Outlet, now: Timestamp) {
+    fn take_in(
+        &mut self,
+        edge: &Edge,
+        but: Option<SocketId>,
+        sink: &dyn ClientSink,
+        now: Timestamp,
+    ) {
         let Self { users, put_off, partial, changes, .. } = self;
         let Some(watched) = users.get_mut(&edge.user) else { return };
         if !watched.advance(edge) {
@@ -269,12 +252,12 @@ impl Index {
                 watched.is_put_off = true;
                 put_off.push_back((due_at, edge.user.clone()));
             }
-            _ => _ = watched.tell(&edge.user, but, partial, outlet, now),
+            _ => _ = watched.tell(&edge.user, but, partial, sink, now),
         }
     }
 
     /// Sends the first partial update to at most `limit` more sockets. Returns to how many.
-    fn tell_more(&mut self, limit: usize, outlet: &dyn Outlet, now: Timestamp) -> usize {
+    fn tell_more(&mut self, limit: usize, sink: &dyn ClientSink, now: Timestamp) -> usize {
         let Self { users, sockets, partial, .. } = self;
         let Some(Partial { user, status, sockets: mut next }) = partial.pop_front() else {
             return 0;
@@ -294,7 +277,7 @@ impl Index {
         for socket in &next {
             // It may have unsubscribed since.
             if sockets.get(socket).is_some_and(|own| own.contains(&user)) {
-                outlet.emit(*socket, &event, None);
+                sink.emit(*socket, &event, None);
             }
         }
         if !rest.is_empty() {
@@ -323,7 +306,7 @@ impl Watched {
         user: &UserId,
         but: Option<SocketId>,
         partial: &mut VecDeque<Partial>,
-        outlet: &dyn Outlet,
+        sink: &dyn ClientSink,
         now: Timestamp,
     ) -> usize {
         let Some((_, status)) = self.newest.filter(|(_, newest)| self.told != Some(*newest)) else {
@@ -335,7 +318,7 @@ impl Watched {
         let mut told = 0;
         for socket in sockets.by_ref().take(TOLD_AT_ONCE) {
             self.told_at = Some(now);
-            outlet.emit(socket, &event, None);
+            sink.emit(socket, &event, None);
             told += 1;
         }
         let rest: Vec<_> = sockets.collect();
@@ -369,6 +352,17 @@ impl Watched {
 }
 
 impl Calls {
+    /// Announces changes to the watchers, on this node and others.
+    pub(super) fn announce(&self, edges: impl IntoIterator<Item = Edge>) {
+        let now = self.clock.now();
+        for edge in edges {
+            self.watchers.announce(&edge, &*self.sink, now);
+            for node in edge.watchers.iter().filter(|node| **node != self.node()) {
+                self.cluster.send(*node, Message::Presence(edge.clone()));
+            }
+        }
+    }
+
     /// Watches `users` for this socket and answers their presence now. [`Calls::subscribed`] is to be called when
     /// that has been sent.
     pub async fn subscribe(
@@ -376,32 +370,35 @@ impl Calls {
         socket: SocketId,
         users: &[UserId],
     ) -> Result<Subscribed, Failure> {
-        let unknown = self.watchers.add(socket, users).map_err(|_| {
-            metrics::LIMITS.of(Limit::Watched).increment(1);
-            Failure::TooManyWatched
-        })?;
+        let unknown = self.watchers.add(socket, users)?;
         let mut read = Vec::new();
         if !unknown.is_empty() {
-            let _turn = self.presence_turns.take().await?;
+            let _turn = self.presence_turn().await?;
             read = self.cluster.watch(&unknown, 0).await?;
         }
-        Ok(self.watchers.settle(socket, users, &read, &*self.outlet, self.clock.now()))
+        Ok(self.watchers.settle(socket, users, &read, &*self.sink, self.clock.now()))
     }
 
     /// The ack of [`Calls::subscribe`] has been sent: changes since then are sent after it.
     pub fn subscribed(&self, socket: SocketId, as_of: u64) {
-        self.watchers.catch_up(socket, as_of, &*self.outlet, self.clock.now());
+        self.watchers.catch_up(socket, as_of, &*self.sink, self.clock.now());
+    }
+
+    /// Limits the presence requests to the shared state, so that calls do not wait behind them.
+    async fn presence_turn(&self) -> Result<SemaphorePermit<'_>, Failure> {
+        let turn = tokio::time::timeout(TURN_WAIT, self.presence_turns.acquire()).await;
+        Ok(turn.map_err(|_| Failure::PresenceBusy)?.expect("it is never closed"))
     }
 
     /// The present presence of `users`, in their order, without a subscription.
     pub async fn presence(&self, users: &[UserId]) -> Result<Vec<Edge>, Failure> {
-        let _turn = self.presence_turns.take().await?;
+        let _turn = self.presence_turn().await?;
         Ok(self.cluster.presence(users).await?)
     }
 
     /// Sends deferred updates that are due. Calls have their turn in between.
     pub async fn tell_presence(&self) {
-        while self.watchers.tell_some(&*self.outlet, self.clock.now()) {
+        while self.watchers.tell_some(&*self.sink, self.clock.now()) {
             tokio::task::yield_now().await;
         }
     }
@@ -420,14 +417,14 @@ impl Calls {
         if users.is_empty() {
             return;
         }
-        let _turn = self.presence_turns.wait().await;
+        let _turn = self.presence_turns.acquire().await;
         let mut result = self.cluster.unwatch(&users).await;
         let again = self.watchers.watched(users);
         if !again.is_empty() {
             // Changes in between were not sent to this node.
             result = self.cluster.watch(&again, 0).await.map(|edges| {
                 for edge in edges {
-                    self.watchers.announce(&edge, &*self.outlet, self.clock.now());
+                    self.watchers.announce(&edge, &*self.sink, self.clock.now());
                 }
             });
         }

@@ -40,7 +40,7 @@ use tracing::{info, warn};
 
 use self::{
     leases::Due,
-    outlet::{SocketOutlet, sid_of, socket_id},
+    outlet::{SocketSink, sid_of, socket_id},
     pace::spread,
     session::{Context, NotJoined, Receiver, Session},
     transport::{Bearer, Doors, Engine},
@@ -48,7 +48,7 @@ use self::{
 };
 use crate::{
     auth::{Access, CheckError, Identity, bare_token},
-    calls::{Calls, Outlet, as_gauge},
+    calls::{Calls, ClientSink, as_gauge},
     health::Health,
     ice::Ice,
     ids::UserId,
@@ -142,8 +142,8 @@ impl Gateway {
     }
 
     /// The client sink of this node's sockets.
-    pub fn outlet(&self) -> Arc<dyn Outlet> {
-        Arc::new(SocketOutlet::new(self.io.clone(), self.upgraded.clone()))
+    pub fn outlet(&self) -> Arc<dyn ClientSink> {
+        Arc::new(SocketSink::new(self.io.clone(), self.upgraded.clone()))
     }
 
     /// Accepts sockets from now on, at the returned routes.
@@ -226,7 +226,7 @@ impl Serving {
                 return;
             }
             if let Some(session) = session_of(&socket) {
-                session.hush();
+                session.pause_relay();
             }
             tokio::spawn(async move {
                 tokio::time::sleep(LAST_WRITE_TIME).await;
@@ -272,7 +272,7 @@ impl Serving {
             if self.upgraded.switch_of(&socket).is_none()
                 && let Some(session) = session_of(&socket)
             {
-                session.hush();
+                session.pause_relay();
             }
             // A socket that is gone or reads too slowly is closed without the notice.
             if socket.emit(draining.name(), &draining).is_ok() {

@@ -5,19 +5,19 @@ use tracing::{debug, error, warn};
 
 use super::{session_of, wire::Upgraded};
 use crate::{
-    calls::Outlet,
+    calls::ClientSink,
     ids::{SocketId, UserId},
     metrics::{self, Invariant, Limit, Sent, Slow, label},
     protocol::ServerEvent,
 };
 
 /// The sockets that the library holds, in rooms named `user:<userId>`.
-pub struct SocketOutlet {
+pub struct SocketSink {
     io: SocketIo,
     upgraded: Upgraded,
 }
 
-impl SocketOutlet {
+impl SocketSink {
     pub fn new(io: SocketIo, upgraded: Upgraded) -> Self {
         Self { io, upgraded }
     }
@@ -45,7 +45,7 @@ pub fn sid_of(socket: SocketId) -> Sid {
     socket.as_str().parse().expect("it was a socket id of the library before")
 }
 
-impl Outlet for SocketOutlet {
+impl ClientSink for SocketSink {
     fn sockets_of(&self, user: &UserId) -> Vec<SocketId> {
         let sockets = self.io.within(room_of(user)).sockets();
         // A socket that is not connected yet would lose the event. It is welcomed when it is.
@@ -57,7 +57,7 @@ impl Outlet for SocketOutlet {
         let sid = sid_of(socket);
         let Some(socket) = self.io.get_socket(sid) else { return false };
         if let Some(session) = session_of(&socket) {
-            if event.is_relayed() && session.is_hushed() {
+            if event.is_relayed() && session.is_relay_paused() {
                 return false;
             }
             if for_user.is_some_and(|user| session.is_of_another(user)) {

@@ -35,7 +35,7 @@ use super::{
 use crate::{
     auth::Access,
     call::Device,
-    calls::{Calls, Failure, Initiate, Outlet, Subscribed, reported},
+    calls::{Calls, ClientSink, Failure, Initiate, Subscribed, reported},
     cluster::Unavailable,
     ice::{Ice, Servers},
     ids::{CallId, DeviceId, SocketId, UserId},
@@ -66,7 +66,7 @@ pub struct Context {
     pub(super) calls: Arc<Calls>,
     pub(super) access: Arc<Access>,
     pub(super) leases: Leases,
-    pub(super) outlet: Arc<dyn Outlet>,
+    pub(super) outlet: Arc<dyn ClientSink>,
     upgraded: Upgraded,
     ice: Arc<Ice>,
     pub(super) limits: Arc<Limits>,
@@ -84,7 +84,7 @@ impl Context {
     pub fn new(
         calls: Arc<Calls>,
         access: Arc<Access>,
-        outlet: Arc<dyn Outlet>,
+        outlet: Arc<dyn ClientSink>,
         upgraded: Upgraded,
         ice: Arc<Ice>,
         limits: Arc<Limits>,
@@ -154,7 +154,7 @@ pub struct Session {
     /// Whether the socket is being closed for good.
     dismissed: AtomicBool,
     /// Set when its transport is about to be closed.
-    hushed: AtomicBool,
+    relay_paused: AtomicBool,
     /// Pending acks of undelivered messages, in order. A task waits for the first one while there
     /// is one.
     waiting_acks: Mutex<VecDeque<WaitingAck>>,
@@ -227,7 +227,7 @@ impl Session {
                 has_failed: AtomicBool::new(false),
                 welcomed: AtomicBool::new(false),
                 dismissed: AtomicBool::new(false),
-                hushed: AtomicBool::new(false),
+                relay_paused: AtomicBool::new(false),
                 waiting_acks: Mutex::default(),
                 unfetched: buffers.holder(Buffer::Clients),
                 inbox: Mutex::new(Inbox::new(&buffers)),
@@ -250,12 +250,12 @@ impl Session {
 
     /// From now on messages for this device are buffered until it returns, because they would be
     /// lost with its transport.
-    pub fn hush(&self) {
-        self.hushed.store(true, Ordering::Relaxed);
+    pub fn pause_relay(&self) {
+        self.relay_paused.store(true, Ordering::Relaxed);
     }
 
-    pub fn is_hushed(&self) -> bool {
-        self.hushed.load(Ordering::Relaxed)
+    pub fn is_relay_paused(&self) -> bool {
+        self.relay_paused.load(Ordering::Relaxed)
     }
 
     /// Records that a polling client is sent this much. Returns false if it lags too far behind.

@@ -13,7 +13,7 @@ use utoipa::{
 
 use super::Sizes;
 use crate::{
-    call::{CallType, EndReason, Role, Status, Told},
+    call::{CallType, EndReason, NotifiedReason, Role, Status},
     ids::{CallId, DeviceId, NodeId, UserId},
     time::Timestamp,
 };
@@ -129,13 +129,13 @@ impl PartialSchema for EndReason {
     }
 }
 
-impl ToSchema for Told {
+impl ToSchema for NotifiedReason {
     fn name() -> Cow<'static, str> {
         "ToldReason".into()
     }
 }
 
-impl PartialSchema for Told {
+impl PartialSchema for NotifiedReason {
     fn schema() -> RefOr<Schema> {
         let elsewhere = [Self::AnsweredElsewhere, Self::DeclinedElsewhere, Self::ResumedElsewhere];
         let all = EndReason::ALL.map(Self::End).into_iter().chain(elsewhere);

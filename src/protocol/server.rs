@@ -10,7 +10,7 @@ use super::{
     schema::{CallerInfo, IceCandidate, SessionDescription},
 };
 use crate::{
-    call::{Call, CallType, EndReason, News, Role, Signal, Status, Told},
+    call::{Call, CallType, EndReason, Notification, NotifiedReason, Role, Signal, Status},
     ids::{CallId, UserId},
     payload::Payload,
     time::Timestamp,
@@ -99,7 +99,7 @@ pub enum ServerEvent {
         #[schema(minimum = 0)]
         duration: f64,
         timestamp: Timestamp,
-        #[schema(value_type = Told)]
+        #[schema(value_type = NotifiedReason)]
         reason: &'static str,
     },
     /// This device is back in its call.
@@ -182,12 +182,17 @@ pub struct CallView {
 }
 
 impl ServerEvent {
-    /// The event for the notification `news` of `call`, for the party with role `to`.
-    pub fn from_news(news: News, call: &Call, to: Role, now: Timestamp) -> Self {
+    /// The event for the notification `notification` of `call`, for the party with role `to`.
+    pub fn from_notification(
+        notification: Notification,
+        call: &Call,
+        to: Role,
+        now: Timestamp,
+    ) -> Self {
         let call_id = call.id;
         let from_user_id = call.party(to.other()).user.clone();
-        match news {
-            News::Incoming => Self::Incoming {
+        match notification {
+            Notification::Incoming => Self::Incoming {
                 call_id,
                 from_user_id,
                 call_type: call.call_type.as_str(),
@@ -195,27 +200,27 @@ impl ServerEvent {
                 timestamp: now,
                 expires_at: call.rings_until(),
             },
-            News::Ringing { devices } => Self::Ringing {
+            Notification::Ringing { devices } => Self::Ringing {
                 call_id,
                 to_user_id: from_user_id,
                 devices,
                 expires_at: call.rings_until(),
             },
-            News::Resumed => Self::Resumed(CallView::new(call, to)),
-            News::PeerReconnecting { grace_ends_at } => {
+            Notification::Resumed => Self::Resumed(CallView::new(call, to)),
+            Notification::PeerReconnecting { grace_ends_at } => {
                 Self::PeerReconnecting { call_id, from_user_id, grace_ends_at }
             }
-            News::PeerReconnected => Self::PeerReconnected { call_id, from_user_id },
-            News::Rejected { reason } => {
+            Notification::PeerReconnected => Self::PeerReconnected { call_id, from_user_id },
+            Notification::Rejected { reason } => {
                 Self::Rejected { call_id, from_user_id, reason, timestamp: now }
             }
-            News::Busy => Self::Busy {
+            Notification::Busy => Self::Busy {
                 call_id,
                 from_user_id,
                 message: "User is currently on another call",
                 timestamp: now,
             },
-            News::Ended { why, duration_s } => Self::Ended {
+            Notification::Ended { why, duration_s } => Self::Ended {
                 call_id,
                 from_user_id,
                 duration: duration_s,

@@ -98,7 +98,7 @@ describe('time to leave', () => {
   const constant = (file, name) => Number(new RegExp(`const ${name}: Duration = Duration::from_secs\\((\\d+)\\)`).exec(read(file))[1]);
   // The order in src/app.rs: connections are closed, devices handed over, history is written.
   const afterwards =
-    constant('src/gateway/mod.rs', 'CLOSE_TIMEOUT') + constant('src/calls/nodes.rs', 'MAX_HAND_OVER') + constant('src/history/recorder.rs', 'CLOSE_TIMEOUT');
+    constant('src/gateway/mod.rs', 'CLOSE_TIMEOUT') + constant('src/calls/remote.rs', 'MAX_HAND_OVER') + constant('src/history/recorder.rs', 'CLOSE_TIMEOUT');
 
   for (const [layer, objects] of Object.entries(layers)) {
     test(`k8s/${layer} gives a node enough`, () => {
@@ -112,7 +112,7 @@ describe('time to leave', () => {
   test('the next one is told to stop when the one before has left', () => {
     const { spec } = production.one('Deployment', 'switchboard');
     const window = seconds(production.one('ConfigMap', 'switchboard').data.SWITCHBOARD_DRAIN_WINDOW);
-    const handOver = constant('src/calls/nodes.rs', 'MAX_HAND_OVER');
+    const handOver = constant('src/calls/remote.rs', 'MAX_HAND_OVER');
     assert.ok(spec.minReadySeconds >= spec.template.spec.containers[0].lifecycle.preStop.sleep.seconds + window + handOver);
   });
 

@@ -12,7 +12,7 @@ use std::{
 
 use switchboard::{
     call::Rules,
-    calls::{Calls, Outlet},
+    calls::{Calls, ClientSink},
     cluster::{Peers, membership::Membership, memory::StateStore, node::Node as ClusterNode},
     health::Health,
     history,
@@ -61,7 +61,7 @@ pub struct Node {
 /// The sockets of a node, as its client sink.
 pub struct SimulatedSink {
     sockets: Mutex<BTreeMap<SocketId, UserId>>,
-    is_hushed: AtomicBool,
+    is_relay_paused: AtomicBool,
     hear: Hear,
 }
 
@@ -75,7 +75,7 @@ impl SimulatedSink {
     }
 }
 
-impl Outlet for SimulatedSink {
+impl ClientSink for SimulatedSink {
     fn sockets_of(&self, user: &UserId) -> Vec<SocketId> {
         let sockets = self.sockets.lock().unwrap();
         sockets.iter().filter(|(_, owner)| *owner == user).map(|(socket, _)| *socket).collect()
@@ -84,7 +84,7 @@ impl Outlet for SimulatedSink {
     fn emit(&self, socket: SocketId, event: &ServerEvent, for_user: Option<&UserId>) -> bool {
         let owner = self.sockets.lock().unwrap().get(&socket).cloned();
         let Some(owner) = owner else { return false };
-        if event.is_relayed() && self.is_hushed.load(Ordering::Relaxed) {
+        if event.is_relayed() && self.is_relay_paused.load(Ordering::Relaxed) {
             return false;
         }
         assert!(for_user.is_none_or(|user| *user == owner), "{event:?} is not for {socket}");
@@ -124,7 +124,7 @@ impl Node {
         let (recorder, writer) = history::recorder(store, cluster.clone(), Health::default());
         let sink = Arc::new(SimulatedSink {
             sockets: Mutex::default(),
-            is_hushed: AtomicBool::new(false),
+            is_relay_paused: AtomicBool::new(false),
             hear,
         });
         let names = sim.clone();
@@ -189,7 +189,7 @@ impl Node {
     /// senders.
     pub fn begin_to_leave(&self) {
         self.is_leaving.store(true, Ordering::Relaxed);
-        self.sink.is_hushed.store(true, Ordering::Relaxed);
+        self.sink.is_relay_paused.store(true, Ordering::Relaxed);
     }
 
     /// The rest of an orderly stop, after the sockets are closed.

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use serde_json::{Map, Value, json, value::RawValue};
 use switchboard::{
-    call::{EndReason, Told},
+    call::{EndReason, NotifiedReason},
     ids::{CallId, UserId},
     payload::Payload,
     protocol::{
@@ -247,13 +247,17 @@ fn each_event_to_clients_is_described_by_its_name_and_with_all_its_fields() {
 
 #[test]
 fn every_reason_that_clients_are_told_is_described() {
-    let word = |told: Told| match told {
-        Told::End(reason) => reason.as_str(),
-        Told::AnsweredElsewhere => "answered_elsewhere",
-        Told::DeclinedElsewhere => "declined_elsewhere",
-        Told::ResumedElsewhere => "resumed_elsewhere",
+    let word = |told: NotifiedReason| match told {
+        NotifiedReason::End(reason) => reason.as_str(),
+        NotifiedReason::AnsweredElsewhere => "answered_elsewhere",
+        NotifiedReason::DeclinedElsewhere => "declined_elsewhere",
+        NotifiedReason::ResumedElsewhere => "resumed_elsewhere",
     };
-    let elsewhere = [Told::AnsweredElsewhere, Told::DeclinedElsewhere, Told::ResumedElsewhere];
-    let all = EndReason::ALL.map(Told::End).into_iter().chain(elsewhere);
-    assert_eq!(json!(Told::schema())["enum"], json!(all.map(word).collect::<Vec<_>>()));
+    let elsewhere = [
+        NotifiedReason::AnsweredElsewhere,
+        NotifiedReason::DeclinedElsewhere,
+        NotifiedReason::ResumedElsewhere,
+    ];
+    let all = EndReason::ALL.map(NotifiedReason::End).into_iter().chain(elsewhere);
+    assert_eq!(json!(NotifiedReason::schema())["enum"], json!(all.map(word).collect::<Vec<_>>()));
 }

@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use serde_json::{Value, value::RawValue};
 use switchboard::{
     call::{Call, CallType, Device, Lobby, Refusal, Role, Rules, Signal},
-    calls::{Calls, Failure, Initiate, Outlet},
+    calls::{Calls, ClientSink, Failure, Initiate},
     cluster::{
         CallRecords, Change, Committed, Detached, Due, Edge, Embedded, Hub, Message, Peers, Relay,
         Stored, Unavailable, Unstored, UserPresence,
@@ -43,7 +43,7 @@ pub struct RecordingSink {
     pub heard: Heard,
 }
 
-impl Outlet for RecordingSink {
+impl ClientSink for RecordingSink {
     fn sockets_of(&self, user: &UserId) -> Vec<SocketId> {
         let sockets = self.sockets.lock().unwrap();
         sockets.iter().filter(|(_, owner)| *owner == user).map(|(socket, _)| *socket).collect()

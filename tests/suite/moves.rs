@@ -313,7 +313,7 @@ async fn what_a_node_that_stood_still_gives_back_comes_before_what_was_sent_mean
     cluster.pass(Duration::from_secs(3)).await;
     // The node continues, and finds that its device was marked lost before it could relay the first
     // message.
-    let back = changed(&elsewhere, &lost, &Event::Stayed(device)).await;
+    let back = changed(&elsewhere, &lost, &Event::StillConnected(device)).await;
     elsewhere.send(here, Message::Call(Box::new(back.clone())));
     cluster.settle().await;
     let messages = come(&mut inbox);

@@ -5,7 +5,7 @@
 use super::{Calls, Failure, live::LiveCall};
 use crate::{
     call::{Attempt, Call, Event, Refusal, Role, Signal, State},
-    cluster::{Change, Committed, Relay, Unavailable},
+    cluster::Relay,
     ids::{NodeId, UserId},
     telemetry::{Span, SpanKind, Traces},
     time::Timestamp,
@@ -55,22 +55,6 @@ impl Calls {
         next.traceparent = span.context();
     }
 
-    /// Commits within this step's span.
-    pub(super) async fn commit(
-        &self,
-        change: Change,
-        span: &mut Span,
-    ) -> Result<Committed, Unavailable> {
-        let part = span.part("commit", SpanKind::Client);
-        let parties = [change.call.caller.user.clone(), change.call.callee.user.clone()];
-        let committed = self.cluster.commit(change).await;
-        drop(part);
-        committed.inspect_err(|unavailable| {
-            self.announce_later(&parties);
-            span.fail(&unavailable.to_string());
-        })
-    }
-
     /// Records the result of a change, and the duration of the phase that it ended.
     pub(super) fn trace_changed(&self, span: &mut Span, before: &Call, after: &Call) {
         if !span.is_noted() {
@@ -115,7 +99,7 @@ impl Calls {
             return Span::NONE;
         }
         let ringing = |call: &Call| root(call).filter(|_| call.is_ringing());
-        self.traces.step(live.peek(ringing), "pass offer on", SpanKind::Producer)
+        self.traces.step(ringing(live.state().call()), "pass offer on", SpanKind::Producer)
     }
 
     /// The span for relaying the winning answer.
@@ -123,7 +107,7 @@ impl Calls {
         if !self.traces.is_on() {
             return Span::NONE;
         }
-        let answered = live.peek(|call| call.traceparent);
+        let answered = live.state().call().traceparent;
         self.traces.step(answered, "pass answer on", SpanKind::Producer)
     }
 
@@ -202,7 +186,7 @@ fn step(event: &Event) -> (&'static str, SpanKind) {
         Event::Busy { .. } => ("busy", SpanKind::Server),
         Event::End { .. } => ("end", SpanKind::Server),
         Event::Gone { .. } => ("lose device", SpanKind::Internal),
-        Event::Joined(_) | Event::Stayed(_) => ("bring device back", SpanKind::Internal),
+        Event::Joined(_) | Event::StillConnected(_) => ("bring device back", SpanKind::Internal),
         Event::Confirmed(_) => ("confirm device", SpanKind::Internal),
         Event::Superseded(_) => ("supersede", SpanKind::Internal),
         Event::Displaced(_) => ("displace", SpanKind::Internal),

@@ -21,11 +21,11 @@ pub const MAX_REPLAY_MESSAGES: usize = 1_024;
 pub const MAX_REPLAY_BYTES: usize = 1024 * 1024;
 
 /// Buffered messages, within a bound and the node's byte budget.
-pub struct Held {
+pub struct Buffer {
     pub messages: VecDeque<(Signal, Payload)>,
     charge: Charge,
     /// The number of messages at the front that another node has returned: they were sent first.
-    given_back: usize,
+    returned: usize,
 }
 
 /// There is no room for another message.
@@ -36,10 +36,10 @@ pub enum Full {
     Budget,
 }
 
-impl Held {
+impl Buffer {
     /// An empty buffer, whose messages are counted by `charge`.
     pub fn new(charge: Charge) -> Self {
-        Self { messages: VecDeque::new(), charge, given_back: 0 }
+        Self { messages: VecDeque::new(), charge, returned: 0 }
     }
 
     /// An empty buffer in the same budget.
@@ -103,15 +103,15 @@ impl Held {
 
     /// Puts a returned message before the unsent ones, which precede all later messages. There is
     /// always room: the message was counted on the node that returns it.
-    pub fn put_given_back(&mut self, signal: Signal, payload: &Payload) {
-        self.put(self.given_back, signal, payload.clone());
-        self.given_back += 1;
+    pub fn put_returned(&mut self, signal: Signal, payload: Payload) {
+        self.put(self.returned, signal, payload);
+        self.returned += 1;
     }
 
     /// Puts unsent messages before all later ones. Messages that are recalled last were sent before
     /// those that were recalled earlier.
     pub fn put_recalled(&mut self, messages: impl Iterator<Item = (Signal, Payload)>) {
-        for (place, (signal, payload)) in (self.given_back..).zip(messages) {
+        for (place, (signal, payload)) in (self.returned..).zip(messages) {
             self.put(place, signal, payload);
         }
     }
@@ -130,24 +130,24 @@ impl Held {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{limits::buffers::Buffers, metrics::Buffer};
+    use crate::limits::buffers::Buffers;
 
     #[test]
-    fn what_waits_is_in_the_order_in_which_it_was_sent() {
+    fn buffered_messages_are_in_the_order_in_which_they_were_sent() {
         let buffers = Buffers::default();
-        let mut held = Held::new(buffers.holder(Buffer::Calls));
+        let mut buffer = Buffer::new(buffers.holder(metrics::Buffer::Calls));
         let payload = |text| -> Payload { serde_json::from_str(&format!("{text:?}")).unwrap() };
-        held.push(Signal::Candidate, &payload("later"));
+        buffer.push(Signal::Candidate, &payload("later"));
         let [not_left, was_leaving] =
             [["not left", "not left either"], ["was leaving", "was leaving too"]];
         let all = |payloads: [Payload; 2]| payloads.map(|payload| (Signal::Candidate, payload));
-        held.put_recalled(all(not_left.map(payload)).into_iter());
-        held.put_given_back(Signal::Candidate, &payload("first"));
-        held.put_recalled(all(was_leaving.map(payload)).into_iter());
-        held.put_given_back(Signal::Candidate, &payload("second"));
-        held.push(Signal::Candidate, &payload("last"));
-        let size_bytes = held.size_bytes();
-        let order: Vec<_> = held.messages.into_iter().map(|(_, payload)| payload).collect();
+        buffer.put_recalled(all(not_left.map(payload)).into_iter());
+        buffer.put_returned(Signal::Candidate, payload("first"));
+        buffer.put_recalled(all(was_leaving.map(payload)).into_iter());
+        buffer.put_returned(Signal::Candidate, payload("second"));
+        buffer.push(Signal::Candidate, &payload("last"));
+        let size_bytes = buffer.size_bytes();
+        let order: Vec<_> = buffer.messages.into_iter().map(|(_, payload)| payload).collect();
         let texts = [["first", "second"], was_leaving, not_left, ["later", "last"]].concat();
         assert_eq!(order, texts.into_iter().map(payload).collect::<Vec<_>>());
         assert_eq!(size_bytes, order.iter().map(Payload::len_bytes).sum::<usize>());

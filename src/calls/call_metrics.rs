@@ -1,13 +1,11 @@
 //! Metrics of calls. Each transition is committed by one node, which counts it.
 
-use std::collections::HashSet;
-
 use tracing::error;
 
-use super::{Calls, Failure};
+use super::Failure;
 use crate::{
     call::{Call, CallType, EndReason, Refusal, Role, State},
-    metrics::{self, Candidate, Invariant, Label, Live, Media, Outcome, Ring, Work as Kind, label},
+    metrics::{self, Candidate, Invariant, Media, Outcome, Ring, label},
     protocol::MediaStats,
 };
 
@@ -104,45 +102,6 @@ pub fn reported(stats: &MediaStats) {
     measured(metrics::MEDIA_ROUND_TRIP.of(media), stats.round_trip_ms, 1_000.0, 60.0);
     measured(metrics::MEDIA_LOSS.of(media), stats.loss_percent, 100.0, 1.0);
     measured(metrics::MEDIA_JITTER.of(media), stats.jitter_ms, 1_000.0, 60.0);
-}
-
-impl Calls {
-    /// Sets the gauges of this node's calls.
-    pub fn sample(&self) {
-        let devices = self.devices();
-        let users: HashSet<_> = devices.values().map(|present| &present.device.user).collect();
-        metrics::USERS.set(as_gauge(users.len()));
-        drop(users);
-        drop(devices);
-        let mut live = [0; Live::ALL.len()];
-        for call in self.live.all() {
-            if let Some(state) = call.peek(|call| self.counts_here(call)) {
-                live[state.index()] += 1;
-            }
-        }
-        for state in Live::ALL {
-            metrics::CALLS.of(*state).set(as_gauge(live[state.index()]));
-        }
-        for kind in Kind::ALL {
-            metrics::PENDING_WORK.of(*kind).set(as_gauge(self.pending.len(*kind)));
-        }
-        metrics::NODE_QUEUE.set(as_gauge(self.cluster.queued()));
-    }
-
-    /// A call is counted on the node of the caller's device, or of its last device if it is lost.
-    fn counts_here(&self, call: &Call) -> Option<Live> {
-        if !call.is_live() || call.caller.link.node() != Some(self.node()) {
-            return None;
-        }
-        let is_lost = |role| call.party(role).link.lost_until().is_some();
-        Some(if call.is_ringing() {
-            Live::Ringing
-        } else if is_lost(Role::Caller) || is_lost(Role::Callee) {
-            Live::Reconnecting
-        } else {
-            Live::Active
-        })
-    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a gauge needs no more")]

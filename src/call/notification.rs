@@ -10,7 +10,7 @@ use crate::{ids::SocketId, time::Timestamp};
 
 /// A notification for one socket.
 #[derive(Debug, Clone, PartialEq)]
-pub enum News {
+pub enum Notification {
     /// The callee rings, on this many sockets.
     Ringing {
         devices: usize,
@@ -30,14 +30,14 @@ pub enum News {
     /// The callee is on another call, or a device of the callee said so.
     Busy,
     Ended {
-        why: Told,
+        why: NotifiedReason,
         duration_s: f64,
     },
 }
 
 /// The reason in a notification of an end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Told {
+pub enum NotifiedReason {
     End(EndReason),
     /// Another device of the same user answered.
     AnsweredElsewhere,
@@ -46,102 +46,102 @@ pub enum Told {
     ResumedElsewhere,
 }
 
-impl Told {
+impl NotifiedReason {
     pub fn as_str(self) -> &'static str {
         match self {
-            Told::End(reason) => reason.as_str(),
-            Told::AnsweredElsewhere => "answered_elsewhere",
-            Told::DeclinedElsewhere => "declined_elsewhere",
-            Told::ResumedElsewhere => "resumed_elsewhere",
+            NotifiedReason::End(reason) => reason.as_str(),
+            NotifiedReason::AnsweredElsewhere => "answered_elsewhere",
+            NotifiedReason::DeclinedElsewhere => "declined_elsewhere",
+            NotifiedReason::ResumedElsewhere => "resumed_elsewhere",
         }
     }
 }
 
 /// The notification of the caller's socket about its new call, which rings on `devices` sockets. There is none for an
 /// offline callee: the reply to the attempt says it.
-pub fn first_news(call: &Call, devices: usize) -> Option<News> {
+pub fn first_notification(call: &Call, devices: usize) -> Option<Notification> {
     match &call.state {
-        State::Ringing { .. } => Some(News::Ringing { devices }),
-        State::Ended { cause: Cause::LineBusy, .. } => Some(News::Busy),
+        State::Ringing { .. } => Some(Notification::Ringing { devices }),
+        State::Ended { cause: Cause::LineBusy, .. } => Some(Notification::Busy),
         State::Active { .. } | State::Ended { .. } => None,
     }
 }
 
-/// The notifications of the change from `before` to `after`, for the bound sockets and the ringing ones (`rung`).
+/// The notifications of the change from `before` to `after`, for the bound sockets and the ringing ones (`ringing`).
 ///
-/// The socket that made the change gets its ack only, unless it is in `unanswered`: its commit had no reply, so its ack
+/// The socket that made the change gets its ack only, unless it is in `unacknowledged`: its commit had no reply, so its ack
 /// did not carry the result.
-pub fn news(
+pub fn notifications(
     before: &Call,
     after: &Call,
-    rung: &[SocketId],
-    unanswered: &[SocketId],
-) -> Vec<(SocketId, News)> {
+    ringing: &[SocketId],
+    unacknowledged: &[SocketId],
+) -> Vec<(SocketId, Notification)> {
     let mut all = Vec::new();
-    let actor = after.ended_by().filter(|socket| !unanswered.contains(socket));
+    let actor = after.ended_by().filter(|socket| !unacknowledged.contains(socket));
     for role in [Role::Caller, Role::Callee] {
-        all.extend(bound_news(before, after, role, actor));
+        all.extend(bound_notifications(before, after, role, actor));
     }
     let winner = after.callee.link.socket();
     // One that is busy rings no more: its ack has told it so.
     let rings = |socket: &SocketId| {
-        Some(*socket) != winner && (!after.is_busy_on(*socket) || unanswered.contains(socket))
+        Some(*socket) != winner && (!after.is_busy_on(*socket) || unacknowledged.contains(socket))
     };
-    for socket in rung.iter().copied().filter(rings) {
-        let news = rung_news(before, after, socket, actor);
-        all.extend(news.map(|news| (socket, news)));
+    for socket in ringing.iter().copied().filter(rings) {
+        let notification = ringing_notification(before, after, socket, actor);
+        all.extend(notification.map(|one| (socket, one)));
     }
     all
 }
 
 /// Notifications for the sockets that are, or were, bound as `role`.
-fn bound_news(
+fn bound_notifications(
     before: &Call,
     after: &Call,
     role: Role,
     actor: Option<SocketId>,
-) -> Vec<(SocketId, News)> {
-    let mut told = Vec::new();
+) -> Vec<(SocketId, Notification)> {
+    let mut all = Vec::new();
     let Some(socket) = after.party(role).link.socket() else {
         // A rollback of the shared state lost its answer, and the call ended otherwise.
         if let (Link::Bound(binding), Link::Open) =
             (&before.party(role).link, &after.party(role).link)
         {
-            told.extend(end_news(after, role).map(|news| (binding.socket, news)));
+            all.extend(end_notification(after, role).map(|one| (binding.socket, one)));
         }
-        return told;
+        return all;
     };
     let came_back = match &before.party(role).link {
         Link::Open => false,
         Link::Lost { .. } => true,
         Link::Bound(binding) if binding.socket == socket => false,
         Link::Bound(binding) => {
-            let why = Told::ResumedElsewhere;
-            told.push((binding.socket, News::Ended { why, duration_s: 0.0 }));
+            let why = NotifiedReason::ResumedElsewhere;
+            all.push((binding.socket, Notification::Ended { why, duration_s: 0.0 }));
             true
         }
     };
-    let news = if !after.is_live() {
+    let notification = if !after.is_live() {
         let concerns = came_back || (before.is_live() && !after.was_superseded_by(role));
-        end_news(after, role).filter(|_| concerns && actor != Some(socket))
+        end_notification(after, role).filter(|_| concerns && actor != Some(socket))
     } else if came_back {
-        Some(News::Resumed)
+        Some(Notification::Resumed)
     } else {
-        peer_news(before, after, role.other())
+        peer_notification(before, after, role.other())
     };
-    told.extend(news.map(|news| (socket, news)));
-    told
+    all.extend(notification.map(|one| (socket, one)));
+    all
 }
 
 /// Notifications for a ringing socket that did not answer.
-fn rung_news(
+fn ringing_notification(
     before: &Call,
     after: &Call,
     socket: SocketId,
     actor: Option<SocketId>,
-) -> Option<News> {
+) -> Option<Notification> {
     if after.is_ringing() {
-        return peer_news(before, after, Role::Caller);
+        return peer_notification(before, after, Role::Caller);
     }
     if !before.is_ringing() || actor == Some(socket) {
         return None;
@@ -149,27 +149,29 @@ fn rung_news(
     let why = match &after.state {
         // This device ended the call, and got no reply.
         State::Ended { since: None, .. } if after.ended_by() == Some(socket) => {
-            Told::End(after.end_reason()?)
+            NotifiedReason::End(after.end_reason()?)
         }
-        State::Active { .. } | State::Ended { since: Some(_), .. } => Told::AnsweredElsewhere,
+        State::Active { .. } | State::Ended { since: Some(_), .. } => {
+            NotifiedReason::AnsweredElsewhere
+        }
         State::Ended { cause, .. } => match cause {
             Cause::HangUp { role: Role::Callee, .. } | Cause::Reject { .. } => {
-                Told::DeclinedElsewhere
+                NotifiedReason::DeclinedElsewhere
             }
-            _ => Told::End(after.end_reason()?),
+            _ => NotifiedReason::End(after.end_reason()?),
         },
         State::Ringing { .. } => return None,
     };
-    Some(News::Ended { why, duration_s: after.told_duration_s() })
+    Some(Notification::Ended { why, duration_s: after.notified_duration_s() })
 }
 
 /// Changes of the connection of the party with role `peer`.
-fn peer_news(before: &Call, after: &Call, peer: Role) -> Option<News> {
+fn peer_notification(before: &Call, after: &Call, peer: Role) -> Option<Notification> {
     match (&before.party(peer).link, &after.party(peer).link) {
         (Link::Bound(_), Link::Lost { until, .. }) => {
-            Some(News::PeerReconnecting { grace_ends_at: *until })
+            Some(Notification::PeerReconnecting { grace_ends_at: *until })
         }
-        (Link::Lost { .. }, Link::Bound(_)) => Some(News::PeerReconnected),
+        (Link::Lost { .. }, Link::Bound(_)) => Some(Notification::PeerReconnected),
         (Link::Open, _)
         | (_, Link::Open)
         | (Link::Bound(_), Link::Bound(_))
@@ -178,22 +180,25 @@ fn peer_news(before: &Call, after: &Call, peer: Role) -> Option<News> {
 }
 
 /// The end of `call` for the bound device of the party with role `to`.
-fn end_news(call: &Call, to: Role) -> Option<News> {
+fn end_notification(call: &Call, to: Role) -> Option<Notification> {
     let State::Ended { cause, .. } = &call.state else {
         return None;
     };
     Some(match cause {
         Cause::Reject { reason, .. } if to == Role::Caller => {
-            News::Rejected { reason: reason.clone() }
+            Notification::Rejected { reason: reason.clone() }
         }
-        Cause::Busy { .. } | Cause::LineBusy if to == Role::Caller => News::Busy,
-        _ => News::Ended { why: Told::End(call.end_reason()?), duration_s: call.told_duration_s() },
+        Cause::Busy { .. } | Cause::LineBusy if to == Role::Caller => Notification::Busy,
+        _ => Notification::Ended {
+            why: NotifiedReason::End(call.end_reason()?),
+            duration_s: call.notified_duration_s(),
+        },
     })
 }
 
 impl Call {
     /// The `duration` of `call:ended`: as reported by the client that ended the call, else as measured, else 0.
-    fn told_duration_s(&self) -> f64 {
+    fn notified_duration_s(&self) -> f64 {
         match &self.state {
             State::Ended {
                 cause: Cause::HangUp { reported_duration_s: Some(reported), .. },

@@ -1,51 +1,108 @@
 //! The devices on this node: joining, the welcome with the user's call, and leaving.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashSet},
+    ops::Bound,
+};
 
-use parking_lot::MutexGuard;
+use parking_lot::{Mutex, MutexGuard};
 use tracing::warn;
 
 use super::{
-    Calls, Failure,
+    Calls,
     pending::{Item, Outcome, Work},
     sweeper::{AT_ONCE, some_at_a_time},
 };
 use crate::{
-    call::{Call, Device, Event},
+    call::{Call, Device, Event, Link, Party},
     cluster::{Detached, Unavailable},
-    ids::{CallId, SocketId, UserId},
+    ids::{SocketId, UserId},
 };
 
-/// A device on this node.
-pub(super) struct Present {
-    pub device: Device,
-    /// Whether the device is attached to the shared state. Before that nothing rings there; it is
-    /// welcomed afterwards.
-    has_joined: bool,
-    /// The latest call whose end the device knows. The record may be rolled back, or restored by a
-    /// node that missed the end.
-    knows_end_of: Option<CallId>,
+/// The sockets of this node that have identified their user.
+#[derive(Default)]
+pub struct Sessions(Mutex<BTreeMap<SocketId, (Device, Stage)>>);
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// The device is not attached to the shared state yet. Nothing rings there; it is welcomed
+    /// afterwards.
+    Joining,
+    Joined,
+    /// The socket is gone, and is being detached.
+    Leaving,
+}
+
+impl Sessions {
+    fn all(&self) -> MutexGuard<'_, BTreeMap<SocketId, (Device, Stage)>> {
+        self.0.lock()
+    }
+
+    fn set(&self, device: &Device, stage: Stage) {
+        self.all().insert(device.socket, (device.clone(), stage));
+    }
+
+    fn remove(&self, socket: SocketId) {
+        self.all().remove(&socket);
+    }
+
+    /// Does nothing if the socket has left meanwhile.
+    fn end_joining(&self, socket: SocketId, is_attached: bool) {
+        let mut all = self.all();
+        match all.get_mut(&socket).filter(|(_, stage)| *stage == Stage::Joining) {
+            Some((_, stage)) if is_attached => *stage = Stage::Joined,
+            Some(_) => drop(all.remove(&socket)),
+            None => {}
+        }
+    }
+
+    fn stage(&self, socket: SocketId) -> Option<Stage> {
+        self.all().get(&socket).map(|(_, stage)| *stage)
+    }
+
+    /// Whether the device's socket is joining or has joined, and is not gone.
+    pub fn is_connected(&self, device: &Device) -> bool {
+        self.stage(device.socket).is_some_and(|stage| stage != Stage::Leaving)
+    }
+
+    /// Whether the device is attached, and its socket is not gone.
+    pub fn has_joined(&self, device: &Device) -> bool {
+        self.stage(device.socket) == Some(Stage::Joined)
+    }
+
+    /// Whether the socket is here, or is being detached.
+    pub fn has(&self, socket: SocketId) -> bool {
+        self.stage(socket).is_some()
+    }
+
+    /// The devices that are connected, after this socket, at most `limit`.
+    pub fn after(&self, socket: Option<SocketId>, limit: usize) -> Vec<Device> {
+        let all = self.all();
+        let from = socket.map_or(Bound::Unbounded, Bound::Excluded);
+        let after = all.range((from, Bound::Unbounded)).map(|(_, session)| session);
+        let connected = after.filter(|(_, stage)| *stage != Stage::Leaving);
+        connected.take(limit).map(|(device, _)| device.clone()).collect()
+    }
+
+    /// The number of users with a connected device.
+    pub fn count_users(&self) -> usize {
+        let all = self.all();
+        let connected = all.values().filter(|(_, stage)| *stage != Stage::Leaving);
+        connected.map(|(device, _)| &device.user).collect::<HashSet<_>>().len()
+    }
 }
 
 impl Calls {
     /// A socket has identified itself: its user is online from now on.
     pub async fn join(&self, device: &Device) -> Result<(), Unavailable> {
-        let present = Present { device: device.clone(), has_joined: false, knows_end_of: None };
-        self.devices().insert(device.socket, present);
-        match self.attach(device).await {
-            Ok(()) => {
-                if let Some(present) = self.devices().get_mut(&device.socket) {
-                    present.has_joined = true;
-                }
-                Ok(())
-            }
-            Err(error) => {
-                self.devices().remove(&device.socket);
-                // The write may have been applied.
-                self.add_pending(Work::UndoJoin(device.clone()));
-                Err(error)
-            }
+        self.sessions.set(device, Stage::Joining);
+        let attached = self.attach(device).await;
+        self.sessions.end_joining(device.socket, attached.is_ok());
+        if attached.is_err() {
+            // The write may have been applied.
+            self.add_pending(Work::UndoJoin(device.clone()));
         }
+        attached
     }
 
     /// Attaches a device and announces the presence change; if the reply is lost, the change is
@@ -56,68 +113,28 @@ impl Calls {
         Ok(())
     }
 
-    pub(super) fn devices(&self) -> MutexGuard<'_, BTreeMap<SocketId, Present>> {
-        self.devices.lock()
-    }
-
-    /// Whether the device's socket is joining or has joined, and is not gone.
-    pub(super) fn is_connected(&self, device: &Device) -> bool {
-        self.devices().contains_key(&device.socket)
-    }
-
-    /// Whether the device is attached, and its socket is not gone.
-    pub(super) fn has_joined(&self, device: &Device) -> bool {
-        self.devices().get(&device.socket).is_some_and(|present| present.has_joined)
-    }
-
-    /// Whether the device was already told the end of the call, after it had been marked lost.
-    pub(super) fn knows_end_of(&self, call: &Call, device: &Device) -> bool {
-        let devices = self.devices();
-        devices.get(&device.socket).is_some_and(|present| present.knows_end_of == Some(call.id))
-    }
-
-    /// Records that the device was told the end of the call.
-    pub(super) fn told_end_of(&self, call: &Call, device: &Device) {
-        if let Some(present) = self.devices().get_mut(&device.socket) {
-            present.knows_end_of = Some(call.id);
-        }
-    }
-
-    /// Records that the local devices in this call know its end.
-    pub(super) fn note_end(&self, call: &Call) {
-        let mut devices = self.devices();
-        for socket in
-            [&call.caller, &call.callee].into_iter().filter_map(|party| party.link.socket())
-        {
-            if let Some(present) = devices.get_mut(&socket) {
-                present.knows_end_of = Some(call.id);
-            }
-        }
-    }
-
-    /// Whether a local device that is in this live call by its record knows its end: then the node
-    /// that restored the call had missed the end.
-    pub(super) fn has_ended_here(&self, call: &Call) -> bool {
-        let devices = self.devices();
-        let knows = |socket| {
-            devices.get(&socket).is_some_and(|present| present.knows_end_of == Some(call.id))
-        };
-        let parties = [&call.caller, &call.callee];
-        call.is_live() && parties.into_iter().any(|party| party.link.socket().is_some_and(knows))
-    }
-
     /// The local sockets of `user` on which a call may ring.
     pub(super) fn joined_sockets_of(&self, user: &UserId) -> Vec<SocketId> {
-        let mut sockets = self.outlet.sockets_of(user);
-        let devices = self.devices();
-        sockets.retain(|socket| devices.get(socket).is_some_and(|present| present.has_joined));
+        let mut sockets = self.sink.sockets_of(user);
+        sockets.retain(|socket| self.sessions.stage(*socket) == Some(Stage::Joined));
         sockets
+    }
+
+    /// The device of a party that is connected here although the record marks it lost.
+    pub(super) fn marked_lost_by_mistake(&self, party: &Party) -> Option<Device> {
+        let Link::Lost { device: lost, .. } = &party.link else { return None };
+        let here = self.sink.sockets_of(&party.user);
+        let sessions = self.sessions.all();
+        here.iter().filter_map(|socket| sessions.get(socket)).find_map(|(device, stage)| {
+            let is_it = *stage == Stage::Joined && device.id.as_ref() == Some(lost);
+            is_it.then(|| device.clone())
+        })
     }
 
     /// Tells a joined socket about its user's call: a lost device resumes its call, a device of a
     /// called user rings. Until the record can be read, the welcome stays pending.
     pub async fn welcome(&self, device: &Device) -> Result<(), Unavailable> {
-        let welcomed = self.tell_of_call(device, Event::Joined(device.clone())).await;
+        let welcomed = self.notify_of_call(device, Event::Joined(device.clone())).await;
         if welcomed.is_err() {
             self.add_pending(Work::Welcome(device.clone()));
         }
@@ -126,28 +143,24 @@ impl Calls {
 
     /// Welcomes a socket whose call could not be read when it joined. The shared state may have come
     /// back empty: then another node restores the call.
-    pub(super) async fn welcome_pending(&self, device: &Device) -> Result<Outcome, Unavailable> {
-        if !self.is_connected(device) {
+    pub(super) async fn retry_welcome(&self, device: &Device) -> Result<Outcome, Unavailable> {
+        if !self.sessions.is_connected(device) {
             return Ok(Outcome::Done);
         }
-        let is_found = self.tell_of_call(device, Event::Joined(device.clone())).await?;
+        let is_found = self.notify_of_call(device, Event::Joined(device.clone())).await?;
         // The socket may have left and been detached before it was bound to its call.
         self.sign_off_if_gone(device).await?;
         Ok(if is_found { Outcome::Done } else { Outcome::Nothing })
     }
 
     /// Tells the device about its user's call. Returns whether there is one.
-    pub(super) async fn tell_of_call(
-        &self,
-        device: &Device,
-        back: Event,
-    ) -> Result<bool, Unavailable> {
+    async fn notify_of_call(&self, device: &Device, back: Event) -> Result<bool, Unavailable> {
         let found = self.cluster.latest(&device.user).await?;
-        self.tell_of_latest(device, found, back).await
+        self.notify_of_latest(device, found, back).await
     }
 
     /// The same, given the latest call of the user.
-    pub(super) async fn tell_of_latest(
+    pub(super) async fn notify_of_latest(
         &self,
         device: &Device,
         found: Option<Call>,
@@ -160,14 +173,14 @@ impl Calls {
                 && found.as_ref().is_none_or(|found| !found.is_live() && found.id != seen.id)
         });
         let Some(call) = seen.or(found) else { return Ok(false) };
-        match self.transition(call.clone(), &back).await {
-            Ok(_) => return Ok(true),
-            Err(Failure::Refused(_)) => {}
-            Err(_) => return Err(Unavailable),
+        if self.attempt_transition(call.clone(), &back).await?.is_some() {
+            return Ok(true);
         }
         if call.rings_for(&device.user) && !call.is_busy_on(device.socket) {
             self.live.keep(&call);
-            self.live.open(&call).ring(&[device.socket], None, &self.reach());
+            self.change(&self.live.open(&call), |call, context| {
+                call.ring(&[device.socket], None, context);
+            });
         }
         Ok(true)
     }
@@ -175,25 +188,15 @@ impl Calls {
     /// A socket is gone; `may_return` unless its client left on purpose. If the shared state is
     /// unavailable, the departure stays pending.
     pub async fn leave(&self, device: &Device, may_return: bool) {
-        self.leaving().insert(device.socket);
-        self.devices().remove(&device.socket);
+        self.sessions.set(device, Stage::Leaving);
         let unwatched = self.watchers.forget(device.socket);
         if let Err(error) = self.sign_off(device, may_return).await {
             warn!(%error, user = %device.user.logged(), "a closed socket could not be detached: it is detached later");
             self.add_pending(Work::SignOff { device: device.clone(), may_return });
         }
-        self.leaving().remove(&device.socket);
+        self.sessions.remove(device.socket);
         // Last, because no step of a call depends on it.
         self.unwatch(unwatched).await;
-    }
-
-    /// Whether the device of this socket has left, which its call's record may not show yet.
-    pub(super) fn is_leaving(&self, user: &UserId, socket: SocketId) -> bool {
-        self.leaving().contains(&socket) || self.pending.signs_off(user, socket)
-    }
-
-    fn leaving(&self) -> MutexGuard<'_, HashSet<SocketId>> {
-        self.leaving.lock()
     }
 
     pub(super) async fn sign_off(
@@ -214,7 +217,7 @@ impl Calls {
         detached: Detached,
     ) -> Result<(), Unavailable> {
         self.announce(detached.edge);
-        if self.is_connected(device) {
+        if self.sessions.is_connected(device) {
             return self.attach(device).await;
         }
         // The shared state may have lost the call that this device is in.
@@ -222,13 +225,12 @@ impl Calls {
         let own = seen.filter(|call| call.is_live() && call.is_bound_to(device));
         let Some(call) = own.or(detached.call) else { return Ok(()) };
         if let Some(live) = self.live.get(call.id) {
-            live.forget_device(device.socket);
+            live.state().forget_socket(device.socket);
         }
         let gone = Event::Gone { device: device.clone(), may_return };
-        match self.transition(call, &gone).await {
-            Ok(call) if self.is_unsure() => self.tell_where_users_are(&call).await,
-            Ok(_) | Err(Failure::Refused(_)) => Ok(()),
-            Err(_) => Err(Unavailable),
+        match self.attempt_transition(call, &gone).await? {
+            Some(call) if self.is_recovering() => self.send_to_users_nodes(&call).await,
+            Some(_) | None => Ok(()),
         }
     }
 
@@ -243,7 +245,7 @@ impl Calls {
                     _ => continue,
                 };
                 // A device that could not join may have tried again.
-                if self.is_connected(device) {
+                if self.sessions.is_connected(device) {
                     self.pending.attempted(item, Outcome::Done, now);
                 } else {
                     gone.push((item, device, may_return));

@@ -1,17 +1,19 @@
-//! Placing calls, and repeated attempts to place them.
+//! Placing calls: authorization by a port outside of the rules, the decision, repeated attempts.
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use tracing::debug;
 
 use super::{
-    Calls, Failure, MAX_DECISIONS,
+    Calls, Failure, MAX_DECISIONS, call_metrics,
     pending::{Outcome as Attempted, Work},
-    tally, traced,
+    spans,
 };
 use crate::{
     call::{
-        Attempt, Call, CallType, Cause, Device, Event, Placement, Refusal, Role, State, first_news,
+        Attempt, Call, CallType, Cause, Device, Event, Placement, Refusal, Role, State,
+        first_notification,
     },
     cluster::{Change, Claim, Committed, Unavailable},
     ids::{CallId, NodeId, UserId},
@@ -29,6 +31,23 @@ pub struct Initiate {
     pub client_call_id: Option<Arc<str>>,
 }
 
+/// Decides whether a user may call another one.
+#[async_trait]
+pub trait Authorizer: Send + Sync + 'static {
+    /// May take a bounded time. Only the events of the caller's socket wait for it.
+    async fn may_call(&self, attempt: &Attempt) -> Verdict;
+}
+
+/// The decision of an [`Authorizer`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    Allowed,
+    /// Refused, with a reason for the caller.
+    Refused(Arc<str>),
+    /// No decision is possible at the moment.
+    Unknown,
+}
+
 impl Calls {
     /// Places a call. Returns it as it was placed: ringing, or ended at once.
     pub async fn initiate(&self, device: &Device, initiate: Initiate) -> Result<Call, Failure> {
@@ -42,9 +61,9 @@ impl Calls {
         };
         let mut span = self.trace_attempt(&attempt);
         let placed = self.place(device, &attempt, &mut span).await;
-        traced::placed(&mut span, &attempt, &placed);
+        spans::placed(&mut span, &attempt, &placed);
         if let Err(failure) = &placed {
-            tally::not_placed(attempt.call_type, failure);
+            call_metrics::not_placed(attempt.call_type, failure);
         }
         placed
     }
@@ -55,7 +74,7 @@ impl Calls {
         attempt: &Attempt,
         span: &mut Span,
     ) -> Result<Call, Failure> {
-        self.pass_gate(attempt, span).await?;
+        self.authorize(attempt, span).await?;
         for _ in 0..MAX_DECISIONS {
             let looking = span.part("look up", SpanKind::Client);
             let lobby = self.cluster.lobby(&device.user, &attempt.to).await?;
@@ -76,22 +95,25 @@ impl Calls {
             let mut call = match placement {
                 Placement::New(call) => call,
                 Placement::Repeated(call) => {
-                    tally::attempted(call.call_type, Outcome::Repeated);
+                    call_metrics::attempted(call.call_type, Outcome::Repeated);
                     if call.is_ringing() && self.pending.has_new_call(call.id, device.socket) {
                         // The call has no notified node yet.
                         let callee_nodes = self.cluster.nodes_of(&attempt.to).await?;
                         self.pending.forget_new_call(call.id);
-                        return placed(self.tell_placed(call, lobby.callee_sockets, &callee_nodes));
+                        return placed(self.notify_placed(
+                            call,
+                            lobby.callee_sockets,
+                            &callee_nodes,
+                        ));
                     }
                     let call = self.repeated_by(call, device).await?;
-                    self.tell_again(&call).await?;
+                    self.ring_again(&call).await?;
                     return placed(call);
                 }
                 Placement::Supersede(earlier) => {
-                    match self.transition(earlier, &Event::Superseded(device.clone())).await {
-                        Ok(_) | Err(Failure::Refused(_)) => continue,
-                        Err(failure) => return Err(failure),
-                    }
+                    let superseded = Event::Superseded(device.clone());
+                    self.attempt_transition(earlier, &superseded).await?;
+                    continue;
                 }
             };
             let claim = |role: &Role| {
@@ -112,10 +134,10 @@ impl Calls {
                 metrics::CONFLICTS.increment(1);
                 continue;
             };
-            tally::placed(&call);
-            traced::rings_on(span, &stored.callee_nodes);
+            call_metrics::placed(&call);
+            spans::rings_on(span, &stored.callee_nodes);
             self.recorder.record(&call);
-            let call = self.tell_placed(call, lobby.callee_sockets, &stored.callee_nodes);
+            let call = self.notify_placed(call, lobby.callee_sockets, &stored.callee_nodes);
             self.announce(stored.edges);
             return placed(call);
         }
@@ -123,17 +145,40 @@ impl Calls {
         Err(Unavailable.into())
     }
 
-    /// Handles a repeated attempt. Its socket may be new, and the record may not show yet that the
-    /// device has returned.
-    async fn repeated_by(&self, call: Call, device: &Device) -> Result<Call, Failure> {
-        match self.transition(call.clone(), &Event::Joined(device.clone())).await {
-            Err(Failure::Refused(_)) => Ok(call),
-            repeated => repeated,
+    /// Lets `authorizer` decide on each new call.
+    #[must_use]
+    pub fn authorized_by(mut self, authorizer: Arc<dyn Authorizer>) -> Self {
+        self.authorizer = Some(authorizer);
+        self
+    }
+
+    /// Asks the authorizer, if there is one, unless the rules refuse the attempt or it is a repetition.
+    /// The data of the decision is read again afterwards, because the authorizer may have taken its time.
+    async fn authorize(&self, attempt: &Attempt, span: &Span) -> Result<(), Failure> {
+        let Some(authorizer) = &self.authorizer else { return Ok(()) };
+        let lobby = self.cluster.lobby(&attempt.from.user, &attempt.to).await?;
+        match self.rules.place(attempt, &lobby, self.clock.now())? {
+            Placement::Repeated(_) => return Ok(()),
+            Placement::New(_) | Placement::Supersede(_) => {}
+        }
+        let _asking = span.part("authorize", SpanKind::Client);
+        match authorizer.may_call(attempt).await {
+            Verdict::Allowed => Ok(()),
+            Verdict::Refused(reason) => Err(Failure::Forbidden(reason)),
+            Verdict::Unknown => Err(Unavailable.into()),
         }
     }
 
+    /// Handles a repeated attempt. Its socket may be new, and the record may not show yet that the
+    /// device has returned.
+    async fn repeated_by(&self, call: Call, device: &Device) -> Result<Call, Failure> {
+        let repeated =
+            self.attempt_transition(call.clone(), &Event::Joined(device.clone())).await?;
+        Ok(repeated.unwrap_or(call))
+    }
+
     /// Rings again for a repeated attempt, because the first one may have failed half-way.
-    async fn tell_again(&self, call: &Call) -> Result<(), Unavailable> {
+    async fn ring_again(&self, call: &Call) -> Result<(), Unavailable> {
         if call.is_ringing() {
             let callee_nodes = self.cluster.nodes_of(&call.callee.user).await?;
             self.ring_on(call, &callee_nodes);
@@ -143,11 +188,14 @@ impl Calls {
 
     /// Notifies the caller before this node rings. Returns the call as it was placed, or with its
     /// end: a device that has just joined elsewhere may have been faster.
-    fn tell_placed(&self, call: Call, devices: usize, callee_nodes: &[NodeId]) -> Call {
+    fn notify_placed(&self, call: Call, devices: usize, callee_nodes: &[NodeId]) -> Call {
         debug!(call = %call.id, status = call.status().as_str(), "call placed");
         let live = self.live.open(&call);
-        if let (Some(news), Some(socket)) = (first_news(&call, devices), call.caller.link.socket())
-            && !live.tell_placed(call.version, news, socket, &self.reach())
+        if let (Some(notification), Some(socket)) =
+            (first_notification(&call, devices), call.caller.link.socket())
+            && !self.change(&live, |state, context| {
+                state.placed(call.version, notification, socket, context.now)
+            })
         {
             let newest = live.snapshot();
             return if newest.is_live() { call } else { newest };
@@ -161,22 +209,20 @@ impl Calls {
     /// Rings on all devices of the callee.
     fn ring_on(&self, call: &Call, callee_nodes: &[NodeId]) {
         let live = self.live.open(call);
-        live.rings_on(callee_nodes, &self.reach());
+        self.change(&live, |state, context| state.rings_on(callee_nodes, context));
         self.ring_here(call, None);
-        self.spread(call, call, callee_nodes);
+        self.send_record(call, call, callee_nodes);
         if call.is_as_placed() {
             // These nodes do not report that it rings there.
             for node in callee_nodes.iter().filter(|node| **node != self.node()) {
-                live.rings_also_on(*node, 0, &self.reach());
+                self.change(&live, |state, _| state.rings_also_on(*node, 0));
             }
         }
     }
-}
 
-impl Calls {
     /// Ends a new call that was written although its caller was told that it failed. Until the last
     /// attempt, its caller may retry: then the call rings.
-    pub(super) async fn undo_pending(
+    pub(super) async fn check_new_call(
         &self,
         id: CallId,
         caller: &Device,
