@@ -183,6 +183,16 @@ describe('values', () => {
     assert.ok(weight(secret) < weight(migration));
   });
 
+  test('`helm test` examines the settings, secrets and authorities of the nodes', () => {
+    const chart = template('--values', PRODUCTION, ...set('privateCa=ours', 'test.url=https://calls.example.com'));
+    const [{ spec }] = chart.of('Pod');
+    const [node] = chart.of('Deployment')[0].spec.template.spec.containers;
+    const [container] = spec.containers;
+    assert.deepEqual(container.args, ['doctor', '--url', 'https://calls.example.com']);
+    for (const part of ['image', 'env', 'envFrom', 'volumeMounts', 'securityContext']) assert.deepEqual(container[part], node[part], part);
+    assert.deepEqual(template(...LEAST).of('Pod')[0].spec.containers[0].args, ['doctor']);
+  });
+
   test('a change of a setting replaces the pods', () => {
     const checksum = (...args) => template(...LEAST, ...args).of('Deployment')[0].spec.template.metadata.annotations['checksum/settings'];
     assert.notEqual(checksum(), checksum(...set('settings.SWITCHBOARD_RING_TIMEOUT=40s')));

@@ -80,20 +80,54 @@ capabilities:
   drop: [ALL]
 {{- end }}
 
-{{- /* The environment, the mount and the volume that make a pod trust `privateCa`. */}}
-{{- define "switchboard.trustEnv" -}}
+{{- /* The environment of a node besides its ConfigMap. */}}
+{{- define "switchboard.env" -}}
+{{- $variables := include "switchboard.secretVariables" . | fromYaml }}
+{{- range $name, $key := include "switchboard.secretKeys" . | fromYaml }}
+- name: {{ index $variables $name }}
+  valueFrom:
+    secretKeyRef:
+      name: {{ include "switchboard.secret" $ }}
+      key: {{ $key }}
+{{- end }}
+{{- include "switchboard.moreEnv" . }}
+{{- end }}
+
+{{- /* The environment of each pod besides the settings: where its authorities are, and `extraEnv`. */}}
+{{- define "switchboard.moreEnv" -}}
+{{- if .Values.privateCa }}
 - name: SSL_CERT_DIR
   value: /etc/ssl/certs:/etc/switchboard/ca
 {{- end }}
-
-{{- define "switchboard.trustMount" -}}
-- name: ca
-  mountPath: /etc/switchboard/ca
-  readOnly: true
+{{- with .Values.extraEnv }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 
-{{- define "switchboard.trustVolume" -}}
-- name: ca
-  configMap:
-    name: {{ .Values.privateCa }}
+{{- define "switchboard.mounts" -}}
+{{- if or .Values.privateCa .Values.extraVolumeMounts -}}
+volumeMounts:
+  {{- if .Values.privateCa }}
+  - name: ca
+    mountPath: /etc/switchboard/ca
+    readOnly: true
+  {{- end }}
+  {{- with .Values.extraVolumeMounts }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "switchboard.volumes" -}}
+{{- if or .Values.privateCa .Values.extraVolumes -}}
+volumes:
+  {{- if .Values.privateCa }}
+  - name: ca
+    configMap:
+      name: {{ .Values.privateCa }}
+  {{- end }}
+  {{- with .Values.extraVolumes }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end }}
 {{- end }}
