@@ -26,6 +26,8 @@ use crate::{
 
 /// The most decisions on one event, if the record changes in between.
 pub(super) const MAX_DECISIONS: usize = 4;
+/// The target of the log lines about each call, by which users filter: it does not follow the files.
+const TARGET: &str = "switchboard::calls";
 
 impl Calls {
     /// Relays an offer, answer or candidate that arrived on its socket at `received_us`. The first
@@ -352,9 +354,9 @@ impl Calls {
         }
         self.send_record(before, after, callee_nodes);
         if let Some(reason) = after.end_reason() {
-            debug!(call = %after.id, reason = reason.as_str(), "call ended");
+            debug!(target: TARGET, call = %after.id, reason = reason.as_str(), "call ended");
         } else if before.is_ringing() && !after.is_ringing() {
-            debug!(call = %after.id, "call answered");
+            debug!(target: TARGET, call = %after.id, "call answered");
         }
     }
 
