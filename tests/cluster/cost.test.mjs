@@ -216,12 +216,12 @@ test('what each step of a call costs Redis', async (t) => {
     published[name] = publishes;
   }
   assert.deepEqual(counted, {
-    join: [2, 8, 0],
-    ring: [2, 11, 1],
+    join: [2, 9, 0],
+    ring: [2, 13, 1],
     offer: [0, 0, 0],
     answer: [1, 4, 0],
     candidates: [0, 0, 0],
-    end: [1, 9, 0],
+    end: [1, 11, 0],
   });
   const about = (number, expected) => assert.ok(Math.abs(number - expected) < 0.5, JSON.stringify(published));
   about(published.join, 0);
