@@ -17,6 +17,8 @@ const KEPT_S = 60;
 /** MEMORY USAGE, in docs/operations/sizing.md. */
 const REDIS_BYTES_PER_CALL = 1_100;
 const REDIS_BYTES_PER_USER = 200;
+/** Each node after the first that watches a user, by MEMORY USAGE. */
+const REDIS_BYTES_PER_WATCHING_NODE = 41;
 const SOCKETS_PER_NODE = 100_000;
 /** Planned load of a core; the rest is a reserve for failures. */
 const BUSY = 0.6;
@@ -64,8 +66,8 @@ export function capacity(middle, { sockets }) {
     const nodes = Math.max(2, cores / (BUSY - node.idle_us_per_s / 1e6), users / SOCKETS_PER_NODE);
     const redisForPresence = (watches * presence.watch_redis_us + updates * presence.update_redis_us) / 1e6;
     const redis = (calls * call.redis_us + moves * connection.redis_us) / 1e6 + redisForPresence + Math.ceil(nodes) * node.redis_share;
-    // A user has a field for each node that watches.
-    const fields = users * Math.min(CONTACTS, Math.ceil(nodes));
+    // The nodes that watch a user are one key.
+    const watchers = presence.watch_redis_bytes + (Math.min(CONTACTS, Math.ceil(nodes)) - 1) * REDIS_BYTES_PER_WATCHING_NODE;
     const postgres = (calls * call.postgres_us) / 1e6;
     return {
       'users connected': count(users),
@@ -83,7 +85,7 @@ export function capacity(middle, { sockets }) {
       'cores of Redis, if one could have them': share(redis),
       'of them for presence': share(redisForPresence),
       [`cells, each with a Redis ${BUSY * 100} % busy`]: count(redis / BUSY),
-      'memory of Redis': bytes(users * REDIS_BYTES_PER_USER + fields * presence.watch_redis_bytes + calls * (CALL_S + KEPT_S) * REDIS_BYTES_PER_CALL),
+      'memory of Redis': bytes(users * (REDIS_BYTES_PER_USER + watchers) + calls * (CALL_S + KEPT_S) * REDIS_BYTES_PER_CALL),
       'Redis, network a second': bytes(calls * call.redis_bytes),
       "cores of Postgres for history's rows": share(postgres),
     };
