@@ -2,10 +2,7 @@
 
 use std::io;
 
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::watch,
-};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::{
     sync::{CancellationToken, WaitForCancellationFutureOwned},
     task::TaskTracker,
@@ -41,32 +38,6 @@ impl Tasks {
     pub async fn ended(&self) {
         self.tasks.close();
         self.tasks.wait().await;
-    }
-}
-
-/// Completes its waiters when the service stops. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Shutdown(watch::Receiver<bool>);
-
-/// Triggers a [`Shutdown`] once.
-#[derive(Debug)]
-pub struct Trigger(watch::Sender<bool>);
-
-pub fn shutdown() -> (Trigger, Shutdown) {
-    let (sender, receiver) = watch::channel(false);
-    (Trigger(sender), Shutdown(receiver))
-}
-
-impl Trigger {
-    pub fn fire(&self) {
-        self.0.send_replace(true);
-    }
-}
-
-impl Shutdown {
-    /// Completes when the trigger has fired or was dropped.
-    pub async fn wait(mut self) {
-        let _ = self.0.wait_for(|stopping| *stopping).await;
     }
 }
 
@@ -106,7 +77,7 @@ mod tests {
         let (say_done, done) = oneshot::channel();
         tasks.spawn(|stop| async {
             stop.await;
-            say_done.send(()).unwrap();
+            say_done.send(()).expect("the test waits for it");
         });
         tasks.spawn_until(pending());
         let mut ended = std::pin::pin!(tasks.ended());

@@ -213,10 +213,13 @@ impl Calls {
         let kind = work.kind();
         if !self.pending.add(work, at) {
             metrics::LIMITS.of(Limit::PendingWork).increment(1);
-            warn!(
-                kind = kind.as_str(),
-                "too much work is pending: this node announces its users and looks up its calls again"
-            );
+            // One line until the recovery has run, however much is refused meanwhile.
+            if self.pending.len(Kind::Recovery) == 0 {
+                warn!(
+                    kind = kind.as_str(),
+                    "too much work is pending: this node announces its users and looks up its calls again"
+                );
+            }
             self.note_reset();
         }
     }

@@ -19,6 +19,7 @@ use tokio::{
     sync::{Notify, mpsc},
     time::{Instant, MissedTickBehavior},
 };
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{
@@ -35,7 +36,6 @@ use crate::{
     ids::{CallId, NodeId},
     limits::buffers::{Buffers, Charge},
     metrics::{self, Buffer, Limit},
-    shutdown::Shutdown,
     time::Clock,
 };
 
@@ -378,9 +378,9 @@ impl<C: Channel> Bus<C> {
         mut subscription: impl Subscription,
         inbox: mpsc::Sender<Inbound>,
         health: Health,
-        leaving: Shutdown,
+        leaving: CancellationToken,
     ) {
-        let mut leaving = pin!(leaving.wait());
+        let mut leaving = pin!(leaving.cancelled());
         let mut canary = tokio::time::interval(CANARY);
         canary.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut links = Links::new(self.0.buffers.clone());

@@ -161,7 +161,7 @@ impl<S: Store, C: Channel> Membership<S, C> {
         let node = self.node.clone();
         let mut ticks = tokio::time::interval(HEARTBEAT);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut leaving = pin!(node.leaves.clone().wait());
+        let mut leaving = pin!(node.leaving.cancelled());
         ticks.tick().await;
         // The time of the last reply, and of the first one after the last failure.
         let (mut heard, mut since) = (Instant::now(), Instant::now());

@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use futures_util::future::try_join_all;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::mpsc;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::warn;
 
 use super::{
@@ -25,7 +26,6 @@ use crate::{
     health::Health,
     ids::{CallId, NodeId, SocketId, UserId},
     limits::buffers::Buffers,
-    shutdown::{self, Shutdown, Trigger},
     time::{Clock, Timestamp},
 };
 
@@ -48,9 +48,9 @@ pub struct Node<S, C> {
     pub(super) bus: Bus<C>,
     clock: Clock,
     local: Mutex<Local>,
-    /// Triggered when the node has left: no more heartbeats.
-    leaving: Trigger,
-    pub(super) leaves: Shutdown,
+    /// Cancelled when the node leaves or is dropped: no more heartbeats, and nothing is received.
+    pub(super) leaving: CancellationToken,
+    _leaves_when_dropped: DropGuard,
 }
 
 /// The relation of this node to each user.
@@ -111,11 +111,19 @@ impl<S: Store, C: Channel> Node<S, C> {
         buffers: Buffers,
     ) -> (Arc<Self>, mpsc::Receiver<Inbound>, mpsc::Sender<Inbound>) {
         let (sender, inbox) = mpsc::channel(INBOX_MESSAGES);
-        let (leaving, leaves) = shutdown::shutdown();
+        let leaving = CancellationToken::new();
         let bus = Bus::new(id, channel, clock.clone(), buffers);
-        tokio::spawn(bus.clone().listen(subscription, sender.clone(), health, leaves.clone()));
-        let local = Mutex::default();
-        (Arc::new(Self { id, store, bus, clock, local, leaving, leaves }), inbox, sender)
+        tokio::spawn(bus.clone().listen(subscription, sender.clone(), health, leaving.clone()));
+        let node = Self {
+            id,
+            store,
+            bus,
+            clock,
+            local: Mutex::default(),
+            _leaves_when_dropped: leaving.clone().drop_guard(),
+            leaving,
+        };
+        (Arc::new(node), inbox, sender)
     }
 
     fn local(&self) -> MutexGuard<'_, Local> {
@@ -444,7 +452,7 @@ impl<S: Store, C: Channel> Peers for Node<S, C> {
     }
 
     fn stop_listening(&self) {
-        self.leaving.fire();
+        self.leaving.cancel();
     }
 
     async fn leave(&self) {

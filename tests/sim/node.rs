@@ -19,10 +19,10 @@ use switchboard::{
     ids::{NodeId, SocketId, UserId},
     limits::buffers::Buffers,
     protocol::ServerEvent,
-    shutdown::{self, Shutdown, Trigger},
     time::{Clock, SharedClock},
 };
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     channel::SimulatedChannel, history::Database, simulation::Simulation, store::SimulatedAccess,
@@ -50,9 +50,9 @@ pub struct Node {
     cluster: Arc<ClusterNode<StateStore<SimulatedAccess>, SimulatedChannel>>,
     sim: Arc<Simulation>,
     tasks: Mutex<JoinSet<()>>,
-    inbox_ended: Shutdown,
-    stop_calls: Trigger,
-    stop_writer: Trigger,
+    inbox_ended: CancellationToken,
+    stop_calls: CancellationToken,
+    stop_writer: CancellationToken,
     /// Whether it has taken the cluster's time: it takes no clients before.
     has_time: Arc<AtomicBool>,
     is_leaving: AtomicBool,
@@ -131,11 +131,10 @@ impl Node {
         let calls = Calls::new(cluster.clone(), sink.clone(), recorder, RULES, shared_clock)
             .named_by(move |now| names.name_call(now));
         let calls = Arc::new(calls);
-        let (stop_calls, calls_stop) = shutdown::shutdown();
-        let (stop_writer, writer_stops) = shutdown::shutdown();
+        let [stop_calls, stop_writer, inbox_ended] = [(); 3].map(|()| CancellationToken::new());
         let mut tasks = JoinSet::new();
-        tasks.spawn(writer.run(writer_stops.wait()));
-        let (inbox_ends, inbox_ended) = shutdown::shutdown();
+        tasks.spawn(writer.run(stop_writer.clone().cancelled_owned()));
+        let (inbox_ends, calls_stop) = (inbox_ended.clone().drop_guard(), stop_calls.clone());
         let (has_time, own) = (Arc::new(AtomicBool::new(false)), calls.clone());
         let begins = has_time.clone();
         tasks.spawn(async move {
@@ -146,9 +145,9 @@ impl Node {
             begins.store(true, Ordering::Relaxed);
             let inbox = async {
                 own.run_inbox(inbox).await;
-                inbox_ends.fire();
+                drop(inbox_ends);
             };
-            tokio::join!(membership.run(), inbox, own.run_sweeper(calls_stop.wait()));
+            tokio::join!(membership.run(), inbox, own.run_sweeper(calls_stop.cancelled_owned()));
         });
         Arc::new(Self {
             id,
@@ -196,10 +195,10 @@ impl Node {
     pub async fn leave(&self, window: Duration) {
         self.calls.hand_over(window).await;
         self.cluster.stop_listening();
-        let _ = tokio::time::timeout(LAST_NEWS, self.inbox_ended.clone().wait()).await;
-        self.stop_calls.fire();
+        let _ = tokio::time::timeout(LAST_NEWS, self.inbox_ended.cancelled()).await;
+        self.stop_calls.cancel();
         self.cluster.leave().await;
-        self.stop_writer.fire();
+        self.stop_writer.cancel();
         // The time that the history writer has for its last rows.
         tokio::time::sleep(Duration::from_secs(11)).await;
         self.kill();
