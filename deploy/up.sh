@@ -8,8 +8,9 @@ docker compose version >/dev/null 2>&1 || { echo "this takes Docker with Compose
 
 # Postgres takes its password when its volume is new: a new one would lock the nodes out.
 if [ ! -e "$folder/.env" ] && docker volume inspect switchboard_history >/dev/null 2>&1; then
-  echo "deploy/.env is gone, and Postgres' volume has its password: restore the file, or give up the call history" \
-    "with 'docker volume rm switchboard_history'" >&2
+  echo "deploy/.env is gone, and Postgres' volume has its password: restore the file, or delete the call history and" \
+    "Grafana's settings: docker ps -aq --filter label=com.docker.compose.project=switchboard | xargs -r docker rm -f;" \
+    "docker volume rm switchboard_history switchboard_grafana" >&2
   exit 1
 fi
 "$folder/secrets.sh"
@@ -18,5 +19,5 @@ cat <<END
 
 switchboard is at http://127.0.0.1:3000/. For a token of the user anna:
 
-  docker compose -f $folder/compose.yaml exec node1 switchboard token --user anna
+  docker compose -f "$folder/compose.yaml" exec node1 switchboard token --user anna
 END

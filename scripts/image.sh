@@ -84,7 +84,7 @@ options=(
     --file deploy/Dockerfile --tag "$tag" --platform "linux/$architecture"
     --label "org.opencontainers.image.version=$version" --label "org.opencontainers.image.revision=$revision"
 )
-if [ "${BASES:-}" != debian ] && docker info >/dev/null 2>&1; then
+if [ "${BASES:-}" != debian ] && docker info >/dev/null 2>&1 && docker buildx version >/dev/null 2>&1; then
     docker buildx build "${options[@]}" --load .
 else
     have buildah || give_up "this takes docker, or buildah and podman: apt-get install buildah podman"

@@ -49,7 +49,8 @@ impl FromStr for Endpoint {
     }
 }
 
-fn is_here(host: &str) -> bool {
+/// Whether this host is the machine itself.
+pub fn is_here(host: &str) -> bool {
     host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }
 

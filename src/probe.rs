@@ -59,7 +59,7 @@ impl fmt::Display for Readiness {
         let Some(Report { status, troubles }) = &self.report else { return Ok(()) };
         write!(f, " {status}")?;
         for Trouble { part, what } in troubles {
-            write!(f, "; {part}: {}", what.replace(['\r', '\n'], " "))?;
+            write!(f, "; {part}: {}", what.replace(char::is_control, " "))?;
         }
         Ok(())
     }

@@ -381,14 +381,13 @@ impl Calls {
         let is_here = |link: &Link| link.node() == Some(context.node);
         let takes_part =
             seen.is_ringing() || is_here(&seen.caller.link) || is_here(&seen.callee.link);
+        // Under the mutex, so that no older version is recorded after a newer one.
         if seen.is_live() && takes_part {
-            drop(state);
             return self.live.keep(after);
         }
         if !seen.is_live() {
             state.note_end(&context);
         }
-        drop(state);
         self.live.remember(after, context.now);
     }
 

@@ -27,6 +27,8 @@ use crate::{
 /// The most pending work of a node: several times its number of sockets. Beyond it, the whole state
 /// of the node is compared with the shared state.
 const MAX_PENDING: usize = 100_000;
+/// The most commits among it, each with a record of up to some 20 KB.
+const MAX_COMMITS: usize = 10_000;
 /// The most work that is taken from the queue at a time.
 const BATCH: usize = 4 * AT_ONCE;
 /// The time within which a write may still be applied after the shared state is available again.
@@ -143,11 +145,14 @@ impl Pending {
         let len: usize = kinds.iter().map(BTreeMap::len).sum();
         let items = &mut kinds[kind.index()];
         if let Some(item) = items.get_mut(&key) {
-            (item.due_at, item.is_last, item.begun) = (at, false, item.begun + 1);
+            // Repeated resets must not postpone the recovery.
+            item.due_at = if kind == Kind::Recovery { item.due_at.min(at) } else { at };
+            (item.is_last, item.begun) = (false, item.begun + 1);
             return true;
         }
         // There is one recovery at most, and two flushes of each call.
-        if len >= MAX_PENDING && !matches!(kind, Kind::Recovery | Kind::Flush) {
+        let is_full = len >= MAX_PENDING || kind == Kind::Commit && items.len() >= MAX_COMMITS;
+        if is_full && !matches!(kind, Kind::Recovery | Kind::Flush) {
             return false;
         }
         items.insert(key, Item { work, is_last: false, due_at: at, begun: 0 });
@@ -213,14 +218,14 @@ impl Calls {
         let kind = work.kind();
         if !self.pending.add(work, at) {
             metrics::LIMITS.of(Limit::PendingWork).increment(1);
-            // One line until the recovery has run, however much is refused meanwhile.
+            // Once until the recovery has run, however much is refused meanwhile.
             if self.pending.len(Kind::Recovery) == 0 {
                 warn!(
                     kind = kind.as_str(),
                     "too much work is pending: this node announces its users and looks up its calls again"
                 );
+                self.note_reset();
             }
-            self.note_reset();
         }
     }
 
@@ -344,5 +349,7 @@ mod tests {
         }
         assert!(!pending.add(user("another"), at(0)));
         assert!(pending.add(user("0"), at(1)) && pending.add(Work::Recovery, at(0)));
+        assert!(pending.add(Work::Recovery, at(9)));
+        assert_eq!(due(&pending, Kind::Recovery, 0).len(), 1, "it is not postponed");
     }
 }

@@ -392,3 +392,23 @@ fn a_device_that_moves_to_a_node_that_missed_its_answer_is_heard_in_order() {
     model.settle();
     assert_eq!(model.got[&Role::Caller], [0, 1]);
 }
+
+/// The byte budget has room for one of the two messages that came along with the caller.
+#[test]
+fn a_message_after_an_incomplete_takeover_is_kept() {
+    let payload = |len: usize| -> Payload {
+        serde_json::from_str(&format!("{:?}", "x".repeat(len))).expect("a text")
+    };
+    let buffers = Buffers::new(64 * 1024);
+    let model = Model::ringing();
+    let mut state = CallState::new(model.record.clone(), &buffers);
+    let context = Context { node: model.ids[0], now: model.now(), may_be_here: [false; 2] };
+    state.rings_on(&model.ids, &context);
+    let messages = [10, 100 * 1024].map(|len| (Signal::Candidate, payload(len)));
+    state.take_over(messages.to_vec());
+    let overflowed = |effect: &Effect| matches!(effect, Effect::Overflow(_));
+    assert!(state.take_effects().iter().any(overflowed), "the second one has no room");
+    let relay = state.relay_of(Signal::Candidate, payload(20), Role::Caller);
+    assert!(state.receive(relay, &context).is_ok());
+    assert!(!state.take_effects().iter().any(overflowed), "it has room");
+}

@@ -294,14 +294,14 @@ impl Calls {
 
     /// Watches these users again; `newest` is the highest order known of them.
     async fn watch_again(&self, users: &[UserId], newest: u64) -> Result<(), Unavailable> {
-        let edges = self.cluster.watch(users, newest).await?;
+        let watched = self.cluster.watch(users, newest).await;
         let now = self.clock.now();
-        for edge in &edges {
+        for edge in watched.iter().flatten() {
             self.watchers.announce(edge, &*self.sink, now);
         }
-        // Users without a watcher by now were just watched again.
+        // Users without a watcher by now were just watched again; a failed write may have been applied.
         self.unwatch(self.watchers.unwatched(users)).await;
-        Ok(())
+        watched.map(drop)
     }
 }
 

@@ -288,6 +288,7 @@ impl CallState {
         self.moved = messages.len();
         for (signal, payload) in messages.into_iter().chain(sent_here) {
             if self.replay.keep_for_replay(signal, &payload, until).is_err() {
+                self.moved = self.moved.min(self.replay.messages.len());
                 return self.add(Effect::Overflow("messages of the caller are dropped"));
             }
         }

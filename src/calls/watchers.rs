@@ -208,7 +208,7 @@ impl Watchers {
         let mut told = 0;
         while told < TOLD_AT_ONCE {
             if index.partial.front().is_some() {
-                told += index.tell_more(TOLD_AT_ONCE - told, sink, now);
+                told += index.tell_more(TOLD_AT_ONCE - told, sink, now).max(1);
                 continue;
             }
             let Some((_, user)) = index.put_off.pop_front_if(|(at, _)| is_due(*at)) else { break };
@@ -216,7 +216,7 @@ impl Watchers {
             if let Some(watched) = users.get_mut(&user)
                 && std::mem::take(&mut watched.is_put_off)
             {
-                told += watched.tell(&user, None, partial, sink, now);
+                told += watched.tell(&user, None, partial, sink, now).max(1);
             }
         }
         if index.put_off.is_empty() {
@@ -272,18 +272,18 @@ impl Index {
             watched.told = None;
             return 0;
         }
-        let rest = next.split_off(limit.min(next.len()));
+        let some = next.split_off(next.len().saturating_sub(limit));
         let event = ServerEvent::Presence { user_id: user.clone(), status, timestamp: now };
-        for socket in &next {
+        for socket in &some {
             // It may have unsubscribed since.
             if sockets.get(socket).is_some_and(|own| own.contains(&user)) {
                 sink.emit(*socket, &event, None);
             }
         }
-        if !rest.is_empty() {
-            partial.push_front(Partial { user, status, sockets: rest });
+        if !next.is_empty() {
+            partial.push_front(Partial { user, status, sockets: next });
         }
-        next.len()
+        some.len()
     }
 
     /// Removes a subscription. Returns whether nobody watches the user any more.

@@ -237,9 +237,9 @@ pub trait Nodes: Send + Sync + 'static {
         offset: Offset,
     ) -> impl Future<Output = Result<bool, Unavailable>> + Send;
 
-    /// Removes up to `limit` users from a node whose latest heartbeat is not between `silent`, both
-    /// by the store's clock; an earlier one was missed, and a later one was written before the
-    /// store's clock was set back. Those with sockets there are remembered until they are
+    /// Removes up to `limit` users from a node, unless its latest heartbeat is between the two times
+    /// `alive`, by the store's clock. An earlier heartbeat is overdue; a later one was written before
+    /// the store's clock was set back. Those with sockets there are remembered until they are
     /// acknowledged, and reported again from `lease` on.
     fn evict(
         &self,
@@ -346,7 +346,8 @@ pub trait Channel: Send + Sync + 'static {
         nodes: &[NodeId],
     ) -> impl Future<Output = Result<Vec<bool>, Unavailable>> + Send;
 
-    /// The time of the server's last reply to this node, to any request.
+    /// The time of the server's last reply to this node. Some replies may not count, such as those to
+    /// heartbeats.
     fn last_reply(&self) -> Timestamp;
 }
 

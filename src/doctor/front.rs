@@ -31,11 +31,13 @@ const SOCKET: &str = "/socket.io/?EIO=4&transport=";
 /// Requests of one polling session, each on a connection of its own. On three nodes without stickiness all of them
 /// reach one node once in 729 times.
 const POLLS: usize = 6;
-const LIMITS: Limits = Limits { timeout: STEP_TIMEOUT, max_bytes: 64 * 1024, max_concurrent: 1 };
+const LIMITS: Limits = Limits { timeout: STEP_TIMEOUT, max_bytes: 64 * 1024, max_concurrent: 2 };
 /// An address for examples (RFC 5737), which no client has.
 const CLAIMED: &str = "192.0.2.123";
 /// Lifetime of the token for one question.
 const TOKEN_TTL: Duration = Duration::from_mins(1);
+/// The longest session id that is believed.
+const MAX_SID_BYTES: usize = 128;
 /// Engine.IO's packet that answers a ping. It does nothing where none was sent.
 const PONG: &str = "3";
 
@@ -264,6 +266,10 @@ impl Client {
             headers.insert(HeaderName::from_static(name), value.parse().expect("plain text"));
         }
         if let Some(token) = &self.token {
+            if !is_confidential(&self.base) {
+                let what = "the headers were not checked: a token is not sent unencrypted";
+                return Err(Finding::doubtful(PART, what, "give the https:// address"));
+            }
             let bearer = format!("Bearer {token}").parse().map_err(|_| {
                 Finding::wrong(PART, "--token is not a token", "give a JWT with the scope admin")
             })?;
@@ -380,7 +386,15 @@ fn session_in(text: &str) -> Option<String> {
         sid: String,
     }
     let opened: Opened = serde_json::from_str(text.strip_prefix('0')?).ok()?;
-    Some(opened.sid)
+    // Whatever answers at the address has chosen it.
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    Some(opened.sid).filter(|sid| sid.len() <= MAX_SID_BYTES && sid.bytes().all(is_plain))
+}
+
+/// Whether a token can be sent there: nobody else reads what a process sends to its own machine.
+fn is_confidential(base: &Uri) -> bool {
+    let host = base.host().unwrap_or_default().trim_matches(['[', ']']);
+    base.scheme_str() == Some("https") || fetch::is_here(host)
 }
 
 /// The cookies that a response sets, as a request sends them.
@@ -394,6 +408,27 @@ fn cookies_of(headers: &HeaderMap) -> Option<String> {
 mod tests {
     use super::*;
     use crate::doctor::Verdict;
+
+    #[test]
+    fn a_session_id_that_fits_in_no_address_is_none() {
+        assert_eq!(session_in(r#"0{"sid":"aB-_9"}"#).as_deref(), Some("aB-_9"));
+        for sid in ["a b", "a&b", "\u{e9}", &"a".repeat(129)] {
+            assert_eq!(session_in(&format!(r#"0{{"sid":"{sid}"}}"#)), None, "{sid}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_sent_encrypted_or_to_this_machine() {
+        for (base, is_fine) in [
+            ("https://calls.example.org", true),
+            ("http://127.0.0.1:3000", true),
+            ("http://[::1]:3000", true),
+            ("http://calls.example.org", false),
+            ("http://10.0.0.5:3000", false),
+        ] {
+            assert_eq!(is_confidential(&Uri::from_static(base)), is_fine, "{base}");
+        }
+    }
 
     #[test]
     fn cookies_are_sent_as_they_were_set() {

@@ -81,7 +81,7 @@ impl fmt::Display for Finding {
         };
         let Self { part, what, fix, .. } = self;
         let line = if fix.is_empty() { what.clone() } else { format!("{what}: {fix}") };
-        write!(f, "{verdict:<4}  {part:<9} {}", line.replace(['\r', '\n'], " "))
+        write!(f, "{verdict:<4}  {part:<9} {}", line.replace(char::is_control, " "))
     }
 }
 

@@ -772,6 +772,24 @@ async fn ended_calls_that_an_earlier_build_left_among_the_deadlines_move_on() {
 }
 
 #[tokio::test]
+async fn the_order_of_a_watched_user_outlives_the_latest_call() {
+    for Backend { cluster, _server } in backends().await {
+        let (call, ben) = (ringing("anna", "ben"), user("ben"));
+        cluster.watch(std::slice::from_ref(&ben), 0).await.unwrap();
+        stored(&*cluster, new_call(&call)).await;
+        let ended = ended(&call, call.deadline());
+        stored(&*cluster, update(&ended)).await;
+        cluster.mark_persisted(&[(call.id, ended.version)]).await.unwrap();
+        let before = cluster.presence(std::slice::from_ref(&ben)).await.unwrap()[0].order;
+        let over = call.deadline() + ENDED_RETENTION;
+        cluster.unstored(over, 10).await.unwrap();
+        assert_eq!(cluster.latest(&ben).await.unwrap(), None, "the call is forgotten");
+        let after = cluster.presence(std::slice::from_ref(&ben)).await.unwrap()[0].order;
+        assert!(before > 0 && after == before, "{after} after {before}");
+    }
+}
+
+#[tokio::test]
 async fn an_ended_call_stays_until_history_has_it_and_then_nothing_is_left() {
     for Backend { cluster, _server } in backends().await {
         let call = ringing("anna", "ben");

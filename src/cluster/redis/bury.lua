@@ -32,6 +32,8 @@ for _, id in ipairs(users) do
     end
     local watchers = ARGV[4] .. id
     redis.call('HDEL', watchers, ARGV[2])
+    -- A field of the previous build, which would keep the hash for ever.
+    redis.call('HDEL', user, 'watch:' .. ARGV[2])
     -- The hash has only the order left, and nobody watches.
     local is_empty = redis.call('HLEN', user) == 1 and redis.call('HEXISTS', user, 'order') == 1
     if is_empty and redis.call('EXISTS', watchers) == 0 then

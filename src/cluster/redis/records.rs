@@ -145,6 +145,7 @@ impl Records for RedisStore {
             limit.to_string(),
             forget.to_string(),
             MAX_UNSTORED.to_string(),
+            self.keys.watchers_prefix(),
         ];
         let mut answer = list(self.run(&self.scripts.unstored, keys, arguments).await?).into_iter();
         let mut next = || answer.next().unwrap_or(Value::Null);

@@ -11,6 +11,7 @@
 -- ARGV[7]  the most calls to return, and
 -- ARGV[8]  to remove
 -- ARGV[9]  the most calls that may wait: others are removed
+-- ARGV[10] prefix of the hashes of watching nodes
 -- Returns 1 if there may be more to return or to remove, else 0; the number that waits; the number that is missing from
 -- the history; the records; 1 if a record was gone, whose users are unknown then.
 local now = tonumber(ARGV[3])
@@ -20,7 +21,8 @@ local function unclaim(id, users)
         local user = name and ARGV[2] .. name
         if user and redis.call('HGET', user, 'call') == id then
             redis.call('HDEL', user, 'call')
-            if redis.call('HLEN', user) == 1 then
+            -- As in mark.lua: watchers need the order.
+            if redis.call('HLEN', user) == 1 and redis.call('EXISTS', ARGV[10] .. name) == 0 then
                 redis.call('DEL', user)
             end
         end
